@@ -19,9 +19,9 @@ typedef struct kvdb kvdb;
 
 typedef enum kvdb_mode { KVDB_READ_ONLY, KVDB_READ_WRITE } kvdb_mode;
 
-/* Opens path, creating it in KVDB_READ_WRITE; migrates an older schema in one transaction, refuses a
- * newer one and a file that is no vqkvc store with a message that says so. WAL, synchronous=NORMAL,
- * a busy timeout. */
+/* Opens path, creating it in KVDB_READ_WRITE; migrates an older schema in one transaction, refuses
+ * a newer one and a file that is no vqkvc store with a message that says so. WAL,
+ * synchronous=NORMAL, a busy timeout. */
 vqkvc_code kvdb_open(kvdb **db, const char *path, kvdb_mode mode, vqkvc_err *err);
 void kvdb_close(kvdb *db);
 
@@ -51,7 +51,8 @@ typedef struct kvdb_artifact {
     const char *error_measure; /* what `error` is: "relative weighted mse"; "" for none */
     double error;
     size_t n_parents;
-    const vqkvc_hash *parents; /* recipe hashes (kvdb_recipe_hash) of the artifacts it was made from */
+    const vqkvc_hash
+        *parents; /* recipe hashes (kvdb_recipe_hash) of the artifacts it was made from */
     /* filled in by kvdb_find_artifact and kvdb_list */
     int64_t id;
     size_t n_bytes;

@@ -48,6 +48,10 @@ typedef struct vqkvc_tap {
     /* seq, pos: [n]; q: [n, n_heads, head_dim]; k, v: [n, n_kv_heads, head_dim], all un-rotated. */
     vqkvc_code (*qkv)(void *self, int layer, int n, const int *seq, const int *pos, const float *q,
                       const float *k, const float *v, vqkvc_err *err);
+    /* NULL, or sees the residual stream that each layer's attention will add to, before its norm:
+     * x [n, d_model]. Called before qkv of the same layer. */
+    vqkvc_code (*residual)(void *self, int layer, int n, int d_model, const float *x,
+                           vqkvc_err *err);
 } vqkvc_tap;
 
 /* One step's tokens. Tokens of one sequence are neighbours, at consecutive positions. */

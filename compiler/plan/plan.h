@@ -1,0 +1,218 @@
+/* plan.h - the intermediate representation: everything an emitted header does, frozen.
+ *
+ * A plan is geometry, window policy and a list of streams of codes over tables. A stream takes the
+ * concatenated vectors of its members (one member: K or V of one KV head in one layer), and codes
+ * what the streams before it have left of them:
+ *
+ *     x = members, keys in the stream's frame, minus the reconstructions of earlier streams
+ *     z = enc' (x - mean)                        transform: latents, one per coded channel
+ *     s = gain of z (per gain group)             quantized itself
+ *     code = nearest codeword of z / s           per group of channels, by the runs
+ *     x^ = mean + dec (s * codeword)
+ *
+ * What a layer attends to is the sum of the streams that hold its members: its own, and those that
+ * it shares with other layers or heads. Because every map is linear, scores and sums are taken on
+ * latents: q . x^ = q . mean + (dec' q) . (s * codeword).
+ *
+ * The published methods and the baselines are presets of this one form (plan/presets.c); `auto` is
+ * ours (plan/auto.c). */
+#ifndef VQKVC_PLAN_PLAN_H
+#define VQKVC_PLAN_PLAN_H
+
+#include <stdint.h>
+
+#include "base/geometry.h"
+#include "base/memory.h"
+#include "base/status.h"
+
+enum { VQKVC_PLAN_VERSION = 1 };
+
+typedef enum vqkvc_part { VQKVC_PART_K, VQKVC_PART_V } vqkvc_part;
+
+typedef struct vqkvc_member {
+    vqkvc_part part;
+    int layer, head; /* KV head */
+} vqkvc_member;
+
+/* Which rotation keys carry when they are coded. Streams over the same key agree. */
+#define VQKVC_FRAME_LIST(X)                                                                        \
+    X(PRE, "pre")     /* un-rotated; attended by reconstruction */                                 \
+    X(POST, "post")   /* rotated by their position */                                              \
+    X(BLOCK, "block") /* rotated by their offset in the block; queries turn back by its base */
+#define VQKVC_TRANSFORM_LIST(X)                                                                    \
+    X(IDENTITY, "identity")                                                                        \
+    X(HADAMARD, "hadamard") /* orthonormal Sylvester matrix over the whole vector */               \
+    X(BASIS, "basis")       /* tables enc and dec */
+#define VQKVC_GAIN_LIST(X)                                                                         \
+    X(NONE, "none")                                                                                \
+    X(RMS, "rms")         /* root mean square of the group's latents */                            \
+    X(ABSMAX, "absmax")   /* largest magnitude / (levels / 2 - 1): q8_0 */                         \
+    X(SIGNMAX, "signmax") /* the value of largest magnitude / -(levels / 2): q4_0 */
+#define VQKVC_CODER_LIST(X)                                                                        \
+    X(VQ, "vq")   /* nearest of `codes` codewords a stage, for each group of `width` channels */   \
+    X(UNI, "uni") /* codeword = code - 2^(bits - 1), each channel by itself */                     \
+    X(F16, "f16") /* binary16 as it is */
+
+#define X(name, word) VQKVC_FRAME_##name,
+typedef enum vqkvc_frame { VQKVC_FRAME_LIST(X) } vqkvc_frame;
+#undef X
+#define X(name, word) VQKVC_TRANSFORM_##name,
+typedef enum vqkvc_transform { VQKVC_TRANSFORM_LIST(X) } vqkvc_transform;
+#undef X
+#define X(name, word) VQKVC_GAIN_##name,
+typedef enum vqkvc_gain { VQKVC_GAIN_LIST(X) } vqkvc_gain;
+#undef X
+#define X(name, word) VQKVC_CODER_##name,
+typedef enum vqkvc_coder { VQKVC_CODER_LIST(X) } vqkvc_coder;
+#undef X
+
+/* A constant table; values are exactly what the header holds. */
+typedef struct vqkvc_table {
+    const char *name; /* "enc K 0-7 h0": for comments and messages */
+    int rows, cols;
+    uint16_t *f16; /* [rows, cols] binary16 */
+} vqkvc_table;
+
+/* Consecutive groups of channels with one coder. Runs cover the latents 0 .. n_latents - 1 without
+ * gaps; channels that are dropped are not latents. A run lies inside one gain group. */
+typedef struct vqkvc_run {
+    vqkvc_coder coder;
+    int first;  /* first latent */
+    int groups; /* groups of channels */
+    int width;  /* channels a group (1 for UNI and F16) */
+    int bits;   /* of one code: log2 of the codewords a stage; 16 for F16 */
+    int stages; /* residual stages (1 for UNI and F16) */
+    int book;   /* VQ: table [groups * stages, width * 2^bits], a row holds channel by channel the
+                   2^bits values of that channel; one row block for all groups if the table has
+                   `stages` rows only. -1 otherwise */
+} vqkvc_run;
+
+typedef struct vqkvc_stream {
+    const char *name; /* "K 0-7 h0 shared" */
+    int n_members;
+    vqkvc_member *members; /* of one part; ordered by layer, then head */
+    vqkvc_frame frame;     /* of keys; POST for values, which carry no rotation */
+    vqkvc_transform transform;
+    int mean;     /* table [1, n_in] or -1 */
+    int enc, dec; /* tables [n_in, n_latents] or -1 */
+    int n_in;     /* n_members * head_dim */
+    int n_latents;
+    vqkvc_gain gain;
+    int gain_bits;  /* 16: binary16; 8: exp2(gain_lo + gain_step * code) */
+    int gain_width; /* latents that share a gain; n_latents: one gain a token */
+    float gain_lo, gain_step;
+    int n_runs;
+    vqkvc_run *runs;
+} vqkvc_stream;
+
+typedef struct vqkvc_plan {
+    vqkvc_arena arena; /* owns everything below */
+    char scheme[32];   /* "auto2", "higgs2", "q8_0", ... */
+    vqkvc_geometry geometry;
+    int n_sink;   /* first tokens, exact in fp16 for ever */
+    int n_recent; /* the latest tokens that are exact at least */
+    int block;    /* tokens a block: encoded together */
+    int n_streams;
+    vqkvc_stream *streams; /* in coding order */
+    int n_tables;
+    vqkvc_table *tables;
+    vqkvc_hash calibration; /* of the capture; empty for schemes without one */
+} vqkvc_plan;
+
+void vqkvc_plan_free(vqkvc_plan *plan);
+
+/* The words of the lists above, of parts ("K", "V") and of vqkvc_rope_layout; NULL outside a list.
+ */
+const char *vqkvc_part_word(int part);
+const char *vqkvc_rope_word(int layout);
+const char *vqkvc_frame_word(int frame);
+const char *vqkvc_transform_word(int transform);
+const char *vqkvc_gain_word(int gain);
+const char *vqkvc_coder_word(int coder);
+
+/* ---- building (plan.c) ---- */
+
+/* Adds a table of zeros; its index, or -1 with *err. */
+int vqkvc_plan_add_table(vqkvc_plan *plan, int rows, int cols, vqkvc_err *err, const char *name_fmt,
+                         ...) __attribute__((format(printf, 5, 6)));
+/* Adds a stream over the given members (copied) with n_in filled in, identity transform, no gain,
+ * no runs; NULL with *err. Pointers to earlier streams (not their members and runs) are invalid
+ * after it. */
+vqkvc_stream *vqkvc_plan_add_stream(vqkvc_plan *plan, const char *name, int n_members,
+                                    const vqkvc_member *members, vqkvc_err *err);
+/* Gives a stream n_runs zeroed runs (book -1, width and stages 1), owned by the arena. */
+vqkvc_run *vqkvc_plan_set_runs(vqkvc_plan *plan, vqkvc_stream *s, int n_runs, vqkvc_err *err);
+/* Checks all that the emitter relies on; the message names the stream and the run. */
+vqkvc_code vqkvc_plan_validate(const vqkvc_plan *plan, vqkvc_err *err);
+
+/* ---- accounting (cost.c) ---- */
+
+typedef struct vqkvc_cost {
+    double code_bits;   /* a value: codes alone */
+    double gain_bits;   /* a value: gains */
+    double scan_bits;   /* bits read per cached token for a layer's K and V, a value: shared streams
+                           count for every layer, joint streams for every head */
+    double window_bits; /* a value, at the context: what exact tokens take beyond their codes */
+    double table_bits;  /* a value, at the context: constant tables */
+    double total_bits;  /* code + gain + window + tables */
+    size_t table_bytes;
+    int context; /* tokens that window_bits and table_bits are amortised over */
+} vqkvc_cost;
+
+/* context > 0 */
+void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost);
+
+/* Of one stream, a token: codes, their bits, and the bits of its gains. */
+int vqkvc_stream_codes(const vqkvc_stream *s);
+double vqkvc_stream_code_bits(const vqkvc_stream *s);
+double vqkvc_stream_gain_bits(const vqkvc_stream *s);
+
+/* ---- text and storage (print.c, serial.c) ---- */
+
+/* For people: one line a stream. */
+void vqkvc_plan_print(const vqkvc_plan *plan, vqkvc_buf *out);
+/* JSON with sorted keys; tables by name, shape and hash. */
+vqkvc_code vqkvc_plan_json(const vqkvc_plan *plan, vqkvc_buf *out, vqkvc_err *err);
+/* The JSON, a NUL, and all table bytes: what the store keeps. Writing validates first.
+ * Reading checks everything and overwrites *plan, which is empty after a failure. */
+vqkvc_code vqkvc_plan_write(const vqkvc_plan *plan, vqkvc_buf *out, vqkvc_err *err);
+vqkvc_code vqkvc_plan_read(vqkvc_plan *plan, const void *bytes, size_t n, vqkvc_err *err);
+/* Appends the values as little-endian words: what is stored and hashed. */
+void vqkvc_table_put(const vqkvc_table *table, vqkvc_buf *out);
+/* Hash of the bytes that vqkvc_plan_write gives. */
+vqkvc_code vqkvc_plan_hash(const vqkvc_plan *plan, vqkvc_hash *hash, vqkvc_err *err);
+
+/* ---- reference arithmetic in double (reference.c) ---- */
+
+/* Encodes and decodes one block of `n` tokens whose first token is at position `base`, plainly:
+ * what tests hold emitted headers against, and what fitting a later stream uses.
+ * k, v: [n, n_layers, n_kv_heads, head_dim], keys rotated by their positions (without rope_mscale
+ * or with it: it passes through); k_hat, v_hat out: the same shape, keys rotated. Only the first
+ * n_streams streams are applied (the rest adds nothing). */
+vqkvc_code vqkvc_plan_reference(const vqkvc_plan *plan, int n_streams, int n, int64_t base,
+                                const float *k, const float *v, float *k_hat, float *v_hat,
+                                vqkvc_err *err);
+
+/* One stream on its own vectors x [n, n_in] (members concatenated, keys in the stream's frame, what
+ * earlier streams coded already taken off): x_hat [n, n_in] out, codes out or NULL:
+ * [n, vqkvc_stream_codes(s)] by run, group, stage; a F16 code is its bit pattern. Arithmetic as in
+ * vqkvc_plan_reference(); needs only a stream and tables that are sound. x_hat may be x. */
+vqkvc_code vqkvc_stream_reference(const vqkvc_plan *plan, const vqkvc_stream *s, int n,
+                                  const float *x, float *x_hat, int32_t *codes, vqkvc_err *err);
+/* The same with the two products of the transform in float: for fitting on many samples. Codes
+ * differ from the reference where two codewords are about equally near. */
+vqkvc_code vqkvc_stream_apply(const vqkvc_plan *plan, const vqkvc_stream *s, int n, const float *x,
+                              float *x_hat, int32_t *codes, vqkvc_err *err);
+
+/* ---- schemes ---- */
+
+typedef struct vqkvc_window {
+    int n_sink, n_recent, block; /* negative or 0: the scheme's default */
+} vqkvc_window;
+
+/* Schemes without calibration: "f16", "q8_0", "q4_0", "higgs2". *plan is overwritten; after a
+ * failure it is empty. */
+vqkvc_code vqkvc_plan_preset(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
+                             const vqkvc_window *window, vqkvc_err *err);
+
+#endif

@@ -1,0 +1,174 @@
+/* The definition of every stream's arithmetic, in double and without tricks. The runtime in the
+ * emitted header must agree with it up to rounding, and with its codes wherever no two codewords
+ * are about equally near. For one token of one stream:
+ *
+ *   frame      keys arrive rotated by their position p. PRE turns them back by p, POST leaves them,
+ *              BLOCK turns them back by the position of the block's first token, so that the
+ *              rotation by the offset in the block stays. Reconstructions are turned forward again.
+ *   transform  z = enc' (x - mean); IDENTITY takes x - mean itself; HADAMARD multiplies with
+ *              H[i][j] = (-1)^popcount(i & j) / sqrt(n_in), which is its own inverse.
+ *   gain       of the latents of one gain group, in the order of the latents:
+ *                NONE     s = 1
+ *                RMS      s = sqrt(mean z^2), rounded to float
+ *                ABSMAX   s = max |z| / (2^(bits-1) - 1)               in float
+ *                SIGNMAX  s = (first z of largest magnitude) / -2^(bits-1), in float
+ *              16 bits: s^ = s as binary16; if that is 0 or not finite, s^ = 0, every group takes
+ *              the codeword nearest to 0 and reconstructs 0.
+ *              8 bits: code = round((log2(s) - gain_lo) / gain_step) clamped to 0..255 (s = 0:
+ *              code 0), s^ = exp2(gain_lo + gain_step * code).
+ *   VQ         t = z / s^; each stage takes the codeword nearest to what the stages before left
+ * (the lower index on a tie); z^ = s^ * (sum of the codewords). UNI        z^ = s^ * (code -
+ * 2^(bits-1)), code clamped to 0 .. 2^bits - 1 of NONE, RMS  round(z / s^) + 2^(bits-1), halves
+ * away from 0 ABSMAX     round(z * (1 / s)) + 2^(bits-1), halves away from 0 SIGNMAX    floor(z *
+ * (1 / s) + 2^(bits-1) + 0.5) The last two are q8_0 and q4_0 of llama.cpp (ggml-quants.c): the
+ * float reciprocal of the gain before it is rounded to binary16, and products in float. F16 z^ = z
+ * as binary16. back       x^ = mean + dec z^, and later streams see x - x^. */
+#include "plan/plan.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan/stream.h"
+
+/* One block: what is still to be coded and what has been, keys in their streams' frames. */
+typedef struct block {
+    int n;
+    int64_t base;
+    double *rest[2], *sum[2]; /* by part: [n, n_layers, n_kv_heads, head_dim] */
+    uint8_t *frame;           /* of keys: [n_layers, n_kv_heads] */
+} block;
+
+static void block_free(block *b)
+{
+    for (int part = 0; part < 2; part++) {
+        free(b->rest[part]);
+        free(b->sum[part]);
+    }
+    free(b->frame);
+}
+
+static vqkvc_code block_init(block *b, const vqkvc_plan *plan, int n, int64_t base, const float *k,
+                             const float *v, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    size_t heads = (size_t)g->n_layers * g->n_kv_heads, values = (size_t)n * heads * g->head_dim;
+    *b = (block){.n = n, .base = base};
+    b->frame = vqkvc_alloc(heads, 1, err);
+    for (int part = 0; part < 2; part++) {
+        const float *from = part == VQKVC_PART_K ? k : v;
+        b->rest[part] = vqkvc_alloc(values, sizeof(double), err);
+        b->sum[part] = vqkvc_alloc(values, sizeof(double), err);
+        for (size_t i = 0; b->rest[part] != NULL && i < values; i++)
+            b->rest[part][i] = from[i];
+    }
+    if (err->code != VQKVC_OK) {
+        block_free(b);
+        return err->code;
+    }
+    memset(b->frame, VQKVC_FRAME_POST, heads);
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        for (int j = 0; j < s->n_members && s->members[j].part == VQKVC_PART_K; j++)
+            b->frame[(size_t)s->members[j].layer * g->n_kv_heads + s->members[j].head] =
+                (uint8_t)s->frame;
+    }
+    return VQKVC_OK;
+}
+
+/* Turns the keys of one token, [n_layers, n_kv_heads, head_dim], out of (direction -1) or into
+ * (+1) the rotation that their frame does without. */
+static void turn_keys(const vqkvc_plan *plan, const block *b, int t, int direction, double *keys)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    int half = g->n_rot / 2, interleaved = g->rope_layout == VQKVC_ROPE_INTERLEAVED;
+    int heads = g->n_layers * g->n_kv_heads;
+    double at_block = (double)b->base, at_token = (double)(b->base + t);
+    for (int i = 0; i < half; i++) {
+        double freq = direction * g->rope_freq[i];
+        double cos_block = cos(at_block * freq), sin_block = sin(at_block * freq);
+        double cos_token = cos(at_token * freq), sin_token = sin(at_token * freq);
+        int first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
+        for (int h = 0; h < heads; h++) {
+            if (b->frame[h] == VQKVC_FRAME_POST)
+                continue;
+            double *x = keys + (size_t)h * g->head_dim, xa = x[first], xb = x[second];
+            double c = b->frame[h] == VQKVC_FRAME_PRE ? cos_token : cos_block;
+            double s = b->frame[h] == VQKVC_FRAME_PRE ? sin_token : sin_block;
+            x[first] = xa * c - xb * s;
+            x[second] = xa * s + xb * c;
+        }
+    }
+}
+
+static void turn_block(const vqkvc_plan *plan, const block *b, int direction, double *keys)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    if (g->rope_layout == VQKVC_ROPE_NONE)
+        return;
+    size_t token = (size_t)g->n_layers * g->n_kv_heads * g->head_dim;
+    for (int t = 0; t < b->n; t++)
+        turn_keys(plan, b, t, direction, keys + t * token);
+}
+
+/* Offset of a member's vector of token t in a part's array. */
+static size_t member_at(const vqkvc_geometry *g, int t, const vqkvc_member *m)
+{
+    return (((size_t)t * g->n_layers + m->layer) * g->n_kv_heads + m->head) * g->head_dim;
+}
+
+/* Codes what is left of a stream's members and moves the reconstruction from rest to sum. */
+static vqkvc_code code_stream(const vqkvc_plan *plan, const vqkvc_stream *s, const block *b,
+                              vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    size_t head_dim = (size_t)g->head_dim;
+    double *rest = b->rest[s->members[0].part], *sum = b->sum[s->members[0].part];
+    vqkvc_stream_work w;
+    VQKVC_TRY(vqkvc_stream_work_init(&w, plan, s, b->n, 1, err));
+    double *x = vqkvc_alloc((size_t)b->n * s->n_in, sizeof *x, err);
+    if (x == NULL) {
+        vqkvc_stream_work_free(&w);
+        return err->code;
+    }
+    for (int t = 0; t < b->n; t++)
+        for (int i = 0; i < s->n_members; i++)
+            memcpy(x + (size_t)t * s->n_in + i * head_dim, rest + member_at(g, t, &s->members[i]),
+                   head_dim * sizeof *x);
+    vqkvc_stream_code_block(plan, s, &w, b->n, x);
+    for (int t = 0; t < b->n; t++)
+        for (int i = 0; i < s->n_members; i++) {
+            const double *from = x + (size_t)t * s->n_in + i * head_dim;
+            size_t at = member_at(g, t, &s->members[i]);
+            for (size_t c = 0; c < head_dim; c++) {
+                rest[at + c] -= from[c];
+                sum[at + c] += from[c];
+            }
+        }
+    free(x);
+    vqkvc_stream_work_free(&w);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_plan_reference(const vqkvc_plan *plan, int n_streams, int n, int64_t base,
+                                const float *k, const float *v, float *k_hat, float *v_hat,
+                                vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    if (n_streams < 0 || n_streams > plan->n_streams || n < 0)
+        return vqkvc_fail(err, VQKVC_E_FAILED, "reference of %d of %d streams over %d tokens",
+                          n_streams, plan->n_streams, n);
+    block b;
+    VQKVC_TRY(block_init(&b, plan, n, base, k, v, err));
+    turn_block(plan, &b, -1, b.rest[VQKVC_PART_K]);
+    for (int i = 0; i < n_streams && err->code == VQKVC_OK; i++)
+        code_stream(plan, &plan->streams[i], &b, err);
+    turn_block(plan, &b, +1, b.sum[VQKVC_PART_K]);
+    size_t values = (size_t)n * g->n_layers * g->n_kv_heads * g->head_dim;
+    for (size_t i = 0; i < values && err->code == VQKVC_OK; i++) {
+        k_hat[i] = (float)b.sum[VQKVC_PART_K][i];
+        v_hat[i] = (float)b.sum[VQKVC_PART_V][i];
+    }
+    block_free(&b);
+    return err->code;
+}

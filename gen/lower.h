@@ -1,0 +1,49 @@
+/* lower.h - a plan in the terms of the runtime: descriptors, offsets and one table of binary16. */
+#ifndef GEN_LOWER_H
+#define GEN_LOWER_H
+
+#include "base/memory.h"
+#include "plan/plan.h"
+
+typedef enum gen_coder { GEN_NIBBLES, GEN_BYTES, GEN_HALVES } gen_coder; /* as in runtime/types.h */
+
+typedef struct gen_run {
+    gen_coder coder;
+    int stages, width, first, planes, codes, book, book_step, gain;
+} gen_run;
+
+typedef struct gen_stream {
+    int first_member, first_run, n_gains, gain_table, bytes, start;
+    int mean, enc, dec; /* offsets in binary16 values, -1: none */
+} gen_stream;
+
+typedef struct gen_section { /* of the table, for its comment */
+    const char *title;
+    int first, n; /* values */
+} gen_section;
+
+typedef struct gen_use {
+    int stream, member;
+} gen_use;
+
+/* Everything of the plan that the emitter prints. All arrays live in the arena. */
+typedef struct gen_lowered {
+    vqkvc_arena arena;
+    gen_stream *streams; /* [plan->n_streams] */
+    int n_runs, n_members, n_uses, n_sections;
+    gen_run *runs;
+    const vqkvc_member **members;
+    gen_use *uses;
+    int *use_first; /* [2 * n_layers * n_kv_heads + 1] */
+    gen_section *sections;
+    int n_values; /* a multiple of 4 */
+    uint16_t *values;
+    int block_bytes;
+    /* the most that any stream or head needs */
+    int max_in, max_latents, max_gains, max_width, max_lut, max_book, max_sum_latents;
+} gen_lowered;
+
+/* low starts as {0}; the caller frees low->arena in any case. */
+vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err);
+
+#endif

@@ -1,0 +1,79 @@
+#include "gen/parts.h"
+
+#include <ctype.h>
+#include <string.h>
+
+#include "base/embed.h"
+
+#define PART_LIST(X)                                                                               \
+    X(api)                                                                                         \
+    X(types)                                                                                       \
+    X(core)                                                                                        \
+    X(vec_portable)                                                                                \
+    X(vec_avx2)                                                                                    \
+    X(vec_avx512)                                                                                  \
+    X(vec_neon)                                                                                    \
+    X(kernels)                                                                                     \
+    X(dispatch)                                                                                    \
+    X(codec)                                                                                       \
+    X(attend)                                                                                      \
+    X(cache)                                                                                       \
+    X(save)
+
+#define X(name) VQKVC_EMBED(gen_part_##name, "runtime/" #name ".h");
+PART_LIST(X)
+#undef X
+
+static int is_word(char c)
+{
+    return isalnum((unsigned char)c) || c == '_';
+}
+
+/* One identifier or number of n characters, with its prefix and suffix replaced. */
+static void put_word(vqkvc_buf *out, const char *word, size_t n, const char *prefix,
+                     const char *isa)
+{
+    static const char suffix[] = "_ISA";
+    size_t tail = sizeof suffix - 1;
+    int has_suffix = isa != NULL && n > tail && memcmp(word + n - tail, suffix, tail) == 0;
+    if (has_suffix)
+        n -= tail;
+    if (n >= 4 && (n == 4 || word[4] == '_') &&
+        (memcmp(word, "vqkv", 4) == 0 || memcmp(word, "VQKV", 4) == 0)) {
+        for (const char *p = prefix; *p != '\0'; p++) {
+            char c = word[0] == 'V' ? (char)toupper((unsigned char)*p) : *p;
+            vqkvc_buf_put(out, &c, 1);
+        }
+        word += 4;
+        n -= 4;
+    }
+    vqkvc_buf_put(out, word, n);
+    if (has_suffix)
+        vqkvc_buf_printf(out, "_%s", isa);
+}
+
+void gen_text(vqkvc_buf *out, const char *text, size_t n, const char *prefix, const char *isa)
+{
+    for (size_t i = 0, j; i < n; i = j) {
+        j = i;
+        if (is_word(text[i])) {
+            while (j < n && is_word(text[j]))
+                j++;
+            put_word(out, text + i, j - i, prefix, isa);
+        } else {
+            while (j < n && !is_word(text[j]))
+                j++;
+            vqkvc_buf_put(out, text + i, j - i);
+        }
+    }
+}
+
+void gen_part(vqkvc_buf *out, const char *name, const char *prefix, const char *isa)
+{
+#define X(part)                                                                                    \
+    if (strcmp(name, #part) == 0)                                                                  \
+        gen_text(out, gen_part_##part, (size_t)(gen_part_##part##_end - gen_part_##part), prefix,  \
+                 isa);
+    PART_LIST(X)
+#undef X
+}

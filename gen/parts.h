@@ -1,0 +1,13 @@
+/* parts.h - the text of runtime/, as it is spliced into headers. */
+#ifndef GEN_PARTS_H
+#define GEN_PARTS_H
+
+#include "base/memory.h"
+
+/* Appends the named part ("api", "types", "kernels", ...) with vqkv_ and VQKV_ replaced by prefix,
+ * and the suffix _ISA by _isa if isa is not NULL. */
+void gen_part(vqkvc_buf *out, const char *name, const char *prefix, const char *isa);
+/* The same replacement for text of one's own. */
+void gen_text(vqkvc_buf *out, const char *text, size_t n, const char *prefix, const char *isa);
+
+#endif

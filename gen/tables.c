@@ -1,0 +1,124 @@
+#include "gen/tables.h"
+
+#include <string.h>
+
+/* Four binary16 values make one little-endian word: the quickest constants for compilers to read
+ * that are still pedantic C (style.md has the measurements). */
+static void print_values(const gen_lowered *low, vqkvc_buf *out)
+{
+    vqkvc_buf_puts(out,
+                   "\n/* Bases, means and codebooks: binary16, four to a little-endian word. */\n"
+                   "static const uint64_t vqkv__tables[] = {\n");
+    for (int i = 0; i < low->n_sections; i++) {
+        const gen_section *section = &low->sections[i];
+        vqkvc_buf_printf(out, "    /* %s */\n", section->title);
+        for (int v = 0; v < section->n; v += 4) {
+            const uint16_t *p = low->values + section->first + v;
+            int last = v + 4 >= section->n, full = v / 4 % 4 == 3;
+            vqkvc_buf_printf(out, "%s0x%04x%04x%04x%04xu,%s", v / 4 % 4 == 0 ? "    " : " ", p[3],
+                             p[2], p[1], p[0], last || full ? "\n" : "");
+        }
+    }
+    vqkvc_buf_puts(out, "};\n");
+}
+
+static void print_streams(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf *out)
+{
+    static const char *const frames[] = {"VQKV__PRE", "VQKV__POST", "VQKV__BLOCKWISE"};
+    static const char *const transforms[] = {"VQKV__IDENTITY", "VQKV__HADAMARD", "VQKV__BASIS"};
+    static const char *const gains[] = {"VQKV__NO_GAIN", "VQKV__RMS", "VQKV__ABSMAX",
+                                        "VQKV__SIGNMAX"};
+    vqkvc_buf_puts(out,
+                   "\n/* frame, transform, gain, its bytes; members, first; n_in, n_latents; "
+                   "mean, enc, dec;\n * gains, width, table; first run, runs; bytes, start */\n"
+                   "static const vqkv__stream vqkv__streams[] = {\n");
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        const gen_stream *l = &low->streams[i];
+        int width = s->gain == VQKVC_GAIN_NONE ? s->n_latents : s->gain_width;
+        vqkvc_buf_printf(out,
+                         "    {%s, %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, "
+                         "%d}, /* %s */\n",
+                         frames[s->frame], transforms[s->transform], gains[s->gain],
+                         s->gain == VQKVC_GAIN_NONE ? 0 : s->gain_bits / 8, s->n_members,
+                         l->first_member, s->n_in, s->n_latents, l->mean, l->enc, l->dec,
+                         l->n_gains, width, l->gain_table, l->first_run, s->n_runs, l->bytes,
+                         l->start, s->name);
+    }
+    vqkvc_buf_puts(out, "};\n");
+}
+
+static void print_runs(const gen_lowered *low, vqkvc_buf *out)
+{
+    static const char *const coders[] = {"VQKV__NIBBLES", "VQKV__BYTES", "VQKV__HALVES"};
+    vqkvc_buf_puts(out,
+                   "\n/* coder, stages, width; first latent, planes, codes; book, its step; gain "
+                   "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
+    for (int i = 0; i < low->n_runs; i++) {
+        const gen_run *r = &low->runs[i];
+        vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d},\n", coders[r->coder],
+                         r->stages, r->width, r->first, r->planes, r->codes, r->book, r->book_step,
+                         r->gain);
+    }
+    vqkvc_buf_puts(out, "};\n");
+}
+
+static void print_members(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf *out)
+{
+    int slots = 2 * plan->geometry.n_layers * plan->geometry.n_kv_heads + 1;
+    vqkvc_buf_puts(out, "\n/* The rows of each stream: part, layer, KV head */\n"
+                        "static const vqkv__member vqkv__members[] = {");
+    for (int i = 0; i < low->n_members; i++)
+        vqkvc_buf_printf(out, "%s{%d, %d, %d},", i % 8 == 0 ? "\n    " : " ",
+                         (int)low->members[i]->part, low->members[i]->layer, low->members[i]->head);
+    vqkvc_buf_puts(out,
+                   "\n};\n\n/* The streams of each head, by part, layer and head: stream, row */\n"
+                   "static const vqkv__use vqkv__uses[] = {");
+    for (int i = 0; i < low->n_uses; i++)
+        vqkvc_buf_printf(out, "%s{%d, %d},", i % 10 == 0 ? "\n    " : " ", low->uses[i].stream,
+                         low->uses[i].member);
+    vqkvc_buf_puts(out, "\n};\nstatic const int vqkv__use_first[] = {");
+    for (int i = 0; i < slots; i++)
+        vqkvc_buf_printf(out, "%s%d,", i % 16 == 0 ? "\n    " : " ", low->use_first[i]);
+    vqkvc_buf_puts(out, "\n};\n");
+}
+
+/* Bit patterns: decimal does not round-trip every double, and C++11 has no hexadecimal floats. */
+static void print_rope(const vqkvc_geometry *g, vqkvc_buf *out)
+{
+    vqkvc_buf_puts(out, "\n/* Rotation of each pair in radians a token: bits of a double */\n"
+                        "static const uint64_t vqkv__rope_bits[] = {");
+    for (int i = 0; i < g->n_rot / 2 || i == 0; i++) {
+        uint64_t bits;
+        memcpy(&bits, &g->rope_freq[i], sizeof bits);
+        vqkvc_buf_printf(out, "%s0x%016llxu,", i % 4 == 0 ? "\n    " : " ",
+                         (unsigned long long)bits);
+    }
+    vqkvc_buf_puts(out, "\n};\n");
+}
+
+void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf *out)
+{
+    const struct {
+        const char *name;
+        int value;
+    } sizes[] = {
+        {"N_STREAMS", plan->n_streams},
+        {"BLOCK_BYTES", low->block_bytes},
+        {"MAX_IN", low->max_in},
+        {"MAX_LATENTS", low->max_latents},
+        {"MAX_GAINS", low->max_gains},
+        {"MAX_WIDTH", low->max_width},
+        {"MAX_LUT", low->max_lut},
+        {"MAX_BOOK", low->max_book},
+        {"MAX_SUM_LATENTS", low->max_sum_latents},
+    };
+    vqkvc_buf_puts(out, "\n/* The most that any stream or head needs. */\n");
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        vqkvc_buf_printf(out, "#define VQKV__%s %d\n", sizes[i].name, sizes[i].value);
+    print_rope(&plan->geometry, out);
+    print_members(plan, low, out);
+    print_runs(low, out);
+    print_streams(plan, low, out);
+    print_values(low, out);
+}

@@ -1,0 +1,375 @@
+/* The cache itself: memory, blocks, append, trim, fork, read. */
+
+const char *vqkv_status_text(vqkv_status status)
+{
+    switch (status) {
+#define VQKV__X(name, words)                                                                       \
+    case VQKV_##name:                                                                              \
+        return words;
+        VQKV_STATUS_LIST(VQKV__X)
+#undef VQKV__X
+    }
+    return "unknown status";
+}
+
+size_t vqkv_scratch_size(void)
+{
+    return VQKV__SCRATCH_FLOATS * sizeof(float);
+}
+
+/* Fills in defaults and offsets; fails where a size would overflow. */
+static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
+{
+    vqkv_config c;
+    uint64_t at = VQKV__ALIGNED(sizeof(vqkv)), limit = (uint64_t)(SIZE_MAX / 2), row, work;
+    if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
+        config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
+        config->n_blocks < 0 || config->n_blocks > (1 << 28))
+        return VQKV_E_ARGUMENT;
+    c = *config;
+    if (c.n_seq == 0)
+        c.n_seq = 1;
+    if (c.max_batch == 0)
+        c.max_batch = 256;
+    if (c.isa == VQKV_ISA_AUTO)
+        c.isa = vqkv__best();
+    if (!vqkv__has(c.isa))
+        return VQKV_E_CPU;
+    memset(kv, 0, sizeof *kv);
+    kv->seq_blocks = c.n_ctx / VQKV_BLOCK + 1;
+    if (c.n_blocks == 0) {
+        if ((int64_t)c.n_seq * kv->seq_blocks > (1 << 28))
+            return VQKV_E_ARGUMENT;
+        c.n_blocks = c.n_seq * kv->seq_blocks;
+    }
+    /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
+    kv->ring = (VQKV_N_RECENT + VQKV_BLOCK + c.max_batch + VQKV_BLOCK - 1) / VQKV_BLOCK * VQKV_BLOCK;
+    kv->config = c;
+    kv->n_free = c.n_blocks;
+    kv->magic = VQKV__MAGIC;
+    kv->seqs = at;
+    at += VQKV__ALIGNED(sizeof(vqkv__seq) * (uint64_t)c.n_seq);
+    kv->tables = at;
+    at += VQKV__ALIGNED(sizeof(vqkv__entry) * (uint64_t)c.n_seq * (uint64_t)kv->seq_blocks);
+    kv->references = at;
+    at += VQKV__ALIGNED(sizeof(int32_t) * (uint64_t)c.n_blocks);
+    kv->work = at;
+    work = (uint64_t)VQKV_BLOCK * VQKV__MAX_IN + VQKV__MAX_LATENTS +
+           (uint64_t)VQKV_BLOCK * VQKV_HEAD_DIM + VQKV__DECODE_ROOM;
+    at += VQKV__ALIGNED(work * sizeof(float));
+    kv->exact = at;
+    row = (uint64_t)VQKV_N_LAYERS * 2 * VQKV_N_KV_HEADS * VQKV_HEAD_DIM * 2;
+    if (row * (uint64_t)(VQKV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
+        return VQKV_E_ARGUMENT;
+    at += VQKV__ALIGNED(row * (uint64_t)(VQKV_N_SINK + kv->ring) * (uint64_t)c.n_seq);
+    kv->pool = at;
+    if ((uint64_t)c.n_blocks > limit / 4 / VQKV__BLOCK_BYTES)
+        return VQKV_E_ARGUMENT;
+    kv->bytes = at + (uint64_t)c.n_blocks * VQKV__BLOCK_BYTES;
+    return VQKV_OK;
+}
+
+vqkv_status vqkv_size(const vqkv_config *config, size_t *bytes)
+{
+    vqkv kv;
+    vqkv_status status = bytes == NULL ? VQKV_E_ARGUMENT : vqkv__lay_out(config, &kv);
+    if (status == VQKV_OK)
+        *bytes = (size_t)kv.bytes;
+    return status;
+}
+
+vqkv_status vqkv_init(vqkv **kv, const vqkv_config *config, void *memory, size_t bytes)
+{
+    vqkv laid;
+    vqkv_status status = vqkv__lay_out(config, &laid);
+    if (status != VQKV_OK)
+        return status;
+    if (kv == NULL || memory == NULL)
+        return VQKV_E_ARGUMENT;
+    if (bytes < laid.bytes)
+        return VQKV_E_SIZE;
+    if ((uintptr_t)memory % 64 != 0)
+        return VQKV_E_ALIGNMENT;
+    memset(memory, 0, (size_t)laid.pool);
+    memcpy(memory, &laid, sizeof laid);
+    *kv = (vqkv *)memory;
+    return VQKV_OK;
+}
+
+vqkv_isa vqkv_isa_in_use(const vqkv *kv)
+{
+    return kv->config.isa;
+}
+
+/* ---- blocks ---- */
+
+static int vqkv__take_block(vqkv *kv)
+{
+    int32_t *references = vqkv__references(kv);
+    int i = kv->next;
+    while (references[i] != 0) /* n_free > 0: there is one */
+        i = i + 1 < kv->config.n_blocks ? i + 1 : 0;
+    references[i] = 1;
+    kv->n_free--;
+    kv->next = i + 1 < kv->config.n_blocks ? i + 1 : 0;
+    return i;
+}
+
+static void vqkv__release_block(vqkv *kv, int block)
+{
+    if (--vqkv__references(kv)[block] == 0)
+        kv->n_free++;
+}
+
+/* The fewest tokens that a layer holds. */
+static int vqkv__least(const vqkv__seq *q)
+{
+    int i, n = q->n_tokens[0];
+    for (i = 1; i < VQKV_N_LAYERS; i++)
+        if (q->n_tokens[i] < n)
+            n = q->n_tokens[i];
+    return n;
+}
+
+static int vqkv__in_step(const vqkv__seq *q)
+{
+    int i;
+    for (i = 1; i < VQKV_N_LAYERS; i++)
+        if (q->n_tokens[i] != q->n_tokens[0])
+            return 0;
+    return 1;
+}
+
+/* Blocks that are full and have left the exact window. */
+static int vqkv__due(const vqkv__seq *q)
+{
+    int uncoded = q->n_tokens[0] - vqkv__n_coded(q) - VQKV_N_RECENT;
+    return uncoded < VQKV_BLOCK ? 0 : uncoded / VQKV_BLOCK;
+}
+
+static void vqkv__encode_block(vqkv *kv, int seq)
+{
+    const vqkv__ops *ops = vqkv__select(kv->config.isa);
+    vqkv__seq *q = vqkv__sequence(kv, seq);
+    int stream, token = vqkv__n_coded(q), block = vqkv__take_block(kv);
+    vqkv__entry *entry = &vqkv__blocks(kv, seq)[q->n_sealed];
+    for (stream = 0; stream < VQKV__N_STREAMS; stream++)
+        vqkv__encode_stream(kv, ops, seq, stream, token, block);
+    entry->block = block;
+    entry->position = token;
+    q->n_sealed++;
+}
+
+/* ---- append ---- */
+
+static float vqkv__input(const void *src, vqkv_type type, size_t i)
+{
+    float f;
+    uint16_t h;
+    if (type == VQKV_F32) {
+        memcpy(&f, (const unsigned char *)src + 4 * i, 4);
+        return f;
+    }
+    memcpy(&h, (const unsigned char *)src + 2 * i, 2);
+    return type == VQKV_F16 ? vqkv__from_half(h) : vqkv__from_bits((uint32_t)h << 16);
+}
+
+/* The sum of x * 0 is 0 unless one of them is not finite. */
+static int vqkv__all_finite(const void *src, vqkv_type type, size_t n)
+{
+    size_t i;
+    float sum = 0.0f;
+    for (i = 0; i < n; i++)
+        sum += vqkv__input(src, type, i) * 0.0f;
+    return sum == 0.0f;
+}
+
+static void vqkv__store_token(vqkv *kv, int seq, int layer, int token, const void *src,
+                              size_t offset, vqkv_type type, int part, const float *cs)
+{
+    float x[VQKV_HEAD_DIM];
+    int head, d;
+    for (head = 0; head < VQKV_N_KV_HEADS; head++) {
+        unsigned char *dst = vqkv__exact(kv, seq, layer, part, head, token);
+        for (d = 0; d < VQKV_HEAD_DIM; d++)
+            x[d] = vqkv__input(src, type, offset + (size_t)(head * VQKV_HEAD_DIM + d));
+        if (cs != NULL)
+            vqkv__turn(cs, 1.0f, x, x);
+        for (d = 0; d < VQKV_HEAD_DIM; d++) {
+            uint16_t h = vqkv__to_half(x[d]);
+            memcpy(dst + 2 * d, &h, 2);
+        }
+    }
+}
+
+vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, const void *v,
+                        vqkv_type type, vqkv_keys keys)
+{
+    size_t row = (size_t)VQKV_N_KV_HEADS * VQKV_HEAD_DIM;
+    float cs[VQKV_N_ROT + 1];
+    vqkv__seq *q;
+    int i, held;
+    if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
+        layer >= VQKV_N_LAYERS || n < 1)
+        return VQKV_E_ARGUMENT;
+    if (n > kv->config.max_batch)
+        return VQKV_E_BATCH;
+    q = vqkv__sequence(kv, seq);
+    held = q->n_tokens[layer];
+    if (n > kv->config.n_ctx - held)
+        return VQKV_E_CONTEXT;
+    if (!vqkv__all_finite(k, type, (size_t)n * row) || !vqkv__all_finite(v, type, (size_t)n * row))
+        return VQKV_E_VALUE;
+    if (vqkv__in_step(q)) {
+        if (vqkv__due(q) > kv->n_free)
+            return VQKV_E_FULL;
+        while (vqkv__due(q) > 0)
+            vqkv__encode_block(kv, seq);
+        q->target = held + n;
+    } else if (held + n != q->target) {
+        return VQKV_E_ORDER;
+    }
+    for (i = 0; i < n; i++) {
+        if (keys == VQKV_KEYS_UNROTATED)
+            vqkv__angles(held + i, cs);
+        vqkv__store_token(kv, seq, layer, held + i, k, (size_t)i * row, type, VQKV_KEY,
+                          keys == VQKV_KEYS_UNROTATED ? cs : NULL);
+        vqkv__store_token(kv, seq, layer, held + i, v, (size_t)i * row, type, VQKV_VALUE, NULL);
+    }
+    q->n_tokens[layer] = held + n;
+    return VQKV_OK;
+}
+
+int vqkv_n_tokens(const vqkv *kv, int seq)
+{
+    if (kv == NULL || seq < 0 || seq >= kv->config.n_seq)
+        return -1;
+    return vqkv__least(vqkv__sequence(kv, seq));
+}
+
+/* ---- trim and fork ---- */
+
+/* Decodes the last block of a sequence back into the exact window and gives the block up. */
+static void vqkv__reopen_block(vqkv *kv, int seq)
+{
+    const vqkv__ops *ops = vqkv__select(kv->config.isa);
+    vqkv__seq *q = vqkv__sequence(kv, seq);
+    vqkv__entry entry = vqkv__blocks(kv, seq)[q->n_sealed - 1];
+    float *out = vqkv__work(kv), *z = out + VQKV_BLOCK * VQKV_HEAD_DIM;
+    int layer, part, head, t, d, token = vqkv__n_coded(q) - VQKV_BLOCK;
+    for (layer = 0; layer < VQKV_N_LAYERS; layer++)
+        for (part = 0; part < 2; part++)
+            for (head = 0; head < VQKV_N_KV_HEADS; head++) {
+                vqkv__decode_head(kv, ops, entry, part, layer, head, z, out);
+                for (t = 0; t < VQKV_BLOCK; t++) {
+                    unsigned char *dst = vqkv__exact(kv, seq, layer, part, head, token + t);
+                    for (d = 0; d < VQKV_HEAD_DIM; d++) {
+                        uint16_t h = vqkv__to_half(out[t * VQKV_HEAD_DIM + d]);
+                        memcpy(dst + 2 * d, &h, 2);
+                    }
+                }
+            }
+    vqkv__release_block(kv, entry.block);
+    q->n_sealed--;
+}
+
+vqkv_status vqkv_trim(vqkv *kv, int seq, int n_keep)
+{
+    vqkv__seq *q;
+    int i;
+    if (kv == NULL || seq < 0 || seq >= kv->config.n_seq || n_keep < 0)
+        return VQKV_E_ARGUMENT;
+    q = vqkv__sequence(kv, seq);
+    if (n_keep > vqkv__least(q))
+        return VQKV_E_ARGUMENT;
+    while (q->n_sealed > 0 && vqkv__n_coded(q) - VQKV_BLOCK >= n_keep) {
+        vqkv__release_block(kv, vqkv__blocks(kv, seq)[q->n_sealed - 1].block);
+        q->n_sealed--;
+    }
+    if (q->n_sealed > 0 && vqkv__n_coded(q) > n_keep)
+        vqkv__reopen_block(kv, seq);
+    for (i = 0; i < VQKV_N_LAYERS; i++)
+        q->n_tokens[i] = n_keep;
+    q->target = n_keep;
+    return VQKV_OK;
+}
+
+vqkv_status vqkv_fork(vqkv *kv, int from, int to)
+{
+    int i;
+    size_t bytes;
+    vqkv__seq *source;
+    if (kv == NULL || from < 0 || from >= kv->config.n_seq || to < 0 || to >= kv->config.n_seq)
+        return VQKV_E_ARGUMENT;
+    source = vqkv__sequence(kv, from);
+    if (!vqkv__in_step(source))
+        return VQKV_E_ORDER;
+    if (from == to)
+        return VQKV_OK;
+    vqkv_trim(kv, to, 0);
+    for (i = 0; i < source->n_sealed; i++) {
+        vqkv__blocks(kv, to)[i] = vqkv__blocks(kv, from)[i];
+        vqkv__references(kv)[vqkv__blocks(kv, from)[i].block]++;
+    }
+    *vqkv__sequence(kv, to) = *source;
+    bytes = (size_t)(VQKV_N_SINK + kv->ring) * VQKV_N_LAYERS * 2 * VQKV_N_KV_HEADS *
+            VQKV_HEAD_DIM * 2;
+    memcpy(vqkv__base(kv) + kv->exact + (size_t)to * bytes,
+           vqkv__base(kv) + kv->exact + (size_t)from * bytes, bytes);
+    return VQKV_OK;
+}
+
+/* ---- reading ---- */
+
+vqkv_status vqkv_read(const vqkv *kv, int seq, int layer, int kv_head, vqkv_part part, int first,
+                      int n, float *dst, void *scratch, size_t scratch_bytes)
+{
+    const vqkv__ops *ops;
+    const vqkv__seq *q;
+    float *tile = (float *)scratch;
+    int t, d, coded, have = -1;
+    if (kv == NULL || dst == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
+        layer >= VQKV_N_LAYERS || kv_head < 0 || kv_head >= VQKV_N_KV_HEADS ||
+        (part != VQKV_KEY && part != VQKV_VALUE) || first < 0 || n < 0)
+        return VQKV_E_ARGUMENT;
+    q = vqkv__sequence(kv, seq);
+    if (n > q->n_tokens[layer] - first)
+        return VQKV_E_ARGUMENT;
+    if (scratch == NULL || scratch_bytes < vqkv_scratch_size())
+        return VQKV_E_SIZE;
+    if ((uintptr_t)scratch % 64 != 0)
+        return VQKV_E_ALIGNMENT;
+    ops = vqkv__select(kv->config.isa);
+    coded = vqkv__n_coded(q);
+    for (t = first; t < first + n; t++, dst += VQKV_HEAD_DIM) {
+        int block = (t - VQKV_N_SINK) / VQKV_BLOCK;
+        if (t < VQKV_N_SINK || t >= coded) {
+            const unsigned char *row = vqkv__exact(kv, seq, layer, part, kv_head, t);
+            for (d = 0; d < VQKV_HEAD_DIM; d++)
+                dst[d] = vqkv__half_at(row, (size_t)d);
+            continue;
+        }
+        if (block != have)
+            vqkv__decode_head(kv, ops, vqkv__blocks(kv, seq)[block], part, layer, kv_head,
+                              tile + VQKV__ROOM(VQKV_BLOCK * VQKV_HEAD_DIM), tile);
+        have = block;
+        memcpy(dst, tile + (t - VQKV_N_SINK) % VQKV_BLOCK * VQKV_HEAD_DIM,
+               sizeof(float) * VQKV_HEAD_DIM);
+    }
+    return VQKV_OK;
+}
+
+size_t vqkv_bytes_used(const vqkv *kv)
+{
+    size_t bytes, token = (size_t)VQKV_N_LAYERS * 2 * VQKV_N_KV_HEADS * VQKV_HEAD_DIM * 2;
+    int seq;
+    if (kv == NULL)
+        return 0;
+    bytes = (size_t)(kv->config.n_blocks - kv->n_free) * VQKV__BLOCK_BYTES;
+    for (seq = 0; seq < kv->config.n_seq; seq++) {
+        const vqkv__seq *q = vqkv__sequence(kv, seq);
+        int exact = vqkv__least(q) - q->n_sealed * VQKV_BLOCK;
+        bytes += (size_t)exact * token + (size_t)q->n_sealed * sizeof(vqkv__entry);
+    }
+    return bytes;
+}

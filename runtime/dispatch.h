@@ -1,0 +1,51 @@
+/* Which instruction set to use. Nothing is cached: a cache asks once, when it is made. */
+
+static int vqkv__has(vqkv_isa isa)
+{
+    switch (isa) {
+    case VQKV_ISA_AUTO:
+    case VQKV_ISA_PORTABLE:
+        return 1;
+#ifdef VQKV__X86
+    case VQKV_ISA_AVX2:
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+               __builtin_cpu_supports("f16c");
+    case VQKV_ISA_AVX512:
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
+#ifdef VQKV__ARM
+    case VQKV_ISA_NEON:
+        return 1; /* part of AArch64 */
+#endif
+    default:
+        return 0;
+    }
+}
+
+static vqkv_isa vqkv__best(void)
+{
+    if (vqkv__has(VQKV_ISA_AVX512))
+        return VQKV_ISA_AVX512;
+    if (vqkv__has(VQKV_ISA_AVX2))
+        return VQKV_ISA_AVX2;
+    return vqkv__has(VQKV_ISA_NEON) ? VQKV_ISA_NEON : VQKV_ISA_PORTABLE;
+}
+
+static const vqkv__ops *vqkv__select(vqkv_isa isa)
+{
+    switch (isa) {
+#ifdef VQKV__X86
+    case VQKV_ISA_AVX512:
+        return &vqkv__ops_avx512;
+    case VQKV_ISA_AVX2:
+        return &vqkv__ops_avx2;
+#endif
+#ifdef VQKV__ARM
+    case VQKV_ISA_NEON:
+        return &vqkv__ops_neon;
+#endif
+    default:
+        return &vqkv__ops_portable;
+    }
+}

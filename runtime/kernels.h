@@ -1,0 +1,361 @@
+/* Kernels for one instruction set, in terms of its vector vocabulary:
+ *
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
+ *                       round pow2 (2^n of integral n) hsum hmax
+ *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
+ *   vt: sixteen floats  table(p), lookup(table, codes)
+ *
+ * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
+ * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
+ * four at a time, so that a plane is unpacked once for four queries. */
+
+/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+VQKV__TARGET_ISA static inline vqkv__vf_ISA vqkv__exp_ISA(vqkv__vf_ISA x)
+{
+    vqkv__vf_ISA n, r, y;
+    x = vqkv__max_ISA(x, vqkv__set1_ISA(-87.0f));
+    n = vqkv__round_ISA(vqkv__mul_ISA(x, vqkv__set1_ISA(1.44269504f)));
+    r = vqkv__fma_ISA(n, vqkv__set1_ISA(-0.693359375f), x);
+    r = vqkv__fma_ISA(n, vqkv__set1_ISA(2.12194440e-4f), r);
+    y = vqkv__set1_ISA(1.98756915e-4f);
+    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(1.39819995e-3f));
+    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(8.33345190e-3f));
+    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(4.16657962e-2f));
+    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(1.66666657e-1f));
+    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(5.00000000e-1f));
+    y = vqkv__fma_ISA(vqkv__mul_ISA(y, r), r, vqkv__add_ISA(r, vqkv__set1_ISA(1.0f)));
+    return vqkv__mul_ISA(y, vqkv__pow2_ISA(n));
+}
+
+#define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* s [rows, BLOCK] += sum over planes of lut [planes, rows, 16] at each token's code. */
+VQKV__TARGET_ISA static void vqkv__score_nibbles_ISA(const unsigned char *codes, int planes,
+                                                     const float *lut, int rows, float *s)
+{
+    int r, t, p;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+            float *dst = s + r * VQKV_BLOCK + t;
+#define VQKV__X(i) vqkv__vf_ISA a##i = vqkv__load_ISA(dst + i * VQKV_BLOCK);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (p = 0; p < planes; p++) {
+                vqkv__vi_ISA code = vqkv__nibbles_ISA(codes + p * (VQKV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+#define VQKV__X(i)                                                                                 \
+    a##i = vqkv__add_ISA(a##i, vqkv__lookup_ISA(vqkv__table_ISA(tab + i * 16), code));
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(i) vqkv__store_ISA(dst + i * VQKV_BLOCK, a##i);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+    }
+    for (; r < rows; r++) {
+        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+            float *dst = s + r * VQKV_BLOCK + t;
+            vqkv__vf_ISA a = vqkv__load_ISA(dst);
+            for (p = 0; p < planes; p++) {
+                vqkv__vi_ISA code = vqkv__nibbles_ISA(codes + p * (VQKV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+                a = vqkv__add_ISA(a, vqkv__lookup_ISA(vqkv__table_ISA(tab), code));
+            }
+            vqkv__store_ISA(dst, a);
+        }
+    }
+}
+
+/* acc [rows, stride] of LANES floats each: acc[r][c] += p[r] * codeword, over the tokens of a
+ * block. book: [planes, width, 16]; plane i adds to latents i / stages * width and on. */
+VQKV__TARGET_ISA static void vqkv__sum_nibbles_ISA(const unsigned char *codes, int planes,
+                                                   int stages, int width, const float *book,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, i, w;
+    for (i = 0; i < planes; i++) {
+        const unsigned char *plane = codes + i * (VQKV_BLOCK / 2);
+        for (w = 0; w < width; w++) {
+            vqkv__vt_ISA table =
+                vqkv__table_ISA(book + ((size_t)i * (size_t)width + (size_t)w) * 16);
+            float *dst = acc + (size_t)(i / stages * width + w) * VQKV__LANES_ISA;
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *prob = p + r * VQKV_BLOCK;
+                float *d = dst + (size_t)r * stride * VQKV__LANES_ISA;
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__load_ISA(d + k * stride * VQKV__LANES_ISA);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+                for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+                    vqkv__vf_ISA v = vqkv__lookup_ISA(table, vqkv__nibbles_ISA(plane, t));
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(prob + k * VQKV_BLOCK + t), v, a##k);
+                    VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+                }
+#define VQKV__X(k) vqkv__store_ISA(d + k * stride * VQKV__LANES_ISA, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+            for (; r < rows; r++) {
+                const float *prob = p + r * VQKV_BLOCK;
+                float *d = dst + (size_t)r * stride * VQKV__LANES_ISA;
+                vqkv__vf_ISA a = vqkv__load_ISA(d);
+                for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
+                    a = vqkv__fma_ISA(vqkv__load_ISA(prob + t),
+                                      vqkv__lookup_ISA(table, vqkv__nibbles_ISA(plane, t)), a);
+                vqkv__store_ISA(d, a);
+            }
+        }
+    }
+}
+
+/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
+ * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+VQKV__TARGET_ISA static void vqkv__score_scalars_ISA(const unsigned char *codes, int planes,
+                                                     int half, const float *q, int rows, float *s)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * VQKV_BLOCK : VQKV_BLOCK;
+    vqkv__vf_ISA bias = vqkv__set1_ISA(-128.0f);
+    for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            float *dst = s + r * VQKV_BLOCK + t;
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__load_ISA(dst + k * VQKV_BLOCK);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                vqkv__vf_ISA v = half ? vqkv__loadh_ISA(plane + 2 * t)
+                                      : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), bias);
+                const float *qc = q + c * rows + r;
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__set1_ISA(qc[k]), v, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k) vqkv__store_ISA(dst + k * VQKV_BLOCK, a##k);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        for (; r < rows; r++) {
+            vqkv__vf_ISA a = vqkv__load_ISA(s + r * VQKV_BLOCK + t);
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                vqkv__vf_ISA v = half ? vqkv__loadh_ISA(plane + 2 * t)
+                                      : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), bias);
+                a = vqkv__fma_ISA(vqkv__set1_ISA(q[c * rows + r]), v, a);
+            }
+            vqkv__store_ISA(s + r * VQKV_BLOCK + t, a);
+        }
+    }
+}
+
+/* acc[r][c] += p[r] * value, one channel a plane, as above. */
+VQKV__TARGET_ISA static void vqkv__sum_scalars_ISA(const unsigned char *codes, int planes, int half,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * VQKV_BLOCK : VQKV_BLOCK;
+    vqkv__vf_ISA bias = vqkv__set1_ISA(-128.0f);
+    for (c = 0; c < planes; c++) {
+        const unsigned char *plane = codes + (size_t)c * bytes;
+        float *dst = acc + (size_t)c * VQKV__LANES_ISA;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *prob = p + r * VQKV_BLOCK;
+            float *d = dst + (size_t)r * stride * VQKV__LANES_ISA;
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__load_ISA(d + k * stride * VQKV__LANES_ISA);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+                vqkv__vf_ISA v = half ? vqkv__loadh_ISA(plane + 2 * t)
+                                      : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), bias);
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(prob + k * VQKV_BLOCK + t), v, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k) vqkv__store_ISA(d + k * stride * VQKV__LANES_ISA, a##k);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        for (; r < rows; r++) {
+            const float *prob = p + r * VQKV_BLOCK;
+            float *d = dst + (size_t)r * stride * VQKV__LANES_ISA;
+            vqkv__vf_ISA a = vqkv__load_ISA(d);
+            for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+                vqkv__vf_ISA v = half ? vqkv__loadh_ISA(plane + 2 * t)
+                                      : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), bias);
+                a = vqkv__fma_ISA(vqkv__load_ISA(prob + t), v, a);
+            }
+            vqkv__store_ISA(d, a);
+        }
+    }
+}
+
+/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+VQKV__TARGET_ISA static void vqkv__scale_rows_ISA(const float *gain, const float *src, int rows,
+                                                  int add, float *dst)
+{
+    int r, t;
+    for (r = 0; r < rows; r++)
+        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+            int i = r * VQKV_BLOCK + t;
+            vqkv__vf_ISA base = add ? vqkv__load_ISA(dst + i) : vqkv__set1_ISA(0.0f);
+            vqkv__store_ISA(dst + i,
+                            vqkv__fma_ISA(vqkv__load_ISA(gain + t), vqkv__load_ISA(src + i), base));
+        }
+}
+
+/* y [n] += x * table row, binary16 [n] */
+VQKV__TARGET_ISA static void vqkv__add_row_ISA(const unsigned char *row, int n, float x, float *y)
+{
+    int j = 0;
+    vqkv__vf_ISA xs = vqkv__set1_ISA(x);
+    for (; j + VQKV__LANES_ISA <= n; j += VQKV__LANES_ISA)
+        vqkv__store_ISA(y + j,
+                        vqkv__fma_ISA(xs, vqkv__loadh_ISA(row + 2 * j), vqkv__load_ISA(y + j)));
+    for (; j < n; j++)
+        y[j] += x * vqkv__half_at(row, j);
+}
+
+/* x . table row, binary16 [n] */
+VQKV__TARGET_ISA static float vqkv__dot_row_ISA(const unsigned char *row, int n, const float *x)
+{
+    int j = 0;
+    float sum;
+    vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+    for (; j + VQKV__LANES_ISA <= n; j += VQKV__LANES_ISA)
+        a = vqkv__fma_ISA(vqkv__load_ISA(x + j), vqkv__loadh_ISA(row + 2 * j), a);
+    sum = vqkv__hsum_ISA(a);
+    for (; j < n; j++)
+        sum += x[j] * vqkv__half_at(row, j);
+    return sum;
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
+VQKV__TARGET_ISA static void vqkv__map_ISA(const unsigned char *table, int n_in, int n_out,
+                                           const float *x, int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + VQKV__LANES_ISA <= n_out; j += VQKV__LANES_ISA) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (d = 0; d < n_in; d++) {
+                vqkv__vf_ISA b =
+                    vqkv__loadh_ISA(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__set1_ISA(xd[k * ldx]), b, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k) vqkv__store_ISA(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        for (; r < rows; r++) {
+            vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = vqkv__fma_ISA(
+                    vqkv__set1_ISA(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    vqkv__loadh_ISA(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
+            vqkv__store_ISA(y + (size_t)r * (size_t)n_out + j, a);
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       vqkv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + j] = sum;
+        }
+}
+
+/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
+VQKV__TARGET_ISA static void vqkv__fill_table_ISA(const unsigned char *book, int width,
+                                                  const float *q, float *lut)
+{
+    int w, i;
+    for (i = 0; i < 16; i += VQKV__LANES_ISA) {
+        vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+        for (w = 0; w < width; w++)
+            a = vqkv__fma_ISA(vqkv__set1_ISA(q[w]), vqkv__loadh_ISA(book + 2 * (w * 16 + i)), a);
+        vqkv__store_ISA(lut + i, a);
+    }
+}
+
+/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
+ * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
+VQKV__TARGET_ISA static float vqkv__softmax_ISA(float *s, float *m, float *shrink)
+{
+    int t;
+    float top;
+    vqkv__vf_ISA high = vqkv__load_ISA(s), sum = vqkv__set1_ISA(0.0f), shift;
+    for (t = VQKV__LANES_ISA; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
+        high = vqkv__max_ISA(high, vqkv__load_ISA(s + t));
+    top = vqkv__hmax_ISA(high);
+    *shrink = 1.0f;
+    if (top > *m) {
+        *shrink = *m > VQKV__MASKED ? expf(*m - top) : 0.0f;
+        *m = top;
+    }
+    shift = vqkv__set1_ISA(-*m);
+    for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+        vqkv__vf_ISA e = vqkv__exp_ISA(vqkv__add_ISA(vqkv__load_ISA(s + t), shift));
+        vqkv__store_ISA(s + t, e);
+        sum = vqkv__add_ISA(sum, e);
+    }
+    return vqkv__hsum_ISA(sum);
+}
+
+/* y [n] = sums over the lanes of acc [n, LANES] */
+VQKV__TARGET_ISA static void vqkv__reduce_ISA(const float *acc, int n, float *y)
+{
+    int i;
+    for (i = 0; i < n; i++)
+        y[i] = vqkv__hsum_ISA(vqkv__load_ISA(acc + (size_t)i * VQKV__LANES_ISA));
+}
+
+/* x [n] *= factor */
+VQKV__TARGET_ISA static void vqkv__shrink_ISA(float *x, size_t n, float factor)
+{
+    size_t i;
+    vqkv__vf_ISA f = vqkv__set1_ISA(factor);
+    for (i = 0; i + VQKV__LANES_ISA <= n; i += VQKV__LANES_ISA)
+        vqkv__store_ISA(x + i, vqkv__mul_ISA(vqkv__load_ISA(x + i), f));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
+ * the least, the lower one on ties. */
+VQKV__TARGET_ISA static int vqkv__nearest_ISA(const unsigned char *book, int width, const float *z)
+{
+    float distance[16];
+    int i, w, best = 0;
+    for (i = 0; i < 16; i += VQKV__LANES_ISA) {
+        vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+        for (w = 0; w < width; w++) {
+            vqkv__vf_ISA d = vqkv__add_ISA(
+                vqkv__set1_ISA(z[w]),
+                vqkv__mul_ISA(vqkv__loadh_ISA(book + 2 * (w * 16 + i)), vqkv__set1_ISA(-1.0f)));
+            a = vqkv__fma_ISA(d, d, a);
+        }
+        vqkv__store_ISA(distance + i, a);
+    }
+    for (i = 1; i < 16; i++)
+        if (distance[i] < distance[best])
+            best = i;
+    return best;
+}
+
+static const vqkv__ops vqkv__ops_ISA = {
+    VQKV__LANES_ISA,       vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA, vqkv__score_scalars_ISA,
+    vqkv__sum_scalars_ISA, vqkv__scale_rows_ISA,    vqkv__add_row_ISA,     vqkv__dot_row_ISA,
+    vqkv__map_ISA,         vqkv__fill_table_ISA,    vqkv__softmax_ISA,     vqkv__reduce_ISA,
+    vqkv__shrink_ISA,      vqkv__nearest_ISA,
+};
+
+#undef VQKV__ROWS4

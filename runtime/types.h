@@ -1,0 +1,82 @@
+/* Private types: descriptors of the codec, and the layout of the caller's memory. */
+
+#define VQKV__MASKED   (-1e30f) /* the score of a token that a query does not see */
+#define VQKV__MAX_ROWS 8        /* queries that share one pass over the codes */
+
+enum vqkv__coder { VQKV__NIBBLES, VQKV__BYTES, VQKV__HALVES };
+enum vqkv__frame { VQKV__PRE, VQKV__POST, VQKV__BLOCKWISE };
+enum vqkv__transform { VQKV__IDENTITY, VQKV__HADAMARD, VQKV__BASIS };
+enum vqkv__gain { VQKV__NO_GAIN, VQKV__RMS, VQKV__ABSMAX, VQKV__SIGNMAX };
+
+/* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
+typedef struct vqkv__run {
+    unsigned char coder, stages;
+    unsigned short width; /* channels that share a code */
+    int first;            /* latent of the first channel */
+    int planes;           /* groups * stages */
+    int codes;            /* offset of the first plane in the stream's part of a block, bytes */
+    int book;             /* offset of the codewords [width, 16] of the first plane */
+    int book_step;        /* from one group's codewords to the next's; 0: one book for all */
+    int gain;             /* gain group */
+} vqkv__run;
+
+typedef struct vqkv__stream {
+    unsigned char frame, transform, gain, gain_bytes;
+    int n_members, first_member; /* members are rows of the concatenated input */
+    int n_in, n_latents;
+    int mean, enc, dec;                  /* offsets of tables, -1: none */
+    int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
+    int first_run, n_runs;
+    int bytes; /* of a block, a multiple of 64 */
+    int start; /* bytes of the streams before this one */
+} vqkv__stream;
+
+typedef struct vqkv__member {
+    short part, layer, head;
+} vqkv__member;
+
+/* A stream that holds a given head, and which of its members the head is. */
+typedef struct vqkv__use {
+    short stream, member;
+} vqkv__use;
+
+typedef struct vqkv__ops {
+    int lanes;
+    void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
+    void (*sum_nibbles)(const unsigned char *, int, int, int, const float *, const float *, int,
+                        float *, size_t);
+    void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
+    void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
+    void (*scale_rows)(const float *, const float *, int, int, float *);
+    void (*add_row)(const unsigned char *, int, float, float *);
+    float (*dot_row)(const unsigned char *, int, const float *);
+    void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
+    void (*fill_table)(const unsigned char *, int, const float *, float *);
+    float (*softmax)(float *, float *, float *);
+    void (*reduce)(const float *, int, float *);
+    void (*shrink)(float *, size_t, float);
+    int (*nearest)(const unsigned char *, int, const float *);
+} vqkv__ops;
+
+/* Where a block of a sequence lies in the pool, and the position of its first token. */
+typedef struct vqkv__entry {
+    int32_t block, position;
+} vqkv__entry;
+
+typedef struct vqkv__seq {
+    int32_t n_sealed; /* encoded blocks */
+    int32_t target;   /* tokens of every layer when the step in progress is complete */
+    int32_t n_tokens[VQKV_N_LAYERS];
+} vqkv__seq;
+
+struct vqkv {
+    uint64_t magic;
+    vqkv_config config;
+    int32_t ring;         /* tokens of the exact window behind the sinks, a multiple of the block */
+    int32_t seq_blocks;   /* entries of a sequence's block table */
+    int32_t n_free, next; /* free blocks; where to look for the next one */
+    uint64_t seqs, tables, references, exact, pool, work, bytes; /* offsets from here */
+};
+
+#define VQKV__MAGIC      0x31766b7176716b76u
+#define VQKV__ALIGNED(n) (((uint64_t)(n) + 63u) / 64u * 64u)

@@ -1,0 +1,87 @@
+/* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
+#define VQKV__LANES_avx2  8
+#define VQKV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+typedef __m256 vqkv__vf_avx2;
+typedef __m256i vqkv__vi_avx2;
+typedef struct vqkv__vt_avx2 {
+    __m256 low, high; /* entries 0..7 and 8..15 */
+} vqkv__vt_avx2;
+
+VQKV__TARGET_avx2 static inline __m256 vqkv__set1_avx2(float x)
+{
+    return _mm256_set1_ps(x);
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__load_avx2(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+VQKV__TARGET_avx2 static inline void vqkv__store_avx2(float *p, __m256 x)
+{
+    _mm256_storeu_ps(p, x);
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__loadh_avx2(const unsigned char *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__loadu8_avx2(const unsigned char *p)
+{
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__add_avx2(__m256 a, __m256 b)
+{
+    return _mm256_add_ps(a, b);
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__mul_avx2(__m256 a, __m256 b)
+{
+    return _mm256_mul_ps(a, b);
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__fma_avx2(__m256 a, __m256 b, __m256 c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__max_avx2(__m256 a, __m256 b)
+{
+    return _mm256_max_ps(a, b);
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__round_avx2(__m256 x)
+{
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__pow2_avx2(__m256 n)
+{
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+VQKV__TARGET_avx2 static inline float vqkv__hsum_avx2(__m256 x)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+VQKV__TARGET_avx2 static inline float vqkv__hmax_avx2(__m256 x)
+{
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+VQKV__TARGET_avx2 static inline vqkv__vt_avx2 vqkv__table_avx2(const float *p)
+{
+    vqkv__vt_avx2 t;
+    t.low = _mm256_loadu_ps(p);
+    t.high = _mm256_loadu_ps(p + 8);
+    return t;
+}
+/* The code is left in the low nibble; bits above it are ignored by the lookup. */
+VQKV__TARGET_avx2 static inline __m256i vqkv__nibbles_avx2(const unsigned char *plane, int t)
+{
+    __m256i bytes = _mm256_cvtepu8_epi32(
+        _mm_loadl_epi64((const __m128i *)(const void *)(plane + t % (VQKV_BLOCK / 2))));
+    return t < VQKV_BLOCK / 2 ? bytes : _mm256_srli_epi32(bytes, 4);
+}
+VQKV__TARGET_avx2 static inline __m256 vqkv__lookup_avx2(vqkv__vt_avx2 table, __m256i index)
+{
+    __m256 low = _mm256_permutevar8x32_ps(table.low, index);
+    __m256 high = _mm256_permutevar8x32_ps(table.high, index);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}

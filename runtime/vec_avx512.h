@@ -1,0 +1,77 @@
+/* Vector vocabulary, AVX-512 (F, BW, VL, DQ): sixteen lanes. See kernels.h. */
+#define VQKV__LANES_avx512 16
+#define VQKV__TARGET_avx512                                                                        \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
+typedef __m512 vqkv__vf_avx512;
+typedef __m512 vqkv__vt_avx512;
+typedef __m512i vqkv__vi_avx512;
+
+VQKV__TARGET_avx512 static inline __m512 vqkv__set1_avx512(float x)
+{
+    return _mm512_set1_ps(x);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__load_avx512(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+VQKV__TARGET_avx512 static inline void vqkv__store_avx512(float *p, __m512 x)
+{
+    _mm512_storeu_ps(p, x);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__loadh_avx512(const unsigned char *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__loadu8_avx512(const unsigned char *p)
+{
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__add_avx512(__m512 a, __m512 b)
+{
+    return _mm512_add_ps(a, b);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__mul_avx512(__m512 a, __m512 b)
+{
+    return _mm512_mul_ps(a, b);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__fma_avx512(__m512 a, __m512 b, __m512 c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__max_avx512(__m512 a, __m512 b)
+{
+    return _mm512_max_ps(a, b);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__round_avx512(__m512 x)
+{
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__pow2_avx512(__m512 n)
+{
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+VQKV__TARGET_avx512 static inline float vqkv__hsum_avx512(__m512 x)
+{
+    return _mm512_reduce_add_ps(x);
+}
+VQKV__TARGET_avx512 static inline float vqkv__hmax_avx512(__m512 x)
+{
+    return _mm512_reduce_max_ps(x);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__table_avx512(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+/* The code is left in the low nibble; vpermps ignores the bits above it. */
+VQKV__TARGET_avx512 static inline __m512i vqkv__nibbles_avx512(const unsigned char *plane, int t)
+{
+    __m512i bytes = _mm512_cvtepu8_epi32(
+        _mm_loadu_si128((const __m128i *)(const void *)(plane + t % (VQKV_BLOCK / 2))));
+    return t < VQKV_BLOCK / 2 ? bytes : _mm512_srli_epi32(bytes, 4);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__lookup_avx512(__m512 table, __m512i index)
+{
+    return _mm512_permutexvar_ps(index, table);
+}

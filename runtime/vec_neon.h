@@ -1,0 +1,86 @@
+/* Vector vocabulary, NEON (AArch64): four lanes. See kernels.h. */
+#define VQKV__LANES_neon 4
+#define VQKV__TARGET_neon
+typedef float32x4_t vqkv__vf_neon;
+typedef uint32x4_t vqkv__vi_neon;
+typedef uint8x16x4_t vqkv__vt_neon; /* sixteen floats as the bytes of four registers */
+
+static inline float32x4_t vqkv__set1_neon(float x)
+{
+    return vdupq_n_f32(x);
+}
+static inline float32x4_t vqkv__load_neon(const float *p)
+{
+    return vld1q_f32(p);
+}
+static inline void vqkv__store_neon(float *p, float32x4_t x)
+{
+    vst1q_f32(p, x);
+}
+static inline float32x4_t vqkv__loadh_neon(const unsigned char *p)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
+}
+static inline float32x4_t vqkv__loadu8_neon(const unsigned char *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
+}
+static inline float32x4_t vqkv__add_neon(float32x4_t a, float32x4_t b)
+{
+    return vaddq_f32(a, b);
+}
+static inline float32x4_t vqkv__mul_neon(float32x4_t a, float32x4_t b)
+{
+    return vmulq_f32(a, b);
+}
+static inline float32x4_t vqkv__fma_neon(float32x4_t a, float32x4_t b, float32x4_t c)
+{
+    return vfmaq_f32(c, a, b);
+}
+static inline float32x4_t vqkv__max_neon(float32x4_t a, float32x4_t b)
+{
+    return vmaxq_f32(a, b);
+}
+static inline float32x4_t vqkv__round_neon(float32x4_t x)
+{
+    return vrndnq_f32(x);
+}
+static inline float32x4_t vqkv__pow2_neon(float32x4_t n)
+{
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+static inline float vqkv__hsum_neon(float32x4_t x)
+{
+    return vaddvq_f32(x);
+}
+static inline float vqkv__hmax_neon(float32x4_t x)
+{
+    return vmaxvq_f32(x);
+}
+static inline uint8x16x4_t vqkv__table_neon(const float *p)
+{
+    uint8x16x4_t t;
+    t.val[0] = vreinterpretq_u8_f32(vld1q_f32(p));
+    t.val[1] = vreinterpretq_u8_f32(vld1q_f32(p + 4));
+    t.val[2] = vreinterpretq_u8_f32(vld1q_f32(p + 8));
+    t.val[3] = vreinterpretq_u8_f32(vld1q_f32(p + 12));
+    return t;
+}
+/* Byte positions 4 c .. 4 c + 3 of code c's float, for a byte table lookup. */
+static inline uint32x4_t vqkv__nibbles_neon(const unsigned char *plane, int t)
+{
+    uint32_t four;
+    uint32x4_t code;
+    memcpy(&four, plane + t % (VQKV_BLOCK / 2), 4);
+    if (t >= VQKV_BLOCK / 2)
+        four >>= 4;
+    four &= 0x0f0f0f0fu;
+    code = vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)))));
+    return vmlaq_n_u32(vdupq_n_u32(0x03020100u), code, 0x04040404u);
+}
+static inline float32x4_t vqkv__lookup_neon(uint8x16x4_t table, uint32x4_t index)
+{
+    return vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(index)));
+}

@@ -1,0 +1,71 @@
+/* Vector vocabulary, portable C: one lane. See kernels.h for what each word means. */
+#define VQKV__LANES_portable 1
+#define VQKV__TARGET_portable
+typedef float vqkv__vf_portable;
+typedef const float *vqkv__vt_portable;
+typedef unsigned vqkv__vi_portable;
+
+static inline float vqkv__set1_portable(float x)
+{
+    return x;
+}
+static inline float vqkv__load_portable(const float *p)
+{
+    return *p;
+}
+static inline void vqkv__store_portable(float *p, float x)
+{
+    *p = x;
+}
+static inline float vqkv__loadh_portable(const unsigned char *p)
+{
+    return vqkv__half_at(p, 0);
+}
+static inline float vqkv__loadu8_portable(const unsigned char *p)
+{
+    return (float)*p;
+}
+static inline float vqkv__add_portable(float a, float b)
+{
+    return a + b;
+}
+static inline float vqkv__mul_portable(float a, float b)
+{
+    return a * b;
+}
+static inline float vqkv__fma_portable(float a, float b, float c)
+{
+    return a * b + c;
+}
+static inline float vqkv__max_portable(float a, float b)
+{
+    return a > b ? a : b;
+}
+static inline float vqkv__round_portable(float x)
+{
+    return rintf(x);
+}
+static inline float vqkv__pow2_portable(float n)
+{
+    return vqkv__from_bits((uint32_t)((int)n + 127) << 23);
+}
+static inline float vqkv__hsum_portable(float x)
+{
+    return x;
+}
+static inline float vqkv__hmax_portable(float x)
+{
+    return x;
+}
+static inline const float *vqkv__table_portable(const float *p)
+{
+    return p;
+}
+static inline unsigned vqkv__nibbles_portable(const unsigned char *plane, int t)
+{
+    return (unsigned)(plane[t % (VQKV_BLOCK / 2)] >> (t / (VQKV_BLOCK / 2) * 4)) & 15u;
+}
+static inline float vqkv__lookup_portable(const float *table, unsigned index)
+{
+    return table[index];
+}
