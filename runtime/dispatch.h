@@ -8,8 +8,8 @@ static int vqkv__has(vqkv_isa isa)
         return 1;
 #ifdef VQKV__X86
     case VQKV_ISA_AVX2:
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-               __builtin_cpu_supports("f16c");
+        /* Every processor with AVX2 and FMA has F16C, which clang's builtin does not know. */
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case VQKV_ISA_AVX512:
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");

@@ -20,7 +20,9 @@ VQKV__TARGET_avx512 static inline void vqkv__store_avx512(float *p, __m512 x)
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__loadh_avx512(const unsigned char *p)
 {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    /* maskz: gcc's plain form passes an uninitialised value and warns about it */
+    return _mm512_maskz_cvtph_ps((__mmask16)0xffff,
+                                 _mm256_loadu_si256((const __m256i *)(const void *)p));
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__loadu8_avx512(const unsigned char *p)
 {

@@ -2,6 +2,7 @@
 #include <criterion/criterion.h>
 #include <math.h>
 #include <omp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -383,6 +384,32 @@ Test(run, resumed_capture_has_the_bytes_of_an_uninterrupted_one)
     vqkvc_model_close(model);
 }
 
+static vqkvc_code stop_after_first(void *self, int shard, const vqkvc_capture *part, vqkvc_err *err)
+{
+    (void)part, (void)err;
+    *(int *)self = shard + 1;
+    raise(SIGINT);
+    return VQKVC_OK;
+}
+
+Test(run, interrupt_ends_it_between_steps)
+{
+    vqkvc_model *model = open_model();
+    vqkvc_err err = {0};
+    vqkvc_capture c;
+    vqkvc_capture_params p = SMALL;
+    int done = 0;
+    vqkvc_source s = ids_source(model, &p);
+    p.self = &done;
+    p.shard_done = stop_after_first;
+    vqkvc_catch_interrupts();
+    cr_expect_eq(vqkvc_capture_run(model, &s, &p, &QUIET, &c, &err), VQKVC_E_INTERRUPTED);
+    cr_expect_eq(done, 1);
+    vqkvc_capture_free(&c);
+    vqkvc_source_free(&s);
+    vqkvc_model_close(model);
+}
+
 /* ---- sources ---- */
 
 Test(source, text_becomes_windows_with_bos)
@@ -564,6 +591,47 @@ Test(import, what_fp16_cannot_hold_is_named)
         cr_expect(strstr(err.msg, "layer 1: value of head 1, channel 0, at token 77") != NULL, "%s",
                   err.msg);
         vqkvc_capture_free(&c);
+    }
+}
+
+/* Imports the dump with the first `from` in its header overwritten by `to`, of the same length. */
+static vqkvc_code import_edited(const char *from, const char *to, vqkvc_err *err)
+{
+    char path[256];
+    vqkvc_capture_params p = {0};
+    vqkvc_buf file = {0};
+    vqkvc_capture c;
+    vqkvc_matrix_init();
+    write_dump(scratch(path, sizeof path, "edited.safetensors"), 0, 1, 0);
+    cr_assert_eq(vqkvc_read_file(path, 1 << 20, &file, err), VQKVC_OK);
+    char *at = memmem(file.data, file.len, from, strlen(from));
+    cr_assert_not_null(at);
+    memcpy(at, to, strlen(from));
+    write_bytes(path, file.data, file.len);
+    vqkvc_code code = vqkvc_capture_import(path, &p, &QUIET, &c, err);
+    vqkvc_capture_free(&c);
+    free(file.data);
+    unlink(path);
+    return code;
+}
+
+Test(import, malformed_dump_is_refused_by_name)
+{
+    static const char *const cases[][3] = {
+        {"layer.1.k", "layer.1.z", "layer.1.k"},
+        {"\"n_heads\":\"4\"", "\"n_heads\":\"3\"", "n_heads"},
+        {"\"n_layers\":\"2\"", "\"n_layers\":\"1\"", "names"},
+        {"\"head_dim\":\"6\"", "\"head_dim\":\"x\"", "head_dim"},
+        {"\"n_rot\":\"4\"", "\"n_rot\":\"3\"", "n_rot"},
+        {"10000", "-1000", "rope_base"},
+        {"halves", "halfes", "rope_layout"},
+        {"vqkvc-dump", "vqkvc-dumb", "format"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        vqkvc_err err = {0};
+        cr_expect_eq(import_edited(cases[i][0], cases[i][1], &err), VQKVC_E_FORMAT, "%s",
+                     cases[i][1]);
+        cr_expect(strstr(err.msg, cases[i][2]) != NULL, "%s: %s", cases[i][1], err.msg);
     }
 }
 

@@ -128,7 +128,6 @@ Test(forward, toy_models_agree_with_llama_cpp)
         "linear",    /* position interpolation by 4 */
         "yarn",      /* YaRN by 4, halves */
         "yarn_keys", /* YaRN by 8 with beta_fast, beta_slow and attn_factor of the file */
-        "yarn_log",  /* YaRN with a log multiplier */
         "partial",   /* 12 of 16 channels rotate, legacy key for linear scaling by 2 */
     };
     enum { TOKENS = 96, LAST = 24, TOY_VOCAB = 64 };
@@ -264,7 +263,7 @@ typedef struct watch {
     float k[2][8 * 16]; /* [layer][n, n_kv_heads * head_dim] as tapped, then rotated here */
     vqkvc_cache inner;
     double worst; /* largest difference between what was tapped and what was appended */
-    int appended;
+    int appended, residuals;
 } watch;
 
 static vqkvc_code watch_tap(void *self, int layer, int n, const int *seq, const int *pos,
@@ -281,6 +280,21 @@ static vqkvc_code watch_tap(void *self, int layer, int n, const int *seq, const 
             row[i] *= w->geometry->rope_mscale; /* every channel of this model rotates */
         cr_assert_eq(seq[t], 0);
     }
+    return VQKVC_OK;
+}
+
+static vqkvc_code watch_residual(void *self, int layer, int n, int d_model, const float *x,
+                                 vqkvc_err *err)
+{
+    watch *w = self;
+    (void)err;
+    cr_assert_eq(layer, w->residuals);
+    w->residuals++;
+    cr_assert_eq(w->appended, 8 * layer);
+    cr_assert_eq(n, 8);
+    cr_assert_eq(d_model, w->geometry->d_model);
+    if (layer == 0) /* what the first layer adds to is the embedding */
+        cr_assert_arr_eq(x, x + (size_t)5 * (size_t)d_model, (size_t)d_model * sizeof *x);
     return VQKVC_OK;
 }
 
@@ -306,13 +320,14 @@ Test(forward, tapped_keys_are_the_appended_ones_before_rotation)
     fixture f = open_fixture("tests/data/toy_yarn.gguf", 0, 1, 8);
     watch w = {.geometry = vqkvc_model_geometry(f.model), .inner = f.cache};
     vqkvc_cache cache = {.self = &w, .append = watch_append, .attend = watch_attend};
-    vqkvc_tap tap = {&w, watch_tap};
-    const int32_t ids[8] = {1, 5, 9, 13, 17, 21, 25, 29};
+    vqkvc_tap tap = {.self = &w, .qkv = watch_tap, .residual = watch_residual};
+    const int32_t ids[8] = {1, 5, 9, 13, 17, 1, 25, 29};
     const int seq[8] = {0}, pos[8] = {0, 1, 2, 3, 4, 5, 6, 7};
     vqkvc_batch batch = {8, ids, seq, pos};
     cr_assert_gt(w.geometry->rope_mscale, 1.1f);
     cr_assert_eq(vqkvc_forward(f.model, &cache, &batch, &tap, NULL, &f.err), VQKVC_OK);
     cr_assert_eq(w.appended, 16);
+    cr_assert_eq(w.residuals, 2);
     cr_assert_leq(w.worst, 1e-5);
     close_fixture(&f);
 }

@@ -58,32 +58,34 @@ static double cell_moment(double low, double high)
     return normal_pdf(low) - normal_pdf(high);
 }
 
-/* (level - border) pdf(border) / 2: how the border's move with a level changes a cell. */
-static double border_slope(double level, double at)
+/* Half of how far the mean of a cell moves with one of its borders: a border lies midway between
+ * two levels. */
+static double border_pull(double mean, double mass, double at)
 {
-    return isinf(at) ? 0 : 0.5 * (level - at) * normal_pdf(at);
+    return isinf(at) ? 0 : 0.5 * fabs(at - mean) * normal_pdf(at) / mass;
 }
 
-/* next = the levels after one Newton step on level_i mass_i = moment_i, a tridiagonal system. */
+/* next = the levels after one Newton step on level_i = mean of cell i. The system is tridiagonal
+ * and diagonally dominant, because the density is log-concave. */
 static void newton_step(half_quantizer *q)
 {
-    double carried = 0; /* the step before, during elimination */
+    double carried = 0; /* the right side of the row before, eliminated */
     for (int i = 0; i < q->m; i++) {
-        double level = q->level[i], low = border(q, i), high = border(q, i + 1);
-        double to_low = border_slope(level, low), to_high = border_slope(level, high);
-        double diagonal = cell_mass(low, high) + to_high;
-        double value = level * cell_mass(low, high) - cell_moment(low, high);
+        double low = border(q, i), high = border(q, i + 1), mass = cell_mass(low, high);
+        double mean = cell_moment(low, high) / mass;
+        double to_low = border_pull(mean, mass, low), to_high = border_pull(mean, mass, high);
+        double diagonal = 1 - to_high, value = q->level[i] - mean;
         if (i > 0 || q->odd)
             diagonal -= to_low;
         if (i > 0) {
-            diagonal += to_low * q->upper[i - 1];
+            diagonal -= to_low * q->upper[i - 1];
             value += to_low * carried;
         }
         q->upper[i] = to_high / diagonal;
         q->next[i] = carried = value / diagonal;
     }
     for (int i = q->m - 2; i >= 0; i--)
-        q->next[i] -= q->upper[i] * q->next[i + 1];
+        q->next[i] += q->upper[i] * q->next[i + 1];
     for (int i = 0; i < q->m; i++)
         q->next[i] = q->level[i] - q->next[i];
 }
@@ -138,7 +140,7 @@ static void lloyd_max(half_quantizer *q)
     double cells = 2.0 * q->m + q->odd;
     for (int i = 0; i < q->m; i++)
         q->level[i] = sqrt(3) * tail_quantile((q->m - i - 0.5) / cells);
-    for (int step = 0; step < 1000; step++) {
+    for (int step = 0; step < 100; step++) {
         newton_step(q);
         if (!ascending(q))
             lloyd_step(q);

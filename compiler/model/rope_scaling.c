@@ -56,9 +56,7 @@ vqkvc_code vqkvc_rope_scaling_read(vqkvc_gguf *gguf, const char *arch, int n_ctx
     VQKVC_TRY(read_number(gguf, arch, "scaling.yarn_ext_factor", -1, -1e6, 1, &s->ext_factor, err));
     if (s->ext_factor < 0) /* negative stands for "unset" */
         s->ext_factor = yarn ? 1 : 0;
-    VQKVC_TRY(read_number(gguf, arch, "scaling.attn_factor", 1, 1e-3, 1e3, &s->attn_factor, err));
-    return read_number(gguf, arch, "scaling.yarn_log_multiplier", 0, 0, 1e3, &s->log_multiplier,
-                       err);
+    return read_number(gguf, arch, "scaling.attn_factor", 1, 1e-3, 1e3, &s->attn_factor, err);
 }
 
 /* The pair that turns `turns` times over the original context (YaRN, equation 17 solved for i). */
@@ -66,12 +64,6 @@ static double pair_of_turns(const vqkvc_rope_scaling *s, int n_rot, double turns
 {
     const double two_pi = 6.283185307179586;
     return n_rot * log(s->n_ctx_orig / (turns * two_pi)) / (2 * log(s->freq_base));
-}
-
-/* Equation 22 and its variant with mscale_all_dim. */
-static double magnitude(double factor, double multiplier)
-{
-    return factor <= 1 ? 1 : 1 + 0.1 * multiplier * log(factor);
 }
 
 void vqkvc_rope_scaling_apply(const vqkvc_rope_scaling *s, const float *factors, vqkvc_geometry *g)
@@ -88,11 +80,6 @@ void vqkvc_rope_scaling_apply(const vqkvc_rope_scaling *s, const float *factors,
         keep *= s->ext_factor;
         g->rope_freq[i] = freq * (keep + (1 - keep) / s->factor);
     }
-    double mscale = s->attn_factor;
-    if (ramp) {
-        mscale *= magnitude(s->factor, 1);
-        if (s->log_multiplier != 0)
-            mscale /= magnitude(s->factor, s->log_multiplier);
-    }
-    g->rope_mscale = (float)mscale;
+    double mscale = ramp && s->factor > 1 ? 1 + 0.1 * log(s->factor) : 1;
+    g->rope_mscale = (float)(mscale * s->attn_factor);
 }

@@ -20,7 +20,6 @@ typedef struct vqkvc_rope_scaling {
     double beta_fast, beta_slow; /* turns over n_ctx_orig that bound YaRN's ramp */
     double ext_factor;           /* share of the ramp that is used (YaRN: 1) */
     double attn_factor;          /* further factor on cosine and sine */
-    double log_multiplier;       /* YaRN's mscale_all_dim, 0 for none */
 } vqkvc_rope_scaling;
 
 /* Reads {arch}.rope.* and checks every number. longrope and unknown types are refused by name. */

@@ -16,7 +16,8 @@ struct vqkvc_slot {
     int32_t value;
 };
 
-vqkvc_code vqkvc_table_make(vqkvc_table *table, vqkvc_arena *arena, size_t n, vqkvc_err *err)
+vqkvc_code vqkvc_token_map_make(vqkvc_token_map *table, vqkvc_arena *arena, size_t n,
+                                vqkvc_err *err)
 {
     size_t size = 16;
     while (size / 2 < n)
@@ -27,7 +28,7 @@ vqkvc_code vqkvc_table_make(vqkvc_table *table, vqkvc_arena *arena, size_t n, vq
 }
 
 /* The slot that holds the key, or the empty one where it belongs. */
-static struct vqkvc_slot *find_slot(const vqkvc_table *table, const void *key, size_t n,
+static struct vqkvc_slot *find_slot(const vqkvc_token_map *table, const void *key, size_t n,
                                     uint32_t hash)
 {
     size_t i = hash & table->mask;
@@ -38,7 +39,7 @@ static struct vqkvc_slot *find_slot(const vqkvc_table *table, const void *key, s
     }
 }
 
-void vqkvc_table_put(vqkvc_table *table, const void *key, size_t n, int32_t value)
+void vqkvc_token_map_put(vqkvc_token_map *table, const void *key, size_t n, int32_t value)
 {
     uint32_t hash = (uint32_t)XXH3_64bits(key, n);
     struct vqkvc_slot *s = find_slot(table, key, n, hash);
@@ -46,7 +47,7 @@ void vqkvc_table_put(vqkvc_table *table, const void *key, size_t n, int32_t valu
         *s = (struct vqkvc_slot){key, (uint32_t)n, hash, value};
 }
 
-int32_t vqkvc_table_get(const vqkvc_table *table, const void *key, size_t n)
+int32_t vqkvc_token_map_get(const vqkvc_token_map *table, const void *key, size_t n)
 {
     const struct vqkvc_slot *s = find_slot(table, key, n, (uint32_t)XXH3_64bits(key, n));
     return s->key == NULL ? -1 : s->value;

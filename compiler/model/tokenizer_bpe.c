@@ -156,7 +156,7 @@ static vqkvc_code index_pieces(vqkvc_tokenizer *t, vqkvc_err *err)
     for (int i = 0; i < t->n_vocab; i++)
         total += t->pieces[i].n;
     char *dst = vqkvc_arena_alloc(&t->arena, total, 1, err);
-    VQKVC_TRY(vqkvc_table_make(&t->by_text, &t->arena, (size_t)t->n_vocab, err));
+    VQKVC_TRY(vqkvc_token_map_make(&t->by_text, &t->arena, (size_t)t->n_vocab, err));
     if (dst == NULL)
         return err->code;
     invert_byte_chars(byte_of_char);
@@ -164,7 +164,7 @@ static vqkvc_code index_pieces(vqkvc_tokenizer *t, vqkvc_err *err)
         const vqkvc_piece *p = &t->pieces[i];
         if (p->n == 0)
             continue;
-        vqkvc_table_put(&t->by_text, p->s, p->n, i);
+        vqkvc_token_map_put(&t->by_text, p->s, p->n, i);
         if (t->types[i] == VQKVC_TOKEN_USER_DEFINED) {
             t->decoded[i] = *p;
         } else if (t->types[i] != VQKVC_TOKEN_CONTROL && t->types[i] != VQKVC_TOKEN_UNKNOWN) {
@@ -175,7 +175,7 @@ static vqkvc_code index_pieces(vqkvc_tokenizer *t, vqkvc_err *err)
     for (unsigned byte = 0; byte < 256; byte++) {
         char c[2];
         size_t n = write_byte_char(byte, c);
-        t->byte_token[byte] = vqkvc_table_get(&t->by_text, c, n);
+        t->byte_token[byte] = vqkvc_token_map_get(&t->by_text, c, n);
     }
     return VQKVC_OK;
 }
@@ -196,13 +196,13 @@ static vqkvc_code load_merge(vqkvc_tokenizer *t, size_t rank, const char *s, siz
     if (joined->failed)
         return vqkvc_fail(err, VQKVC_E_MEMORY, "%s: out of memory for merge %zu", t->file, rank);
     int32_t *pair = t->bpe.pairs[rank];
-    pair[0] = vqkvc_table_get(&t->by_text, s, n_left);
-    pair[1] = vqkvc_table_get(&t->by_text, space + 1, n_right);
-    t->bpe.merged[rank] = vqkvc_table_get(&t->by_text, joined->data, joined->len);
+    pair[0] = vqkvc_token_map_get(&t->by_text, s, n_left);
+    pair[1] = vqkvc_token_map_get(&t->by_text, space + 1, n_right);
+    t->bpe.merged[rank] = vqkvc_token_map_get(&t->by_text, joined->data, joined->len);
     if (pair[0] < 0 || pair[1] < 0 || t->bpe.merged[rank] < 0)
         return vqkvc_fail(err, VQKVC_E_FORMAT, "%s: merge %zu (\"%.*s\") is of unknown tokens",
                           t->file, rank, (int)(n < 64 ? n : 64), s);
-    vqkvc_table_put(&t->bpe.ranks, pair, sizeof *t->bpe.pairs, (int32_t)rank);
+    vqkvc_token_map_put(&t->bpe.ranks, pair, sizeof *t->bpe.pairs, (int32_t)rank);
     return VQKVC_OK;
 }
 
@@ -217,7 +217,7 @@ static vqkvc_code load_merges(vqkvc_tokenizer *t, const vqkvc_gguf *g, vqkvc_err
     size_t n_merges = (size_t)kv->n;
     t->bpe.pairs = vqkvc_arena_alloc(&t->arena, n_merges, sizeof *t->bpe.pairs, err);
     t->bpe.merged = vqkvc_arena_alloc(&t->arena, n_merges, sizeof *t->bpe.merged, err);
-    vqkvc_table_make(&t->bpe.ranks, &t->arena, n_merges, err);
+    vqkvc_token_map_make(&t->bpe.ranks, &t->arena, n_merges, err);
     vqkvc_buf joined = {0};
     for (size_t rank = 0; rank < n_merges && err->code == VQKVC_OK; rank++) {
         size_t n;
@@ -252,7 +252,7 @@ static int join_by_rank(const vqkvc_tokenizer *t, const char *word, const vqkvc_
 {
     int32_t pair[2] = {left->id, right->id};
     (void)word;
-    int32_t rank = vqkvc_table_get(&t->bpe.ranks, pair, sizeof pair);
+    int32_t rank = vqkvc_token_map_get(&t->bpe.ranks, pair, sizeof pair);
     if (rank < 0)
         return 0;
     out->id = t->bpe.merged[rank];
@@ -272,7 +272,7 @@ static int32_t whole_word(vqkvc_bpe_run *run, const char *word, size_t n)
         vqkvc_fail(run->err, VQKVC_E_MEMORY, "cannot allocate for a word of %zu bytes", n);
         return -1;
     }
-    int32_t id = vqkvc_table_get(&run->t->by_text, run->chars.data, run->chars.len);
+    int32_t id = vqkvc_token_map_get(&run->t->by_text, run->chars.data, run->chars.len);
     int plain = id >= 0 && run->t->types[id] != VQKVC_TOKEN_CONTROL &&
                 run->t->types[id] != VQKVC_TOKEN_UNKNOWN;
     return plain ? id : -1;

@@ -28,17 +28,18 @@ typedef struct vqkvc_piece {
 
 /* ---- byte strings to numbers: open addressing, filled once while loading ---- */
 
-typedef struct vqkvc_table {
+typedef struct vqkvc_token_map {
     struct vqkvc_slot *slots; /* [mask + 1] */
     size_t mask;
-} vqkvc_table;
+} vqkvc_token_map;
 
 /* Room for n keys, from the arena. */
-vqkvc_code vqkvc_table_make(vqkvc_table *table, vqkvc_arena *arena, size_t n, vqkvc_err *err);
+vqkvc_code vqkvc_token_map_make(vqkvc_token_map *table, vqkvc_arena *arena, size_t n,
+                                vqkvc_err *err);
 /* Keys are borrowed. The first value of a key stays. */
-void vqkvc_table_put(vqkvc_table *table, const void *key, size_t n, int32_t value);
+void vqkvc_token_map_put(vqkvc_token_map *table, const void *key, size_t n, int32_t value);
 /* The value (>= 0), or -1. */
-int32_t vqkvc_table_get(const vqkvc_table *table, const void *key, size_t n);
+int32_t vqkvc_token_map_get(const vqkvc_token_map *table, const void *key, size_t n);
 
 /* ---- joining symbols ---- */
 
@@ -107,7 +108,7 @@ struct vqkvc_tokenizer {
     uint8_t *types;       /* [n_vocab] vqkvc_token_type */
     int32_t bos, eos, unk;
     int add_bos;
-    vqkvc_table by_text;     /* piece -> id, of the pieces that text can become */
+    vqkvc_token_map by_text; /* piece -> id, of the pieces that text can become */
     int32_t byte_token[256]; /* -1: the vocabulary has none */
 
     /* User-defined tokens, sorted by text, and which bytes they begin with. */
@@ -122,12 +123,12 @@ struct vqkvc_tokenizer {
         int add_space_prefix;
         int crosses_words; /* some piece has U+2581 behind another character */
     } spm;
-    struct {                 /* byte-level BPE */
-        void *pattern;       /* pcre2_code, owned */
-        int whole_words;     /* a word that is a token is taken without merging */
-        int32_t (*pairs)[2]; /* [n_merges] ids, by rank */
-        int32_t *merged;     /* [n_merges] the id they become */
-        vqkvc_table ranks;   /* pair -> rank */
+    struct {                   /* byte-level BPE */
+        void *pattern;         /* pcre2_code, owned */
+        int whole_words;       /* a word that is a token is taken without merging */
+        int32_t (*pairs)[2];   /* [n_merges] ids, by rank */
+        int32_t *merged;       /* [n_merges] the id they become */
+        vqkvc_token_map ranks; /* pair -> rank */
     } bpe;
 };
 

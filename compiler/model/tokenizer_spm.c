@@ -62,12 +62,12 @@ static int has_inner_mark(const vqkvc_piece *p)
 
 static vqkvc_code index_pieces(vqkvc_tokenizer *t, vqkvc_err *err)
 {
-    VQKVC_TRY(vqkvc_table_make(&t->by_text, &t->arena, (size_t)t->n_vocab, err));
+    VQKVC_TRY(vqkvc_token_map_make(&t->by_text, &t->arena, (size_t)t->n_vocab, err));
     for (int i = 0; i < t->n_vocab; i++) {
         const vqkvc_piece *p = &t->pieces[i];
         if (p->n == 0 || !is_readable(t->types[i]))
             continue;
-        vqkvc_table_put(&t->by_text, p->s, p->n, i);
+        vqkvc_token_map_put(&t->by_text, p->s, p->n, i);
         t->spm.max_piece = p->n > t->spm.max_piece ? p->n : t->spm.max_piece;
         t->spm.crosses_words |= has_inner_mark(p);
     }
@@ -127,7 +127,7 @@ static int join_by_score(const vqkvc_tokenizer *t, const char *word, const vqkvc
     (void)right;
     if (out->len > t->spm.max_piece)
         return 0;
-    out->id = vqkvc_table_get(&t->by_text, word + left->start, out->len);
+    out->id = vqkvc_token_map_get(&t->by_text, word + left->start, out->len);
     if (out->id < 0)
         return 0;
     out->priority = (double)t->spm.scores[out->id];
@@ -165,7 +165,7 @@ static vqkvc_code encode_word(const vqkvc_tokenizer *t, vqkvc_merger *m, const c
     VQKVC_TRY(vqkvc_merger_reset(m, n_symbols, err));
     for (size_t i = 0, len; i < n; i += len) {
         len = symbol_len(word + i, n - i);
-        vqkvc_merger_add(m, (uint32_t)len, vqkvc_table_get(&t->by_text, word + i, len));
+        vqkvc_merger_add(m, (uint32_t)len, vqkvc_token_map_get(&t->by_text, word + i, len));
     }
     vqkvc_merger_run(m, t, word, join_by_score);
     for (uint32_t i = 0; i != VQKVC_NO_SYMBOL; i = m->symbols[i].next) {

@@ -4,7 +4,7 @@
 
 #include "plan/plan.h"
 
-/* The codevqkvc_books of a stream, by table index. */
+/* The codebooks of a stream, by table index. */
 typedef struct vqkvc_books {
     int n;
     double **table; /* [n]: NULL where the stream does not use the table */

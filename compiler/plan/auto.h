@@ -1,0 +1,28 @@
+/* auto.h - the scheme of our own: a learned basis in the metric of what errors do, streams shared
+ * over groups of layers and streams of each layer for what is left, one gain a token, every code a
+ * nibble, nibbles allocated by dynamic programming (DESIGN section 5, ideas 1 to 5). */
+#ifndef VQKVC_PLAN_AUTO_H
+#define VQKVC_PLAN_AUTO_H
+
+#include "base/log.h"
+#include "calib_db/kvdb.h"
+#include "capture/capture.h"
+#include "plan/plan.h"
+
+typedef struct vqkvc_auto_params {
+    double bits;     /* a value: codes and gains together; 0: 2 */
+    double max_scan; /* bits a value that attention may read; 0: 5.5; negative: no limit */
+    int layers_shared; /* layers that share a stream; 0: chosen; 1: none */
+    vqkvc_frame frame; /* of keys; BLOCK or POST */
+    vqkvc_window window;
+    uint64_t seed;
+} vqkvc_auto_params;
+
+/* Fits and freezes a plan from a capture. Fitted streams are looked up in and put into db (may be
+ * NULL) under recipes that begin with capture_recipe, so that a build that was interrupted goes on
+ * where it was. parent: the recipe hash of the capture. */
+vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
+                           const vqkvc_auto_params *params, kvdb *db, const vqkvc_hash *parent,
+                           const vqkvc_log *log, vqkvc_err *err);
+
+#endif
