@@ -74,7 +74,7 @@ static double weighted_error(int n, const float *x, const double *mean, const do
 {
     double sum = 0;
     for (int i = 0; i < n; i++) {
-        double e[D], z;
+        double e[D] = {0}, z;
         for (int j = 0; j < b->d; j++)
             e[j] = x[i * b->d + j] - mean[j];
         double left[D];

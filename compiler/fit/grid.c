@@ -17,7 +17,7 @@ enum { MAX_DIM = 64, MAX_POINTS = 1 << 16 };
 
 /* Samples that start a grid and that each later step sees; both grow with the number of points. */
 enum { START_SAMPLES = 1 << 15, STEP_SAMPLES = 1 << 17, SAMPLES_A_POINT = 64 };
-enum { STEPS = 40, MANY_RESTARTS = 16, FEW_RESTARTS = 2 };
+enum { STEPS = 24, MANY_RESTARTS = 16, FEW_RESTARTS = 2 };
 
 /* ---- one dimension: Lloyd-Max by integration (Max 1960) ---- */
 
@@ -144,7 +144,7 @@ static void lloyd_max(half_quantizer *q)
         newton_step(q);
         if (!ascending(q))
             lloyd_step(q);
-        if (accept(q) < 1e-13)
+        if (accept(q) < 1e-12)
             break;
     }
 }

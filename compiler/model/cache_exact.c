@@ -217,7 +217,7 @@ static size_t exact_bytes(void *self)
 {
     const exact_cache *c = self;
     size_t tokens = 0;
-    for (int i = 0; i < c->n_seq * c->n_layers; i++)
+    for (size_t i = 0; i < (size_t)c->n_seq * (size_t)c->n_layers; i++)
         tokens += (size_t)c->len[i];
     return tokens * 2 * sizeof(float) * (size_t)c->n_kv_heads * (size_t)c->head_dim;
 }
@@ -257,10 +257,11 @@ vqkvc_code vqkvc_cache_exact(vqkvc_cache *cache, const vqkvc_geometry *g, int n_
                        .n_ctx = n_ctx};
     size_t heads = checked_product((size_t)n_seq, (size_t)g->n_layers * (size_t)g->n_kv_heads);
     size_t values = checked_product(heads, (size_t)n_ctx * (size_t)g->head_dim);
-    c->len = vqkvc_alloc((size_t)n_seq * (size_t)g->n_layers, sizeof *c->len, err);
-    c->k = c->len != NULL ? vqkvc_alloc(values, sizeof *c->k, err) : NULL;
+    c->k = vqkvc_alloc(values, sizeof *c->k, err);
     c->v = c->k != NULL ? vqkvc_alloc(values, sizeof *c->v, err) : NULL;
-    if (c->v == NULL) {
+    c->len =
+        c->v != NULL ? vqkvc_alloc((size_t)n_seq * (size_t)g->n_layers, sizeof *c->len, err) : NULL;
+    if (c->len == NULL) {
         exact_free(c);
         return err->code;
     }

@@ -197,8 +197,6 @@ static vqkvc_code attention_block(step *s, int layer, vqkvc_err *err)
     int n = s->batch->n;
     if (s->tap != NULL && s->tap->residual != NULL)
         VQKVC_TRY(s->tap->residual(s->tap->self, layer, n, g->d_model, s->x, err));
-    if (s->tap != NULL && s->tap->residual != NULL)
-        VQKVC_TRY(s->tap->residual(s->tap->self, layer, n, g->d_model, s->x, err));
     rms_norm(n, g->d_model, s->x, l->attn_norm, m->norm_eps, s->normed);
     vqkvc_weight_apply(&l->q, n, s->normed, s->q, s->scratch);
     vqkvc_weight_apply(&l->k, n, s->normed, s->k, s->scratch);

@@ -10,8 +10,8 @@
 #include "plan/plan.h"
 
 typedef struct vqkvc_auto_params {
-    double bits;     /* a value: codes and gains together; 0: 2 */
-    double max_scan; /* bits a value that attention may read; 0: 5.5; negative: no limit */
+    double bits;       /* a value: codes and gains together; 0: 2 */
+    double max_scan;   /* bits a value that attention may read; 0: 5.5; negative: no limit */
     int layers_shared; /* layers that share a stream; 0: chosen; 1: none */
     vqkvc_frame frame; /* of keys; BLOCK or POST */
     vqkvc_window window;

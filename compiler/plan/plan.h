@@ -34,6 +34,11 @@ typedef struct vqkvc_member {
     int layer, head; /* KV head */
 } vqkvc_member;
 
+/* Rules that plan.c checks and the words below leave open: ABSMAX and SIGNMAX are for UNI runs, of
+ * equal bits inside a gain group, and SIGNMAX has gains of 16 bits; F16 runs take no gain; every
+ * value of every layer and head is in a stream. reference.c states the arithmetic to the last bit.
+ */
+
 /* Which rotation keys carry when they are coded. Streams over the same key agree. */
 #define VQKVC_FRAME_LIST(X)                                                                        \
     X(PRE, "pre")     /* un-rotated; attended by reconstruction */                                 \
@@ -83,8 +88,8 @@ typedef struct vqkvc_run {
     int bits;   /* of one code: log2 of the codewords a stage; 16 for F16 */
     int stages; /* residual stages (1 for UNI and F16) */
     int book;   /* VQ: table [groups * stages, width * 2^bits], a row holds channel by channel the
-                   2^bits values of that channel; one row block for all groups if the table has
-                   `stages` rows only. -1 otherwise */
+                   2^bits values of that channel, row group * stages + stage; one row block for all
+                   groups if the table has `stages` rows only. -1 otherwise */
 } vqkvc_run;
 
 typedef struct vqkvc_stream {

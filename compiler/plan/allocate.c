@@ -1,0 +1,218 @@
+#include "plan/allocate.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+/* What a group can be. `loss` is the mean squared error of a 16-point codebook fitted to Gaussian
+ * vectors of that width, over the rate-distortion bound 2^(-8 / width) at 4 bits (measured with
+ * vqkvc_fit_gaussian_grid: 0.0095, 0.1075, 0.329, 0.576 a channel); for two stages, over the bound
+ * at 8 bits (6.1e-5 measured). */
+static const struct {
+    int width, stages;
+    double bits, loss;
+} options[VQKVC_LAYOUT_RUNS] = {
+    {1, 2, 8, 4.0}, {1, 1, 4, 2.43}, {2, 1, 4, 1.72}, {4, 1, 4, 1.32}, {8, 1, 4, 1.15},
+};
+
+/* Reverse water-filling (Cover and Thomas, 10.3.3) of `bits` over w descending variances: d_i =
+ * min(theta, lambda_i). Writes each channel's share of the error times loss; returns their sum. */
+static double group_distortion(int w, const double *lambda, double bits, double loss, double *each)
+{
+    int n = w;
+    double log_theta = 0;
+    while (n > 0) {
+        double sum = 0;
+        for (int i = 0; i < n; i++)
+            sum += log2(lambda[i] > DBL_MIN ? lambda[i] : DBL_MIN);
+        log_theta = (sum - 2 * bits) / n;
+        if (log_theta <= log2(lambda[n - 1] > DBL_MIN ? lambda[n - 1] : DBL_MIN))
+            break;
+        n--;
+    }
+    double theta = exp2(log_theta), total = 0;
+    for (int i = 0; i < w; i++) {
+        double d = i < n ? theta * loss : lambda[i];
+        if (d > lambda[i])
+            d = lambda[i];
+        if (each != NULL)
+            each[i] = d;
+        total += d;
+    }
+    return total;
+}
+
+/* The table of the dynamic programme: cell (i, j) is the least error of the first i channels with j
+ * nibbles. Options are taken in order of falling rate, so that a layout has few runs; used[o] marks
+ * the cells whose last group is of option o when options up to o are allowed. */
+typedef struct grid {
+    int d, n_max;
+    double *best;
+    uint8_t *used[VQKVC_LAYOUT_RUNS];
+} grid;
+
+static size_t cell(const grid *g, int i, int j)
+{
+    return (size_t)i * (size_t)(g->n_max + 1) + (size_t)j;
+}
+
+static void grid_free(grid *g)
+{
+    free(g->best);
+    for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
+        free(g->used[o]);
+}
+
+static vqkvc_code grid_fill(grid *g, int d, const double *lambda, int n_max, vqkvc_err *err)
+{
+    *g = (grid){.d = d, .n_max = n_max};
+    size_t cells = (size_t)(d + 1) * (size_t)(n_max + 1);
+    g->best = vqkvc_alloc(cells, sizeof(double), err);
+    for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
+        g->used[o] = vqkvc_alloc(cells, 1, err);
+    if (err->code != VQKVC_OK)
+        return err->code;
+    for (size_t c = 1; c < cells; c++)
+        g->best[c] = INFINITY;
+    for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
+        for (int i = 0; i + options[o].width <= d; i++) {
+            double cost = group_distortion(options[o].width, lambda + i, options[o].bits,
+                                           options[o].loss, NULL);
+            for (int j = 0; j + options[o].stages <= n_max; j++) {
+                size_t to = cell(g, i + options[o].width, j + options[o].stages);
+                double total = g->best[cell(g, i, j)] + cost;
+                if (total < g->best[to]) {
+                    g->best[to] = total;
+                    g->used[o][to] = 1;
+                    for (int later = o + 1; later < VQKVC_LAYOUT_RUNS; later++)
+                        g->used[later][to] = 0;
+                }
+            }
+        }
+    return VQKVC_OK;
+}
+
+/* The best number of coded channels for j nibbles, and the error with the rest dropped. */
+static double grid_end(const grid *g, const double *lambda, int j, int *channels)
+{
+    double tail = 0, least = INFINITY;
+    *channels = 0;
+    for (int i = g->d; i >= 0; i--) {
+        double total = g->best[cell(g, i, j)] + tail;
+        if (total < least) {
+            least = total;
+            *channels = i;
+        }
+        if (i > 0)
+            tail += lambda[i - 1];
+    }
+    return least;
+}
+
+vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, int n_max, double *curve,
+                                vqkvc_err *err)
+{
+    grid g;
+    int channels;
+    if (grid_fill(&g, d, lambda, n_max, err) == VQKVC_OK)
+        for (int j = 0; j <= n_max; j++) {
+            curve[j] = grid_end(&g, lambda, j, &channels);
+            /* More nibbles than are of use are left unused. */
+            if (j > 0 && curve[j] > curve[j - 1])
+                curve[j] = curve[j - 1];
+        }
+    grid_free(&g);
+    return err->code;
+}
+
+vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, int n_nibbles, vqkvc_layout *layout,
+                                 vqkvc_err *err)
+{
+    grid g;
+    memset(layout, 0, sizeof *layout);
+    if (grid_fill(&g, d, lambda, n_nibbles, err) == VQKVC_OK) {
+        int counts[VQKVC_LAYOUT_RUNS] = {0}, i, j = n_nibbles;
+        layout->distortion = grid_end(&g, lambda, j, &i);
+        while (j > 1 && isinf(layout->distortion))
+            layout->distortion = grid_end(&g, lambda, --j, &i);
+        layout->n_channels = i;
+        layout->n_nibbles = j;
+        for (int o = VQKVC_LAYOUT_RUNS - 1; o >= 0 && i > 0;) {
+            if (!g.used[o][cell(&g, i, j)]) {
+                o--;
+                continue;
+            }
+            counts[o]++;
+            i -= options[o].width;
+            j -= options[o].stages;
+        }
+        for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
+            if (counts[o] > 0)
+                layout->runs[layout->n_runs++] = (vqkvc_layout_run){
+                    .width = options[o].width, .stages = options[o].stages, .groups = counts[o]};
+    }
+    grid_free(&g);
+    return err->code;
+}
+
+void vqkvc_layout_distortions(const vqkvc_layout *layout, int d, const double *lambda,
+                              double *distortion)
+{
+    int i = 0;
+    for (int r = 0; r < layout->n_runs; r++) {
+        const vqkvc_layout_run *run = &layout->runs[r];
+        int o = 0;
+        while (options[o].width != run->width || options[o].stages != run->stages)
+            o++;
+        for (int k = 0; k < run->groups; k++, i += run->width)
+            group_distortion(run->width, lambda + i, options[o].bits, options[o].loss,
+                             distortion + i);
+    }
+    for (; i < d; i++)
+        distortion[i] = lambda[i];
+}
+
+/* The steepest mean fall of a curve from j on, and over how many nibbles. */
+static double steepest(const double *curve, int j, int n_max, long room, int *step)
+{
+    double best = -1;
+    *step = 0;
+    for (int k = 1; k <= 8 && j + k <= n_max && k <= room; k++) {
+        double fall = (curve[j] - curve[j + k]) / k;
+        if (fall > best) {
+            best = fall;
+            *step = k;
+        }
+    }
+    return best;
+}
+
+void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, int n_min, long total,
+                           int *share)
+{
+    long left = total;
+    for (int i = 0; i < n; i++) {
+        share[i] = n_min;
+        left -= n_min;
+    }
+    while (left > 0) {
+        int which = -1, step = 0, k;
+        double best = 0;
+        for (int i = 0; i < n; i++) {
+            double fall = steepest(curves[i], share[i], n_max, left, &k);
+            if (fall > best) {
+                best = fall;
+                which = i;
+                step = k;
+            }
+        }
+        if (which < 0)
+            break;
+        share[which] += step;
+        left -= step;
+    }
+}

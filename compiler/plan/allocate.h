@@ -1,0 +1,38 @@
+/* allocate.h - how many channels share a nibble, and which streams get how many nibbles. */
+#ifndef VQKVC_PLAN_ALLOCATE_H
+#define VQKVC_PLAN_ALLOCATE_H
+
+#include "base/status.h"
+
+/* A run of groups of channels: every group takes `stages` nibbles. */
+typedef struct vqkvc_layout_run {
+    int width, stages, groups;
+} vqkvc_layout_run;
+
+enum { VQKVC_LAYOUT_RUNS = 5 }; /* two nibbles a channel; one for 1, 2, 4, 8 channels */
+
+typedef struct vqkvc_layout {
+    int n_runs, n_channels, n_nibbles;
+    vqkvc_layout_run runs[VQKVC_LAYOUT_RUNS];
+    double distortion; /* expected squared error, dropped channels included */
+} vqkvc_layout;
+
+/* Expected squared error of coding channels of variances lambda [d] (descending) with 0 .. n_max
+ * nibbles: curve [n_max + 1]. Dynamic programming over (channels, nibbles); a group of w channels
+ * costs the Gaussian rate-distortion bound at 4 bits times the measured loss of a 16-point codebook
+ * of that width. */
+vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, int n_max, double *curve,
+                                vqkvc_err *err);
+/* The layout that reaches curve[n_nibbles]. At least one channel is coded. */
+vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, int n_nibbles, vqkvc_layout *layout,
+                                 vqkvc_err *err);
+/* The expected squared error of each channel [d] under a layout. */
+void vqkvc_layout_distortions(const vqkvc_layout *layout, int d, const double *lambda,
+                              double *distortion);
+
+/* Shares `total` nibbles among n curves [n][n_max + 1] so that the sum of errors is least: always to
+ * the curve that falls steepest over the next few. share [n] out, at least n_min each. */
+void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, int n_min, long total,
+                           int *share);
+
+#endif

@@ -1,0 +1,116 @@
+#include "plan/sample.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/matrix.h"
+#include "base/rng.h"
+
+enum { STREAM_OFFSET = 101, STREAM_DISTANCE = 102, ROWS = 256 };
+
+void vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, int n_members,
+                          vqkvc_frame frame, int block, uint64_t seed, float *x)
+{
+    const vqkvc_geometry *g = &c->geometry;
+    vqkvc_kind kind = members[0].part == VQKVC_PART_K ? VQKVC_KEY : VQKVC_VALUE;
+    int dim = g->head_dim, width = vqkvc_kind_width(g, kind), n_in = n_members * dim;
+#pragma omp parallel for schedule(dynamic)
+    for (int first = 0; first < c->n_sample; first += ROWS) {
+        int n = c->n_sample - first < ROWS ? c->n_sample - first : ROWS;
+        vqkvc_err ignored = {0};
+        float *row = vqkvc_alloc((size_t)n * (size_t)width, sizeof(float), &ignored);
+        for (int m = 0; row != NULL && m < n_members; m++) {
+            vqkvc_capture_read(c, kind, members[m].layer, first, n, row);
+            for (int i = 0; i < n; i++)
+                memcpy(x + (size_t)(first + i) * (size_t)n_in + (size_t)(m * dim),
+                       row + (size_t)i * (size_t)width + (size_t)(members[m].head * dim),
+                       sizeof(float) * (size_t)dim);
+        }
+        for (int i = 0; i < n && kind == VQKVC_KEY; i++) {
+            float *dst = x + (size_t)(first + i) * (size_t)n_in;
+            vqkvc_rng rng = vqkvc_rng_make(seed, (uint64_t)(first + i) * 256 + STREAM_OFFSET);
+            double turn = frame == VQKVC_FRAME_BLOCK  ? (double)vqkvc_rng_below(&rng, (uint64_t)block)
+                          : frame == VQKVC_FRAME_POST ? (double)c->pos[first + i]
+                                                      : 0.0;
+            vqkvc_rope_rotate(g, turn, dst, n_members);
+            for (int j = 0; j < n_in; j++)
+                dst[j] *= g->rope_mscale;
+        }
+        free(row);
+    }
+}
+
+/* E[q q'] of the queries of one KV head, each turned by a random distance. */
+static vqkvc_code query_moment(const vqkvc_capture *c, int layer, int head, uint64_t seed,
+                               double *moment, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &c->geometry;
+    int group = g->n_heads / g->n_kv_heads, dim = g->head_dim, n = c->n_sample;
+    int width = g->n_heads * dim;
+    uint64_t reach = (uint64_t)(g->n_ctx_train > 0 ? g->n_ctx_train : 2048);
+    float *all = vqkvc_alloc((size_t)n * (size_t)width, sizeof(float), err);
+    double *q = vqkvc_alloc((size_t)n * (size_t)(group * dim), sizeof(double), err);
+    if (all != NULL && q != NULL) {
+        vqkvc_capture_read(c, VQKVC_QUERY, layer, 0, n, all);
+#pragma omp parallel for schedule(static)
+        for (int i = 0; i < n; i++) {
+            vqkvc_rng rng = vqkvc_rng_make(seed, (uint64_t)i * 256 + STREAM_DISTANCE);
+            float *src = all + (size_t)i * (size_t)width + (size_t)(head * group * dim);
+            vqkvc_rope_rotate(g, (double)vqkvc_rng_below(&rng, reach), src, group);
+            for (int j = 0; j < group * dim; j++)
+                q[(size_t)i * (size_t)(group * dim) + (size_t)j] = (double)(src[j] * g->rope_mscale);
+        }
+        vqkvc_dgemm_tn(dim, dim, n * group, q, (size_t)dim, q, (size_t)dim, moment, (size_t)dim);
+        for (int i = 0; i < dim * dim; i++)
+            moment[i] /= (double)n * group;
+    }
+    free(all);
+    free(q);
+    return err->code;
+}
+
+/* tr(metric Cov v) of one head, from the captured second moments of joined values. */
+static double value_spread(const vqkvc_capture *c, int layer, int head, const double *metric)
+{
+    const vqkvc_stats *s = &c->stats[VQKVC_VALUE][layer];
+    int dim = c->geometry.head_dim, width = c->geometry.n_kv_heads * dim, at = head * dim;
+    double trace = 0;
+    for (int i = 0; i < dim; i++)
+        for (int j = 0; j < dim; j++)
+            trace += metric[i * dim + j] *
+                     (s->moment[(size_t)(at + i) * (size_t)width + (size_t)(at + j)] -
+                      s->mean[at + i] * s->mean[at + j]);
+    return trace > 0 ? trace : 1;
+}
+
+vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, uint64_t seed, vqkvc_arena *arena,
+                                vqkvc_metrics *m, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &c->geometry;
+    int dim = g->head_dim, heads = g->n_layers * g->n_kv_heads;
+    m->k = vqkvc_arena_alloc(arena, (size_t)heads, sizeof(double *), err);
+    m->v = vqkvc_arena_alloc(arena, (size_t)heads, sizeof(double *), err);
+    for (int h = 0; h < heads && err->code == VQKVC_OK; h++) {
+        m->k[h] = vqkvc_arena_alloc(arena, (size_t)(dim * dim), sizeof(double), err);
+        m->v[h] = vqkvc_arena_alloc(arena, (size_t)(dim * dim), sizeof(double), err);
+    }
+    if (err->code != VQKVC_OK)
+        return err->code;
+    for (int layer = 0; layer < g->n_layers; layer++)
+        for (int head = 0; head < g->n_kv_heads; head++) {
+            int h = layer * g->n_kv_heads + head;
+            double ms = c->residual_ms != NULL ? (double)c->residual_ms[layer] : 1;
+            for (int i = 0; i < dim * dim; i++) {
+                double w = c->value_metric != NULL
+                               ? (double)c->value_metric[(size_t)h * (size_t)(dim * dim) + (size_t)i]
+                               : (double)(i % (dim + 1) == 0);
+                m->v[h][i] = w / (ms > 0 ? ms : 1);
+            }
+            VQKVC_TRY(query_moment(c, layer, head, seed, m->k[h], err));
+            double spread = value_spread(c, layer, head, m->v[h]) / dim; /* scale^2 = 1 / dim */
+            for (int i = 0; i < dim * dim; i++)
+                m->k[h][i] *= spread;
+        }
+    return VQKVC_OK;
+}

@@ -1,0 +1,27 @@
+/* sample.h - calibration samples in a stream's frame, and the metrics in which errors count. */
+#ifndef VQKVC_PLAN_SAMPLE_H
+#define VQKVC_PLAN_SAMPLE_H
+
+#include "capture/capture.h"
+#include "plan/plan.h"
+
+/* The sampled vectors of n_members heads of one part, joined: x [n_sample, n_members * head_dim].
+ * Keys are put into the frame: BLOCK turns each by a seeded offset in [0, block), POST by its
+ * position; every key carries rope_mscale as the cache will see it. */
+void vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, int n_members,
+                          vqkvc_frame frame, int block, uint64_t seed, float *x);
+
+/* Metrics of all heads: squared errors in them add up to a loss over the whole model.
+ * Values: Wo'Wo, over the mean square of the residual stream that they are added to. Keys: an error
+ * e moves a score by scale * q . e; to first order the output moves by that times the spread of the
+ * values about their mean, so E[q q'] counts times scale^2 tr(Wo'Wo Cov v). Queries are turned by
+ * seeded distances up to the trained context, as they meet keys in every frame.
+ * k, v: [n_layers * n_kv_heads] matrices [head_dim, head_dim], in arena. */
+typedef struct vqkvc_metrics {
+    double **k, **v;
+} vqkvc_metrics;
+
+vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, uint64_t seed, vqkvc_arena *arena,
+                                vqkvc_metrics *m, vqkvc_err *err);
+
+#endif

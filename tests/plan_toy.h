@@ -1,0 +1,140 @@
+/* plan_toy.h - small plans for tests. */
+#ifndef VQKVC_TESTS_PLAN_TOY_H
+#define VQKVC_TESTS_PLAN_TOY_H
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <criterion/criterion.h>
+
+#include "base/half.h"
+#include "base/rng.h"
+#include "plan/plan.h"
+
+static inline vqkvc_geometry toy_geometry(int n_layers, int n_kv_heads, int head_dim)
+{
+    vqkvc_geometry g = {.name = "toy",
+                        .arch = "llama",
+                        .n_layers = n_layers,
+                        .d_model = 2 * n_kv_heads * head_dim,
+                        .n_heads = 2 * n_kv_heads,
+                        .n_kv_heads = n_kv_heads,
+                        .head_dim = head_dim,
+                        .rope_layout = VQKVC_ROPE_HALVES,
+                        .n_rot = head_dim,
+                        .rope_mscale = 1};
+    for (int i = 0; i < head_dim / 2; i++)
+        g.rope_freq[i] = pow(10000, -2.0 * i / head_dim);
+    return g;
+}
+
+static inline void make_preset(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme)
+{
+    vqkvc_err err = {0};
+    cr_assert_eq(vqkvc_plan_preset(plan, g, scheme, NULL, &err), VQKVC_OK, "%s", err.msg);
+}
+
+static inline void *need(size_t n, size_t size)
+{
+    vqkvc_err err = {0};
+    void *p = vqkvc_alloc(n, size, &err);
+    cr_assert_not_null(p);
+    return p;
+}
+
+static inline void random_table(vqkvc_plan *plan, int index, double scale, uint64_t stream)
+{
+    vqkvc_table *t = &plan->tables[index];
+    vqkvc_rng rng = vqkvc_rng_make(11, stream);
+    for (size_t i = 0; i < (size_t)t->rows * t->cols; i++)
+        t->f16[i] = vqkvc_f32_to_f16((float)(scale * vqkvc_rng_normal(&rng)));
+}
+
+static inline int add_table(vqkvc_plan *plan, int rows, int cols, const char *name)
+{
+    vqkvc_err err = {0};
+    int index = vqkvc_plan_add_table(plan, rows, cols, &err, "%s", name);
+    cr_assert_geq(index, 0, "%s", err.msg);
+    return index;
+}
+
+/* A random orthonormal matrix [d, d] into two tables: Gram-Schmidt over random columns. */
+static inline void orthonormal_tables(vqkvc_plan *plan, int d, int enc, int dec)
+{
+    double *q = need((size_t)d * d, sizeof *q);
+    vqkvc_rng rng = vqkvc_rng_make(3, (uint64_t)enc);
+    for (int j = 0; j < d; j++) {
+        for (int i = 0; i < d; i++)
+            q[j * d + i] = vqkvc_rng_normal(&rng);
+        for (int p = 0; p <= j; p++) {
+            double dot = 0;
+            for (int i = 0; i < d; i++)
+                dot += q[j * d + i] * q[p * d + i];
+            for (int i = 0; i < d; i++)
+                q[j * d + i] =
+                    p == j ? q[j * d + i] / sqrt(dot) : q[j * d + i] - dot * q[p * d + i];
+        }
+    }
+    for (int i = 0; i < d; i++)
+        for (int j = 0; j < d; j++)
+            plan->tables[enc].f16[i * d + j] = plan->tables[dec].f16[i * d + j] =
+                vqkvc_f32_to_f16((float)q[j * d + i]);
+    free(q);
+}
+
+/* The toy that most tests use: 2 layers, 1 KV head of 16. Stream 0 holds K of both layers in a
+ * basis (frame block, RMS gain in 8 bits, VQ in two stages, then wider groups), streams 1 and 2
+ * code what it leaves of each layer (16-bit gains), streams 3 and 4 hold V (UNI with ABSMAX). */
+static inline void make_toy(vqkvc_plan *plan)
+{
+    vqkvc_err err = {0};
+    *plan = (vqkvc_plan){.scheme = "toy", .n_sink = 1, .n_recent = 16, .block = 16};
+    plan->geometry = toy_geometry(2, 1, 16);
+    strcpy(plan->calibration.hex, vqkvc_hash_text("toy").hex);
+    int mean = add_table(plan, 1, 32, "mean"), enc = add_table(plan, 32, 32, "enc");
+    int dec = add_table(plan, 32, 32, "dec"), own = add_table(plan, 8 * 2, 16, "book own");
+    int wide = add_table(plan, 1, 2 * 16, "book wide"), rest = add_table(plan, 16, 4, "book rest");
+    random_table(plan, mean, 0.3, 1);
+    orthonormal_tables(plan, 32, enc, dec);
+    random_table(plan, own, 1, 2);
+    random_table(plan, wide, 1, 3);
+    random_table(plan, rest, 1, 4);
+    vqkvc_member keys[2] = {{VQKVC_PART_K, 0, 0}, {VQKVC_PART_K, 1, 0}};
+    vqkvc_stream *s = vqkvc_plan_add_stream(plan, "K shared", 2, keys, &err);
+    s->frame = VQKVC_FRAME_BLOCK;
+    s->transform = VQKVC_TRANSFORM_BASIS;
+    s->mean = mean;
+    s->enc = enc;
+    s->dec = dec;
+    s->gain = VQKVC_GAIN_RMS;
+    s->gain_bits = 8;
+    s->gain_width = 32;
+    s->gain_lo = -6;
+    s->gain_step = 0.0625f;
+    vqkvc_run *r = vqkvc_plan_set_runs(plan, s, 2, &err);
+    r[0] = (vqkvc_run){VQKVC_CODER_VQ, 0, 8, 1, 4, 2, own};
+    r[1] = (vqkvc_run){VQKVC_CODER_VQ, 8, 12, 2, 4, 1, wide};
+    for (int i = 0; i < 2; i++) {
+        s = vqkvc_plan_add_stream(plan, i == 0 ? "K 0 own" : "K 1 own", 1, &keys[i], &err);
+        s->frame = VQKVC_FRAME_BLOCK;
+        s->gain = VQKVC_GAIN_RMS;
+        s->gain_bits = 16;
+        s->gain_width = 8;
+        r = vqkvc_plan_set_runs(plan, s, 2, &err);
+        r[0] = (vqkvc_run){VQKVC_CODER_UNI, 0, 8, 1, 3, 1, -1};
+        r[1] = (vqkvc_run){VQKVC_CODER_VQ, 8, 8, 1, 2, 2, rest};
+    }
+    for (int i = 0; i < 2; i++) {
+        vqkvc_member value = {VQKVC_PART_V, i, 0};
+        s = vqkvc_plan_add_stream(plan, i == 0 ? "V 0" : "V 1", 1, &value, &err);
+        s->gain = VQKVC_GAIN_ABSMAX;
+        s->gain_bits = 16;
+        s->gain_width = 16;
+        r = vqkvc_plan_set_runs(plan, s, 1, &err);
+        r[0] = (vqkvc_run){VQKVC_CODER_UNI, 0, 16, 1, 4, 1, -1};
+    }
+    cr_assert_eq(vqkvc_plan_validate(plan, &err), VQKVC_OK, "%s", err.msg);
+}
+
+#endif
