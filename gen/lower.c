@@ -1,6 +1,5 @@
 #include "gen/lower.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/half.h"
@@ -112,7 +111,7 @@ static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *ta
         low->streams[i].gain_table = reserve(low, title, 256);
         for (int c = 0; c < 256; c++)
             low->values[low->streams[i].gain_table + c] =
-                vqkvc_f32_to_f16(exp2f(s->gain_lo + s->gain_step * (float)c));
+                vqkvc_stream_gain(s, c);
     }
     return VQKVC_OK;
 }

@@ -17,7 +17,7 @@
     X(dispatch)                                                                                    \
     X(codec)                                                                                       \
     X(attend)                                                                                      \
-    X(cache)                                                                                       \
+    X(kvcache)                                                                                       \
     X(save)
 
 #define X(name) VQKVC_EMBED(gen_part_##name, "runtime/" #name ".h");

@@ -38,10 +38,10 @@ vqkvc_code vqkvc_fit_moments(int n, int d, const float *x, size_t ldx, const flo
 /* ---- codebooks (kmeans.c) ---- */
 
 typedef struct vqkvc_kmeans_params {
-    int k;             /* centroids, >= 1 */
-    int max_iters;     /* Lloyd iterations, 0: 25 */
-    int restarts;      /* k-means++ seedings, the best objective is kept; 0: 1 */
-    double tolerance;  /* stop when the objective falls by less than this fraction; 0: 1e-4 */
+    int k;            /* centroids, >= 1 */
+    int max_iters;    /* Lloyd iterations, 0: 25 */
+    int restarts;     /* k-means++ seedings, the best objective is kept; 0: 1 */
+    double tolerance; /* stop when the objective falls by less than this fraction; 0: 1e-4 */
     uint64_t seed;
 } vqkvc_kmeans_params;
 
@@ -64,10 +64,10 @@ void vqkvc_kmeans_assign(int n, int d, const float *x, size_t ldx, int k, const 
  * last. rank > 0 and < dy: reduced rank, W = left [dx + 1, rank] * right [rank, dy] with right the
  * top eigenvectors of Y'X G^-1 X'Y; then w holds their product. */
 typedef struct vqkvc_predictor {
-    int dx, dy, rank; /* rank 0: full */
-    double *w;        /* [dx + 1, dy] */
-    double *left;     /* [dx + 1, rank] or NULL */
-    double *right;    /* [rank, dy] or NULL */
+    int dx, dy, rank;    /* rank 0: full */
+    double *w;           /* [dx + 1, dy] */
+    double *left;        /* [dx + 1, rank] or NULL */
+    double *right;       /* [rank, dy] or NULL */
     double relative_mse; /* on the fitting samples: |Y - X~W|^2 / |Y - mean Y|^2; 1 where Y is
                           * constant */
 } vqkvc_predictor;

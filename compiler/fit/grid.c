@@ -17,7 +17,9 @@ enum { MAX_DIM = 64, MAX_POINTS = 1 << 16 };
 
 /* Samples that start a grid and that each later step sees; both grow with the number of points. */
 enum { START_SAMPLES = 1 << 15, STEP_SAMPLES = 1 << 17, SAMPLES_A_POINT = 64 };
-enum { STEPS = 24, MANY_RESTARTS = 16, FEW_RESTARTS = 2 };
+/* Distortion after 0, 10, 40 and 150 steps: d 2, n 256: 0.00809, 0.00788, 0.00784, 0.00781; d 4,
+ * n 256: 0.0995, 0.0980, 0.0976, 0.0972. */
+enum { STEPS = 40, MANY_RESTARTS = 16, FEW_RESTARTS = 2 };
 
 /* ---- one dimension: Lloyd-Max by integration (Max 1960) ---- */
 

@@ -1,5 +1,7 @@
 #include "plan/plan.h"
 
+#include "base/half.h"
+
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -411,4 +413,9 @@ vqkvc_code vqkvc_plan_validate(const vqkvc_plan *plan, vqkvc_err *err)
     vqkvc_code code = check_streams(plan, slots, err);
     free(slots);
     return code;
+}
+
+uint16_t vqkvc_stream_gain(const vqkvc_stream *s, int code)
+{
+    return vqkvc_f32_to_f16(exp2f(s->gain_lo + s->gain_step * (float)code));
 }

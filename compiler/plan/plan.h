@@ -103,7 +103,7 @@ typedef struct vqkvc_stream {
     int n_in;     /* n_members * head_dim */
     int n_latents;
     vqkvc_gain gain;
-    int gain_bits;  /* 16: binary16; 8: exp2(gain_lo + gain_step * code) */
+    int gain_bits;  /* 16: binary16; 8: binary16(exp2(gain_lo + gain_step * code)) */
     int gain_width; /* latents that share a gain; n_latents: one gain a token */
     float gain_lo, gain_step;
     int n_runs;
@@ -147,6 +147,8 @@ vqkvc_stream *vqkvc_plan_add_stream(vqkvc_plan *plan, const char *name, int n_me
                                     const vqkvc_member *members, vqkvc_err *err);
 /* Gives a stream n_runs zeroed runs (book -1, width and stages 1), owned by the arena. */
 vqkvc_run *vqkvc_plan_set_runs(vqkvc_plan *plan, vqkvc_stream *s, int n_runs, vqkvc_err *err);
+/* The binary16 value of an 8-bit gain code. */
+uint16_t vqkvc_stream_gain(const vqkvc_stream *s, int code);
 /* Checks all that the emitter relies on; the message names the stream and the run. */
 vqkvc_code vqkvc_plan_validate(const vqkvc_plan *plan, vqkvc_err *err);
 

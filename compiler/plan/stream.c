@@ -96,7 +96,7 @@ static gain gain_of(const vqkvc_stream *s, const double *z, int bits)
     if (s->gain_bits == 8) {
         /* fmax() also turns the NaN of a broken token into code 0. */
         double code = exact == 0 ? 0 : round((log2(exact) - s->gain_lo) / s->gain_step);
-        value = exp2(s->gain_lo + s->gain_step * fmin(fmax(code, 0), 255));
+        value = vqkvc_f16_to_f32(vqkvc_stream_gain(s, (int)fmin(fmax(code, 0), 255)));
     } else {
         value = vqkvc_f16_to_f32(vqkvc_f32_to_f16(exact));
         if (!isfinite(value))

@@ -1,6 +1,6 @@
-/* sample.h - calibration samples in a stream's frame, and the metrics in which errors count. */
-#ifndef VQKVC_PLAN_SAMPLE_H
-#define VQKVC_PLAN_SAMPLE_H
+/* calibration.h - calibration samples in a stream's frame, and the metrics in which errors count. */
+#ifndef VQKVC_PLAN_CALIBRATION_H
+#define VQKVC_PLAN_CALIBRATION_H
 
 #include "capture/capture.h"
 #include "plan/plan.h"

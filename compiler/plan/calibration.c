@@ -1,4 +1,4 @@
-#include "plan/sample.h"
+#include "plan/calibration.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -30,7 +30,8 @@ void vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, i
         for (int i = 0; i < n && kind == VQKVC_KEY; i++) {
             float *dst = x + (size_t)(first + i) * (size_t)n_in;
             vqkvc_rng rng = vqkvc_rng_make(seed, (uint64_t)(first + i) * 256 + STREAM_OFFSET);
-            double turn = frame == VQKVC_FRAME_BLOCK  ? (double)vqkvc_rng_below(&rng, (uint64_t)block)
+            double turn = frame == VQKVC_FRAME_BLOCK
+                              ? (double)vqkvc_rng_below(&rng, (uint64_t)block)
                           : frame == VQKVC_FRAME_POST ? (double)c->pos[first + i]
                                                       : 0.0;
             vqkvc_rope_rotate(g, turn, dst, n_members);
@@ -48,6 +49,11 @@ static vqkvc_code query_moment(const vqkvc_capture *c, int layer, int head, uint
     const vqkvc_geometry *g = &c->geometry;
     int group = g->n_heads / g->n_kv_heads, dim = g->head_dim, n = c->n_sample;
     int width = g->n_heads * dim;
+    if (c->sample[VQKVC_QUERY] == NULL || c->sample[VQKVC_QUERY][layer] == NULL) {
+        for (int i = 0; i < dim * dim; i++) /* a dump without queries: any direction matters */
+            moment[i] = i % (dim + 1) == 0;
+        return VQKVC_OK;
+    }
     uint64_t reach = (uint64_t)(g->n_ctx_train > 0 ? g->n_ctx_train : 2048);
     float *all = vqkvc_alloc((size_t)n * (size_t)width, sizeof(float), err);
     double *q = vqkvc_alloc((size_t)n * (size_t)(group * dim), sizeof(double), err);
@@ -59,7 +65,8 @@ static vqkvc_code query_moment(const vqkvc_capture *c, int layer, int head, uint
             float *src = all + (size_t)i * (size_t)width + (size_t)(head * group * dim);
             vqkvc_rope_rotate(g, (double)vqkvc_rng_below(&rng, reach), src, group);
             for (int j = 0; j < group * dim; j++)
-                q[(size_t)i * (size_t)(group * dim) + (size_t)j] = (double)(src[j] * g->rope_mscale);
+                q[(size_t)i * (size_t)(group * dim) + (size_t)j] =
+                    (double)(src[j] * g->rope_mscale);
         }
         vqkvc_dgemm_tn(dim, dim, n * group, q, (size_t)dim, q, (size_t)dim, moment, (size_t)dim);
         for (int i = 0; i < dim * dim; i++)
@@ -102,9 +109,10 @@ vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, uint64_t seed, vqkvc_are
             int h = layer * g->n_kv_heads + head;
             double ms = c->residual_ms != NULL ? (double)c->residual_ms[layer] : 1;
             for (int i = 0; i < dim * dim; i++) {
-                double w = c->value_metric != NULL
-                               ? (double)c->value_metric[(size_t)h * (size_t)(dim * dim) + (size_t)i]
-                               : (double)(i % (dim + 1) == 0);
+                double w =
+                    c->value_metric != NULL
+                        ? (double)c->value_metric[(size_t)h * (size_t)(dim * dim) + (size_t)i]
+                        : (double)(i % (dim + 1) == 0);
                 m->v[h][i] = w / (ms > 0 ? ms : 1);
             }
             VQKVC_TRY(query_moment(c, layer, head, seed, m->k[h], err));

@@ -1,0 +1,123 @@
+/* options.h - the command line: tables of options, one strict parser, the help made from them.
+ *
+ * Every default that help shows is the text that the parser reads to set it, so the two cannot
+ * disagree. Numbers are whole words within stated ranges: "12x", "" and "1e3" for an integer are
+ * refused. */
+#ifndef VQKVC_COMMAND_OPTIONS_H
+#define VQKVC_COMMAND_OPTIONS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/status.h"
+
+enum { VQKVC_MAX_WORDS = 64 };
+
+/* What an option that may be repeated has been given. */
+typedef struct vqkvc_words {
+    int n;
+    const char *at[VQKVC_MAX_WORDS]; /* borrowed from argv */
+} vqkvc_words;
+
+/* Which groups of options have been used (vqkvc_options.given). */
+enum { VQKVC_GIVEN_SOURCE = 1, VQKVC_GIVEN_AUTO = 2 };
+
+/* The values of all options of all commands; a command sees those of its own groups. Strings are
+ * borrowed from argv. */
+typedef struct vqkvc_options {
+    int help, quiet, verbose, json, threads;
+    /* store */
+    const char *db;
+    int no_db;
+    /* calibration source */
+    int self;
+    vqkvc_words text, tokens;
+    const char *import_path;
+    int64_t n_tokens;
+    int sample, window;
+    uint64_t seed;
+    double temperature;
+    /* scheme */
+    const char *scheme, *frame;
+    double bits, max_scan;
+    int layers_shared, block, sink, recent;
+    /* output */
+    const char *prefix, *output, *depfile, *show;
+    /* evaluation */
+    vqkvc_words headers;
+    const char *schemes;
+    int windows, context, step, speed, markdown;
+    unsigned given;
+    /* arguments that are no options, in order */
+    int n_args;
+    char **args;
+} vqkvc_options;
+
+typedef enum vqkvc_option_type {
+    VQKVC_OPT_FLAG,   /* int: 1 */
+    VQKVC_OPT_INT,    /* int, low .. high */
+    VQKVC_OPT_INT64,  /* int64_t, low .. high */
+    VQKVC_OPT_UINT64, /* uint64_t */
+    VQKVC_OPT_NUMBER, /* double, low .. high */
+    VQKVC_OPT_TEXT,   /* const char *, not empty */
+    VQKVC_OPT_CHOICE, /* const char *, one of the words in arg */
+    VQKVC_OPT_WORDS   /* vqkvc_words: may be repeated */
+} vqkvc_option_type;
+
+typedef struct vqkvc_option {
+    char letter; /* 0: none */
+    const char *name;
+    const char *arg; /* what help calls its argument; of a choice "one|two"; NULL for flags */
+    vqkvc_option_type type;
+    size_t offset; /* in vqkvc_options */
+    double low, high;
+    const char *fallback; /* parsed before the command line; NULL: zero */
+    unsigned mark;        /* VQKVC_GIVEN_*, set when the option is used */
+    int is_file;          /* a path: its base name is what matters */
+    int always;           /* part of a canonical command line even at its default */
+    const char *help;     /* says the default itself where fallback is NULL */
+} vqkvc_option;
+
+/* Ended by an option without a name. */
+extern const vqkvc_option vqkvc_options_general[], vqkvc_options_store[], vqkvc_options_source[],
+    vqkvc_options_scheme[], vqkvc_options_emit[], vqkvc_options_json[], vqkvc_options_eval[];
+
+enum { VQKVC_MAX_GROUPS = 8 };
+
+typedef struct vqkvc_command {
+    const char *name;
+    const char *usage;   /* behind the name: "MODEL.gguf [option...]" */
+    const char *summary; /* one line, for the list of commands */
+    const char *about;   /* paragraphs of help, wrapped */
+    const char *examples;
+    int min_args, max_args;
+    const vqkvc_option *groups[VQKVC_MAX_GROUPS + 1]; /* ended by NULL */
+    vqkvc_code (*run)(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err);
+} vqkvc_command;
+
+/* argv[0] is the command's name; argv is reordered. Fails with VQKVC_E_USAGE and one line that
+ * names the word that is wrong and, where one is near, what may have been meant. With -h nothing
+ * else is checked. */
+vqkvc_code vqkvc_options_parse(const vqkvc_command *command, int argc, char **argv,
+                               vqkvc_options *o, vqkvc_err *err);
+
+/* Appends the options of one group as a command line has them (" --bits 2"): those that differ from
+ * their default or are `always` there, but none whose mark is in `without`; files by their base
+ * names. The same options give the same text in whatever order they were given. */
+void vqkvc_options_canonical(const vqkvc_options *o, const vqkvc_option *group, unsigned without,
+                             vqkvc_buf *out);
+
+/* Appends the help of one command. */
+void vqkvc_options_help(const vqkvc_command *command, vqkvc_buf *out);
+
+/* The word of a list that `typed` is a slip of the finger away from, or NULL. get(list, i) gives
+ * word i, NULL at the end. */
+const char *vqkvc_nearest(const char *typed, const char *(*get)(const void *list, int i),
+                          const void *list);
+
+/* What follows the last slash. */
+const char *vqkvc_base_name(const char *path);
+
+#endif

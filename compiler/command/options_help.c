@@ -1,0 +1,77 @@
+/* The help of a command, made from its tables. */
+#include "command/options.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WIDTH = 92, INDENT = 26 };
+
+/* Words of text, wrapped at WIDTH and begun at `indent`; the cursor stands in column `at`. */
+static void put_wrapped(vqkvc_buf *out, const char *text, int at, int indent)
+{
+    if (at < indent)
+        vqkvc_buf_printf(out, "%*s", indent - at, "");
+    at = at < indent ? indent : at;
+    for (int first = 1; *text != '\0'; first = 0) {
+        int n = (int)strcspn(text, " ");
+        if (!first && at + 1 + n > WIDTH) {
+            vqkvc_buf_printf(out, "\n%*s", indent, "");
+            at = indent;
+        } else if (!first) {
+            vqkvc_buf_puts(out, " ");
+            at++;
+        }
+        vqkvc_buf_put(out, text, (size_t)n);
+        at += n;
+        text += n;
+        text += strspn(text, " ");
+    }
+    vqkvc_buf_puts(out, "\n");
+}
+
+static void put_option(const vqkvc_option *opt, vqkvc_buf *out)
+{
+    vqkvc_buf text = {0};
+    size_t start = out->len;
+    if (opt->letter != '\0')
+        vqkvc_buf_printf(out, "  -%c, --%s", opt->letter, opt->name);
+    else
+        vqkvc_buf_printf(out, "      --%s", opt->name);
+    if (opt->arg != NULL)
+        vqkvc_buf_printf(out, " %s", opt->arg);
+    int at = (int)(out->len - start);
+    if (at + 2 > INDENT) {
+        vqkvc_buf_puts(out, "\n");
+        at = 0;
+    }
+    vqkvc_buf_puts(&text, opt->help);
+    if (opt->fallback != NULL)
+        vqkvc_buf_printf(&text, " (default: %s)", opt->fallback);
+    put_wrapped(out, text.failed ? opt->help : text.data, at, INDENT);
+    free(text.data);
+}
+
+/* Text whose lines are paragraphs. */
+static void put_paragraphs(vqkvc_buf *out, const char *text)
+{
+    while (*text != '\0') {
+        char line[1024];
+        size_t n = strcspn(text, "\n");
+        snprintf(line, sizeof line, "%.*s", (int)n, text);
+        put_wrapped(out, line, 0, 0);
+        text += n;
+        text += *text == '\n';
+    }
+}
+
+void vqkvc_options_help(const vqkvc_command *command, vqkvc_buf *out)
+{
+    vqkvc_buf_printf(out, "usage: vqkvc %s %s\n\n", command->name, command->usage);
+    put_paragraphs(out, command->about);
+    vqkvc_buf_puts(out, "\noptions:\n");
+    for (int g = 0; command->groups[g] != NULL; g++)
+        for (const vqkvc_option *opt = command->groups[g]; opt->name != NULL; opt++)
+            put_option(opt, out);
+    vqkvc_buf_printf(out, "\nexamples:\n%s", command->examples);
+}

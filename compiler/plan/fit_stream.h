@@ -1,0 +1,36 @@
+/* fit_stream.h - fits one stream of a plan to samples: basis, gain, codebooks; through the store.
+ */
+#ifndef VQKVC_PLAN_FIT_STREAM_H
+#define VQKVC_PLAN_FIT_STREAM_H
+
+#include "calib_db/kvdb.h"
+#include "plan/plan.h"
+
+/* Where fitted parts are kept, and what they were made from. db may be NULL. */
+typedef struct vqkvc_fit_store {
+    kvdb *db;
+    vqkvc_hash model;
+    vqkvc_hash parent;    /* recipe hash of the capture */
+    const char *settings; /* what the samples depend on: goes into every recipe */
+} vqkvc_fit_store;
+
+typedef struct vqkvc_stream_spec {
+    const char *name;
+    const vqkvc_member *members;
+    int n_members;
+    vqkvc_frame frame;
+    int n_nibbles;       /* of a token */
+    int gain_bits;       /* 0: none; 8 */
+    vqkvc_hash residual; /* of the codebooks that were taken off x before, "" for none */
+} vqkvc_stream_spec;
+
+/* Adds a stream fitted to x [n, n_members * head_dim] in the metric (block-diagonal, one
+ * [head_dim, head_dim] matrix a member). Groups of channels follow the dynamic programme of
+ * allocate.h; codebooks come from k-means on latents over their gains, weighted by squared gains,
+ * so that what is minimised is the error in the metric. *codebooks: the hash of what was fitted,
+ * for the residual of later streams. */
+vqkvc_code vqkvc_fit_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec, int n, const float *x,
+                            const double *const *metric, uint64_t seed,
+                            const vqkvc_fit_store *store, vqkvc_hash *codebooks, vqkvc_err *err);
+
+#endif
