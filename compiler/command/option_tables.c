@@ -2,7 +2,10 @@
 #include "command/options.h"
 
 #define AT(field) offsetof(vqkvc_options, field)
-#define END       {.name = NULL}
+#define END                                                                                        \
+    {                                                                                              \
+        .name = NULL                                                                               \
+    }
 
 const vqkvc_option vqkvc_options_general[] = {
     {.letter = 'q',
@@ -199,4 +202,74 @@ const vqkvc_option vqkvc_options_emit[] = {
      .offset = AT(output),
      .is_file = 1,
      .help = "what to write, - is standard output (default: the prefix and \".h\")"},
+    END};
+
+const vqkvc_option vqkvc_options_eval[] = {
+    {.name = "header",
+     .arg = "FILE",
+     .type = VQKVC_OPT_WORDS,
+     .offset = AT(headers),
+     .is_file = 1,
+     .help = "an emitted header to measure; it is compiled and run; once for each (default: none)"},
+    {.name = "schemes",
+     .arg = "A,B,...",
+     .type = VQKVC_OPT_TEXT,
+     .offset = AT(schemes),
+     .fallback = "f16,q8_0,q4_0,higgs2",
+     .help = "baselines to measure as well, or none"},
+    {.name = "self",
+     .type = VQKVC_OPT_FLAG,
+     .offset = AT(self),
+     .help = "evaluate on text that the model samples itself, never that of a calibration (the "
+             "default)"},
+    {.name = "text",
+     .arg = "FILE",
+     .type = VQKVC_OPT_WORDS,
+     .offset = AT(text),
+     .is_file = 1,
+     .help = "evaluate on UTF-8 text that calibration has not seen; once for each file (default: "
+             "none)"},
+    {.name = "tokens",
+     .arg = "FILE",
+     .type = VQKVC_OPT_WORDS,
+     .offset = AT(tokens),
+     .is_file = 1,
+     .help = "evaluate on token ids, little-endian int32; once for each file (default: none)"},
+    {.name = "windows",
+     .arg = "N",
+     .type = VQKVC_OPT_INT,
+     .offset = AT(windows),
+     .low = 1,
+     .high = 1 << 20,
+     .fallback = "8",
+     .help = "windows of text"},
+    {.name = "context",
+     .arg = "N",
+     .type = VQKVC_OPT_INT,
+     .offset = AT(context),
+     .low = 2,
+     .high = 1 << 24,
+     .help = "tokens of a window (default: 1024, or the model's context if that is shorter)"},
+    {.name = "step",
+     .arg = "N",
+     .type = VQKVC_OPT_INT,
+     .offset = AT(step),
+     .low = 1,
+     .high = 1 << 16,
+     .fallback = "8",
+     .help = "tokens of a forward pass; 1 is decoding"},
+    {.name = "seed",
+     .arg = "S",
+     .type = VQKVC_OPT_UINT64,
+     .offset = AT(seed),
+     .fallback = "1",
+     .help = "of --self and of the data that --speed attends over"},
+    {.name = "speed",
+     .type = VQKVC_OPT_FLAG,
+     .offset = AT(speed),
+     .help = "time attention as well, on one thread (default: off)"},
+    {.name = "markdown",
+     .type = VQKVC_OPT_FLAG,
+     .offset = AT(markdown),
+     .help = "print a Markdown table (default: text)"},
     END};

@@ -330,11 +330,11 @@ vqkvc_code vqkvc_options_parse(const vqkvc_command *command, int argc, char **ar
 
 /* ---- the canonical command line ---- */
 
-/* In single quotes if a shell would not take it as it is. */
-static void put_quoted(vqkvc_buf *out, const char *word)
+void vqkvc_options_canonical_word(const char *word, vqkvc_buf *out)
 {
     static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
                                 "._-+,:=@%";
+    vqkvc_buf_puts(out, " ");
     if (strspn(word, plain) == strlen(word)) {
         vqkvc_buf_puts(out, word);
         return;
@@ -350,8 +350,7 @@ static void put_option(const vqkvc_option *opt, const char *value, vqkvc_buf *ou
     vqkvc_buf_printf(out, " --%s", opt->name);
     if (value == NULL)
         return;
-    vqkvc_buf_puts(out, " ");
-    put_quoted(out, opt->is_file ? vqkvc_base_name(value) : value);
+    vqkvc_options_canonical_word(opt->is_file ? vqkvc_base_name(value) : value, out);
 }
 
 /* The value as text in number [32], or NULL if it is that of a fresh vqkvc_options. */

@@ -109,6 +109,9 @@ vqkvc_code vqkvc_options_parse(const vqkvc_command *command, int argc, char **ar
 void vqkvc_options_canonical(const vqkvc_options *o, const vqkvc_option *group, unsigned without,
                              vqkvc_buf *out);
 
+/* Appends a space and the word, in quotes where a shell would want them. */
+void vqkvc_options_canonical_word(const char *word, vqkvc_buf *out);
+
 /* Appends the help of one command. */
 void vqkvc_options_help(const vqkvc_command *command, vqkvc_buf *out);
 

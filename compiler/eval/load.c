@@ -154,7 +154,7 @@ static vqkvc_code write_sources(const char *dir, const identity *id, const void 
     int length = snprintf(shim, sizeof shim,
                           "#define %s_IMPLEMENTATION\n"
                           "#include \"codec.h\"\n"
-                          "#define kv_type %s\n"
+                          "#define vqkvc_shim_cache %s\n"
                           "#define kv(name) %s_##name\n"
                           "#define KV(name) %s_##name\n"
                           "#include \"codec_table.h\"\n"
@@ -163,8 +163,8 @@ static vqkvc_code write_sources(const char *dir, const identity *id, const void 
     VQKVC_TRY(write_in(dir, "codec.h", header, n, err));
     VQKVC_TRY(write_in(dir, "codec_table.h", eval_codec_table_text,
                        (size_t)(eval_codec_table_text_end - eval_codec_table_text), err));
-    VQKVC_TRY(write_in(dir, "shim.h", eval_shim_text,
-                       (size_t)(eval_shim_text_end - eval_shim_text), err));
+    VQKVC_TRY(write_in(dir, "shim.h", eval_shim_text, (size_t)(eval_shim_text_end - eval_shim_text),
+                       err));
     return write_in(dir, "shim.c", shim, (size_t)length, err);
 }
 

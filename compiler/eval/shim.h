@@ -1,6 +1,6 @@
 /* shim.h - text that load.c compiles behind an emitted header, never part of the tool itself. It
- * finds kv(name) and KV(name) defined (a name under the
- * prefix, in lower and upper case), and kv_type, the type of a cache. */
+ * finds defined: kv(name) and KV(name), a name under the header's prefix in lower and upper case;
+ * vqkvc_shim_cache, the type of a cache. */
 
 static void vqkvc_shim_config(const struct vqkvc_codec_shape *shape, kv(config) * config)
 {
@@ -28,7 +28,7 @@ static int vqkvc_shim_init(void **cache, const struct vqkvc_codec_shape *shape, 
                            size_t bytes)
 {
     kv(config) config;
-    kv_type *made = 0;
+    vqkvc_shim_cache *made = 0;
     int status;
     vqkvc_shim_config(shape, &config);
     status = kv(init)(&made, &config, memory, bytes);

@@ -107,13 +107,12 @@ vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, uint64_t seed, vqkvc_are
     for (int layer = 0; layer < g->n_layers; layer++)
         for (int head = 0; head < g->n_kv_heads; head++) {
             int h = layer * g->n_kv_heads + head;
-            double ms = c->residual_ms != NULL ? (double)c->residual_ms[layer] : 1;
             for (int i = 0; i < dim * dim; i++) {
                 double w =
                     c->value_metric != NULL
                         ? (double)c->value_metric[(size_t)h * (size_t)(dim * dim) + (size_t)i]
                         : (double)(i % (dim + 1) == 0);
-                m->v[h][i] = w / (ms > 0 ? ms : 1);
+                m->v[h][i] = w;
             }
             VQKVC_TRY(query_moment(c, layer, head, seed, m->k[h], err));
             double spread = value_spread(c, layer, head, m->v[h]) / dim; /* scale^2 = 1 / dim */

@@ -1,0 +1,164 @@
+/* vqkvc build: from a model to its header in one go. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "command/commands.h"
+#include "command/describe.h"
+#include "command/pipeline.h"
+
+enum { COST_CONTEXT = 4096 };
+
+static const vqkvc_option depfile_option[] = {
+    {.name = "depfile",
+     .arg = "FILE",
+     .type = VQKVC_OPT_TEXT,
+     .offset = offsetof(vqkvc_options, depfile),
+     .is_file = 1,
+     .help = "write a rule for make, \"OUT.h: inputs\" (default: none)"},
+    {.name = NULL}};
+
+/* ---- the rule for make ---- */
+
+static void put_make_name(vqkvc_buf *out, const char *path)
+{
+    for (; *path != '\0'; path++) {
+        if (*path == '$')
+            vqkvc_buf_puts(out, "$");
+        else if (strchr(" #\\:", *path) != NULL)
+            vqkvc_buf_puts(out, "\\");
+        vqkvc_buf_put(out, path, 1);
+    }
+}
+
+static vqkvc_code write_depfile(const vqkvc_options *o, const char *output, vqkvc_err *err)
+{
+    const char *inputs[2 * VQKVC_MAX_WORDS + 2];
+    int n = 0;
+    vqkvc_buf rule = {0};
+    for (int i = 0; i < o->n_args; i++)
+        inputs[n++] = o->args[i];
+    for (int i = 0; i < o->text.n; i++)
+        inputs[n++] = o->text.at[i];
+    for (int i = 0; i < o->tokens.n; i++)
+        inputs[n++] = o->tokens.at[i];
+    if (o->import_path != NULL)
+        inputs[n++] = o->import_path;
+    put_make_name(&rule, output);
+    vqkvc_buf_puts(&rule, ":");
+    for (int i = 0; i < n; i++) {
+        vqkvc_buf_puts(&rule, " ");
+        put_make_name(&rule, inputs[i]);
+    }
+    vqkvc_buf_puts(&rule, "\n");
+    if (rule.failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "%s: out of memory", o->depfile);
+    else
+        vqkvc_write_file(o->depfile, rule.data, rule.len, err);
+    free(rule.data);
+    return err->code;
+}
+
+/* ---- the summary ---- */
+
+static void put_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *out)
+{
+    vqkvc_cost cost;
+    vqkvc_plan_cost(&p->plan, COST_CONTEXT, &cost);
+    vqkvc_buf_printf(out, "%s: scheme %s, prefix %s, %zu bytes (%zu of tables)\n", output,
+                     p->plan.scheme, p->prefix, p->header.len, cost.table_bytes);
+    vqkvc_buf_printf(out,
+                     "bits a value: codes %.3f + gains %.3f = %.3f; attention reads %.3f; "
+                     "everything counted %.3f at %d tokens\n",
+                     cost.code_bits, cost.gain_bits, cost.code_bits + cost.gain_bits,
+                     cost.scan_bits, cost.total_bits, cost.context);
+    if (p->model_path != NULL)
+        vqkvc_buf_printf(out, "next: vqkvc eval %s --header %s\n", p->model_path, output);
+}
+
+static vqkvc_code put_json_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *out,
+                                   vqkvc_err *err)
+{
+    vqkvc_cost cost;
+    vqkvc_plan_cost(&p->plan, COST_CONTEXT, &cost);
+    json_t *o = json_object();
+    json_object_set_new(o, "header", vqkvc_text_to_json(output));
+    json_object_set_new(o, "scheme", vqkvc_text_to_json(p->plan.scheme));
+    json_object_set_new(o, "prefix", json_string(p->prefix));
+    json_object_set_new(o, "header_bytes", json_integer((json_int_t)p->header.len));
+    json_object_set_new(o, "cost", vqkvc_cost_to_json(&cost));
+    return vqkvc_put_json(o, out, err);
+}
+
+/* To stdout, unless the header goes there. */
+static vqkvc_code print_summary(const vqkvc_pipeline *p, const char *output, vqkvc_err *err)
+{
+    vqkvc_buf text = {0};
+    if (p->options->json)
+        put_json_summary(p, output, &text, err);
+    else
+        put_summary(p, output, &text);
+    if (text.failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for the summary");
+    else if (strcmp(output, "-") == 0)
+        vqkvc_say(p->log, 0, "%.*s", (int)text.len - 1, text.data);
+    else
+        fputs(text.data, stdout);
+    free(text.data);
+    return err->code;
+}
+
+/* ---- the command ---- */
+
+static vqkvc_code check_outputs(const vqkvc_options *o, vqkvc_err *err)
+{
+    if (o->depfile != NULL && o->output != NULL && strcmp(o->output, "-") == 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "build: --depfile wants a file for -o, not -");
+    VQKVC_TRY(vqkvc_check_output(o->output != NULL ? o->output : "header.h", err));
+    return o->depfile != NULL ? vqkvc_check_output(o->depfile, err) : VQKVC_OK;
+}
+
+static vqkvc_code build(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    const vqkvc_options *o = p->options;
+    VQKVC_TRY(vqkvc_pipeline_plan(p, err));
+    VQKVC_TRY(vqkvc_pipeline_emit(p, err));
+    const char *output =
+        o->output != NULL ? o->output : vqkvc_arena_printf(&p->arena, err, "%s.h", p->prefix);
+    if (output == NULL)
+        return err->code;
+    VQKVC_TRY(vqkvc_write_file(output, p->header.data, p->header.len, err));
+    if (o->depfile != NULL)
+        VQKVC_TRY(write_depfile(o, output, err));
+    return print_summary(p, output, err);
+}
+
+static vqkvc_code run_build(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err)
+{
+    vqkvc_pipeline p = {0};
+    double start = vqkvc_seconds();
+    VQKVC_TRY(check_outputs(o, err));
+    if (vqkvc_pipeline_open(&p, o, 0, log, err) == VQKVC_OK && build(&p, err) == VQKVC_OK)
+        vqkvc_say(log, 0, "build: %.1f s", vqkvc_seconds() - start);
+    vqkvc_pipeline_close(&p, err);
+    return err->code;
+}
+
+const vqkvc_command vqkvc_command_build = {
+    .name = "build",
+    .usage = "MODEL.gguf [option...]",
+    .summary = "make the header of a model: capture, fit, plan and emit in one go",
+    .about =
+        "Runs the model over calibration text, learns how its keys and values can be kept in few "
+        "bits, and writes one C header. Each step is looked up in the store first, so that an "
+        "interrupted build goes on where it was; what is found there is said on the log.\n"
+        "The same inputs give the same bytes, for any number of threads.",
+    .examples = "  vqkvc build model.gguf --bits 2 -o model_kv.h\n"
+                "  vqkvc build model.gguf --text corpus.txt --n-tokens 100000\n"
+                "  vqkvc build model.gguf --scheme q8_0 --prefix mine -o - | less\n",
+    .min_args = 0, /* none with --import */
+    .max_args = 1,
+    .groups = {vqkvc_options_scheme, vqkvc_options_source, vqkvc_options_emit, depfile_option,
+               vqkvc_options_json, vqkvc_options_store, vqkvc_options_general},
+    .run = run_build};

@@ -1,0 +1,72 @@
+/* vqkvc plan: everything but the header, for people to read. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "command/commands.h"
+#include "command/keep.h"
+#include "command/pipeline.h"
+#include "command/stored.h"
+
+static const vqkvc_option show_option[] = {
+    {.name = "show",
+     .arg = "ID",
+     .type = VQKVC_OPT_TEXT,
+     .offset = offsetof(vqkvc_options, show),
+     .help = "print a plan of the store, by row id or beginning of a hash (default: none)"},
+    {.name = NULL}};
+
+static vqkvc_code print_plan(const vqkvc_plan *plan, int json, vqkvc_err *err)
+{
+    vqkvc_buf text = {0};
+    if (json)
+        vqkvc_plan_json(plan, &text, err);
+    else
+        vqkvc_plan_print(plan, &text);
+    if (text.failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for the text of a plan");
+    if (err->code == VQKVC_OK)
+        printf("%s%s", text.data, text.len > 0 && text.data[text.len - 1] == '\n' ? "" : "\n");
+    free(text.data);
+    return err->code;
+}
+
+static vqkvc_code show_plan(const vqkvc_options *o, vqkvc_err *err)
+{
+    kvdb *db = NULL;
+    vqkvc_plan plan = {0};
+    if (o->n_args > 0 || o->no_db)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "plan: --show takes neither a model nor --no-db");
+    if (vqkvc_store_open(&db, o, KVDB_READ_ONLY, err) == VQKVC_OK &&
+        vqkvc_stored_plan(db, o->show, &plan, NULL, NULL, err) == VQKVC_OK)
+        print_plan(&plan, o->json, err);
+    vqkvc_plan_free(&plan);
+    kvdb_close(db);
+    return err->code;
+}
+
+static vqkvc_code run_plan(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err)
+{
+    vqkvc_pipeline p = {0};
+    if (o->show != NULL)
+        return show_plan(o, err);
+    if (vqkvc_pipeline_open(&p, o, 0, log, err) == VQKVC_OK &&
+        vqkvc_pipeline_plan(&p, err) == VQKVC_OK)
+        print_plan(&p.plan, o->json, err);
+    vqkvc_pipeline_close(&p, err);
+    return err->code;
+}
+
+const vqkvc_command vqkvc_command_plan = {
+    .name = "plan",
+    .usage = "MODEL.gguf [option...] | --show ID [option...]",
+    .summary = "make a plan and print it, or print one of the store",
+    .about = "A plan says all that a header does: streams of codes, their tables, and what they "
+             "cost. `vqkvc emit` turns one of the store into a header.",
+    .examples = "  vqkvc plan model.gguf --bits 1.5\n"
+                "  vqkvc plan model.gguf --scheme higgs2 --json\n"
+                "  vqkvc plan --show a12\n",
+    .min_args = 0,
+    .max_args = 1,
+    .groups = {show_option, vqkvc_options_scheme, vqkvc_options_source, vqkvc_options_json,
+               vqkvc_options_store, vqkvc_options_general},
+    .run = run_plan};

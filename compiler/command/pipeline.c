@@ -1,0 +1,355 @@
+#include "command/pipeline.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "capture/blob.h"
+#include "capture/import.h"
+#include "capture/run.h"
+#include "command/keep.h"
+#include "gen/gen.h"
+#include "plan/auto.h"
+
+/* ---- opening ---- */
+
+static int is_auto(const vqkvc_options *o)
+{
+    return strcmp(o->scheme, "auto") == 0;
+}
+
+static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_err *err)
+{
+    int sources = (o->self != 0) + (o->text.n > 0) + (o->tokens.n > 0) + (o->import_path != NULL);
+    if (sources > 1)
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "--self, --text, --tokens and --import exclude each other");
+    if (o->import_path != NULL && o->n_args > 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "'%.200s' is not used with --import: a dump describes its model itself",
+                          o->args[0]);
+    if (o->import_path == NULL && o->n_args == 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "which model? (a GGUF file, or --import FILE)");
+    if (!capture_only && !is_auto(o) && (o->given & VQKVC_GIVEN_AUTO))
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "--bits, --max-scan, --layers-shared and --frame belong to the scheme "
+                          "auto, not to %s",
+                          o->scheme);
+    return VQKVC_OK;
+}
+
+static vqkvc_code open_source(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    const vqkvc_options *o = p->options;
+    if (o->text.n > 0)
+        return vqkvc_source_text(&p->source, p->model, o->text.at, o->text.n, &p->params, p->log,
+                                 err);
+    if (o->tokens.n > 0)
+        return vqkvc_source_ids(&p->source, p->model, o->tokens.at, o->tokens.n, &p->params, p->log,
+                                err);
+    return vqkvc_source_self(&p->source, p->model, &p->params, err);
+}
+
+static const char *import_recipe(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    const vqkvc_options *o = p->options;
+    vqkvc_map map;
+    if (vqkvc_map_open(&map, o->import_path, err) != VQKVC_OK)
+        return NULL;
+    vqkvc_hash hash = vqkvc_hash_bytes(map.data, map.size);
+    vqkvc_map_close(&map);
+    return vqkvc_arena_printf(&p->arena, err,
+                              "capture v1;import=%s;seed=%llu;n_tokens=%lld;sample=%d", hash.hex,
+                              (unsigned long long)o->seed, (long long)o->n_tokens, o->sample);
+}
+
+const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
+                              const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err)
+{
+    const char *from = weights != NULL ? weights->hex : capture->hex;
+    if (!is_auto(o))
+        return vqkvc_arena_printf(arena, err,
+                                  "plan v1;scheme=%s;block=%d;sink=%d;recent=%d;from=%s", o->scheme,
+                                  o->block, o->sink, o->recent, from);
+    return vqkvc_arena_printf(arena, err,
+                              "plan v1;scheme=auto;bits=%.9g;max_scan=%.9g;layers_shared=%d;"
+                              "frame=%s;block=%d;sink=%d;recent=%d;seed=%llu;from=%s",
+                              o->bits, o->max_scan, o->layers_shared, o->frame, o->block, o->sink,
+                              o->recent, (unsigned long long)o->seed, capture->hex);
+}
+
+static vqkvc_code name_capture(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    if (!p->calibrated)
+        return VQKVC_OK;
+    if (p->model != NULL) {
+        VQKVC_TRY(open_source(p, err));
+        p->capture_recipe =
+            vqkvc_capture_recipe(p->model, &p->source, &p->params, -1, &p->arena, err);
+    } else {
+        p->capture_recipe = import_recipe(p, err);
+    }
+    if (p->capture_recipe != NULL)
+        p->capture_hash = kvdb_recipe_hash("capture", p->capture_recipe);
+    return err->code;
+}
+
+vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int capture_only,
+                               const vqkvc_log *log, vqkvc_err *err)
+{
+    *p = (vqkvc_pipeline){.options = o, .log = log};
+    VQKVC_TRY(check_options(o, capture_only, err));
+    p->calibrated = capture_only || is_auto(o) || o->import_path != NULL;
+    if (!p->calibrated && (o->given & VQKVC_GIVEN_SOURCE))
+        vqkvc_say(log, 0, "scheme %s needs no calibration: its source is not used", o->scheme);
+    p->params = (vqkvc_capture_params){.n_tokens = o->n_tokens,
+                                       .n_sample = o->sample,
+                                       .window = o->window,
+                                       .seed = o->seed,
+                                       .temperature = (float)o->temperature};
+    if (o->import_path == NULL) {
+        p->model_path = o->args[0];
+        VQKVC_TRY(vqkvc_model_open(&p->model, p->model_path, 0, err));
+        p->geometry = *vqkvc_model_geometry(p->model);
+    }
+    VQKVC_TRY(name_capture(p, err));
+    VQKVC_TRY(vqkvc_store_open(&p->db, o, KVDB_READ_WRITE, err));
+    if (p->model != NULL)
+        VQKVC_TRY(vqkvc_store_keep_model(p->db, &p->geometry, err));
+    if (capture_only)
+        return VQKVC_OK;
+    p->plan_recipe = vqkvc_plan_recipe(o, p->model != NULL ? &p->geometry.weights_hash : NULL,
+                                       &p->capture_hash, &p->arena, err);
+    if (p->plan_recipe != NULL)
+        p->plan_hash = kvdb_recipe_hash("plan", p->plan_recipe);
+    return err->code;
+}
+
+void vqkvc_pipeline_close(vqkvc_pipeline *p, const vqkvc_err *err)
+{
+    if (err->code == VQKVC_E_INTERRUPTED && p->db != NULL)
+        vqkvc_say(p->log, 0, "%s keeps what is done: the same command again goes on from there",
+                  vqkvc_store_path(p->options));
+    free(p->header.data);
+    vqkvc_plan_free(&p->plan);
+    vqkvc_capture_free(&p->capture);
+    vqkvc_source_free(&p->source);
+    vqkvc_model_close(p->model);
+    kvdb_close(p->db);
+    vqkvc_arena_free(&p->arena);
+}
+
+/* ---- capture ---- */
+
+static vqkvc_code keep_shard(void *self, int shard, const vqkvc_capture *part, vqkvc_err *err)
+{
+    vqkvc_pipeline *p = self;
+    vqkvc_buf buf = {0};
+    const char *recipe =
+        vqkvc_capture_recipe(p->model, &p->source, &p->params, shard, &p->arena, err);
+    if (recipe != NULL && vqkvc_capture_write(part, &buf, err) == VQKVC_OK)
+        vqkvc_store_keep(p->db, "capture-shard", recipe, &p->geometry.weights_hash, 0, NULL, &buf,
+                         err);
+    free(buf.data);
+    return err->code;
+}
+
+static vqkvc_code load_shard(void *self, int shard, vqkvc_capture *part, int *found, vqkvc_err *err)
+{
+    vqkvc_pipeline *p = self;
+    vqkvc_buf buf = {0};
+    const char *recipe =
+        vqkvc_capture_recipe(p->model, &p->source, &p->params, shard, &p->arena, err);
+    vqkvc_err damage = {0};
+    *found = 0;
+    if (recipe == NULL)
+        return err->code;
+    vqkvc_store_fetch(p->db, "capture-shard", recipe, p->log, &buf, found, err);
+    if (*found && vqkvc_capture_load(part, buf.data, buf.len, &damage) == VQKVC_OK)
+        vqkvc_say(p->log, 0, "capture: shard %d found", shard);
+    vqkvc_store_forgive(&damage, "shard", p->log, found, err);
+    if (!*found) {
+        vqkvc_capture_free(part);
+        *part = (vqkvc_capture){0};
+    }
+    free(buf.data);
+    return err->code;
+}
+
+/* A capture of one shard is kept whole right away; its shard would only double it. */
+static vqkvc_code run_model(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    vqkvc_capture_params resolved;
+    VQKVC_TRY(vqkvc_capture_params_resolve(&p->params, &p->geometry, 0, &resolved, err));
+    int shard_len = p->source.ids == NULL ? resolved.batch : resolved.shard;
+    if (p->db != NULL && p->source.n_seq > shard_len) {
+        p->params.self = p;
+        p->params.shard_done = keep_shard;
+        p->params.shard_load = load_shard;
+    }
+    return vqkvc_capture_run(p->model, &p->source, &p->params, p->log, &p->capture, err);
+}
+
+static vqkvc_code make_capture(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    double start = vqkvc_seconds();
+    if (p->model != NULL) {
+        VQKVC_TRY(run_model(p, err));
+    } else {
+        VQKVC_TRY(
+            vqkvc_capture_import(p->options->import_path, &p->params, p->log, &p->capture, err));
+        VQKVC_TRY(vqkvc_store_keep_model(p->db, &p->capture.geometry, err));
+    }
+    VQKVC_TRY(vqkvc_store_keep_capture(p->db, p->capture_recipe, &p->capture, err));
+    vqkvc_say(p->log, 0, "capture: %.1f s", vqkvc_seconds() - start);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_pipeline_capture(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    int found;
+    VQKVC_TRY(
+        vqkvc_store_fetch_capture(p->db, p->capture_recipe, p->log, &p->capture, &found, err));
+    if (found)
+        vqkvc_say(p->log, 0, "capture: found in %s", vqkvc_store_path(p->options));
+    else
+        VQKVC_TRY(make_capture(p, err));
+    p->geometry = p->capture.geometry;
+    return VQKVC_OK;
+}
+
+/* ---- plan ---- */
+
+static vqkvc_window window_of(const vqkvc_options *o)
+{
+    return (vqkvc_window){.n_sink = o->sink, .n_recent = o->recent, .block = o->block};
+}
+
+static vqkvc_code fit_auto(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    const vqkvc_options *o = p->options;
+    vqkvc_auto_params params = {.bits = o->bits,
+                                .max_scan = o->max_scan > 0 ? o->max_scan : -1,
+                                .layers_shared = o->layers_shared,
+                                .frame = strcmp(o->frame, "post") == 0 ? VQKVC_FRAME_POST
+                                                                       : VQKVC_FRAME_BLOCK,
+                                .window = window_of(o),
+                                .seed = o->seed};
+    return vqkvc_plan_auto(&p->plan, &p->capture, &params, p->db, &p->capture_hash, p->log, err);
+}
+
+/* Emits the f16 baseline into nothing: what cannot be emitted for this model, or under this prefix,
+ * is found out before the capture. */
+static vqkvc_code rehearse(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    vqkvc_plan plan = {0};
+    vqkvc_window window = window_of(p->options);
+    vqkvc_buf header = {0};
+    const char *prefix;
+    if (vqkvc_plan_preset(&plan, &p->geometry, "f16", &window, err) == VQKVC_OK)
+        vqkvc_emit_plan(&plan, "", p->options->prefix, &p->arena, &prefix, &header, err);
+    vqkvc_plan_free(&plan);
+    free(header.data);
+    return err->code;
+}
+
+vqkvc_code vqkvc_keep_plan(kvdb *db, const vqkvc_options *o, const char *recipe,
+                           const vqkvc_hash *weights, const vqkvc_hash *capture,
+                           const vqkvc_buf *bytes, vqkvc_err *err)
+{
+    vqkvc_buf request = {0};
+    vqkvc_pipeline_command(o, &request);
+    if (request.failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a command line");
+    else if (vqkvc_store_keep(db, "request", request.data, weights, 0, NULL, &request, err) ==
+             VQKVC_OK) {
+        vqkvc_hash parents[2] = {kvdb_recipe_hash("request", request.data)};
+        if (capture != NULL)
+            parents[1] = *capture;
+        vqkvc_store_keep(db, "plan", recipe, weights, capture != NULL ? 2 : 1, parents, bytes, err);
+    }
+    free(request.data);
+    return err->code;
+}
+
+static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
+{
+    if (p->model != NULL)
+        VQKVC_TRY(rehearse(p, err));
+    if (p->calibrated)
+        VQKVC_TRY(vqkvc_pipeline_capture(p, err));
+    double start = vqkvc_seconds();
+    vqkvc_window window = window_of(p->options);
+    if (is_auto(p->options))
+        VQKVC_TRY(fit_auto(p, err));
+    else
+        VQKVC_TRY(vqkvc_plan_preset(&p->plan, &p->geometry, p->options->scheme, &window, err));
+    VQKVC_TRY(vqkvc_plan_write(&p->plan, bytes, err));
+    vqkvc_say(p->log, 0, "plan: %.1f s", vqkvc_seconds() - start);
+    return VQKVC_OK;
+}
+
+static vqkvc_code fetch_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, int *found, vqkvc_err *err)
+{
+    vqkvc_err damage = {0};
+    VQKVC_TRY(vqkvc_store_fetch(p->db, "plan", p->plan_recipe, p->log, bytes, found, err));
+    if (!*found)
+        return VQKVC_OK;
+    if (vqkvc_plan_read(&p->plan, bytes->data, bytes->len, &damage) == VQKVC_OK)
+        vqkvc_say(p->log, 0, "plan: found in %s", vqkvc_store_path(p->options));
+    else
+        bytes->len = 0;
+    return vqkvc_store_forgive(&damage, "plan", p->log, found, err);
+}
+
+vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    vqkvc_buf bytes = {0};
+    int found = 0;
+    if (fetch_plan(p, &bytes, &found, err) == VQKVC_OK &&
+        (found || make_plan(p, &bytes, err) == VQKVC_OK))
+        vqkvc_keep_plan(p->db, p->options, p->plan_recipe, &p->plan.geometry.weights_hash,
+                        p->calibrated ? &p->capture_hash : NULL, &bytes, err);
+    free(bytes.data);
+    if (err->code == VQKVC_OK && vqkvc_interrupted())
+        vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted behind the plan");
+    p->geometry = p->plan.geometry;
+    return err->code;
+}
+
+/* ---- header ---- */
+
+void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out)
+{
+    vqkvc_options shown = *o;
+    int calibrated = is_auto(o) || o->import_path != NULL;
+    vqkvc_buf_puts(out, "vqkvc build");
+    if (o->import_path == NULL)
+        vqkvc_options_canonical_word(vqkvc_base_name(o->args[0]), out);
+    vqkvc_options_canonical(o, vqkvc_options_scheme, is_auto(o) ? 0 : VQKVC_GIVEN_AUTO, out);
+    shown.self = o->import_path == NULL && o->text.n == 0 && o->tokens.n == 0;
+    if (calibrated)
+        vqkvc_options_canonical(&shown, vqkvc_options_source, 0, out);
+}
+
+vqkvc_code vqkvc_pipeline_emit(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    vqkvc_buf command = {0};
+    vqkvc_pipeline_command(p->options, &command);
+    if (command.failed)
+        return vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a command line");
+    vqkvc_emit_plan(&p->plan, command.data, p->options->prefix, &p->arena, &p->prefix, &p->header,
+                    err);
+    const char *recipe =
+        err->code != VQKVC_OK
+            ? NULL
+            : vqkvc_arena_printf(&p->arena, err, "header v1;prefix=%s;abi=%d;vqkvc=%s;plan=%s;%s",
+                                 p->prefix, GEN_ABI_VERSION, VQKVC_VERSION, p->plan_hash.hex,
+                                 command.data);
+    free(command.data);
+    if (recipe == NULL)
+        return err->code;
+    return vqkvc_store_keep(p->db, "header", recipe, &p->plan.geometry.weights_hash, 1,
+                            &p->plan_hash, &p->header, err);
+}

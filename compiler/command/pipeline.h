@@ -1,0 +1,71 @@
+/* pipeline.h - the steps that commands share: source -> capture -> plan -> header, each looked up
+ * in the store before it is made and put there when it is.
+ *
+ * What a step makes is named by a recipe: a text that holds all that its bytes depend on. A build
+ * that was interrupted therefore goes on where it was, shards of a capture included. */
+#ifndef VQKVC_COMMAND_PIPELINE_H
+#define VQKVC_COMMAND_PIPELINE_H
+
+#include "calib_db/kvdb.h"
+#include "capture/source.h"
+#include "command/options.h"
+#include "plan/plan.h"
+
+typedef struct vqkvc_pipeline {
+    const vqkvc_options *options; /* borrowed */
+    const vqkvc_log *log;
+    vqkvc_arena arena; /* owns the strings below */
+    kvdb *db;          /* NULL: nothing is kept */
+    const char *model_path;
+    vqkvc_model *model;      /* NULL: an imported dump */
+    int calibrated;          /* the scheme or the command needs a capture */
+    vqkvc_geometry geometry; /* of a dump: once it is read */
+    vqkvc_source source;
+    vqkvc_capture_params params;
+    vqkvc_capture capture; /* n_tokens 0: not there */
+    vqkvc_plan plan;
+    const char *capture_recipe, *plan_recipe;
+    vqkvc_hash capture_hash, plan_hash; /* of the recipes */
+    const char *prefix;                 /* of the header, once it is emitted */
+    vqkvc_buf header;
+} vqkvc_pipeline;
+
+/* Opens model, source and store after o. capture_only: for a command that has no scheme. Close with
+ * vqkvc_pipeline_close(), after a failure too. */
+vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int capture_only,
+                               const vqkvc_log *log, vqkvc_err *err);
+/* Fills p->capture. */
+vqkvc_code vqkvc_pipeline_capture(vqkvc_pipeline *p, vqkvc_err *err);
+/* Fills p->plan, and p->capture if it takes one and the plan is not in the store. */
+vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err);
+/* Fills p->header from p->plan. It is kept in the store, but not looked up there: making it again
+ * takes milliseconds. */
+vqkvc_code vqkvc_pipeline_emit(vqkvc_pipeline *p, vqkvc_err *err);
+/* After an interruption it says how to go on. */
+void vqkvc_pipeline_close(vqkvc_pipeline *p, const vqkvc_err *err);
+
+/* The command line that makes a plan, without output: base names only, no option that does not
+ * matter. "vqkvc build ref7m.gguf --scheme q4_0". Appends. */
+void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out);
+
+/* The text that names a plan, in arena; for a scheme without calibration from the weights, if they
+ * are known (not NULL), else from the capture's recipe hash. */
+const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
+                              const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err);
+
+/* Keeps the bytes of a plan, made from its capture (NULL: none) and from a "request": the command
+ * line, which whoever emits the plan from the store alone has to know. */
+vqkvc_code vqkvc_keep_plan(kvdb *db, const vqkvc_options *o, const char *recipe,
+                           const vqkvc_hash *weights, const vqkvc_hash *capture,
+                           const vqkvc_buf *bytes, vqkvc_err *err);
+
+/* Emits a plan. command: as above; " --prefix P" and " -o P.h" are added. prefix NULL: the default,
+ * which *prefix_used (in arena) then is. */
+vqkvc_code vqkvc_emit_plan(const vqkvc_plan *plan, const char *command, const char *prefix,
+                           vqkvc_arena *arena, const char **prefix_used, vqkvc_buf *header,
+                           vqkvc_err *err);
+
+/* Refuses an output that could not be written, before hours are spent on what belongs there. */
+vqkvc_code vqkvc_check_output(const char *path, vqkvc_err *err);
+
+#endif

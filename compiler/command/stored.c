@@ -1,0 +1,94 @@
+#include "command/stored.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+static const char *text_of(const json_t *row, const char *key)
+{
+    const char *text = json_string_value(json_object_get(row, key));
+    return text != NULL ? text : "";
+}
+
+/* The store shows rows as JSON; that is how it tells kinds and parents by id. */
+static json_t *show(kvdb *db, const char *id, vqkvc_err *err)
+{
+    vqkvc_buf text = {0};
+    json_t *row = NULL;
+    if (kvdb_show(db, id, 1, &text, err) == VQKVC_OK)
+        row = json_loadb(text.data, text.len, 0, NULL);
+    free(text.data);
+    if (row == NULL)
+        vqkvc_fail(err, VQKVC_E_STORE, "%s: the store cannot show it", id);
+    return row;
+}
+
+static vqkvc_code read_request(kvdb *db, const json_t *row, vqkvc_buf *command, vqkvc_err *err)
+{
+    size_t i;
+    json_t *parent;
+    json_array_foreach(json_object_get(row, "parents"), i, parent)
+    {
+        if (strcmp(text_of(parent, "kind"), "request") == 0)
+            return kvdb_export(db, text_of(parent, "id"), command, err);
+    }
+    return vqkvc_fail(err, VQKVC_E_STORE, "the plan %s has no request in the store",
+                      text_of(row, "id"));
+}
+
+static vqkvc_code read_plan(kvdb *db, const json_t *row, vqkvc_plan *plan, vqkvc_err *err)
+{
+    vqkvc_buf bytes = {0};
+    if (kvdb_export(db, text_of(row, "id"), &bytes, err) == VQKVC_OK &&
+        vqkvc_plan_read(plan, bytes.data, bytes.len, err) != VQKVC_OK)
+        vqkvc_err_prefix(err, "plan %s", text_of(row, "id"));
+    free(bytes.data);
+    return err->code;
+}
+
+vqkvc_code vqkvc_stored_plan(kvdb *db, const char *id, vqkvc_plan *plan, vqkvc_hash *recipe_hash,
+                             vqkvc_buf *command, vqkvc_err *err)
+{
+    *plan = (vqkvc_plan){0};
+    json_t *row = show(db, id, err);
+    if (row == NULL)
+        return err->code;
+    const char *kind = text_of(row, "kind"), *hash = text_of(row, "recipe_hash");
+    if (strcmp(kind, "plan") != 0 || strlen(hash) != VQKVC_HASH_CHARS - 1)
+        vqkvc_fail(err, VQKVC_E_USAGE, "%.60s is no plan, but a %s; `vqkvc db ls` lists them", id,
+                   kind[0] != '\0' ? kind : "model or an evaluation");
+    else if (read_plan(db, row, plan, err) == VQKVC_OK && command != NULL)
+        read_request(db, row, command, err);
+    if (err->code == VQKVC_OK && recipe_hash != NULL)
+        memcpy(recipe_hash->hex, hash, VQKVC_HASH_CHARS);
+    json_decref(row);
+    if (err->code != VQKVC_OK)
+        vqkvc_plan_free(plan);
+    return err->code;
+}
+
+vqkvc_code vqkvc_stored_plan_by_content(kvdb *db, const char *content, vqkvc_plan *plan,
+                                        vqkvc_hash *recipe_hash, vqkvc_err *err)
+{
+    vqkvc_buf text = {0};
+    const char *id = NULL;
+    size_t i;
+    json_t *all = NULL, *row;
+    *plan = (vqkvc_plan){0};
+    if (kvdb_ls(db, 1, &text, err) == VQKVC_OK)
+        all = json_loadb(text.data, text.len, 0, NULL);
+    json_array_foreach(json_object_get(all, "artifacts"), i, row)
+    {
+        if (strcmp(text_of(row, "kind"), "plan") == 0 &&
+            strcmp(text_of(row, "content"), content) == 0)
+            id = text_of(row, "id");
+    }
+    if (id != NULL)
+        vqkvc_stored_plan(db, id, plan, recipe_hash, NULL, err);
+    else
+        vqkvc_fail(err, VQKVC_E_STORE, "no plan in the store has the hash %.40s", content);
+    json_decref(all);
+    free(text.data);
+    return err->code;
+}

@@ -1,0 +1,19 @@
+/* stored.h - a plan that is in the store, found by what people type. */
+#ifndef VQKVC_COMMAND_STORED_H
+#define VQKVC_COMMAND_STORED_H
+
+#include "calib_db/kvdb.h"
+#include "plan/plan.h"
+
+/* Reads the plan artifact `id` names (a row id or the beginning of a hash) into *plan, which the
+ * caller frees. recipe_hash (or NULL): of the plan. command (or NULL): appended, the command line
+ * that made it. VQKVC_E_USAGE if id names something else. */
+vqkvc_code vqkvc_stored_plan(kvdb *db, const char *id, vqkvc_plan *plan, vqkvc_hash *recipe_hash,
+                             vqkvc_buf *command, vqkvc_err *err);
+
+/* The same by the hash of the plan's bytes, which headers carry; the newest plan with these bytes,
+ * for several recipes may have made the same. */
+vqkvc_code vqkvc_stored_plan_by_content(kvdb *db, const char *content, vqkvc_plan *plan,
+                                        vqkvc_hash *recipe_hash, vqkvc_err *err);
+
+#endif

@@ -1,0 +1,372 @@
+#include "eval/attend_f16.h"
+
+#include <string.h>
+
+#include "base/half.h"
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define HAVE_X86 1
+#include <immintrin.h>
+#endif
+
+/* Tokens of a tile: its keys and the scores of a group lie in the first-level cache. LANES partial
+ * sums let compilers vectorise without reordering anything. */
+enum { TILE = 64, LANES = 16 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Two queries q0, q1 [d] against n keys [n, d]: scores s0, s1 [TILE]. An odd query comes twice. */
+typedef void (*score_fn)(const uint16_t *k, int n, int d, const float *q0, const float *q1,
+                         float *s0, float *s1);
+/* o0, o1 [d] += p0, p1 [n] times values [n, d]. An odd query comes with o1 to be thrown away. */
+typedef void (*sum_fn)(const uint16_t *v, int n, int d, const float *p0, const float *p1, float *o0,
+                       float *o1);
+
+/* exp(x) for x <= 0 to 2 ulp, cut at -87: x = n ln 2 + r, Taylor to the 6th power of r. */
+INLINE float exp_of(float x)
+{
+    const float round = 0x1.8p23f; /* leaves the nearest integer in the low bits of a sum */
+    x = x < -87.0f ? -87.0f : x;
+    float shifted = x * 1.44269504f + round, n = shifted - round;
+    float r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    float p = 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * vqkvc_bits_to_f32((vqkvc_f32_to_bits(shifted) << 23) + 0x3f800000u);
+}
+
+/* One query's scores s [n] of a tile become weights, and s is filled up to TILE with next to
+ * nothing so that loops have one length; the sums so far shrink where the maximum rises. */
+INLINE void soften(float *s, int n, int d, float *m, float *l, float *o)
+{
+    float lane[LANES], sum[LANES] = {0}, max;
+    for (int t = n; t < TILE; t++)
+        s[t] = -1e30f;
+    memcpy(lane, s, sizeof lane);
+    for (int t = LANES; t < TILE; t += LANES)
+        for (int i = 0; i < LANES; i++)
+            lane[i] = s[t + i] > lane[i] ? s[t + i] : lane[i];
+    max = lane[0];
+    for (int i = 1; i < LANES; i++)
+        max = lane[i] > max ? lane[i] : max;
+    if (max > *m) {
+        float shrink = exp_of(*m - max);
+        for (int i = 0; i < d; i++)
+            o[i] *= shrink;
+        *l *= shrink;
+        *m = max;
+    }
+    max = *m;
+    for (int t = 0; t < TILE; t += LANES)
+        for (int i = 0; i < LANES; i++) {
+            s[t + i] = exp_of(s[t + i] - max);
+            sum[i] += s[t + i];
+        }
+    for (int i = 0; i < LANES; i++)
+        *l += sum[i];
+}
+
+/* The whole of it, in terms of two kernels; inlined for each instruction set, so that soften() is
+ * compiled for it too. scratch: q [group, d], spare [d], s [group, TILE], m, l [group]. */
+INLINE void attend_with(score_fn score, sum_fn sum, const uint16_t *k, const uint16_t *v,
+                        int n_tokens, int group, int d, const float *q, float *out, float scale,
+                        float *scratch)
+{
+    float *scaled = scratch, *spare = scaled + (size_t)group * d;
+    float *s = spare + d, *m = s + (size_t)group * TILE, *l = m + group;
+    for (int i = 0; i < group * d; i++)
+        scaled[i] = q[i] * scale;
+    memset(out, 0, (size_t)group * d * sizeof *out);
+    memset(spare, 0, (size_t)d * sizeof *spare);
+    for (int r = 0; r < group; r++) {
+        m[r] = -1e30f;
+        l[r] = 0;
+    }
+    for (int first = 0; first < n_tokens; first += TILE) {
+        int n = n_tokens - first < TILE ? n_tokens - first : TILE;
+        for (int r = 0; r < group; r += 2) {
+            int other = r + 1 < group ? r + 1 : r;
+            score(k + (size_t)first * d, n, d, scaled + (size_t)r * d, scaled + (size_t)other * d,
+                  s + (size_t)r * TILE, s + (size_t)other * TILE);
+        }
+        for (int r = 0; r < group; r++)
+            soften(s + (size_t)r * TILE, n, d, &m[r], &l[r], out + (size_t)r * d);
+        for (int r = 0; r < group; r += 2) {
+            int odd = r + 1 == group;
+            sum(v + (size_t)first * d, n, d, s + (size_t)r * TILE,
+                s + (size_t)(odd ? r : r + 1) * TILE, out + (size_t)r * d,
+                odd ? spare : out + (size_t)(r + 1) * d);
+        }
+    }
+    for (int r = 0; r < group; r++)
+        for (int i = 0; i < d; i++)
+            out[(size_t)r * d + i] /= l[r];
+}
+
+/* ---- portable C ---- */
+
+static void score_portable(const uint16_t *k, int n, int d, const float *q0, const float *q1,
+                           float *s0, float *s1)
+{
+    for (int t = 0; t < n; t++) {
+        float a = 0, b = 0;
+        for (int i = 0; i < d; i++) {
+            float x = vqkvc_f16_to_f32(k[(size_t)t * d + i]);
+            a += q0[i] * x;
+            b += q1[i] * x;
+        }
+        s0[t] = a;
+        s1[t] = b;
+    }
+}
+
+static void sum_portable(const uint16_t *v, int n, int d, const float *p0, const float *p1,
+                         float *o0, float *o1)
+{
+    for (int t = 0; t < n; t++)
+        for (int i = 0; i < d; i++) {
+            float x = vqkvc_f16_to_f32(v[(size_t)t * d + i]);
+            o0[i] += p0[t] * x;
+            o1[i] += p1[t] * x;
+        }
+}
+
+static void attend_portable(const uint16_t *k, const uint16_t *v, int n_tokens, int group, int d,
+                            const float *q, float *out, float scale, float *scratch)
+{
+    attend_with(score_portable, sum_portable, k, v, n_tokens, group, d, q, out, scale, scratch);
+}
+
+#ifdef HAVE_X86
+
+#define AVX2   __attribute__((target("avx2,fma,f16c")))
+#define AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma,f16c")))
+
+/* ---- AVX2: d a multiple of 8 ---- */
+
+AVX2 static inline __m256 load_half8(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+/* The four sums over the lanes of a, b, c and e. */
+AVX2 static inline __m128 sum4(__m256 a, __m256 b, __m256 c, __m256 e)
+{
+    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, e));
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+
+/* Four tokens at a time; behind the last one, the last again: its scores fall outside n. */
+AVX2 static void score_avx2(const uint16_t *k, int n, int d, const float *q0, const float *q1,
+                            float *s0, float *s1)
+{
+    for (int t = 0; t < n; t += 4) {
+        const uint16_t *k0 = k + (size_t)t * d, *k1 = t + 1 < n ? k0 + d : k0;
+        const uint16_t *k2 = t + 2 < n ? k1 + d : k1, *k3 = t + 3 < n ? k2 + d : k2;
+        __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0;
+        __m256 b3 = a0;
+        for (int i = 0; i < d; i += 8) {
+            __m256 x = _mm256_loadu_ps(q0 + i), y = _mm256_loadu_ps(q1 + i), key;
+            key = load_half8(k0 + i);
+            a0 = _mm256_fmadd_ps(x, key, a0);
+            b0 = _mm256_fmadd_ps(y, key, b0);
+            key = load_half8(k1 + i);
+            a1 = _mm256_fmadd_ps(x, key, a1);
+            b1 = _mm256_fmadd_ps(y, key, b1);
+            key = load_half8(k2 + i);
+            a2 = _mm256_fmadd_ps(x, key, a2);
+            b2 = _mm256_fmadd_ps(y, key, b2);
+            key = load_half8(k3 + i);
+            a3 = _mm256_fmadd_ps(x, key, a3);
+            b3 = _mm256_fmadd_ps(y, key, b3);
+        }
+        _mm_storeu_ps(s0 + t, sum4(a0, a1, a2, a3));
+        _mm_storeu_ps(s1 + t, sum4(b0, b1, b2, b3));
+    }
+}
+
+/* 32 channels at a time in eight accumulators, then 8 at a time. */
+AVX2 static void sum_avx2(const uint16_t *v, int n, int d, const float *p0, const float *p1,
+                          float *o0, float *o1)
+{
+    int i = 0;
+    for (; i + 32 <= d; i += 32) {
+        __m256 a0 = _mm256_loadu_ps(o0 + i), a1 = _mm256_loadu_ps(o0 + i + 8);
+        __m256 a2 = _mm256_loadu_ps(o0 + i + 16), a3 = _mm256_loadu_ps(o0 + i + 24);
+        __m256 b0 = _mm256_loadu_ps(o1 + i), b1 = _mm256_loadu_ps(o1 + i + 8);
+        __m256 b2 = _mm256_loadu_ps(o1 + i + 16), b3 = _mm256_loadu_ps(o1 + i + 24);
+        for (int t = 0; t < n; t++) {
+            const uint16_t *row = v + (size_t)t * d + i;
+            __m256 x = _mm256_broadcast_ss(p0 + t), y = _mm256_broadcast_ss(p1 + t), value;
+            value = load_half8(row);
+            a0 = _mm256_fmadd_ps(x, value, a0);
+            b0 = _mm256_fmadd_ps(y, value, b0);
+            value = load_half8(row + 8);
+            a1 = _mm256_fmadd_ps(x, value, a1);
+            b1 = _mm256_fmadd_ps(y, value, b1);
+            value = load_half8(row + 16);
+            a2 = _mm256_fmadd_ps(x, value, a2);
+            b2 = _mm256_fmadd_ps(y, value, b2);
+            value = load_half8(row + 24);
+            a3 = _mm256_fmadd_ps(x, value, a3);
+            b3 = _mm256_fmadd_ps(y, value, b3);
+        }
+        _mm256_storeu_ps(o0 + i, a0), _mm256_storeu_ps(o0 + i + 8, a1);
+        _mm256_storeu_ps(o0 + i + 16, a2), _mm256_storeu_ps(o0 + i + 24, a3);
+        _mm256_storeu_ps(o1 + i, b0), _mm256_storeu_ps(o1 + i + 8, b1);
+        _mm256_storeu_ps(o1 + i + 16, b2), _mm256_storeu_ps(o1 + i + 24, b3);
+    }
+    for (; i < d; i += 8) {
+        __m256 a = _mm256_loadu_ps(o0 + i), b = _mm256_loadu_ps(o1 + i);
+        for (int t = 0; t < n; t++) {
+            __m256 value = load_half8(v + (size_t)t * d + i);
+            a = _mm256_fmadd_ps(_mm256_broadcast_ss(p0 + t), value, a);
+            b = _mm256_fmadd_ps(_mm256_broadcast_ss(p1 + t), value, b);
+        }
+        _mm256_storeu_ps(o0 + i, a), _mm256_storeu_ps(o1 + i, b);
+    }
+}
+
+AVX2 static void attend_avx2(const uint16_t *k, const uint16_t *v, int n_tokens, int group, int d,
+                             const float *q, float *out, float scale, float *scratch)
+{
+    attend_with(score_avx2, sum_avx2, k, v, n_tokens, group, d, q, out, scale, scratch);
+}
+
+/* ---- AVX-512: d a multiple of 16; the same shapes, twice as wide ---- */
+
+AVX512 static inline __m512 load_half16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+
+AVX512 static inline __m256 fold(__m512 x)
+{
+    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+}
+
+AVX512 static void score_avx512(const uint16_t *k, int n, int d, const float *q0, const float *q1,
+                                float *s0, float *s1)
+{
+    for (int t = 0; t < n; t += 4) {
+        const uint16_t *k0 = k + (size_t)t * d, *k1 = t + 1 < n ? k0 + d : k0;
+        const uint16_t *k2 = t + 2 < n ? k1 + d : k1, *k3 = t + 3 < n ? k2 + d : k2;
+        __m512 a0 = _mm512_setzero_ps(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0;
+        __m512 b3 = a0;
+        for (int i = 0; i < d; i += 16) {
+            __m512 x = _mm512_loadu_ps(q0 + i), y = _mm512_loadu_ps(q1 + i), key;
+            key = load_half16(k0 + i);
+            a0 = _mm512_fmadd_ps(x, key, a0);
+            b0 = _mm512_fmadd_ps(y, key, b0);
+            key = load_half16(k1 + i);
+            a1 = _mm512_fmadd_ps(x, key, a1);
+            b1 = _mm512_fmadd_ps(y, key, b1);
+            key = load_half16(k2 + i);
+            a2 = _mm512_fmadd_ps(x, key, a2);
+            b2 = _mm512_fmadd_ps(y, key, b2);
+            key = load_half16(k3 + i);
+            a3 = _mm512_fmadd_ps(x, key, a3);
+            b3 = _mm512_fmadd_ps(y, key, b3);
+        }
+        _mm_storeu_ps(s0 + t, sum4(fold(a0), fold(a1), fold(a2), fold(a3)));
+        _mm_storeu_ps(s1 + t, sum4(fold(b0), fold(b1), fold(b2), fold(b3)));
+    }
+}
+
+AVX512 static void sum_avx512(const uint16_t *v, int n, int d, const float *p0, const float *p1,
+                              float *o0, float *o1)
+{
+    int i = 0;
+    for (; i + 64 <= d; i += 64) {
+        __m512 a0 = _mm512_loadu_ps(o0 + i), a1 = _mm512_loadu_ps(o0 + i + 16);
+        __m512 a2 = _mm512_loadu_ps(o0 + i + 32), a3 = _mm512_loadu_ps(o0 + i + 48);
+        __m512 b0 = _mm512_loadu_ps(o1 + i), b1 = _mm512_loadu_ps(o1 + i + 16);
+        __m512 b2 = _mm512_loadu_ps(o1 + i + 32), b3 = _mm512_loadu_ps(o1 + i + 48);
+        for (int t = 0; t < n; t++) {
+            const uint16_t *row = v + (size_t)t * d + i;
+            __m512 x = _mm512_set1_ps(p0[t]), y = _mm512_set1_ps(p1[t]), value;
+            value = load_half16(row);
+            a0 = _mm512_fmadd_ps(x, value, a0);
+            b0 = _mm512_fmadd_ps(y, value, b0);
+            value = load_half16(row + 16);
+            a1 = _mm512_fmadd_ps(x, value, a1);
+            b1 = _mm512_fmadd_ps(y, value, b1);
+            value = load_half16(row + 32);
+            a2 = _mm512_fmadd_ps(x, value, a2);
+            b2 = _mm512_fmadd_ps(y, value, b2);
+            value = load_half16(row + 48);
+            a3 = _mm512_fmadd_ps(x, value, a3);
+            b3 = _mm512_fmadd_ps(y, value, b3);
+        }
+        _mm512_storeu_ps(o0 + i, a0), _mm512_storeu_ps(o0 + i + 16, a1);
+        _mm512_storeu_ps(o0 + i + 32, a2), _mm512_storeu_ps(o0 + i + 48, a3);
+        _mm512_storeu_ps(o1 + i, b0), _mm512_storeu_ps(o1 + i + 16, b1);
+        _mm512_storeu_ps(o1 + i + 32, b2), _mm512_storeu_ps(o1 + i + 48, b3);
+    }
+    for (; i < d; i += 16) {
+        __m512 a = _mm512_loadu_ps(o0 + i), b = _mm512_loadu_ps(o1 + i);
+        for (int t = 0; t < n; t++) {
+            __m512 value = load_half16(v + (size_t)t * d + i);
+            a = _mm512_fmadd_ps(_mm512_set1_ps(p0[t]), value, a);
+            b = _mm512_fmadd_ps(_mm512_set1_ps(p1[t]), value, b);
+        }
+        _mm512_storeu_ps(o0 + i, a), _mm512_storeu_ps(o1 + i, b);
+    }
+}
+
+AVX512 static void attend_avx512(const uint16_t *k, const uint16_t *v, int n_tokens, int group,
+                                 int d, const float *q, float *out, float scale, float *scratch)
+{
+    attend_with(score_avx512, sum_avx512, k, v, n_tokens, group, d, q, out, scale, scratch);
+}
+
+/* F16C, which clang cannot ask for, is older than AVX2: every processor with the second has it. */
+static int has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static int has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+#endif
+
+/* ---- dispatch ---- */
+
+size_t vqkvc_attend_f16_scratch(int group, int head_dim)
+{
+    return (size_t)(group + 1) * head_dim + (size_t)group * (TILE + 2);
+}
+
+void vqkvc_attend_f16(const uint16_t *k, const uint16_t *v, int n_tokens, int group, int head_dim,
+                      const float *q, float *out, float scale, float *scratch)
+{
+#ifdef HAVE_X86
+    if (head_dim % 16 == 0 && has_avx512()) {
+        attend_avx512(k, v, n_tokens, group, head_dim, q, out, scale, scratch);
+        return;
+    }
+    if (head_dim % 8 == 0 && has_avx2()) {
+        attend_avx2(k, v, n_tokens, group, head_dim, q, out, scale, scratch);
+        return;
+    }
+#endif
+    attend_portable(k, v, n_tokens, group, head_dim, q, out, scale, scratch);
+}
+
+const char *vqkvc_attend_f16_isa(void)
+{
+#ifdef HAVE_X86
+    return has_avx512() ? "avx512" : has_avx2() ? "avx2" : "portable";
+#else
+    return "portable";
+#endif
+}

@@ -1,0 +1,36 @@
+/* cache_header.h - a loaded codec behind the cache interface of the forward pass. */
+#ifndef VQKVC_EVAL_CACHE_HEADER_H
+#define VQKVC_EVAL_CACHE_HEADER_H
+
+#include "base/geometry.h"
+#include "base/status.h"
+#include "eval/load.h"
+#include "model/cache.h"
+
+/* The instruction sets of struct vqkvc_codec_shape. */
+typedef enum vqkvc_isa {
+    VQKVC_ISA_AUTO,
+    VQKVC_ISA_PORTABLE,
+    VQKVC_ISA_AVX2,
+    VQKVC_ISA_AVX512,
+    VQKVC_ISA_NEON
+} vqkvc_isa;
+
+/* A cache for n_seq sequences of n_ctx tokens, max_batch tokens an append at most. The codec is
+ * borrowed and must outlive it; so is `name` (the scheme or the file), which begins every message.
+ * The codec is checked against *g. Attends may run on as many threads as OpenMP has now: each has a
+ * scratch of its own. Queries must be those of the latest tokens, as the header's API wants it. */
+vqkvc_code vqkvc_cache_header(vqkvc_cache *cache, const vqkvc_codec *codec, const char *name,
+                              const vqkvc_geometry *g, int n_seq, int n_ctx, int max_batch,
+                              vqkvc_isa isa, vqkvc_err *err);
+
+/* Bytes that such a cache takes in all, used or not. */
+vqkvc_code vqkvc_cache_header_size(const vqkvc_codec *codec, const char *name, int n_seq, int n_ctx,
+                                   int max_batch, size_t *bytes, vqkvc_err *err);
+
+/* Bits a value that a coded token takes in the pool, block table included: the growth of
+ * bytes_used by one block. Exact for every codec, whether or not its plan is at hand. */
+vqkvc_code vqkvc_stored_bits(const vqkvc_codec *codec, const char *name, const vqkvc_geometry *g,
+                             double *bits, vqkvc_err *err);
+
+#endif

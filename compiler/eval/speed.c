@@ -1,0 +1,293 @@
+#include "eval/speed.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/half.h"
+#include "base/memory.h"
+#include "base/rng.h"
+#include "eval/attend_f16.h"
+
+enum {
+    DEFAULT_CONTEXT = 16384,
+    DEFAULT_REPEATS = 15,
+    MIN_REPEATS = 9,
+    BANK = 509,                     /* distinct synthetic tokens; prime, so that layers differ */
+    MAX_BATCH = 256,                /* tokens an append */
+    READ_BYTES = 256 * 1024 * 1024, /* of the bandwidth loop: far beyond any cache */
+};
+
+/* ---- bandwidth of one reading thread ---- */
+
+typedef uint64_t words __attribute__((vector_size(64)));
+
+/* The sum of n (a multiple of 8) vectors, in eight chains so that loads alone set the pace. */
+static inline __attribute__((always_inline)) uint64_t sum_words(const words *p, size_t n)
+{
+    words a[8] = {{0}};
+    uint64_t sum = 0;
+    for (size_t i = 0; i < n; i += 8)
+        for (int j = 0; j < 8; j++)
+            a[j] += p[i + j];
+    for (int j = 0; j < 8; j++)
+        for (int l = 0; l < 8; l++)
+            sum += a[j][l];
+    return sum;
+}
+
+static uint64_t sum_portable(const words *p, size_t n)
+{
+    return sum_words(p, n);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static uint64_t sum_avx2(const words *p, size_t n)
+{
+    return sum_words(p, n);
+}
+
+__attribute__((target("avx512f"))) static uint64_t sum_avx512(const words *p, size_t n)
+{
+    return sum_words(p, n);
+}
+#endif
+
+static uint64_t read_all(const words *p, size_t n)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f"))
+        return sum_avx512(p, n);
+    if (__builtin_cpu_supports("avx2"))
+        return sum_avx2(p, n);
+#endif
+    return sum_portable(p, n);
+}
+
+/* ---- one run of all measurements ---- */
+
+typedef struct bench {
+    const vqkvc_geometry *g;
+    const vqkvc_subject *subjects; /* [n] */
+    int n;
+    vqkvc_speed_options o; /* defaults filled in */
+    vqkvc_arena arena;
+    vqkvc_cache *caches; /* [n] */
+    float *bank;         /* [BANK, 2, n_kv_heads, head_dim] K and V of a token */
+    float *q, *out;      /* [n_heads, head_dim] */
+    uint16_t *k, *v;     /* [n_layers, n_kv_heads, context, head_dim] binary16 */
+    float *scratch;
+    words *memory;   /* READ_BYTES */
+    uint64_t read;   /* what the bandwidth loop summed: keeps it from being optimised away */
+    double *seconds; /* [n + 2, repeats] codecs, fp16, bandwidth */
+    vqkvc_progress progress;
+} bench;
+
+static size_t row_of(const bench *b)
+{
+    return (size_t)b->g->n_kv_heads * b->g->head_dim;
+}
+
+/* The synthetic token that stands at `pos` of a layer. */
+static const float *token_of(const bench *b, int layer, int pos)
+{
+    return b->bank + (size_t)((pos + 37 * layer) % BANK) * 2 * row_of(b);
+}
+
+static vqkvc_code allocate(bench *b, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = b->g;
+    size_t row = row_of(b), query = (size_t)g->n_heads * g->head_dim;
+    size_t half = (size_t)g->n_layers * row * b->o.context;
+    int group = g->n_heads / g->n_kv_heads;
+    struct {
+        void *pointer; /* to the pointer to fill */
+        size_t n, size;
+    } const wanted[] = {
+        {&b->caches, (size_t)b->n, sizeof *b->caches},
+        {&b->bank, (size_t)BANK * 2 * row, sizeof *b->bank},
+        {&b->q, query, sizeof *b->q},
+        {&b->out, query, sizeof *b->out},
+        {&b->k, half, sizeof *b->k},
+        {&b->v, half, sizeof *b->v},
+        {&b->scratch, vqkvc_attend_f16_scratch(group, g->head_dim), sizeof *b->scratch},
+        {&b->memory, READ_BYTES / sizeof *b->memory, sizeof *b->memory},
+        {&b->seconds, (size_t)(b->n + 2) * b->o.repeats, sizeof *b->seconds},
+    };
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        void *memory = vqkvc_arena_alloc(&b->arena, wanted[i].n, wanted[i].size, err);
+        if (memory == NULL)
+            return err->code;
+        memcpy(wanted[i].pointer, &memory, sizeof memory);
+    }
+    return VQKVC_OK;
+}
+
+/* Normal data with the shape of real caches: a few strong channels, many weak ones. */
+static void make_data(bench *b)
+{
+    const vqkvc_geometry *g = b->g;
+    vqkvc_rng rng = vqkvc_rng_make(b->o.seed, 0);
+    size_t row = row_of(b);
+    for (size_t i = 0; i < BANK * 2 * row; i++) {
+        int channel = (int)(i % (size_t)g->head_dim);
+        b->bank[i] = (float)(vqkvc_rng_normal(&rng) * 2 / sqrt(1 + 0.25 * channel));
+    }
+    for (int i = 0; i < g->n_heads * g->head_dim; i++)
+        b->q[i] = (float)vqkvc_rng_normal(&rng);
+    memset(b->memory, 1, READ_BYTES);
+    for (int l = 0; l < g->n_layers; l++)
+        for (int h = 0; h < g->n_kv_heads; h++)
+            for (int t = 0; t < b->o.context; t++) {
+                size_t to = (((size_t)l * g->n_kv_heads + h) * b->o.context + t) * g->head_dim;
+                const float *from = token_of(b, l, t) + (size_t)h * g->head_dim;
+                for (int c = 0; c < g->head_dim; c++) {
+                    b->k[to + c] = vqkvc_f32_to_f16(from[c]);
+                    b->v[to + c] = vqkvc_f32_to_f16(from[row + c]);
+                }
+            }
+}
+
+/* Appends tokens at .. at + n - 1 to every layer of one codec's cache. k, v: [MAX_BATCH, row]. */
+static vqkvc_code append(const bench *b, const vqkvc_cache *cache, int at, int n, float *k,
+                         float *v, vqkvc_err *err)
+{
+    size_t row = row_of(b);
+    for (int l = 0; l < b->g->n_layers; l++) {
+        for (int t = 0; t < n; t++) {
+            const float *token = token_of(b, l, at + t);
+            memcpy(k + (size_t)t * row, token, row * sizeof *k);
+            memcpy(v + (size_t)t * row, token + row, row * sizeof *v);
+        }
+        VQKVC_TRY(cache->append(cache->self, 0, l, at, n, k, v, err));
+    }
+    return VQKVC_OK;
+}
+
+static vqkvc_code fill(bench *b, vqkvc_err *err)
+{
+    float *kv = vqkvc_arena_alloc(&b->arena, 2 * MAX_BATCH * row_of(b), sizeof *kv, err);
+    if (kv == NULL)
+        return err->code;
+    for (int i = 0; i < b->n; i++) {
+        const vqkvc_subject *s = &b->subjects[i];
+        VQKVC_TRY(vqkvc_cache_header(&b->caches[i], s->codec, s->name, b->g, 1, b->o.context,
+                                     MAX_BATCH, b->o.isa, err));
+        for (int at = 0; at < b->o.context; at += MAX_BATCH) {
+            int n = b->o.context - at < MAX_BATCH ? b->o.context - at : MAX_BATCH;
+            if (vqkvc_interrupted())
+                return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted");
+            VQKVC_TRY(append(b, &b->caches[i], at, n, kv, kv + MAX_BATCH * row_of(b), err));
+            vqkvc_progress_step(&b->progress, (uint64_t)i * b->o.context + (uint64_t)(at + n));
+        }
+    }
+    return VQKVC_OK;
+}
+
+static void attend_f16(bench *b, int layer, float scale)
+{
+    const vqkvc_geometry *g = b->g;
+    int group = g->n_heads / g->n_kv_heads;
+    for (int h = 0; h < g->n_kv_heads; h++) {
+        size_t from = ((size_t)layer * g->n_kv_heads + h) * (size_t)b->o.context * g->head_dim;
+        size_t query = (size_t)h * group * g->head_dim;
+        vqkvc_attend_f16(b->k + from, b->v + from, b->o.context, group, g->head_dim, b->q + query,
+                         b->out + query, scale, b->scratch);
+    }
+}
+
+static vqkvc_code time_once(bench *b, int repeat, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = b->g;
+    float scale = 1.0f / sqrtf((float)g->head_dim);
+    double started;
+    for (int i = 0; i < b->n; i++) {
+        started = vqkvc_seconds();
+        for (int l = 0; l < g->n_layers; l++)
+            VQKVC_TRY(b->caches[i].attend(b->caches[i].self, 0, l, b->o.context - 1, 1, b->q,
+                                          b->out, scale, err));
+        b->seconds[(size_t)i * b->o.repeats + repeat] = vqkvc_seconds() - started;
+    }
+    started = vqkvc_seconds();
+    for (int l = 0; l < g->n_layers; l++)
+        attend_f16(b, l, scale);
+    b->seconds[(size_t)b->n * b->o.repeats + repeat] = vqkvc_seconds() - started;
+    started = vqkvc_seconds();
+    b->read += read_all(b->memory, READ_BYTES / sizeof *b->memory);
+    b->seconds[(size_t)(b->n + 1) * b->o.repeats + repeat] = vqkvc_seconds() - started;
+    return VQKVC_OK;
+}
+
+/* ---- results ---- */
+
+static int ascending(const void *a, const void *b)
+{
+    double x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return (x > y) - (x < y);
+}
+
+/* Sorts and gives the middle one (of an even number, the lower). */
+static double median(double *x, int n)
+{
+    qsort(x, (size_t)n, sizeof *x, ascending);
+    return x[(n - 1) / 2];
+}
+
+/* Of measurement i, whose scan reads `bits` a value. */
+static vqkvc_timing timing_of(const bench *b, int i, double bits, double bandwidth)
+{
+    const vqkvc_geometry *g = b->g;
+    double *x = b->seconds + (size_t)i * b->o.repeats;
+    double per = 1e9 / ((double)g->n_layers * g->n_kv_heads * b->o.context);
+    vqkvc_timing t = {.ns = median(x, b->o.repeats) * per};
+    t.ns_min = x[0] * per;
+    t.ns_max = x[b->o.repeats - 1] * per;
+    t.floor_ns = 1e9 * (bits / 8 * 2 * g->head_dim) / bandwidth;
+    return t;
+}
+
+static vqkvc_code run(bench *b, const double *scan_bits, vqkvc_timing *timings, vqkvc_speed *speed,
+                      vqkvc_err *err)
+{
+    VQKVC_TRY(allocate(b, err));
+    make_data(b);
+    vqkvc_progress_begin(&b->progress, b->o.log, "speed", "tokens", (uint64_t)b->n * b->o.context);
+    VQKVC_TRY(fill(b, err));
+    for (int r = 0; r < b->o.repeats; r++) {
+        if (vqkvc_interrupted())
+            return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted");
+        VQKVC_TRY(time_once(b, r, err));
+    }
+    vqkvc_progress_end(&b->progress, (uint64_t)b->n * b->o.context);
+    double *reads = b->seconds + (size_t)(b->n + 1) * b->o.repeats;
+    double bandwidth = READ_BYTES / median(reads, b->o.repeats);
+    for (int i = 0; i < b->n; i++)
+        timings[i] = timing_of(b, i, scan_bits[i], bandwidth);
+    *speed = (vqkvc_speed){.context = b->o.context,
+                           .repeats = b->o.repeats,
+                           .bandwidth = b->read != 0 ? bandwidth : 0,
+                           .f16 = timing_of(b, b->n, 16, bandwidth),
+                           .f16_isa = vqkvc_attend_f16_isa()};
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_speed_measure(const vqkvc_geometry *g, int n, const vqkvc_subject *subjects,
+                               const double *scan_bits, const vqkvc_speed_options *options,
+                               vqkvc_timing *timings, vqkvc_speed *speed, vqkvc_err *err)
+{
+    bench b = {.g = g, .subjects = subjects, .n = n, .o = *options};
+    b.o.context = b.o.context != 0 ? b.o.context : DEFAULT_CONTEXT;
+    b.o.repeats = b.o.repeats != 0 ? b.o.repeats : DEFAULT_REPEATS;
+    if (n < 0 || b.o.context < 1 || b.o.repeats < MIN_REPEATS)
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "speed: %d headers, context %d, %d repeats (at least %d)", n, b.o.context,
+                          b.o.repeats, MIN_REPEATS);
+    vqkvc_code code = run(&b, scan_bits, timings, speed, err);
+    for (int i = 0; b.caches != NULL && i < n; i++)
+        if (b.caches[i].free != NULL)
+            b.caches[i].free(b.caches[i].self);
+    vqkvc_arena_free(&b.arena);
+    return code;
+}

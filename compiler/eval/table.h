@@ -1,0 +1,36 @@
+/* table.h - the table of an evaluation: aligned text, Markdown, JSON. */
+#ifndef VQKVC_EVAL_TABLE_H
+#define VQKVC_EVAL_TABLE_H
+
+#include "base/memory.h"
+#include "base/status.h"
+#include "eval/measure.h"
+#include "eval/speed.h"
+#include "plan/plan.h"
+
+/* One scheme; every pointer is borrowed and may be NULL where nothing is known: "-" in the table,
+ * null in JSON. */
+typedef struct vqkvc_row {
+    const char *scheme;
+    const vqkvc_measured *measured;
+    const vqkvc_cost *cost; /* of the plan, at the table's context */
+    const vqkvc_codec *codec;
+    const vqkvc_timing *timing;
+} vqkvc_row;
+
+typedef struct vqkvc_table_info {
+    const char *model, *text; /* what was measured on, for the caption */
+    int context, n_windows, step, first_counted;
+    const vqkvc_speed *speed; /* floor and yardstick, or NULL */
+} vqkvc_table_info;
+
+/* For terminals: aligned columns, the caption above. */
+void vqkvc_table_text(const vqkvc_table_info *info, const vqkvc_row *rows, int n, vqkvc_buf *out);
+/* For README files. */
+void vqkvc_table_markdown(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
+                          vqkvc_buf *out);
+/* Everything, the per-layer errors too; keys sorted, one object. */
+vqkvc_code vqkvc_table_json(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
+                            vqkvc_buf *out, vqkvc_err *err);
+
+#endif
