@@ -128,6 +128,7 @@ static vqkvc_code build(vqkvc_pipeline *p, vqkvc_err *err)
         o->output != NULL ? o->output : vqkvc_arena_printf(&p->arena, err, "%s.h", p->prefix);
     if (output == NULL)
         return err->code;
+    VQKVC_TRY(vqkvc_check_output(output, err));
     VQKVC_TRY(vqkvc_write_file(output, p->header.data, p->header.len, err));
     if (o->depfile != NULL)
         VQKVC_TRY(write_depfile(o, output, err));

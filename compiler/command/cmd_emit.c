@@ -17,6 +17,7 @@ static vqkvc_code emit(const vqkvc_options *o, const vqkvc_plan *plan, const cha
         o->output != NULL ? o->output : vqkvc_arena_printf(arena, err, "%s.h", prefix);
     if (output == NULL)
         return err->code;
+    VQKVC_TRY(vqkvc_check_output(output, err));
     VQKVC_TRY(vqkvc_write_file(output, header->data, header->len, err));
     if (output[0] != '-' || output[1] != '\0')
         printf("%s: scheme %s, prefix %s, %zu bytes\n", output, plan->scheme, prefix, header->len);

@@ -11,7 +11,7 @@
 #include "command/stored.h"
 #include "eval/table.h"
 
-enum { MAX_SUBJECTS = 64, DEFAULT_CONTEXT = 1024 };
+enum { MAX_SUBJECTS = 64, DEFAULT_CONTEXT = 1024, FIRST_COUNTED = 128 };
 
 /* One scheme under test. */
 typedef struct subject {
@@ -169,6 +169,7 @@ static vqkvc_code measure(evaluation *e, vqkvc_err *err)
     vqkvc_measure_options options = {.context = e->context,
                                      .n_windows = e->options->windows,
                                      .step = e->options->step,
+                                     .first_counted = FIRST_COUNTED,
                                      .log = e->log};
     vqkvc_measured *results = vqkvc_alloc((size_t)e->n, sizeof *results, err);
     if (results == NULL)
@@ -199,7 +200,7 @@ static vqkvc_table_info table_info(const evaluation *e)
                               .context = e->context,
                               .n_windows = e->options->windows,
                               .step = e->options->step,
-                              .first_counted = 128,
+                              .first_counted = FIRST_COUNTED,
                               .speed = e->options->speed ? &e->speed : NULL};
 }
 

@@ -54,8 +54,10 @@ vqkvc_code vqkvc_check_output(const char *path, vqkvc_err *err)
     struct stat st;
     if (strcmp(path, "-") == 0)
         return VQKVC_OK;
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
-        return vqkvc_fail(err, VQKVC_E_IO, "%s: cannot write: it is a directory", path);
+    /* Outputs are renamed into place, which would replace a device by a file. */
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return vqkvc_fail(err, VQKVC_E_IO,
+                          "%s: cannot write: not a regular file (- is standard output)", path);
     size_t n = (size_t)(vqkvc_base_name(path) - path);
     char *folder = vqkvc_alloc(n + 2, 1, err);
     if (folder == NULL)

@@ -65,7 +65,8 @@ vqkvc_code vqkvc_emit_plan(const vqkvc_plan *plan, const char *command, const ch
                            vqkvc_arena *arena, const char **prefix_used, vqkvc_buf *header,
                            vqkvc_err *err);
 
-/* Refuses an output that could not be written, before hours are spent on what belongs there. */
+/* Refuses an output that could not be written, before hours are spent on what belongs there, and
+ * one that is a device or a folder. */
 vqkvc_code vqkvc_check_output(const char *path, vqkvc_err *err);
 
 #endif

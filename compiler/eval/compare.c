@@ -25,7 +25,8 @@ double vqkvc_point_exact(const float *logits, int vocab, int32_t next, double *p
     for (int i = 0; i < vocab; i++)
         p[i] /= sum;
     double lse = (double)logits[top] + log(sum);
-    *point = (vqkvc_point){.nll = next >= 0 ? lse - (double)logits[next] : 0, .top = top};
+    *point = (vqkvc_point){
+        .kl = lse - lse, .nll = next >= 0 ? lse - (double)logits[next] : 0, .top = top};
     return lse;
 }
 

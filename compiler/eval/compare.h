@@ -6,7 +6,7 @@
 
 /* What is kept of one position of one codec's (or the exact) run. */
 typedef struct vqkvc_point {
-    double kl;  /* KL(exact || codec), nats; 0 for the exact run */
+    double kl;  /* KL(exact || codec), nats; for the exact run 0, or NaN with its logits */
     double nll; /* -log probability of the token that follows, nats; 0 where none follows */
     int top;    /* the likeliest token, the first of equals */
 } vqkvc_point;

@@ -1,7 +1,7 @@
 #include "eval/measure.h"
 
 #include <math.h>
-#include <stdlib.h>
+#include <omp.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -24,12 +24,13 @@ typedef struct measurement {
     vqkvc_cache *caches, *probed; /* [n] */
     int32_t *ids;                 /* [group * step] */
     int *seq, *pos;               /* [group * step] */
-    float *exact_logits, *logits; /* [group * step, vocab] */
-    double *p, *lse;              /* [group * step, vocab], [group * step] */
+    float *logits;                /* [n + 1, group * step, vocab]: exact, then the codecs */
+    double *p;                    /* [group * step, vocab] */
     vqkvc_point *exact_points;    /* [n_windows, context] */
     vqkvc_point *points;          /* [n, n_windows, context] */
     double *bytes;                /* [n] at the end of all windows so far */
     double *errors;               /* [n, n_layers, 2] of the probe */
+    vqkvc_err *errs;              /* [n + 1] of the forward passes of a step */
     vqkvc_progress progress;
     uint64_t done; /* tokens through some forward pass */
 } measurement;
@@ -63,7 +64,7 @@ static vqkvc_code choose_group(measurement *m, vqkvc_err *err)
 {
     const vqkvc_geometry *g = m->g;
     double a_window = 8.0 * m->o.context * g->n_layers * g->n_kv_heads * g->head_dim +
-                      16.0 * m->o.step * m->vocab;
+                      (4.0 * (m->n + 1) + 8.0) * m->o.step * m->vocab;
     for (int i = 0; i < m->n; i++) {
         size_t bytes;
         VQKVC_TRY(vqkvc_cache_header_size(m->subjects[i].codec, m->subjects[i].name, 1,
@@ -90,10 +91,9 @@ static vqkvc_code allocate(measurement *m, vqkvc_err *err)
         {&m->ids, rows, sizeof *m->ids},
         {&m->seq, rows, sizeof *m->seq},
         {&m->pos, rows, sizeof *m->pos},
-        {&m->exact_logits, rows * vocab, sizeof *m->logits},
-        {&m->logits, rows * vocab, sizeof *m->logits},
+        {&m->logits, (n + 1) * rows * vocab, sizeof *m->logits},
+        {&m->errs, n + 1, sizeof *m->errs},
         {&m->p, rows * vocab, sizeof *m->p},
-        {&m->lse, rows, sizeof *m->lse},
         {&m->exact_points, held, sizeof *m->points},
         {&m->points, held * n, sizeof *m->points},
         {&m->bytes, n, sizeof *m->bytes},
@@ -156,6 +156,12 @@ static vqkvc_batch make_batch(measurement *m, int first, int n_seq, int at, int 
     return (vqkvc_batch){.n = row, .ids = m->ids, .seq = m->seq, .pos = m->pos};
 }
 
+/* A codec's points, [n_windows, context]. */
+static vqkvc_point *points_of(const measurement *m, int codec)
+{
+    return m->points + (size_t)codec * m->o.n_windows * m->o.context;
+}
+
 /* The index of a batch row's point among all windows. */
 static size_t point_of(const measurement *m, int first, int row)
 {
@@ -181,36 +187,56 @@ static vqkvc_code check_finite(const measurement *m, int first, const vqkvc_batc
     return VQKVC_OK;
 }
 
-static vqkvc_code exact_step(measurement *m, int first, const vqkvc_batch *batch, vqkvc_err *err)
+static float *logits_of(const measurement *m, int run)
 {
-    const vqkvc_cache *cache = m->o.probe ? &m->probe : &m->exact;
-    VQKVC_TRY(vqkvc_forward(m->model, cache, batch, NULL, m->exact_logits, err));
-#pragma omp parallel for schedule(static)
-    for (int row = 0; row < batch->n; row++) {
-        size_t at = (size_t)row * m->vocab;
-        vqkvc_point *point = &m->exact_points[point_of(m, first, row)];
-        m->lse[row] = vqkvc_point_exact(m->exact_logits + at, m->vocab, next_of(m, first, row),
-                                        m->p + at, point);
-        if (!isfinite(m->lse[row]))
-            point->kl = NAN; /* found by check_finite() */
-    }
-    return check_finite(m, first, batch, "exact cache", m->exact_points, err);
+    return m->logits + (size_t)run * m->group * m->o.step * m->vocab;
 }
 
-static vqkvc_code codec_step(measurement *m, int i, int first, const vqkvc_batch *batch,
-                             vqkvc_err *err)
+/* The forward passes of one step. Run 0 is the exact one, run i + 1 codec i. Small steps leave
+ * little to share inside one pass, so passes run side by side where they can fill the threads; the
+ * bits are the same either way. */
+static vqkvc_code forward_all(measurement *m, const vqkvc_batch *batch, vqkvc_err *err)
 {
-    vqkvc_point *points = m->points + (size_t)i * m->o.n_windows * m->o.context;
-    double started = vqkvc_seconds();
-    VQKVC_TRY(vqkvc_forward(m->model, &m->caches[i], batch, NULL, m->logits, err));
-    m->results[i].seconds += vqkvc_seconds() - started;
-#pragma omp parallel for schedule(static)
-    for (int row = 0; row < batch->n; row++) {
-        size_t at = (size_t)row * m->vocab;
-        vqkvc_point_codec(m->exact_logits + at, m->p + at, m->lse[row], m->logits + at, m->vocab,
-                          next_of(m, first, row), &points[point_of(m, first, row)]);
+    const vqkvc_cache *exact = m->o.probe ? &m->probe : &m->exact;
+#pragma omp parallel for schedule(dynamic) if (omp_get_max_threads() <= m->n + 1)
+    for (int run = 0; run <= m->n; run++) {
+        double started = vqkvc_seconds();
+        vqkvc_forward(m->model, run == 0 ? exact : &m->caches[run - 1], batch, NULL,
+                      logits_of(m, run), &m->errs[run]);
+        if (run > 0)
+            m->results[run - 1].seconds += vqkvc_seconds() - started;
     }
-    return check_finite(m, first, batch, m->subjects[i].name, points, err);
+    for (int run = 0; run <= m->n; run++)
+        if (m->errs[run].code != VQKVC_OK)
+            return vqkvc_fail(err, m->errs[run].code, "%s", m->errs[run].msg);
+    return VQKVC_OK;
+}
+
+static void compare_row(measurement *m, int first, int row)
+{
+    size_t at = (size_t)row * m->vocab, to = point_of(m, first, row);
+    const float *exact = m->logits + at;
+    double *p = m->p + at;
+    int32_t next = next_of(m, first, row);
+    double lse = vqkvc_point_exact(exact, m->vocab, next, p, &m->exact_points[to]);
+    for (int i = 0; i < m->n; i++)
+        vqkvc_point_codec(exact, p, lse, logits_of(m, i + 1) + at, m->vocab, next,
+                          &points_of(m, i)[to]);
+}
+
+/* One batch through every cache, and its logits compared. */
+static vqkvc_code run_step(measurement *m, int first, const vqkvc_batch *batch, vqkvc_err *err)
+{
+    VQKVC_TRY(forward_all(m, batch, err));
+#pragma omp parallel for schedule(static)
+    for (int row = 0; row < batch->n; row++)
+        compare_row(m, first, row);
+    VQKVC_TRY(check_finite(m, first, batch, "exact cache", m->exact_points, err));
+    for (int i = 0; i < m->n; i++)
+        VQKVC_TRY(check_finite(m, first, batch, m->subjects[i].name, points_of(m, i), err));
+    m->done += (uint64_t)batch->n * (uint64_t)(m->n + 1);
+    vqkvc_progress_step(&m->progress, m->done);
+    return VQKVC_OK;
 }
 
 /* Windows first .. first + n_seq - 1, from their first token to their last. */
@@ -222,11 +248,7 @@ static vqkvc_code run_group(measurement *m, int first, int n_seq, vqkvc_err *err
         vqkvc_batch batch = make_batch(m, first, n_seq, at, n);
         if (vqkvc_interrupted())
             return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted");
-        VQKVC_TRY(exact_step(m, first, &batch, err));
-        for (int i = 0; i < m->n; i++)
-            VQKVC_TRY(codec_step(m, i, first, &batch, err));
-        m->done += (uint64_t)batch.n * (uint64_t)(m->n + 1);
-        vqkvc_progress_step(&m->progress, m->done);
+        VQKVC_TRY(run_step(m, first, &batch, err));
     }
     for (int i = 0; i < m->n; i++) {
         m->bytes[i] += (double)m->caches[i].bytes(m->caches[i].self);
@@ -244,7 +266,7 @@ static vqkvc_code sum_up(measurement *m, int i, vqkvc_err *err)
     vqkvc_measured *r = &m->results[i];
     double held = (double)m->o.n_windows * m->o.context;
     double values = 2.0 * g->n_layers * g->n_kv_heads * g->head_dim; /* of a token */
-    const vqkvc_point *points = m->points + (size_t)i * m->o.n_windows * m->o.context;
+    const vqkvc_point *points = points_of(m, i);
     vqkvc_fidelity_sum(m->exact_points, points, m->o.n_windows, m->o.context, m->o.first_counted,
                        &r->late);
     vqkvc_fidelity_sum(m->exact_points, points, m->o.n_windows, m->o.context, 0, &r->all);

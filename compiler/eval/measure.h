@@ -3,8 +3,8 @@
  *
  * Memory: windows run in groups, one sequence each, as many at once as keep the caches (exact:
  * 8 * context * n_layers * n_kv_heads * head_dim bytes a window; codecs: what their size call says,
- * twice with probe) and the logits (16 * step * vocab bytes a window) within max_bytes, one at
- * least; besides these, 24 * (n + 1) bytes a token. */
+ * twice with probe) and the logits ((4 n + 12) * step * vocab bytes a window) within max_bytes, one
+ * at least; besides these, 24 * (n + 1) bytes a token. */
 #ifndef VQKVC_EVAL_MEASURE_H
 #define VQKVC_EVAL_MEASURE_H
 

@@ -25,7 +25,7 @@ typedef struct vqkvc_timing {
 
 typedef struct vqkvc_speed {
     int context, repeats;
-    double bandwidth; /* bytes a second that one thread reads from memory, median */
+    double bandwidth; /* bytes a second that one thread reads from memory: the quickest repeat */
     vqkvc_timing f16; /* the in-tree fp16 attention */
     const char *f16_isa;
 } vqkvc_speed;

@@ -26,7 +26,7 @@ static int32_t largest_logit(const float *logits, int vocab)
     return best;
 }
 
-/* How many of the sorted candidates stay, and their total weight in *sum. */
+/* How many of the candidates (sorted, if there is a limit) stay, and their total weight in *sum. */
 static int restrict_to(const candidate *c, int n, int top_k, float top_p, double *sum)
 {
     double all = 0;
@@ -57,7 +57,9 @@ int32_t vqkvc_sample_token(const float *logits, int vocab, float temperature, in
         double weight = exp(((double)logits[i] - logits[best]) / temperature);
         c[i] = (candidate){isnan(weight) ? 0 : weight, i};
     }
-    qsort(c, (size_t)vocab, sizeof *c, compare_candidates);
+    /* Any order serves an unrestricted draw: sorting the vocabulary is most of the cost. */
+    if ((top_k > 0 && top_k < vocab) || top_p < 1)
+        qsort(c, (size_t)vocab, sizeof *c, compare_candidates);
     double sum;
     int kept = restrict_to(c, vocab, top_k, top_p, &sum);
     double left = uniform * sum;
