@@ -114,7 +114,7 @@ static float vqkv__encode_gain(const vqkv__stream *s, unsigned char *codes, int 
     if (n > s->gain_width)
         n = s->gain_width;
     for (i = 0; i < n; i++) {
-        sum += (double)z[i] * z[i];
+        sum += (double)z[i] * (double)z[i];
         if (fabsf(z[i]) > fabsf(top))
             top = z[i];
     }

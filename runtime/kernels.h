@@ -215,7 +215,7 @@ VQKV__TARGET_ISA static void vqkv__add_row_ISA(const unsigned char *row, int n, 
         vqkv__store_ISA(y + j,
                         vqkv__fma_ISA(xs, vqkv__loadh_ISA(row + 2 * j), vqkv__load_ISA(y + j)));
     for (; j < n; j++)
-        y[j] += x * vqkv__half_at(row, j);
+        y[j] += x * vqkv__half_at(row, (size_t)j);
 }
 
 /* x . table row, binary16 [n] */
@@ -228,7 +228,7 @@ VQKV__TARGET_ISA static float vqkv__dot_row_ISA(const unsigned char *row, int n,
         a = vqkv__fma_ISA(vqkv__load_ISA(x + j), vqkv__loadh_ISA(row + 2 * j), a);
     sum = vqkv__hsum_ISA(a);
     for (; j < n; j++)
-        sum += x[j] * vqkv__half_at(row, j);
+        sum += x[j] * vqkv__half_at(row, (size_t)j);
     return sum;
 }
 
@@ -269,7 +269,7 @@ VQKV__TARGET_ISA static void vqkv__map_ISA(const unsigned char *table, int n_in,
             for (d = 0; d < n_in; d++)
                 sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
                        vqkv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
-            y[(size_t)r * (size_t)n_out + j] = sum;
+            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
         }
 }
 

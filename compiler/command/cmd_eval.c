@@ -55,9 +55,8 @@ static subject *add_subject(evaluation *e, vqkvc_err *err)
 static void find_plan(evaluation *e, subject *s)
 {
     vqkvc_err ignored = {0};
-    if (e->db == NULL ||
-        vqkvc_stored_plan_by_content(e->db, s->codec.table->codec, &s->plan, &s->plan_hash,
-                                     &ignored) != VQKVC_OK)
+    if (e->db == NULL || vqkvc_stored_plan_by_content(e->db, s->codec.table->codec, &s->plan,
+                                                      &s->plan_hash, &ignored) != VQKVC_OK)
         return;
     if (e->options->headers.n == 1)
         snprintf(s->name, sizeof s->name, "%s", s->plan.scheme);
