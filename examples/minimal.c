@@ -27,19 +27,18 @@ static void check(ref7m_kv_status status) /* the header itself never prints or e
 }
 
 /* The last token's query over all tokens: the mean of their values, weighted by exp(score). */
-static void exact_attention(int head, double out[DIM])
+static void exact_attention(int head, double mean[DIM])
 {
     double sum = 0;
     for (int t = 0; t < TOKENS; t++) {
-        const float *q = x[TOKENS - 1][LAYER].q[head], *k = x[t][LAYER].k[head / REF7M_KV_GROUP];
-        const float *v = x[t][LAYER].v[head / REF7M_KV_GROUP];
+        const struct projections *now = &x[TOKENS - 1][LAYER], *past = &x[t][LAYER];
         double score = 0;
         for (int i = 0; i < DIM; i++)
-            score += (double)q[i] * (double)k[i];
-        double weight = exp(score * (double)REF7M_KV_ATTENTION_SCALE);
+            score += (double)now->q[head][i] * past->k[head / REF7M_KV_GROUP][i];
+        double weight = exp(score * REF7M_KV_ATTENTION_SCALE);
         sum += weight;
         for (int i = 0; i < DIM; i++)
-            out[i] += ((double)v[i] - (t > 0 ? out[i] : 0)) * weight / sum;
+            mean[i] += (past->v[head / REF7M_KV_GROUP][i] - mean[i]) * weight / sum;
     }
 }
 
@@ -61,25 +60,20 @@ int main(int argc, char **argv)
         return 1;
     check(ref7m_kv_init(&kv, &config, memory, bytes));
 
-    float out[HEADS][DIM];
+    float out[HEADS][DIM], *q = x[TOKENS - 1][LAYER].q[0];
     for (int t = 0; t < TOKENS; t++)
         for (int l = 0; l < LAYERS; l++) /* as an engine's forward pass goes */
             check(ref7m_kv_append(kv, 0, l, 1, x[t][l].k, x[t][l].v, REF7M_KV_F32,
                                   REF7M_KV_KEYS_ROTATED));
-    check(ref7m_kv_attend(kv, 0, LAYER, 1, x[TOKENS - 1][LAYER].q[0], out[0], NULL, scratch,
-                          scratch_bytes));
+    check(ref7m_kv_attend(kv, 0, LAYER, 1, q, out[0], NULL, scratch, scratch_bytes));
 
-    double error = 0, norm = 0;
+    double exact[HEADS][DIM] = {{0}}, error = 0, norm = 0;
     for (int h = 0; h < HEADS; h++) {
-        double exact[DIM] = {0};
-        exact_attention(h, exact);
-        for (int i = 0; i < DIM; i++) {
-            error += (out[h][i] - exact[i]) * (out[h][i] - exact[i]);
-            norm += exact[i] * exact[i];
-        }
+        exact_attention(h, exact[h]);
+        for (int i = 0; i < DIM; i++)
+            error += pow(out[h][i] - exact[h][i], 2), norm += pow(exact[h][i], 2);
     }
-    printf("relative error of attention: %.4f\n", sqrt(error / norm));
-    printf("cache: %zu bytes, %d in fp16\n", ref7m_kv_bytes_used(kv),
-           TOKENS * LAYERS * KV_HEADS * DIM * 4);
+    printf("relative error of attention %.4f; cache %zu bytes, in fp16 %d\n", sqrt(error / norm),
+           ref7m_kv_bytes_used(kv), TOKENS * LAYERS * KV_HEADS * DIM * 4);
     return free(memory), free(scratch), 0;
 }

@@ -11,6 +11,23 @@
 #include "gen/parts.h"
 #include "gen/tables.h"
 
+/* Keywords of C or C++ that the parts do not happen to use, where the prefix is a name by itself.
+ */
+static int is_keyword(const char *word)
+{
+    static const char words[] =
+        " alignas alignof and asm auto bool bitand bitor catch class compl concept constexpr "
+        "decltype delete do double explicit export extern false final friend goto long mutable "
+        "namespace new noexcept not nullptr operator or private protected public register "
+        "requires restrict short signed static_assert template this thread_local throw true try "
+        "typeid typename union using virtual volatile while xor ";
+    size_t n = strlen(word);
+    for (const char *at = words; (at = strstr(at, word)) != NULL; at++)
+        if (at[-1] == ' ' && at[n] == ' ')
+            return 1;
+    return 0;
+}
+
 static vqkvc_code check_prefix(const char *prefix, vqkvc_err *err)
 {
     int good =
@@ -23,6 +40,11 @@ static vqkvc_code check_prefix(const char *prefix, vqkvc_err *err)
             "prefix '%s': wanted a C identifier in lower case, without '__', of at most "
             "48 characters",
             prefix);
+    if (gen_word_is_taken(prefix) || is_keyword(prefix))
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "prefix '%s': the header uses this word itself; take another, such as "
+                          "'my_%s'",
+                          prefix, prefix);
     return VQKVC_OK;
 }
 

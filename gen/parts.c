@@ -17,7 +17,7 @@
     X(dispatch)                                                                                    \
     X(codec)                                                                                       \
     X(attend)                                                                                      \
-    X(kvcache)                                                                                       \
+    X(kvcache)                                                                                     \
     X(save)
 
 #define X(name) VQKVC_EMBED(gen_part_##name, "runtime/" #name ".h");
@@ -76,4 +76,35 @@ void gen_part(vqkvc_buf *out, const char *name, const char *prefix, const char *
                  isa);
     PART_LIST(X)
 #undef X
+}
+
+static int text_has_word(const char *text, size_t n, const char *word)
+{
+    size_t length = strlen(word);
+    for (size_t i = 0, j; i < n; i = j) {
+        const char *end =
+            n - i > 2 && memcmp(text + i, "/*", 2) == 0 ? strstr(text + i, "*/") : NULL;
+        j = end != NULL ? (size_t)(end - text) + 2 : i + 1;
+        if (!is_word(text[i]))
+            continue;
+        while (j < n && is_word(text[j]))
+            j++;
+        if (j - i >= length && memcmp(text + i, word, length) == 0 &&
+            (j - i == length || text[i + length] == '_'))
+            return 1;
+    }
+    return 0;
+}
+
+int gen_word_is_taken(const char *word)
+{
+    int taken = 0;
+    if (strncmp(word, "vqkv", 4) == 0)
+        return 0; /* what the parts write for the prefix */
+#define X(part)                                                                                    \
+    taken |=                                                                                       \
+        text_has_word(gen_part_##part, (size_t)(gen_part_##part##_end - gen_part_##part), word);
+    PART_LIST(X)
+#undef X
+    return taken;
 }

@@ -9,5 +9,8 @@
 void gen_part(vqkvc_buf *out, const char *name, const char *prefix, const char *isa);
 /* The same replacement for text of one's own. */
 void gen_text(vqkvc_buf *out, const char *text, size_t n, const char *prefix, const char *isa);
+/* Whether the parts use the word themselves, or one that begins with it and '_': as a prefix it
+ * would give two things one name. */
+int gen_word_is_taken(const char *word);
 
 #endif

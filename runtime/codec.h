@@ -148,27 +148,35 @@ static float vqkv__encode_gain(const vqkv__stream *s, unsigned char *codes, int 
     }
 }
 
+/* x as a code 0 .. last; a NaN gives 0. */
+static inline int vqkv__clamp(float x, int last)
+{
+    return !(x > 0.0f) ? 0 : x < (float)last ? (int)x : last;
+}
+
 /* Codes the latents of one token by one run. z: the run's latents; gain: as stored; exact: before
- * it was rounded, which is what q8_0 and q4_0 divide by. */
+ * it was rounded, which is what codes with a largest-magnitude gain are divided by. */
 static void vqkv__encode_run(const vqkv__ops *ops, const vqkv__stream *s, const vqkv__run *run,
                              unsigned char *codes, int t, const float *z, float gain, float exact)
 {
     unsigned char *plane = codes + run->codes;
     float inverse = gain != 0.0f ? 1.0f / gain : 0.0f, rest[VQKV__MAX_WIDTH];
     float inverse_exact = exact != 0.0f ? 1.0f / exact : 0.0f;
-    int p, w, code;
+    int p, w, code, largest = s->gain == VQKV__ABSMAX || s->gain == VQKV__SIGNMAX;
+    if (!largest)
+        inverse_exact = inverse;
     for (p = 0; p < run->planes; p++) {
         const float *src = z + p / run->stages * run->width;
         if (run->coder == VQKV__HALVES) {
             uint16_t half = vqkv__to_half(src[0] * inverse);
             memcpy(plane + (p * VQKV_BLOCK + t) * 2, &half, 2);
         } else if (run->coder == VQKV__BYTES) {
-            code = (int)roundf(src[0] * inverse_exact) + 128;
-            plane[p * VQKV_BLOCK + t] = (unsigned char)(code < 0 ? 0 : code > 255 ? 255 : code);
-        } else if (s->gain == VQKV__SIGNMAX) {
-            code = (int)floorf(src[0] * inverse_exact + 8.5f);
-            vqkv__write_nibble(plane + p * (VQKV_BLOCK / 2), t,
-                               code < 0 ? 0 : code > 15 ? 15 : code);
+            plane[p * VQKV_BLOCK + t] =
+                (unsigned char)vqkv__clamp(roundf(src[0] * inverse_exact) + 128.0f, 255);
+        } else if (largest) {
+            float scaled = src[0] * inverse_exact;
+            scaled = s->gain == VQKV__SIGNMAX ? floorf(scaled + 8.5f) : roundf(scaled) + 8.0f;
+            vqkv__write_nibble(plane + p * (VQKV_BLOCK / 2), t, vqkv__clamp(scaled, 15));
         } else {
             int stage = p % run->stages;
             const unsigned char *book = vqkv__table(
@@ -205,7 +213,7 @@ static void vqkv__encode_token(const vqkv__ops *ops, const vqkv__stream *s, unsi
 static void vqkv__load_member(const vqkv *kv, const vqkv__ops *ops, int seq,
                               const vqkv__member *m, int frame, int token, float *x, int ldx)
 {
-    float cs[VQKV_N_ROT + 1], v[VQKV_HEAD_DIM];
+    float cs[VQKV_N_ROT + 1] = {0.0f}, v[VQKV_HEAD_DIM];
     int t, d;
     if (m->part == VQKV_KEY && frame == VQKV__BLOCKWISE)
         vqkv__angles(token, cs);
@@ -262,7 +270,7 @@ static void vqkv__decode_head(const vqkv *kv, const vqkv__ops *ops, vqkv__entry 
 {
     int u, t, n_uses, frame = VQKV__POST;
     const vqkv__use *use = vqkv__uses_of(part, layer, head, &n_uses);
-    float cs[VQKV_N_ROT + 1];
+    float cs[VQKV_N_ROT + 1] = {0.0f};
     memset(out, 0, sizeof(float) * VQKV_BLOCK * VQKV_HEAD_DIM);
     for (u = 0; u < n_uses; u++) {
         vqkv__decode_member(ops, use[u].stream, vqkv__codes(kv, use[u].stream, entry.block),

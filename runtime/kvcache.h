@@ -66,6 +66,8 @@ static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
     if ((uint64_t)c.n_blocks > limit / 4 / VQKV__BLOCK_BYTES)
         return VQKV_E_ARGUMENT;
     kv->bytes = at + (uint64_t)c.n_blocks * VQKV__BLOCK_BYTES;
+    if (kv->bytes > limit)
+        return VQKV_E_ARGUMENT;
     return VQKV_OK;
 }
 
@@ -206,11 +208,12 @@ vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, cons
                         vqkv_type type, vqkv_keys keys)
 {
     size_t row = (size_t)VQKV_N_KV_HEADS * VQKV_HEAD_DIM;
-    float cs[VQKV_N_ROT + 1];
+    float cs[VQKV_N_ROT + 1] = {0.0f};
     vqkv__seq *q;
     int i, held;
     if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
-        layer >= VQKV_N_LAYERS || n < 1)
+        layer >= VQKV_N_LAYERS || n < 1 || (unsigned)type > VQKV_BF16 ||
+        (unsigned)keys > VQKV_KEYS_UNROTATED)
         return VQKV_E_ARGUMENT;
     if (n > kv->config.max_batch)
         return VQKV_E_BATCH;
@@ -344,13 +347,13 @@ vqkv_status vqkv_read(const vqkv *kv, int seq, int layer, int kv_head, vqkv_part
     for (t = first; t < first + n; t++, dst += VQKV_HEAD_DIM) {
         int block = (t - VQKV_N_SINK) / VQKV_BLOCK;
         if (t < VQKV_N_SINK || t >= coded) {
-            const unsigned char *row = vqkv__exact(kv, seq, layer, part, kv_head, t);
+            const unsigned char *row = vqkv__exact(kv, seq, layer, (int)part, kv_head, t);
             for (d = 0; d < VQKV_HEAD_DIM; d++)
                 dst[d] = vqkv__half_at(row, (size_t)d);
             continue;
         }
         if (block != have)
-            vqkv__decode_head(kv, ops, vqkv__blocks(kv, seq)[block], part, layer, kv_head,
+            vqkv__decode_head(kv, ops, vqkv__blocks(kv, seq)[block], (int)part, layer, kv_head,
                               tile + VQKV__ROOM(VQKV_BLOCK * VQKV_HEAD_DIM), tile);
         have = block;
         memcpy(dst, tile + (t - VQKV_N_SINK) % VQKV_BLOCK * VQKV_HEAD_DIM,

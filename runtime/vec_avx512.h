@@ -2,6 +2,9 @@
 #define VQKV__LANES_avx512 16
 #define VQKV__TARGET_avx512                                                                        \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
+/* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
+ * which g++ warns about. */
+#define VQKV__ALL_avx512 ((__mmask16)0xffff)
 typedef __m512 vqkv__vf_avx512;
 typedef __m512 vqkv__vt_avx512;
 typedef __m512i vqkv__vi_avx512;
@@ -20,14 +23,14 @@ VQKV__TARGET_avx512 static inline void vqkv__store_avx512(float *p, __m512 x)
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__loadh_avx512(const unsigned char *p)
 {
-    /* maskz: gcc's plain form passes an uninitialised value and warns about it */
-    return _mm512_maskz_cvtph_ps((__mmask16)0xffff,
+    return _mm512_maskz_cvtph_ps(VQKV__ALL_avx512,
                                  _mm256_loadu_si256((const __m256i *)(const void *)p));
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__loadu8_avx512(const unsigned char *p)
 {
-    return _mm512_cvtepi32_ps(
-        _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+    return _mm512_maskz_cvtepi32_ps(
+        VQKV__ALL_avx512, _mm512_maskz_cvtepu8_epi32(
+                              VQKV__ALL_avx512, _mm_loadu_si128((const __m128i *)(const void *)p)));
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__add_avx512(__m512 a, __m512 b)
 {
@@ -43,24 +46,35 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__fma_avx512(__m512 a, __m512 b, __
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__max_avx512(__m512 a, __m512 b)
 {
-    return _mm512_max_ps(a, b);
+    return _mm512_maskz_max_ps(VQKV__ALL_avx512, a, b);
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__round_avx512(__m512 x)
 {
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_maskz_roundscale_ps(VQKV__ALL_avx512, x,
+                                      _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__pow2_avx512(__m512 n)
 {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(
+        VQKV__ALL_avx512,
+        _mm512_add_epi32(_mm512_maskz_cvtps_epi32(VQKV__ALL_avx512, n), _mm512_set1_epi32(127)),
+        23));
+}
+VQKV__TARGET_avx512 static inline __m256 vqkv__low_half_avx512(__m512 x)
+{
+    return _mm512_maskz_extractf32x8_ps((__mmask8)0xff, x, 0);
+}
+VQKV__TARGET_avx512 static inline __m256 vqkv__high_half_avx512(__m512 x)
+{
+    return _mm512_maskz_extractf32x8_ps((__mmask8)0xff, x, 1);
 }
 VQKV__TARGET_avx512 static inline float vqkv__hsum_avx512(__m512 x)
 {
-    return _mm512_reduce_add_ps(x);
+    return vqkv__hsum_avx2(_mm256_add_ps(vqkv__low_half_avx512(x), vqkv__high_half_avx512(x)));
 }
 VQKV__TARGET_avx512 static inline float vqkv__hmax_avx512(__m512 x)
 {
-    return _mm512_reduce_max_ps(x);
+    return vqkv__hmax_avx2(_mm256_max_ps(vqkv__low_half_avx512(x), vqkv__high_half_avx512(x)));
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__table_avx512(const float *p)
 {
@@ -69,11 +83,12 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__table_avx512(const float *p)
 /* The code is left in the low nibble; vpermps ignores the bits above it. */
 VQKV__TARGET_avx512 static inline __m512i vqkv__nibbles_avx512(const unsigned char *plane, int t)
 {
-    __m512i bytes = _mm512_cvtepu8_epi32(
+    __m512i bytes = _mm512_maskz_cvtepu8_epi32(
+        VQKV__ALL_avx512,
         _mm_loadu_si128((const __m128i *)(const void *)(plane + t % (VQKV_BLOCK / 2))));
-    return t < VQKV_BLOCK / 2 ? bytes : _mm512_srli_epi32(bytes, 4);
+    return t < VQKV_BLOCK / 2 ? bytes : _mm512_maskz_srli_epi32(VQKV__ALL_avx512, bytes, 4);
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__lookup_avx512(__m512 table, __m512i index)
 {
-    return _mm512_permutexvar_ps(index, table);
+    return _mm512_maskz_permutexvar_ps(VQKV__ALL_avx512, index, table);
 }

@@ -47,7 +47,8 @@ static inline float vqkv__round_portable(float x)
 }
 static inline float vqkv__pow2_portable(float n)
 {
-    return vqkv__from_bits((uint32_t)((int)n + 127) << 23);
+    /* more than 127 only after a NaN, which must not make the conversion undefined */
+    return vqkv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
 }
 static inline float vqkv__hsum_portable(float x)
 {

@@ -25,6 +25,7 @@
 enum { MAX_ARGS = 40, MAX_BYTES = 64 << 20 };
 
 static char folder[64];
+static vqkvc_arena memory; /* of the test that runs */
 
 static void make_folder(void)
 {
@@ -56,15 +57,22 @@ static void remove_folder(void)
     if (dir != NULL)
         closedir(dir);
     rmdir(folder);
+    vqkvc_arena_free(&memory);
 }
 
 TestSuite(cli, .init = make_folder, .fini = remove_folder);
 
 /* ---- running ---- */
 
+/* Owned by the test, with a NUL behind it. */
+typedef struct text {
+    char *data;
+    size_t len;
+} text;
+
 typedef struct result {
-    int status; /* exit status, or 128 + signal */
-    vqkvc_buf out, err;
+    int status;    /* exit status, or 128 + signal */
+    text out, err; /* standard output and error */
 } result;
 
 /* How the next run differs from a plain one. */
@@ -75,14 +83,11 @@ typedef struct manner {
     const char *to_file; /* stdout goes there */
 } manner;
 
-/* A path in the folder; the last few calls stay valid. */
+/* A path in the folder, owned by the test. */
 static const char *in(const char *name)
 {
-    static char paths[16][160];
-    static int next;
-    char *path = paths[next++ % 16];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
+    vqkvc_err err = {0};
+    return vqkvc_arena_printf(&memory, &err, "%s/%s", folder, name);
 }
 
 static void start(char **argv, const manner *how)
@@ -109,13 +114,18 @@ static int finish(pid_t pid, const manner *how)
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-static void read_text(const char *path, vqkvc_buf *buf)
+static text read_text(const char *path)
 {
     vqkvc_err err = {0};
-    cr_assert_eq(vqkvc_read_file(path, MAX_BYTES, buf, &err), VQKVC_OK, "%s", err.msg);
+    vqkvc_buf buf = {0};
+    cr_assert_eq(vqkvc_read_file(path, MAX_BYTES, &buf, &err), VQKVC_OK, "%s", err.msg);
+    text t = {vqkvc_arena_alloc(&memory, buf.len + 1, 1, &err), buf.len};
+    memcpy(t.data, buf.data, buf.len);
+    free(buf.data);
+    return t;
 }
 
-/* Words up to a NULL. The result's buffers are left to the end of the process. */
+/* Words up to a NULL. */
 static result run_how(const manner *how, ...)
 {
     char *argv[MAX_ARGS + 2] = {getenv("VQKVC")};
@@ -136,8 +146,8 @@ static result run_how(const manner *how, ...)
     r.status = finish(pid, how);
     cr_assert(r.status != 98 && r.status != 99, "%s cannot be run", argv[0]);
     if (how->to_file == NULL)
-        read_text(in("stdout.txt"), &r.out);
-    read_text(in("stderr.txt"), &r.err);
+        r.out = read_text(in("stdout.txt"));
+    r.err = read_text(in("stderr.txt"));
     return r;
 }
 
@@ -152,13 +162,9 @@ static void expect(const result *r, int status, const char *in_err)
 
 static void expect_same(const char *a, const char *b)
 {
-    vqkvc_buf x = {0}, y = {0};
-    read_text(a, &x);
-    read_text(b, &y);
+    text x = read_text(a), y = read_text(b);
     cr_assert(x.len == y.len && x.len > 0 && memcmp(x.data, y.data, x.len) == 0, "%s and %s differ",
               a, b);
-    free(x.data);
-    free(y.data);
 }
 
 static json_t *parse(const result *r)
@@ -176,21 +182,20 @@ static const char *const commands[] = {"build", "capture", "plan", "emit", "eval
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
 /* The manual writes "-" as "\-". */
-static int manual_has(const vqkvc_buf *manual, const char *option)
+static int manual_has(const text *manual, const char *option)
 {
-    char text[96] = "";
+    char word[96] = "";
     for (const char *c = option; *c != '\0'; c++)
-        snprintf(text + strlen(text), sizeof text - strlen(text), *c == '-' ? "\\%c" : "%c", *c);
-    const char *at = strstr(manual->data, text);
-    while (at != NULL && strchr(" \n\"", at[strlen(text)]) == NULL)
-        at = strstr(at + 1, text);
+        snprintf(word + strlen(word), sizeof word - strlen(word), *c == '-' ? "\\%c" : "%c", *c);
+    const char *at = strstr(manual->data, word);
+    while (at != NULL && strchr(" \n", at[strlen(word)]) == NULL)
+        at = strstr(at + 1, word);
     return at != NULL;
 }
 
 Test(cli, help_of_every_command_lists_options_that_the_manual_has_too)
 {
-    vqkvc_buf manual = {0};
-    read_text("docs/vqkvc.1", &manual);
+    text manual = read_text("docs/vqkvc.1");
     for (int i = 0; i < N_COMMANDS; i++) {
         result a = RUN("help", commands[i]), b = RUN(commands[i], "--help"), c = RUN("help");
         int n = 0;
@@ -202,11 +207,9 @@ Test(cli, help_of_every_command_lists_options_that_the_manual_has_too)
         cr_assert_not_null(strstr(a.out.data, "\nexamples:\n  vqkvc "));
         for (char *line = strtok(a.out.data, "\n"); line != NULL; line = strtok(NULL, "\n")) {
             char option[48];
-            if (sscanf(line, "      %47[-a-z]", option) != 1 &&
-                sscanf(line, "  -%*c, %47[-a-z]", option) != 1)
+            if (strlen(line) < 8 || line[0] != ' ' || strncmp(line + 6, "--", 2) != 0)
                 continue;
-            if (strncmp(option, "--", 2) != 0 || line[6] != '-')
-                continue;
+            snprintf(option, sizeof option, "%.*s", (int)strcspn(line + 6, " "), line + 6);
             cr_assert(manual_has(&manual, option), "docs/vqkvc.1 has no %s", option);
             n++;
         }
@@ -328,26 +331,24 @@ Test(cli, a_preset_gives_a_header_that_compiles_and_the_store_emits_it_again)
              in("q4.o"), h);
     cr_assert_eq(system(command), 0, "%s", command);
 
-    vqkvc_buf text = {0}, expected = {0};
-    read_text(in("q4.d"), &text);
-    vqkvc_buf_printf(&expected, "%s: %s\n", h, MODEL);
-    cr_assert_str_eq(text.data, expected.data);
-    read_text(h, &text);
-    cr_assert_not_null(strstr(text.data, "vqkvc build ref7m.gguf --scheme q4_0 -o ref7m_kv.h\n"));
-    cr_assert_null(strstr(text.data, folder));
+    text rule = read_text(in("q4.d")), header = read_text(h);
+    vqkvc_err err = {0};
+    cr_assert_str_eq(rule.data, vqkvc_arena_printf(&memory, &err, "%s: %s\n", h, MODEL));
+    cr_assert_not_null(strstr(header.data, "vqkvc build ref7m.gguf --scheme q4_0 -o ref7m_kv.h\n"));
+    cr_assert_null(strstr(header.data, folder));
 
     r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "--threads", "1", "-o", in("b.h"));
     expect(&r, 0, NULL);
     expect_same(h, in("b.h"));
     r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "-o", "-");
-    cr_assert_eq(r.out.len, text.len);
-    cr_assert_eq(memcmp(r.out.data, text.data, text.len), 0);
+    cr_assert_eq(r.out.len, header.len);
+    cr_assert_eq(memcmp(r.out.data, header.data, header.len), 0);
 
     r = RUN("db", "ls", "--json", "--db", db);
-    json_t *rows = json_object_get(parse(&r), "artifacts"), *row;
+    json_t *all = parse(&r), *row;
     size_t i;
     int plans = 0;
-    json_array_foreach(rows, i, row)
+    json_array_foreach(json_object_get(all, "artifacts"), i, row)
     {
         if (strcmp(json_string_value(json_object_get(row, "kind")), "plan") != 0)
             continue;
@@ -361,6 +362,7 @@ Test(cli, a_preset_gives_a_header_that_compiles_and_the_store_emits_it_again)
         plans++;
     }
     cr_assert_eq(plans, 1);
+    json_decref(all);
     r = RUN("db", "export", "m1", "--db", db, "-o", in("d.h"));
     expect_same(h, in("d.h"));
     r = RUN("db", "verify", "--db", db);
@@ -369,11 +371,11 @@ Test(cli, a_preset_gives_a_header_that_compiles_and_the_store_emits_it_again)
 
 Test(cli, the_prefix_names_every_symbol)
 {
-    result r = RUN("build", MODEL, "--scheme", "f16", "--no-db", "--prefix", "other", "-o", "-");
+    result r = RUN("build", MODEL, "--scheme", "f16", "--no-db", "--prefix", "other_kv", "-o", "-");
     expect(&r, 0, NULL);
-    cr_assert_not_null(strstr(r.out.data, "other_append("));
+    cr_assert_not_null(strstr(r.out.data, "other_kv_append("));
     cr_assert_null(strstr(r.out.data, "ref7m_kv_append"));
-    cr_assert_not_null(strstr(r.out.data, "--prefix other -o other.h\n"));
+    cr_assert_not_null(strstr(r.out.data, "--prefix other_kv -o other_kv.h\n"));
 }
 
 Test(cli, a_model_is_described)
@@ -386,6 +388,7 @@ Test(cli, a_model_is_described)
     cr_assert_str_eq(json_string_value(json_object_get(g, "rope_layout")), "interleaved");
     cr_assert_eq(json_integer_value(json_object_get(o, "cache_bytes_a_token")), 4096);
     cr_assert_not_null(json_object_get(json_object_get(o, "tensors"), "F16"));
+    json_decref(o);
 }
 
 /* ---- a build with calibration ---- */
@@ -404,25 +407,25 @@ static void write_ids(void)
 
 /* 16 windows: two shards. */
 #define AUTO                                                                                       \
-    "build", MODEL, "--tokens", in("ids.i32"), "--n-tokens", "1024", "--window", "64", "--sample", \
+    "build", MODEL, "--tokens", in("ids.i32"), "--n-tokens", "512", "--window", "32", "--sample",  \
         "256", "--layers-shared", "2"
 
 Test(cli, any_thread_count_and_any_kill_give_the_same_bytes)
 {
     write_ids();
-    double began = vqkvc_seconds();
     result r = RUN(AUTO, "--no-db", "--threads", "2", "-o", in("whole.h"));
-    double seconds = vqkvc_seconds() - began;
     expect(&r, 0, NULL);
+    double began = vqkvc_seconds();
     r = RUN(AUTO, "--no-db", "--threads", "1", "-o", in("one.h"));
+    double seconds = vqkvc_seconds() - began;
     expect(&r, 0, NULL);
     expect_same(in("whole.h"), in("one.h"));
 
     /* The same store three times over: each run gets further. */
     static const double part[] = {0.3, 0.5, 0.7};
     for (int i = 0; i < 3; i++) {
-        r = run_how(&(manner){.signal_no = SIGKILL, .seconds = part[i] * seconds}, AUTO, "--db",
-                    in("k.db"), "-o", in("k.h"), NULL);
+        r = run_how(&(manner){.signal_no = SIGKILL, .seconds = part[i] * seconds}, AUTO,
+                    "--threads", "1", "--db", in("k.db"), "-o", in("k.h"), NULL);
         cr_assert(r.status == 128 + SIGKILL || r.status == 0, "status %d", r.status);
         if (r.status != 0)
             cr_assert_eq(count_files("k.h"), 0);
@@ -431,7 +434,7 @@ Test(cli, any_thread_count_and_any_kill_give_the_same_bytes)
             cr_assert(r.status == 0 || strstr(r.err.data, "empty file") != NULL, "%s", r.err.data);
         }
     }
-    r = RUN(AUTO, "--db", in("k.db"), "-o", in("k.h"));
+    r = RUN(AUTO, "--threads", "1", "--db", in("k.db"), "-o", in("k.h"));
     expect(&r, 0, NULL);
     expect_same(in("whole.h"), in("k.h"));
     unlink(in("k.h"));
@@ -441,7 +444,7 @@ Test(cli, any_thread_count_and_any_kill_give_the_same_bytes)
     expect_same(in("whole.h"), in("k.h"));
     r = RUN("db", "gc", "--db", in("k.db"));
     expect(&r, 0, NULL);
-    r = RUN("capture", MODEL, "--tokens", in("ids.i32"), "--n-tokens", "1024", "--window", "64",
+    r = RUN("capture", MODEL, "--tokens", in("ids.i32"), "--n-tokens", "512", "--window", "32",
             "--sample", "256", "--db", in("k.db"));
     expect(&r, 0, "capture: found");
     r = RUN("db", "verify", "--db", in("k.db"));
@@ -474,5 +477,7 @@ Test(cli, an_evaluation_is_printed_and_kept)
     cr_assert_not_null(strstr(r.out.data, "\"q8_0\""));
     cr_assert_not_null(strstr(r.out.data, "\"f16\""));
     r = RUN("db", "ls", "--json", "--db", in("e.db"));
-    cr_assert_eq(json_array_size(json_object_get(parse(&r), "evaluations")), 2);
+    json_t *all = parse(&r);
+    cr_assert_eq(json_array_size(json_object_get(all, "evaluations")), 2);
+    json_decref(all);
 }

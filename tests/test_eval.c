@@ -6,9 +6,12 @@
 #include <jansson.h>
 #include <math.h>
 #include <omp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -149,7 +152,7 @@ Test(eval, finer_codecs_cost_less_and_the_emitted_tables_matter)
 {
     static suite s;
     open_suite(&s, 0);
-    measure(&s, 0, 2, 1, 1);
+    measure(&s, 0, 2, 2, 1);
     const vqkvc_measured *f16 = &s.results[0], *q8 = &s.results[1], *q4 = &s.results[2];
     const vqkvc_measured *higgs = &s.results[3], *corrupt = &s.results[4];
     cr_assert_lt(f16->late.kl, 1e-4);
@@ -243,6 +246,34 @@ Test(eval, a_header_that_does_not_compile_is_refused_with_the_compilers_words)
     setenv("CC", "no-such-compiler -x", 1);
     cr_assert_eq(vqkvc_codec_load(&codec, "odd.h", header, strlen(header), &err), VQKVC_E_IO);
     cr_assert_not_null(strstr(err.msg, "no-such-compiler"), "%s", err.msg);
+    assert_empty_and_remove(dir);
+}
+
+Test(eval, an_interrupted_compilation_ends_at_once_and_leaves_nothing)
+{
+    static const char script[] = "#!/bin/sh\nexec sleep 20\n";
+    static const char header[] = "#define A_ABI_VERSION 1\n#define A_CODEC \"0\"\n";
+    char dir[32], cc[64];
+    vqkvc_codec codec;
+    vqkvc_err err = {0};
+    private_tmpdir(dir);
+    snprintf(cc, sizeof cc, "%s/cc", dir);
+    cr_assert_eq(vqkvc_write_file(cc, script, strlen(script), &err), VQKVC_OK, "%s", err.msg);
+    chmod(cc, 0700);
+    setenv("CC", cc, 1);
+    vqkvc_catch_interrupts();
+    pid_t parent = getpid(), child = fork();
+    if (child == 0) {
+        usleep(300 * 1000);
+        kill(parent, SIGINT);
+        _exit(0);
+    }
+    double started = vqkvc_seconds();
+    cr_assert_eq(vqkvc_codec_load(&codec, "a.h", header, strlen(header), &err), VQKVC_E_INTERRUPTED,
+                 "%s", err.msg);
+    cr_assert_lt(vqkvc_seconds() - started, 10);
+    waitpid(child, NULL, 0);
+    unlink(cc);
     assert_empty_and_remove(dir);
 }
 

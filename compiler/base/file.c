@@ -90,13 +90,27 @@ static int write_all(int fd, const char *bytes, size_t n)
     return 0;
 }
 
+/* A pipe, a terminal or a device is written as it is: renaming over it would replace it. */
+static vqkvc_code write_special(const char *path, const void *bytes, size_t n, vqkvc_err *err)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write_all(fd, bytes, n) != 0)
+        vqkvc_fail(err, VQKVC_E_IO, "%s: cannot write: %s", path, strerror(errno));
+    if (fd >= 0 && close(fd) != 0)
+        vqkvc_fail(err, VQKVC_E_IO, "%s: cannot write: %s", path, strerror(errno));
+    return err->code;
+}
+
 vqkvc_code vqkvc_write_file(const char *path, const void *bytes, size_t n, vqkvc_err *err)
 {
+    struct stat st;
     if (strcmp(path, "-") == 0) {
         if (fwrite(bytes, 1, n, stdout) != n || fflush(stdout) != 0)
             return vqkvc_fail(err, VQKVC_E_IO, "standard output: %s", strerror(errno));
         return VQKVC_OK;
     }
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return write_special(path, bytes, n, err);
     size_t len = strlen(path);
     char *temporary = vqkvc_alloc(len + 8, 1, err);
     if (temporary == NULL)

@@ -22,7 +22,8 @@ void vqkvc_map_close(vqkvc_map *map);
 vqkvc_code vqkvc_read_file(const char *path, size_t max_bytes, vqkvc_buf *buf, vqkvc_err *err);
 
 /* Writes n bytes to a temporary name beside path, checks every step, syncs, renames: after a full
- * disk or an interruption, path is either the old file or the whole new one. "-" is stdout. */
+ * disk or an interruption, path is either the old file or the whole new one. "-" is stdout; a
+ * device or a pipe is written directly. */
 vqkvc_code vqkvc_write_file(const char *path, const void *bytes, size_t n, vqkvc_err *err);
 
 #endif

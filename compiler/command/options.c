@@ -92,20 +92,22 @@ static int choice_word(const char *choices, int i, char *word)
 static vqkvc_code set_choice(const accepted *all, const vqkvc_option *opt, const char *text,
                              const char **out, vqkvc_err *err)
 {
-    char word[MAX_TYPED];
-    const char *shown = opt->arg;
-    for (int i = 0; choice_word(opt->arg, i, word); i++)
-        if (strcmp(word, text) == 0) {
+    char word[MAX_TYPED], nearest[MAX_TYPED] = "";
+    int least = 2 + (int)strlen(text) / 4;
+    for (int i = 0; choice_word(opt->arg, i, word); i++) {
+        int d = distance(text, word);
+        if (d == 0) {
             *out = text;
             return VQKVC_OK;
         }
-    for (int i = 0; choice_word(opt->arg, i, word); i++)
-        if (distance(text, word) <= 1 + (int)strlen(text) / 4)
-            return vqkvc_fail(err, VQKVC_E_USAGE,
-                              "%s: --%s is '%.60s', not one of %s; did you mean '%s'?",
-                              all->command, opt->name, text, shown, word);
-    return vqkvc_fail(err, VQKVC_E_USAGE, "%s: --%s is '%.60s', not one of %s", all->command,
-                      opt->name, text, shown);
+        if (d < least) {
+            least = d;
+            memcpy(nearest, word, sizeof nearest);
+        }
+    }
+    return vqkvc_fail(err, VQKVC_E_USAGE, "%s: --%s is '%.60s', not one of %s%s%s%s", all->command,
+                      opt->name, text, opt->arg, nearest[0] != '\0' ? "; did you mean '" : "",
+                      nearest, nearest[0] != '\0' ? "'?" : "");
 }
 
 /* Whole words alone: strtoll() and its kin pass over leading space and stop at what they do not
