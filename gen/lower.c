@@ -110,8 +110,7 @@ static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *ta
             return err->code;
         low->streams[i].gain_table = reserve(low, title, 256);
         for (int c = 0; c < 256; c++)
-            low->values[low->streams[i].gain_table + c] =
-                vqkvc_stream_gain(s, c);
+            low->values[low->streams[i].gain_table + c] = vqkvc_stream_gain(s, c);
     }
     return VQKVC_OK;
 }
@@ -132,7 +131,8 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
     out->first_run = low->n_runs;
     int at = out->n_gains * plan->block * s->gain_bits / 8;
     VQKVC_TRY(lower_runs(plan, s, low, table_first, linear, &at, err));
-    out->bytes = (at + 63) / 64 * 64;
+    out->bytes =
+        at; /* a multiple of 16: planes are, and gains; no bit is stored that is not counted */
     out->start = low->block_bytes;
     low->block_bytes += out->bytes;
     low->max_in = larger(low->max_in, s->n_in);

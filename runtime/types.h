@@ -27,7 +27,7 @@ typedef struct vqkv__stream {
     int mean, enc, dec;                  /* offsets of tables, -1: none */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
     int first_run, n_runs;
-    int bytes; /* of a block, a multiple of 64 */
+    int bytes; /* of a block, a multiple of 16 */
     int start; /* bytes of the streams before this one */
 } vqkv__stream;
 

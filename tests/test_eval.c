@@ -152,7 +152,7 @@ Test(eval, finer_codecs_cost_less_and_the_emitted_tables_matter)
 {
     static suite s;
     open_suite(&s, 0);
-    measure(&s, 0, 2, 2, 1);
+    measure(&s, 0, 2, 4, 1);
     const vqkvc_measured *f16 = &s.results[0], *q8 = &s.results[1], *q4 = &s.results[2];
     const vqkvc_measured *higgs = &s.results[3], *corrupt = &s.results[4];
     cr_assert_lt(f16->late.kl, 1e-4);
@@ -183,11 +183,11 @@ Test(eval, figures_do_not_depend_on_the_number_of_threads)
 {
     static suite s;
     vqkvc_measured one[N_SCHEMES];
-    open_suite(&s, 2);
-    measure(&s, 2, 1, 8, 1);
+    open_suite(&s, 3);
+    measure(&s, 3, 1, 8, 1);
     memcpy(one, s.results, sizeof one);
-    measure(&s, 2, 2, 8, 1);
-    for (int i = 2; i < N_SCHEMES; i++) {
+    measure(&s, 3, 2, 8, 1);
+    for (int i = 3; i < N_SCHEMES; i++) {
         cr_assert_eq(memcmp(&one[i].late, &s.results[i].late, sizeof one[i].late), 0);
         cr_assert_eq(memcmp(&one[i].all, &s.results[i].all, sizeof one[i].all), 0);
         cr_assert_eq(

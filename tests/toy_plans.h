@@ -46,7 +46,7 @@ static const toy_case toy_cases[] = {
     {"pre", NULL, 3, 2, 3, 40, PAIRS, 24, 0, 0, 32, PRE, NO_GAIN, 0, 1, 2, 1},
     {"post", NULL, 5, 1, 2, 64, HALVES, 64, 33, 40, 64, POST, RMS, 16, 2, 3, 0},
     {"unturned", NULL, 2, 1, 4, 80, UNTURNED, 0, 2, 16, 128, IN_BLOCK, RMS, 8, 2, 2, 0},
-    {"f16", "f16", 2, 2, 1, 64, PAIRS, 64, 4, 32, 64, IN_BLOCK, NO_GAIN, 0, 0, 0, 0},
+    {"f16", "f16", 2, 2, 1, 64, PAIRS, 64, 4, 32, 64, POST, NO_GAIN, 0, 0, 0, 0},
     {"q8_0", "q8_0", 2, 1, 2, 80, PAIRS, 80, 4, 32, 32, PRE, NO_GAIN, 0, 0, 0, 0},
     {"q4_0", "q4_0", 2, 2, 3, 96, HALVES, 48, 4, 32, 128, IN_BLOCK, NO_GAIN, 0, 0, 0, 0},
     {"higgs2", "higgs2", 2, 2, 4, 128, HALVES, 128, 4, 32, 64, POST, NO_GAIN, 0, 0, 0, 0},

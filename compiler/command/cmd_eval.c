@@ -223,6 +223,8 @@ static vqkvc_code print_results(const evaluation *e, vqkvc_err *err)
         vqkvc_table_json(&info, rows, e->n, &text, err);
     else if (e->options->markdown)
         vqkvc_table_markdown(&info, rows, e->n, &text);
+    else if (e->options->figures)
+        vqkvc_table_figures(&info, rows, e->n, &text);
     else
         vqkvc_table_text(&info, rows, e->n, &text);
     if (text.failed)
@@ -285,8 +287,9 @@ static vqkvc_code evaluate(evaluation *e, vqkvc_err *err)
 static vqkvc_code run_eval(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err)
 {
     evaluation e = {.options = o, .log = log};
-    if (o->json && o->markdown)
-        return vqkvc_fail(err, VQKVC_E_USAGE, "eval: --json and --markdown exclude each other");
+    if (o->json + o->markdown + o->figures > 1)
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "eval: --json, --markdown and --figures exclude each other");
     evaluate(&e, err);
     for (int i = 0; i < e.n; i++) {
         vqkvc_codec_free(&e.subjects[i].codec);

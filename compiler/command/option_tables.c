@@ -272,4 +272,8 @@ const vqkvc_option vqkvc_options_eval[] = {
      .type = VQKVC_OPT_FLAG,
      .offset = AT(markdown),
      .help = "print a Markdown table (default: text)"},
+    {.name = "figures",
+     .type = VQKVC_OPT_FLAG,
+     .offset = AT(figures),
+     .help = "print a line a figure, name value unit (default: text)"},
     END};

@@ -29,6 +29,9 @@ void vqkvc_table_text(const vqkvc_table_info *info, const vqkvc_row *rows, int n
 /* For README files. */
 void vqkvc_table_markdown(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
                           vqkvc_buf *out);
+/* One line a figure: "fidelity.kl.auto2 0.00095 nats" (figures.c). */
+void vqkvc_table_figures(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
+                         vqkvc_buf *out);
 /* Everything, the per-layer errors too; keys sorted, one object. */
 vqkvc_code vqkvc_table_json(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
                             vqkvc_buf *out, vqkvc_err *err);

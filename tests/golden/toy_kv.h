@@ -1,0 +1,4105 @@
+/* toy_kv.h - a compressed KV cache for the model "golden", scheme toy.
+ * Made by vqkvc 0.1.0, ABI 1. Do not edit: run the command below again.
+ *
+ * USE. In one C or C++ file:
+ *     #define TOY_KV_IMPLEMENTATION
+ *     #include "toy_kv.h"
+ * elsewhere only the #include. Link with -lm. Then:
+ *     toy_kv_config config = {0};
+ *     config.n_ctx = 8192;
+ *     toy_kv_size(&config, &bytes);                // memory is yours
+ *     toy_kv_init(&kv, &config, memory, bytes);    // aligned to 64
+ *     for each layer:
+ *         toy_kv_append(kv, 0, layer, n, k, v, TOY_KV_F32, TOY_KV_KEYS_ROTATED);
+ *         toy_kv_attend(kv, 0, layer, n, q, out, NULL, scratch, scratch_bytes);
+ * Every call returns a status (toy_kv_status_text). Nothing is allocated, printed or
+ * kept in globals. #define TOY_KV_NO_SIMD leaves only portable C.
+ *
+ * MODEL. 3 layers, 8 query heads, 1 KV heads of 16 channels; rotary embedding on 16
+ * channels, pairs (i, i + half).
+ *
+ * COST, bits a value (one of 96 a token): codes 7.125 + gains 0.750 = 7.875 stored; attention
+ * reads 10.208. With the exact window (first 4 tokens, latest 24 to 55) and 9216 bytes of
+ * tables, at a context of 4096 tokens: 8.149. A block of 32 tokens is encoded at once, in the
+ * append that begins the step after it has left the exact window.
+ *
+ * FROM. weights unknown
+ *       calibration none
+ *       plan 71082ba36d017d67aca6d84d5a58cf32
+ *       vqkvc emit toy
+ *
+ * STREAMS
+ *   scheme    toy for golden (llama)
+ *   geometry  3 layers, 8 heads, 1 KV heads of 16, 16 channels rotated
+ *   window    first 4 and latest 24 tokens exact, blocks of 32
+ *   cost      8.149 bits a value at 4096 tokens: codes 7.125, gains 0.750, window 0.086, tables 0.188 (9216 bytes); scan 10.208
+ *   stream                members           frame map      latents    gain             bits  runs
+ *   shared                K 0-2 h0          block basis      48->24   rms 8b/24       1.583  4x1:4b*2 2x2:4b 1x4:4b*2 1x8:4b 4x1:u4
+ *   own                   K 0 h0            block identity   16->16   absmax 16b/8   10.000  2(8x1:u8)
+ *   own                   K 1 h0            block identity   16->16   rms 16b/16      9.000  16x1:u8
+ *   own                   K 2 h0            block identity   16->16   none            8.000  16x1:u8
+ *   shared                V 0-1 h0          post  basis      32->16   rms 8b/16       2.250  4x1:4b*2 2x2:4b 1x4:4b*2 4x1:u4
+ *   shared                V 2 h0            post  basis      16->8    rms 8b/8        3.000  4x1:4b*2 2x2:4b
+ *   own                   V 0 h0            post  identity   16->16   none            8.000  16x1:u8
+ */
+
+#ifndef TOY_KV_H
+#define TOY_KV_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define TOY_KV_ABI_VERSION 1 /* of this interface and of saved caches */
+#define TOY_KV_N_LAYERS 3
+#define TOY_KV_N_HEADS 8 /* query heads */
+#define TOY_KV_N_KV_HEADS 1
+#define TOY_KV_GROUP 8 /* query heads that share a KV head */
+#define TOY_KV_HEAD_DIM 16
+#define TOY_KV_N_ROT 16 /* rotated channels of a head */
+#define TOY_KV_ROPE_INTERLEAVED 0 /* 1: pairs (2 i, 2 i + 1); 0: (i, i + N_ROT / 2) */
+#define TOY_KV_BLOCK 32 /* tokens that are encoded together */
+#define TOY_KV_N_SINK 4 /* first tokens, exact for ever */
+#define TOY_KV_N_RECENT 24 /* latest tokens, exact at least */
+#define TOY_KV_ATTENTION_SCALE 0.25f /* 1 / sqrt(HEAD_DIM) */
+#define TOY_KV_CODEC "71082ba36d017d67aca6d84d5a58cf32" /* hash of the plan and all tables */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- status ---------------------------------------------------------------------------------- */
+
+#define TOY_KV_STATUS_LIST(X)                                                                        \
+    X(OK, "ok")                                                                                    \
+    X(E_ARGUMENT, "an argument is out of range or NULL")                                           \
+    X(E_SIZE, "the memory handed in is too small; ask the matching _size function")                \
+    X(E_ALIGNMENT, "the memory handed in is not aligned to 64 bytes")                              \
+    X(E_CONTEXT, "the sequence would grow beyond n_ctx")                                           \
+    X(E_BATCH, "more tokens in one call than max_batch; split the prompt")                         \
+    X(E_ORDER, "layers are out of step: append every step to every layer, in any order")           \
+    X(E_FULL, "no free block is left in the pool")                                                 \
+    X(E_VALUE, "a key or value is not a finite number")                                            \
+    X(E_CPU, "this processor lacks the instruction set asked for")                                 \
+    X(E_FORMAT, "not a saved cache, or cut short")                                                 \
+    X(E_VERSION, "a cache saved by another version or another codec")                              \
+    X(E_CHECKSUM, "a saved cache is damaged")
+
+typedef enum toy_kv_status {
+#define TOY_KV__X(name, words) TOY_KV_##name,
+    TOY_KV_STATUS_LIST(TOY_KV__X)
+#undef TOY_KV__X
+} toy_kv_status;
+
+/* Words for a status; never NULL. */
+const char *toy_kv_status_text(toy_kv_status status);
+
+/* ---- memory: all of it is the caller's ------------------------------------------------------- */
+
+typedef enum toy_kv_isa {
+    TOY_KV_ISA_AUTO, /* the best that this processor has */
+    TOY_KV_ISA_PORTABLE,
+    TOY_KV_ISA_AVX2, /* with FMA and F16C */
+    TOY_KV_ISA_AVX512, /* F, BW, VL, DQ */
+    TOY_KV_ISA_NEON
+} toy_kv_isa;
+
+/* Zero means the default everywhere but in n_ctx. */
+typedef struct toy_kv_config {
+    int n_seq;     /* sequences; 1 */
+    int n_ctx;     /* most tokens of a sequence */
+    int max_batch; /* most tokens of one append; 256 */
+    int n_blocks;  /* blocks of TOY_KV_BLOCK tokens in the pool; enough for n_seq full sequences */
+    toy_kv_isa isa;
+} toy_kv_config;
+
+typedef struct toy_kv toy_kv; /* lives in the caller's memory; holds no pointers: may be moved */
+
+/* Bytes that a cache of this shape takes. */
+toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes);
+/* Makes an empty cache in memory[bytes], aligned to 64. *kv points into memory. */
+toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory, size_t bytes);
+/* Bytes of scratch that attend needs, aligned to 64; one scratch a thread. */
+size_t toy_kv_scratch_size(void);
+/* The instruction set in use. */
+toy_kv_isa toy_kv_isa_in_use(const toy_kv *kv);
+
+/* ---- writing --------------------------------------------------------------------------------- */
+
+typedef enum toy_kv_type { TOY_KV_F32, TOY_KV_F16, TOY_KV_BF16 } toy_kv_type;
+typedef enum toy_kv_keys { TOY_KV_KEYS_ROTATED, TOY_KV_KEYS_UNROTATED } toy_kv_keys;
+
+/* Appends n tokens to one layer of a sequence: k, v [n, TOY_KV_N_KV_HEADS, TOY_KV_HEAD_DIM] of `type`.
+ * A step appends the same tokens to every layer. Blocks that have left the exact window are encoded
+ * when the next step begins; that is the only slow case (see the banner). Unrotated keys are
+ * rotated here by their positions, which count from 0. One thread at a time for a cache. */
+toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k, const void *v,
+                        toy_kv_type type, toy_kv_keys keys);
+
+/* Forgets all tokens of a sequence from n_keep on. A block that is cut in the middle is decoded
+ * back into the exact window. Layers must be in step. */
+toy_kv_status toy_kv_trim(toy_kv *kv, int seq, int n_keep);
+
+/* Makes sequence `to` a copy of `from`. Blocks are shared by reference count and never written
+ * again; only the exact window is copied. What `to` held is forgotten. */
+toy_kv_status toy_kv_fork(toy_kv *kv, int from, int to);
+
+/* ---- reading --------------------------------------------------------------------------------- */
+
+/* Tokens that every layer of a sequence holds; -1 for a bad argument. */
+int toy_kv_n_tokens(const toy_kv *kv, int seq);
+
+/* Zero means the default. */
+typedef struct toy_kv_attention {
+    float scale;              /* on q . k; TOY_KV_ATTENTION_SCALE */
+    float soft_cap;           /* scores become cap * tanh(score / cap); 0: none */
+    int sliding_window;       /* a query sees this many latest tokens, its own included; 0: all */
+    const float *sink_logits; /* [TOY_KV_N_HEADS] extra logit in every softmax; NULL: none */
+} toy_kv_attention;
+
+/* Causal attention of the latest n_q tokens of a layer. q, out: [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM]
+ * fp32, queries rotated. attention may be NULL. The cache is only read: any number of threads may
+ * attend at once, each with its own scratch. */
+toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const float *q, float *out,
+                        const toy_kv_attention *attention, void *scratch, size_t scratch_bytes);
+
+/* A softmax in pieces, for an engine's own threads: rows are n_q * TOY_KV_GROUP queries of one KV
+ * head, token by token. o is not yet divided by l. */
+typedef struct toy_kv_partial {
+    float *m; /* [rows] largest score so far */
+    float *l; /* [rows] sum of exp(score - m) */
+    float *o; /* [rows, TOY_KV_HEAD_DIM] sum of exp(score - m) * value */
+} toy_kv_partial;
+
+/* As toy_kv_attend, for one KV head and the tokens first .. first + count - 1 only; sink_logits are
+ * not applied here. Ranges that start and end at multiples of TOY_KV_BLOCK (counted from
+ * TOY_KV_N_SINK) are quickest. q: [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM] as in toy_kv_attend. */
+toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_head, int n_q,
+                             const float *q, int first, int count,
+                             const toy_kv_attention *attention, toy_kv_partial *partial, void *scratch,
+                             size_t scratch_bytes);
+/* into += from, both over rows rows. */
+void toy_kv_merge(toy_kv_partial *into, const toy_kv_partial *from, int rows);
+/* Writes one KV head's rows to out [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM]. */
+void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q,
+                 const toy_kv_attention *attention, float *out);
+
+typedef enum toy_kv_part { TOY_KV_KEY, TOY_KV_VALUE } toy_kv_part;
+
+/* Tokens first .. first + n - 1 of one head as the cache holds them: dst [n, TOY_KV_HEAD_DIM] fp32,
+ * keys rotated. */
+toy_kv_status toy_kv_read(const toy_kv *kv, int seq, int layer, int kv_head, toy_kv_part part, int first,
+                      int n, float *dst, void *scratch, size_t scratch_bytes);
+
+/* Bytes that the tokens held take: codes, gains, exact window, block tables. */
+size_t toy_kv_bytes_used(const toy_kv *kv);
+
+/* ---- save and load --------------------------------------------------------------------------- */
+
+/* Bytes that toy_kv_save needs for a sequence; 0 for a bad argument. */
+size_t toy_kv_save_size(const toy_kv *kv, int seq);
+/* Writes one sequence: a versioned header with the codec's identity, the tokens, a checksum.
+ * Layers must be in step. The bytes hold no pointers and do not depend on the pool. */
+toy_kv_status toy_kv_save(const toy_kv *kv, int seq, void *dst, size_t bytes);
+/* Replaces a sequence by a saved one. All is checked before anything changes: on failure the
+ * sequence is as it was. */
+toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* TOY_KV_H */
+
+#if defined(TOY_KV_IMPLEMENTATION) && !defined(TOY_KV__IMPLEMENTED)
+#define TOY_KV__IMPLEMENTED
+
+#include <math.h>
+#include <string.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "toy_kv.h: tables and saved caches are little-endian; this machine is not"
+#endif
+
+#if !defined(TOY_KV_NO_SIMD) && defined(__GNUC__) && defined(__x86_64__)
+#define TOY_KV__X86
+#include <immintrin.h>
+#elif !defined(TOY_KV_NO_SIMD) && defined(__GNUC__) && defined(__aarch64__)
+#define TOY_KV__ARM
+#include <arm_neon.h>
+#endif
+
+/* Private types: descriptors of the codec, and the layout of the caller's memory. */
+
+#define TOY_KV__MASKED   (-1e30f) /* the score of a token that a query does not see */
+#define TOY_KV__MAX_ROWS 8        /* queries that share one pass over the codes */
+
+enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES };
+enum toy_kv__frame { TOY_KV__PRE, TOY_KV__POST, TOY_KV__BLOCKWISE };
+enum toy_kv__transform { TOY_KV__IDENTITY, TOY_KV__HADAMARD, TOY_KV__BASIS };
+enum toy_kv__gain { TOY_KV__NO_GAIN, TOY_KV__RMS, TOY_KV__ABSMAX, TOY_KV__SIGNMAX };
+
+/* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
+typedef struct toy_kv__run {
+    unsigned char coder, stages;
+    unsigned short width; /* channels that share a code */
+    int first;            /* latent of the first channel */
+    int planes;           /* groups * stages */
+    int codes;            /* offset of the first plane in the stream's part of a block, bytes */
+    int book;             /* offset of the codewords [width, 16] of the first plane */
+    int book_step;        /* from one group's codewords to the next's; 0: one book for all */
+    int gain;             /* gain group */
+} toy_kv__run;
+
+typedef struct toy_kv__stream {
+    unsigned char frame, transform, gain, gain_bytes;
+    int n_members, first_member; /* members are rows of the concatenated input */
+    int n_in, n_latents;
+    int mean, enc, dec;                  /* offsets of tables, -1: none */
+    int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
+    int first_run, n_runs;
+    int bytes; /* of a block, a multiple of 64 */
+    int start; /* bytes of the streams before this one */
+} toy_kv__stream;
+
+typedef struct toy_kv__member {
+    short part, layer, head;
+} toy_kv__member;
+
+/* A stream that holds a given head, and which of its members the head is. */
+typedef struct toy_kv__use {
+    short stream, member;
+} toy_kv__use;
+
+typedef struct toy_kv__ops {
+    int lanes;
+    void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
+    void (*sum_nibbles)(const unsigned char *, int, int, int, const float *, const float *, int,
+                        float *, size_t);
+    void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
+    void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
+    void (*scale_rows)(const float *, const float *, int, int, float *);
+    void (*add_row)(const unsigned char *, int, float, float *);
+    float (*dot_row)(const unsigned char *, int, const float *);
+    void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
+    void (*fill_table)(const unsigned char *, int, const float *, float *);
+    float (*softmax)(float *, float *, float *);
+    void (*reduce)(const float *, int, float *);
+    void (*shrink)(float *, size_t, float);
+    int (*nearest)(const unsigned char *, int, const float *);
+} toy_kv__ops;
+
+/* Where a block of a sequence lies in the pool, and the position of its first token. */
+typedef struct toy_kv__entry {
+    int32_t block, position;
+} toy_kv__entry;
+
+typedef struct toy_kv__seq {
+    int32_t n_sealed; /* encoded blocks */
+    int32_t target;   /* tokens of every layer when the step in progress is complete */
+    int32_t n_tokens[TOY_KV_N_LAYERS];
+} toy_kv__seq;
+
+struct toy_kv {
+    uint64_t magic;
+    toy_kv_config config;
+    int32_t ring;         /* tokens of the exact window behind the sinks, a multiple of the block */
+    int32_t seq_blocks;   /* entries of a sequence's block table */
+    int32_t n_free, next; /* free blocks; where to look for the next one */
+    uint64_t seqs, tables, references, exact, pool, work, bytes; /* offsets from here */
+};
+
+#define TOY_KV__MAGIC      0x31766b7176716b76u
+#define TOY_KV__ALIGNED(n) (((uint64_t)(n) + 63u) / 64u * 64u)
+
+/* The most that any stream or head needs. */
+#define TOY_KV__N_STREAMS 7
+#define TOY_KV__BLOCK_BYTES 3072
+#define TOY_KV__MAX_IN 48
+#define TOY_KV__MAX_LATENTS 24
+#define TOY_KV__MAX_GAINS 2
+#define TOY_KV__MAX_WIDTH 8
+#define TOY_KV__MAX_LUT 288
+#define TOY_KV__MAX_BOOK 384
+#define TOY_KV__MAX_SUM_LATENTS 32
+
+/* Rotation of each pair in radians a token: bits of a double */
+static const uint64_t toy_kv__rope_bits[] = {
+    0x3ff0000000000000u, 0x3fd0000000000000u, 0x3fb3b13b13b13b14u, 0x3fa2492492492492u,
+    0x3f94e5e0a72f0539u, 0x3f8af286bca1af28u, 0x3f82c9fb4d812ca0u, 0x3f7bacf914c1bad0u,
+};
+
+/* The rows of each stream: part, layer, KV head */
+static const toy_kv__member toy_kv__members[] = {
+    {0, 0, 0}, {0, 1, 0}, {0, 2, 0}, {0, 0, 0}, {0, 1, 0}, {0, 2, 0}, {1, 0, 0}, {1, 1, 0},
+    {1, 2, 0}, {1, 0, 0},
+};
+
+/* The streams of each head, by part, layer and head: stream, row */
+static const toy_kv__use toy_kv__uses[] = {
+    {0, 0}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {3, 0}, {4, 0}, {6, 0}, {4, 1}, {5, 0},
+};
+static const int toy_kv__use_first[] = {
+    0, 2, 4, 6, 8, 9, 10,
+};
+
+/* coder, stages, width; first latent, planes, codes; book, its step; gain */
+static const toy_kv__run toy_kv__runs[] = {
+    {TOY_KV__NIBBLES, 2, 1, 0, 8, 32, 2352, 32, 0},
+    {TOY_KV__NIBBLES, 1, 2, 4, 2, 160, 2480, 0, 0},
+    {TOY_KV__NIBBLES, 2, 4, 8, 2, 192, 2512, 128, 0},
+    {TOY_KV__NIBBLES, 1, 8, 12, 1, 224, 2640, 128, 0},
+    {TOY_KV__NIBBLES, 1, 1, 20, 4, 240, 4608, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 0, 8, 128, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 8, 8, 384, 0, 0, 1},
+    {TOY_KV__BYTES, 1, 1, 0, 16, 64, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 0, 16, 0, 0, 0, 0},
+    {TOY_KV__NIBBLES, 2, 1, 0, 8, 32, 3872, 32, 0},
+    {TOY_KV__NIBBLES, 1, 2, 4, 2, 160, 4000, 0, 0},
+    {TOY_KV__NIBBLES, 2, 4, 8, 2, 192, 4032, 128, 0},
+    {TOY_KV__NIBBLES, 1, 1, 12, 4, 224, 4608, 0, 0},
+    {TOY_KV__NIBBLES, 2, 1, 0, 8, 32, 4432, 32, 0},
+    {TOY_KV__NIBBLES, 1, 2, 4, 2, 160, 4560, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 0, 16, 0, 0, 0, 0},
+};
+
+/* frame, transform, gain, its bytes; members, first; n_in, n_latents; mean, enc, dec;
+ * gains, width, table; first run, runs; bytes, start */
+static const toy_kv__stream toy_kv__streams[] = {
+    {TOY_KV__BLOCKWISE, TOY_KV__BASIS, TOY_KV__RMS, 1, 3, 0, 48, 24, 0, 48, 1200, 1, 24, 4624, 0, 5, 320, 0}, /* shared */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__ABSMAX, 2, 1, 3, 16, 16, 2768, -1, -1, 2, 8, 0, 5, 2, 640, 320}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__RMS, 2, 1, 4, 16, 16, 2784, -1, -1, 1, 16, 0, 7, 1, 576, 960}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 5, 16, 16, 2800, -1, -1, 0, 16, 0, 8, 1, 512, 1536}, /* own */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 6, 32, 16, 2816, 2848, 3360, 1, 16, 4880, 9, 4, 320, 2048}, /* shared */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 1, 8, 16, 8, 4160, 4176, 4304, 1, 8, 5136, 13, 2, 192, 2368}, /* shared */
+    {TOY_KV__POST, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 9, 16, 16, 4592, -1, -1, 0, 16, 0, 15, 1, 512, 2560}, /* own */
+};
+
+/* Bases, means and codebooks: binary16, four to a little-endian word. */
+static const uint64_t toy_kv__tables[] = {
+    /* mean [1, 48] */
+    0xac951da23565a741u, 0xb68c3612b6d73598u, 0xb3569b80349a30d3u, 0x2ef9b438b395b78cu,
+    0x290eb64a323d31bcu, 0x311236f4a64a3784u, 0x3164b0f1b238333bu, 0x19ebb045b415ae84u,
+    0x34b3b4082e362a72u, 0x2f59375cace1b7aeu, 0x353eb61a35b335f5u, 0x2b95b3fc3057b34du,
+    /* enc [48, 24] */
+    0xb2edaea12a68ab1fu, 0xb084301030cab3aau, 0x2829ad662f48afacu, 0x2c66aa4313643251u,
+    0x2a4b96f3ad3ab070u, 0xb12fb1ca306b25d3u, 0xb276b15aa9c03052u, 0xb49c2a88349931fcu,
+    0xa751aa1e2cf6b468u, 0xa4b6323a28eeb088u, 0x242eb1e1b34c29afu, 0xb1cdaba0a8faad27u,
+    0xb103aca2b0f22e47u, 0x31b7ac98a6642ac3u, 0x280929bdb35c2c1fu, 0x2d7fa95cae95abddu,
+    0x3233b5beb4412838u, 0x9f80b3122a553270u, 0x2ee2ad77301130d5u, 0x0696b3f8acefb2b3u,
+    0xb1beafeab208ae6au, 0x9efcac0c2c8db29fu, 0xb28c9dd8a8bfa718u, 0xab29a86fa3cc2ef4u,
+    0x2381b2452f57b357u, 0xae92b20ab293b089u, 0xb380ac9f2063ac55u, 0xaf51b356336eb118u,
+    0x2ed0adc82bdf2fc7u, 0xac43a63bb1d82cb2u, 0xae19b25c2b90326eu, 0xafc82502b08330c1u,
+    0xb2dd2a5c30122d98u, 0x3124304fb24e2913u, 0x2ec1a76cb09fa9a6u, 0x2ce0333831fdb0dfu,
+    0x2d7a2eaf3189a9d6u, 0xaba63289b16e2382u, 0xb4cb258db0c22fbfu, 0xa8d6314f302586c5u,
+    0x2f93b2fc3293adceu, 0x345cb36e2f4e2e5bu, 0xb2eba8621dd632d2u, 0xaf86312d32cfb1ffu,
+    0x2bd3ad28b1032d12u, 0x2bb132923572b356u, 0xb0fbac6428262daau, 0x10162f1eadcb97e9u,
+    0xb0dda7b42d1e284cu, 0x2b42ad8c16882bfeu, 0xb335b24231c72eb4u, 0x3404288131703377u,
+    0xaeff3025b06b2febu, 0x31f32ec1b0ddac9eu, 0xb0e62d4fab6a27bfu, 0x3304b4252574af00u,
+    0x2dbf26b7b37d315du, 0xb2e52f26a8faaebfu, 0x2cf2298f2c6f3198u, 0x29ab2c4d334fb043u,
+    0xa8d4a6e830cfab79u, 0xb400a97baf43305au, 0xb22c26e7aea33009u, 0xb379328fb450a809u,
+    0xb12eadc1b3bc347du, 0x2a2722541973209au, 0xb2b9a8e333812fb7u, 0x2dd4b30ba642aaf8u,
+    0x305cb0bfa7bbab67u, 0xb0413066b21aa9fdu, 0x04263532af41ae0bu, 0x2de3311bb4352e72u,
+    0x2cc533a22f302fabu, 0xb1ec3245b2e1af4cu, 0x3048b2c1b247321fu, 0x31d2309d31252ccbu,
+    0x2c2f2d4cb064b2afu, 0xb49c9959b2272cf4u, 0x2ccab1a72605ab02u, 0xb195b1b92346b35cu,
+    0x2933324db3f6b11eu, 0xa9cb33feb37631b6u, 0x31adaf3c2a3f253eu, 0xb08fa1cbb499b095u,
+    0x256431dc2c172910u, 0x9e75302a3148b1c6u, 0xad15b0efb0e2ac60u, 0x30203378265f280du,
+    0xa666a81c30f02fc5u, 0x300f2fab3154a8e7u, 0x3012301c3209b3dcu, 0xb4b125283348313du,
+    0xaaa62fdcb45e3042u, 0xadebaf78ad7d3038u, 0x2e8433a4b035a8cdu, 0x2024249631192b6cu,
+    0xae5b3078b3e9af7au, 0x2afcb133ac872cc5u, 0xab012eea2c14b09au, 0xac0b32ba31ea2c05u,
+    0xafeba8d530792f5cu, 0xb59834d8321b2d5du, 0xb02fabe9b142325cu, 0x2bab2ef3305c2662u,
+    0xae35b29e2f083026u, 0xb1f3b1dd2b013198u, 0x3101abad311c3474u, 0x3055b149b384ab7fu,
+    0xb40c34933225327du, 0x31a2287ca74d2a44u, 0xb50b311cad8c29f1u, 0xa99cb012aa28ae26u,
+    0xb1eaaf70aae7ab3bu, 0xb1ecb0cbae31a24fu, 0x310033ad317ab227u, 0x258f31ac326326b8u,
+    0x2fbfafa22727b024u, 0xafef2df8b0992e34u, 0xb30db14b2973319du, 0x2b24b111b17428a1u,
+    0x3058b355a8781a95u, 0x330434a4ae662c26u, 0x2c71b201b23daf59u, 0x2a5c27f2af322934u,
+    0x3022b1ee281b30a5u, 0x26f1327331153071u, 0xa93e30adb23baf59u, 0x310731b732c6b0f1u,
+    0xb3662c95ab51ab93u, 0xa667aa20b413aee6u, 0x343d30ce96d7ad11u, 0xaebb327fb52a3216u,
+    0xb2b32d32ad1e32cbu, 0xaf3026f0b2bbb3a5u, 0x245932aaa8221f30u, 0xb069b097a9472d1au,
+    0x29c331a42ea32fd6u, 0xae76ae9831fe322bu, 0x30b631fe306c2e9cu, 0x1a9b2d41b3122729u,
+    0xb525a688328ca645u, 0x0c922abea753ade0u, 0x2ff42b12ac4930cbu, 0xae10323fab1a1fffu,
+    0x340b32e5b29c33d0u, 0xad54aff9ac462fd5u, 0xac09b438a9dcb0b9u, 0xa90c21faa84131b6u,
+    0x306c2d5b2267311du, 0xb2fead5fa1a6b359u, 0xa42229d8b291b25bu, 0xaa88ae43b1bba0d5u,
+    0xac54299caece2c1du, 0x300c32652f543329u, 0xaf3f9b79acfb308bu, 0xaf60b023a0f43323u,
+    0xac41af34b04a2b0cu, 0x2b012e5cae01aa43u, 0xb1772fa2af52b0dfu, 0xab86350dadcf2888u,
+    0xac88302a3084ae9fu, 0x33dcac2023cdb10bu, 0x0b0f3122b3bcaa93u, 0xb0efb01eae4c3028u,
+    0x24fb310633ccae12u, 0xab4e2af3214b293au, 0xb078ad591679af50u, 0x342b2c9cb07930a0u,
+    0x294831e631aaa72fu, 0x9c53b2ca2e56ac10u, 0x3020ada232cb3058u, 0x309b2ca7b39eb278u,
+    0xa32bb58030c9ac94u, 0x24fd328b1813330au, 0xb35c335d32beb32bu, 0x32579ca8af4c0fc1u,
+    0x935badcb2d1ab582u, 0xaddc2ff332802a52u, 0x36b9a8a3b20db281u, 0x2c7324b530b9b0b9u,
+    0xb04f3196a102ab5eu, 0xb063adb3aeac3152u, 0x30e3afb2b418b3ddu, 0x9f4bb1b62d49b1a6u,
+    0xafd931f8a81e2c21u, 0x3459ace7238ca82bu, 0xa685ad21af1ab1ceu, 0xb0f5aabb2e89311cu,
+    0xab65b16fa170342au, 0xa9343099312ab041u, 0x346230a232772e6eu, 0xa8dd2e05ab0e32a0u,
+    0x17a5ac60b2b8afc8u, 0x290c2f2c2c6530b9u, 0xb0e52ecfb172329du, 0x2cc2aa19281db42du,
+    0x2be82e77ae6ab13bu, 0x28722957b061b34cu, 0x32d43156b2562ca7u, 0xb00b298d3296b22cu,
+    0xab88a4252b74aad8u, 0x1d13ae5425aeb400u, 0x26b02d02b668309eu, 0x2e842c9234cb2c62u,
+    0xb2f9aa17a4d1b04du, 0xaac2ae3231b52d77u, 0xad6aabafaf24319eu, 0xb17c202131533316u,
+    0xafe8b00ea56fb46fu, 0xa21630c92cd62b6au, 0x27d52ecbb396af53u, 0x2cfa2257aa419acdu,
+    0xb015b0b2b0c7b120u, 0xb1c7adac2b65ae5bu, 0xade9b43cae7cafcbu, 0x20033042b073adc2u,
+    0x32c3aa28282b33c7u, 0x3028ac4e300f2c0eu, 0xaf0c331eb200ad4au, 0x3310aeba2e583193u,
+    0xadbf13d12a73b283u, 0x206b319d24c22ed0u, 0xb22c3028aec13098u, 0x2697abdd2c4f2c4fu,
+    0xac84b4b82718310eu, 0xb109a791b3c23107u, 0x2a861e6b9b36b088u, 0xa35daac830a3332fu,
+    0x25e0265eafb3b0ccu, 0x32d12c542e48b0d9u, 0xb0532c8233492b5au, 0x27873571aa25b1c3u,
+    0xb0b733bca852a9ceu, 0xac2db5dc292528bcu, 0xaf40af423106b2a4u, 0x32b5a244add73083u,
+    0x2f05ae1aab0e2d25u, 0x34031ca6acfdb25du, 0x918e2d7d278f332du, 0xb2afac202e1aae4au,
+    0x2fc5ad27306f2469u, 0x33ae25a02f7db415u, 0x24352d8ca3b02df1u, 0xb4752a42325f330cu,
+    0xa6d728b5b3783265u, 0x304b32b8a5982288u, 0x261631652c2cae29u, 0x315bb47d3404284eu,
+    0xae823084a7cf2f00u, 0x3426a94f2cb631e9u, 0x2c79ae79b08e31d3u, 0xaa45b003abdab1bau,
+    0xab4f267c2ce2ae60u, 0xb15ba52f2f6cb329u, 0xb250ad102adf2b85u, 0xacc5b212affca8fau,
+    0xac30ac4e34d4acc9u, 0xb0b12dff31f1b63eu, 0x2fa82fdeafc62f03u, 0xb040b433ac53b365u,
+    0x30c4270b2dc233c2u, 0x28ab30322c80ae61u, 0x3420b0a1abc9af3du, 0x327eaecfa81ab20eu,
+    0x323bab4c2b42315fu, 0x2e69b4d733b432e8u, 0xb126b248aecfb17au, 0x9f0c30ee2735ac1au,
+    0x2b0d30233262b078u, 0x1a72b1f32cf52e85u, 0x2f6db430aa8eb1b6u, 0xa0c9aff0a4eab437u,
+    0xb32db4622bc6ac3fu, 0x2cb5abd4acb42c7bu, 0xac9825beb175aec2u, 0x29e2ae102f793140u,
+    0x33a7ada4a91c2268u, 0x31da2bb7af482deeu, 0x2f1ab17029d833e4u, 0xb5a32d9925c4a19du,
+    0xb1e2a687b154b38eu, 0xb2cfa800282bb288u, 0x3079af4c33b43133u, 0x95ea2158300b30c9u,
+    0x2122340331e7a977u, 0xb49a2a83337caf2au, 0x3230a0d2226b210eu, 0xb040ae53291b31a2u,
+    /* dec [48, 24] */
+    0xb2edaea12a68ab1fu, 0xb084301030cab3aau, 0x2829ad662f48afacu, 0x2c66aa4313643251u,
+    0x2a4b96f3ad3ab070u, 0xb12fb1ca306b25d3u, 0xb276b15aa9c03052u, 0xb49c2a88349931fcu,
+    0xa751aa1e2cf6b468u, 0xa4b6323a28eeb088u, 0x242eb1e1b34c29afu, 0xb1cdaba0a8faad27u,
+    0xb103aca2b0f22e47u, 0x31b7ac98a6642ac3u, 0x280929bdb35c2c1fu, 0x2d7fa95cae95abddu,
+    0x3233b5beb4412838u, 0x9f80b3122a553270u, 0x2ee2ad77301130d5u, 0x0696b3f8acefb2b3u,
+    0xb1beafeab208ae6au, 0x9efcac0c2c8db29fu, 0xb28c9dd8a8bfa718u, 0xab29a86fa3cc2ef4u,
+    0x2381b2452f57b357u, 0xae92b20ab293b089u, 0xb380ac9f2063ac55u, 0xaf51b356336eb118u,
+    0x2ed0adc82bdf2fc7u, 0xac43a63bb1d82cb2u, 0xae19b25c2b90326eu, 0xafc82502b08330c1u,
+    0xb2dd2a5c30122d98u, 0x3124304fb24e2913u, 0x2ec1a76cb09fa9a6u, 0x2ce0333831fdb0dfu,
+    0x2d7a2eaf3189a9d6u, 0xaba63289b16e2382u, 0xb4cb258db0c22fbfu, 0xa8d6314f302586c5u,
+    0x2f93b2fc3293adceu, 0x345cb36e2f4e2e5bu, 0xb2eba8621dd632d2u, 0xaf86312d32cfb1ffu,
+    0x2bd3ad28b1032d12u, 0x2bb132923572b356u, 0xb0fbac6428262daau, 0x10162f1eadcb97e9u,
+    0xb0dda7b42d1e284cu, 0x2b42ad8c16882bfeu, 0xb335b24231c72eb4u, 0x3404288131703377u,
+    0xaeff3025b06b2febu, 0x31f32ec1b0ddac9eu, 0xb0e62d4fab6a27bfu, 0x3304b4252574af00u,
+    0x2dbf26b7b37d315du, 0xb2e52f26a8faaebfu, 0x2cf2298f2c6f3198u, 0x29ab2c4d334fb043u,
+    0xa8d4a6e830cfab79u, 0xb400a97baf43305au, 0xb22c26e7aea33009u, 0xb379328fb450a809u,
+    0xb12eadc1b3bc347du, 0x2a2722541973209au, 0xb2b9a8e333812fb7u, 0x2dd4b30ba642aaf8u,
+    0x305cb0bfa7bbab67u, 0xb0413066b21aa9fdu, 0x04263532af41ae0bu, 0x2de3311bb4352e72u,
+    0x2cc533a22f302fabu, 0xb1ec3245b2e1af4cu, 0x3048b2c1b247321fu, 0x31d2309d31252ccbu,
+    0x2c2f2d4cb064b2afu, 0xb49c9959b2272cf4u, 0x2ccab1a72605ab02u, 0xb195b1b92346b35cu,
+    0x2933324db3f6b11eu, 0xa9cb33feb37631b6u, 0x31adaf3c2a3f253eu, 0xb08fa1cbb499b095u,
+    0x256431dc2c172910u, 0x9e75302a3148b1c6u, 0xad15b0efb0e2ac60u, 0x30203378265f280du,
+    0xa666a81c30f02fc5u, 0x300f2fab3154a8e7u, 0x3012301c3209b3dcu, 0xb4b125283348313du,
+    0xaaa62fdcb45e3042u, 0xadebaf78ad7d3038u, 0x2e8433a4b035a8cdu, 0x2024249631192b6cu,
+    0xae5b3078b3e9af7au, 0x2afcb133ac872cc5u, 0xab012eea2c14b09au, 0xac0b32ba31ea2c05u,
+    0xafeba8d530792f5cu, 0xb59834d8321b2d5du, 0xb02fabe9b142325cu, 0x2bab2ef3305c2662u,
+    0xae35b29e2f083026u, 0xb1f3b1dd2b013198u, 0x3101abad311c3474u, 0x3055b149b384ab7fu,
+    0xb40c34933225327du, 0x31a2287ca74d2a44u, 0xb50b311cad8c29f1u, 0xa99cb012aa28ae26u,
+    0xb1eaaf70aae7ab3bu, 0xb1ecb0cbae31a24fu, 0x310033ad317ab227u, 0x258f31ac326326b8u,
+    0x2fbfafa22727b024u, 0xafef2df8b0992e34u, 0xb30db14b2973319du, 0x2b24b111b17428a1u,
+    0x3058b355a8781a95u, 0x330434a4ae662c26u, 0x2c71b201b23daf59u, 0x2a5c27f2af322934u,
+    0x3022b1ee281b30a5u, 0x26f1327331153071u, 0xa93e30adb23baf59u, 0x310731b732c6b0f1u,
+    0xb3662c95ab51ab93u, 0xa667aa20b413aee6u, 0x343d30ce96d7ad11u, 0xaebb327fb52a3216u,
+    0xb2b32d32ad1e32cbu, 0xaf3026f0b2bbb3a5u, 0x245932aaa8221f30u, 0xb069b097a9472d1au,
+    0x29c331a42ea32fd6u, 0xae76ae9831fe322bu, 0x30b631fe306c2e9cu, 0x1a9b2d41b3122729u,
+    0xb525a688328ca645u, 0x0c922abea753ade0u, 0x2ff42b12ac4930cbu, 0xae10323fab1a1fffu,
+    0x340b32e5b29c33d0u, 0xad54aff9ac462fd5u, 0xac09b438a9dcb0b9u, 0xa90c21faa84131b6u,
+    0x306c2d5b2267311du, 0xb2fead5fa1a6b359u, 0xa42229d8b291b25bu, 0xaa88ae43b1bba0d5u,
+    0xac54299caece2c1du, 0x300c32652f543329u, 0xaf3f9b79acfb308bu, 0xaf60b023a0f43323u,
+    0xac41af34b04a2b0cu, 0x2b012e5cae01aa43u, 0xb1772fa2af52b0dfu, 0xab86350dadcf2888u,
+    0xac88302a3084ae9fu, 0x33dcac2023cdb10bu, 0x0b0f3122b3bcaa93u, 0xb0efb01eae4c3028u,
+    0x24fb310633ccae12u, 0xab4e2af3214b293au, 0xb078ad591679af50u, 0x342b2c9cb07930a0u,
+    0x294831e631aaa72fu, 0x9c53b2ca2e56ac10u, 0x3020ada232cb3058u, 0x309b2ca7b39eb278u,
+    0xa32bb58030c9ac94u, 0x24fd328b1813330au, 0xb35c335d32beb32bu, 0x32579ca8af4c0fc1u,
+    0x935badcb2d1ab582u, 0xaddc2ff332802a52u, 0x36b9a8a3b20db281u, 0x2c7324b530b9b0b9u,
+    0xb04f3196a102ab5eu, 0xb063adb3aeac3152u, 0x30e3afb2b418b3ddu, 0x9f4bb1b62d49b1a6u,
+    0xafd931f8a81e2c21u, 0x3459ace7238ca82bu, 0xa685ad21af1ab1ceu, 0xb0f5aabb2e89311cu,
+    0xab65b16fa170342au, 0xa9343099312ab041u, 0x346230a232772e6eu, 0xa8dd2e05ab0e32a0u,
+    0x17a5ac60b2b8afc8u, 0x290c2f2c2c6530b9u, 0xb0e52ecfb172329du, 0x2cc2aa19281db42du,
+    0x2be82e77ae6ab13bu, 0x28722957b061b34cu, 0x32d43156b2562ca7u, 0xb00b298d3296b22cu,
+    0xab88a4252b74aad8u, 0x1d13ae5425aeb400u, 0x26b02d02b668309eu, 0x2e842c9234cb2c62u,
+    0xb2f9aa17a4d1b04du, 0xaac2ae3231b52d77u, 0xad6aabafaf24319eu, 0xb17c202131533316u,
+    0xafe8b00ea56fb46fu, 0xa21630c92cd62b6au, 0x27d52ecbb396af53u, 0x2cfa2257aa419acdu,
+    0xb015b0b2b0c7b120u, 0xb1c7adac2b65ae5bu, 0xade9b43cae7cafcbu, 0x20033042b073adc2u,
+    0x32c3aa28282b33c7u, 0x3028ac4e300f2c0eu, 0xaf0c331eb200ad4au, 0x3310aeba2e583193u,
+    0xadbf13d12a73b283u, 0x206b319d24c22ed0u, 0xb22c3028aec13098u, 0x2697abdd2c4f2c4fu,
+    0xac84b4b82718310eu, 0xb109a791b3c23107u, 0x2a861e6b9b36b088u, 0xa35daac830a3332fu,
+    0x25e0265eafb3b0ccu, 0x32d12c542e48b0d9u, 0xb0532c8233492b5au, 0x27873571aa25b1c3u,
+    0xb0b733bca852a9ceu, 0xac2db5dc292528bcu, 0xaf40af423106b2a4u, 0x32b5a244add73083u,
+    0x2f05ae1aab0e2d25u, 0x34031ca6acfdb25du, 0x918e2d7d278f332du, 0xb2afac202e1aae4au,
+    0x2fc5ad27306f2469u, 0x33ae25a02f7db415u, 0x24352d8ca3b02df1u, 0xb4752a42325f330cu,
+    0xa6d728b5b3783265u, 0x304b32b8a5982288u, 0x261631652c2cae29u, 0x315bb47d3404284eu,
+    0xae823084a7cf2f00u, 0x3426a94f2cb631e9u, 0x2c79ae79b08e31d3u, 0xaa45b003abdab1bau,
+    0xab4f267c2ce2ae60u, 0xb15ba52f2f6cb329u, 0xb250ad102adf2b85u, 0xacc5b212affca8fau,
+    0xac30ac4e34d4acc9u, 0xb0b12dff31f1b63eu, 0x2fa82fdeafc62f03u, 0xb040b433ac53b365u,
+    0x30c4270b2dc233c2u, 0x28ab30322c80ae61u, 0x3420b0a1abc9af3du, 0x327eaecfa81ab20eu,
+    0x323bab4c2b42315fu, 0x2e69b4d733b432e8u, 0xb126b248aecfb17au, 0x9f0c30ee2735ac1au,
+    0x2b0d30233262b078u, 0x1a72b1f32cf52e85u, 0x2f6db430aa8eb1b6u, 0xa0c9aff0a4eab437u,
+    0xb32db4622bc6ac3fu, 0x2cb5abd4acb42c7bu, 0xac9825beb175aec2u, 0x29e2ae102f793140u,
+    0x33a7ada4a91c2268u, 0x31da2bb7af482deeu, 0x2f1ab17029d833e4u, 0xb5a32d9925c4a19du,
+    0xb1e2a687b154b38eu, 0xb2cfa800282bb288u, 0x3079af4c33b43133u, 0x95ea2158300b30c9u,
+    0x2122340331e7a977u, 0xb49a2a83337caf2au, 0x3230a0d2226b210eu, 0xb040ae53291b31a2u,
+    /* book [8, 16] */
+    0x39adbbe03610bcfcu, 0x3bf4bc6721ab3d3bu, 0xb780b9c934fb3cd2u, 0xba903ce33d2736cdu,
+    0x3d3faf983c6fbcfau, 0xbe0d3655bd7932abu, 0x3d5b3cc709d03dc0u, 0xb953b365b0c03db4u,
+    0xba6a3c0cbd3032cbu, 0xbd203bd1b66aaaa3u, 0xbca8bc57bc743a5cu, 0x3d843d3d306b3db8u,
+    0x3cfabae63d22b86du, 0x2fa7bdad3902a55du, 0xbcb2b84fbd26bd3fu, 0xb5c93d7f3328af92u,
+    0xbab23b5d2c3d3be5u, 0xaed7afd0b88334beu, 0xac58301ebb1f3c18u, 0xb32badd0b78c3b55u,
+    0x2cb43c4e3963babfu, 0xbd25b4a7bd83b5eau, 0x356a38efbc923c8eu, 0x36713beb3c7d3972u,
+    0xba7ab9363a2b3cdau, 0x370ebe0eb89a3a6du, 0x3d453e05b8e5bb8du, 0x3881b9703403bb48u,
+    0x3decbbc5ba643a7bu, 0x3c39b61bb457ba0du, 0x3c863b373c853919u, 0x3ddfbc272c95b9ebu,
+    /* book [1, 32] */
+    0xbc2abd2d343dbae6u, 0xb8a32f973a843a54u, 0x3597bcce37803984u, 0xb87ab7893a053443u,
+    0xbc7bbb993d8b3cc1u, 0x38de39283bb1b8a6u, 0xbc6eb81c3c373c25u, 0xb08ab6e6b154bd2eu,
+    /* book [2, 64] */
+    0x39f5385c328c3dc7u, 0x35d9bd34bcc33dc3u, 0xbb0fb859bdc03c1bu, 0xbbc2b4b1b261b830u,
+    0xbcddbd9abafdb95au, 0x3a9d39c7bcb8355bu, 0x3b5836763c48bcb3u, 0x3da2bc4ba4d5387cu,
+    0x3dfa34292f17bc50u, 0xb9c43785a5f0ad54u, 0x3c25b863aea83ce3u, 0x3dfa392c37e2ae8au,
+    0x3dbdbcfbb8efb315u, 0xbcebbdd9b4773d5cu, 0xbd8cb977bab73627u, 0x3ae13297380236cau,
+    0xbd8e395d353c311bu, 0xa290bb3ca30d3dd0u, 0x3b15b2eb3bacb248u, 0xbd2234a633023de4u,
+    0x3854bb6ab69ab639u, 0xb853b17cbb6dbda1u, 0xbc9738e8b93a355au, 0xb86fb859332335d9u,
+    0x3c26398e2c9cbcbbu, 0xb930bc683dfc30e3u, 0xb2bc341fbde539efu, 0x31f0b9d83921bdd0u,
+    0x3cac3ccbb2debd2du, 0xbca9b61abd17356du, 0x3d8e33323d7830e7u, 0x36fabda72f19ae0du,
+    /* book [1, 128] */
+    0xb4393b75b4c03d71u, 0xad7ebc9dbd45bd4au, 0x3d45356e386539feu, 0x39a139663b201f51u,
+    0xba7536d53c763ba5u, 0x3bc8bade3419b9f3u, 0xb0cf31cc2c54bdc8u, 0xb1b7366d3d97385eu,
+    0x393d39cf39dc364fu, 0xbcb13c61ad853b7du, 0xb64c3987b28db9e5u, 0xbc3fba82bc183bfeu,
+    0xbdabbccfbd4637b8u, 0x3d883d25afbf3d6bu, 0x3c43b8ba3daa3c01u, 0x3792b28f39173c1cu,
+    0xb897bbcb3cb9bcc2u, 0xaa86b8aea3e4a84au, 0x3ba9b50238bb34a0u, 0x3b66af7f34acbca3u,
+    0xb81bb884a41438beu, 0xa5ac3aa3b1d739d0u, 0x3119b0f5ba6c3cceu, 0x3a03b8a7ba2ab08du,
+    0x386abae0b8eeb500u, 0x3a1a3e1ab561bd81u, 0xb8c23cc03650b54du, 0xb1583cef37fbbcf5u,
+    0xb9c6b98ebafa3419u, 0xb8023d1eb77cbcbcu, 0x3e19ba85b4fe3972u, 0xaa643d7bba09323cu,
+    /* mean [1, 16] */
+    0x1f23b7ba3547aeceu, 0xb681319933bfafd0u, 0x2a223122312cb606u, 0xb50834233778b12au,
+    /* mean [1, 16] */
+    0xb445b06cb78936ceu, 0x3435b6183427b6a8u, 0xadf730a735ff35c5u, 0xb29db57c37812d7au,
+    /* mean [1, 16] */
+    0xad09b6d037fbaab3u, 0x31ed2c9fb454b566u, 0xb182b21eb77030e3u, 0xb75db75e30a0357eu,
+    /* mean [1, 32] */
+    0xb092b7c0b5ec37a2u, 0x34b83483b5e0b56bu, 0xb52f3712b4ceae2bu, 0x34b3ad142d6128b8u,
+    0x1c5c32d834cda2bbu, 0xb4afb76f36c034d0u, 0x35b630b8b04c2f61u, 0x3422b016ad9e2ac3u,
+    /* enc [32, 16] */
+    0x30903247310d2e91u, 0x2c5233de32a5ae2cu, 0x2c812af4a840add2u, 0xa468b2b3ad39b446u,
+    0xabd02ee1341eb27eu, 0x35bf2885ab2b2be2u, 0x31a7ae4d2e85b24du, 0xa6c6311a329b2d2du,
+    0xb3cd29a43092307eu, 0x34fba5d730012a2bu, 0xac9b35803210ac6bu, 0xac8331bfa7543032u,
+    0x346db28328d234d5u, 0x24ddaff22179a7aeu, 0xaf37ab0f3452b288u, 0xb1d0308eae1b3376u,
+    0xb460a9e1270cb265u, 0xb4a39db9b293af0au, 0x9305acb6ae1eb47au, 0xb20bafeeb3582b7bu,
+    0xa99db35bb2c8b218u, 0x9f29a84f281fb544u, 0x3116a9263018b46du, 0xaec5b386226134e6u,
+    0xb467304bafe13422u, 0x34983381b4e01a4bu, 0xae4ca74c2a2bb061u, 0xab11b12f28c4acb2u,
+    0x342f941b306bb4efu, 0xa53dac72b0a8aba8u, 0xb45b3235b0a1b237u, 0xa49bb2a2b1cf3197u,
+    0xb27eadf632192a0bu, 0x335eb2fab01fb075u, 0x2a373225aff1aef3u, 0x32bcb4f9344c2944u,
+    0x31aa2ffe33ea34e4u, 0xb19eae6f2f50b25fu, 0xb254b417aeddb46fu, 0x31962c2335f91ef8u,
+    0x28bdb54733402f10u, 0xada52e442c33b444u, 0xae7dad39af9d2dbau, 0x35e193ddb524b23eu,
+    0x3018340f2f27b415u, 0x34b2b1b5b29eb47au, 0xae41b0f034a6af5bu, 0x292228d1b067b207u,
+    0x2e17adaeb2de3161u, 0x33642f2d342f3469u, 0x2c9eaff5ac55b38du, 0x308db5cb9fd431e5u,
+    0x2129a8c1346db29fu, 0x20cd353632f5343bu, 0x302aaa22b0b6afc7u, 0xab62ac33ac5a315cu,
+    0x318a3077b3373086u, 0x282c3461af5b9270u, 0x2dcdaf33b20fb0f3u, 0xb58b3107a353a81fu,
+    0xb40db1612b9a2927u, 0xb05b3225b080b471u, 0xab9730fe16bb2b75u, 0xafeb301c33562f1cu,
+    0xae51260f32912d10u, 0xb02fa8962f933332u, 0xb620b118355ab25du, 0xaec8b043b2ba296eu,
+    0x285db18b2c44b45eu, 0x28a4308b34919cb0u, 0xac571e5634e92d4eu, 0xac30b08f361db54eu,
+    0x2b1ab49bad1ba8aeu, 0x32feaf332c4fa44eu, 0xb34f3100b6d1afedu, 0xae5b342c2f6f2960u,
+    0x34b626fdb1250f68u, 0x30583204b41ba48au, 0x30fe31ef2e65b2b2u, 0x358d3253b26bafe5u,
+    0x34462b1d3478b134u, 0x2a77aa03b34f30afu, 0x2ddca98cb50e2d6bu, 0xafc5b27a2e97a946u,
+    0x2e2c324ab035b2b1u, 0xaac9b069321b2a5cu, 0xac1f33242efc3205u, 0xafa22a7fac452f7au,
+    0xaa1cb35ba90cb06fu, 0xae122b44b335356au, 0xa431b3ce2ee9ae2cu, 0x359133b8315e2f02u,
+    0xadc02cbc342f32c7u, 0xad71b3a23284a54au, 0x37743439a9d6b15du, 0x25f32dbfb276148cu,
+    0x3045b10f2fe931a1u, 0xb089b51fb44c340cu, 0x31f1a4312cfead57u, 0xb5b9a7f9301ab4bbu,
+    0xae4e349222a12d64u, 0xb29ea492b127a9e2u, 0x342cb1962d75313eu, 0x3171b1f52c533460u,
+    0x3630b27c30fb2e57u, 0xae213510b093b089u, 0x30e0343c34b230acu, 0xabc5ae0c30f533d6u,
+    0xb2f4b42c34131e67u, 0x2d1a34b3ad8aa601u, 0x2e99b0ac210729bfu, 0xb2052bfbb2e2b17au,
+    0x2ce6a726320f263au, 0x352daddf2c7db115u, 0x2ccab6dfac2c35d3u, 0xafd330c5afe33561u,
+    0xa54d343c3377305du, 0xabb932dcb205307fu, 0xb5b832c8ad353093u, 0x248aa06f24073234u,
+    0xab10ad2f3124b06du, 0xabbdac37ad773486u, 0x2e332fdc2d53a979u, 0x31c83131ab892dc2u,
+    0xa671344c2c5ab1abu, 0xb38431d53201b13au, 0x2cb8a978aaf4b4d0u, 0xa48a3540310b273eu,
+    /* dec [32, 16] */
+    0x30903247310d2e91u, 0x2c5233de32a5ae2cu, 0x2c812af4a840add2u, 0xa468b2b3ad39b446u,
+    0xabd02ee1341eb27eu, 0x35bf2885ab2b2be2u, 0x31a7ae4d2e85b24du, 0xa6c6311a329b2d2du,
+    0xb3cd29a43092307eu, 0x34fba5d730012a2bu, 0xac9b35803210ac6bu, 0xac8331bfa7543032u,
+    0x346db28328d234d5u, 0x24ddaff22179a7aeu, 0xaf37ab0f3452b288u, 0xb1d0308eae1b3376u,
+    0xb460a9e1270cb265u, 0xb4a39db9b293af0au, 0x9305acb6ae1eb47au, 0xb20bafeeb3582b7bu,
+    0xa99db35bb2c8b218u, 0x9f29a84f281fb544u, 0x3116a9263018b46du, 0xaec5b386226134e6u,
+    0xb467304bafe13422u, 0x34983381b4e01a4bu, 0xae4ca74c2a2bb061u, 0xab11b12f28c4acb2u,
+    0x342f941b306bb4efu, 0xa53dac72b0a8aba8u, 0xb45b3235b0a1b237u, 0xa49bb2a2b1cf3197u,
+    0xb27eadf632192a0bu, 0x335eb2fab01fb075u, 0x2a373225aff1aef3u, 0x32bcb4f9344c2944u,
+    0x31aa2ffe33ea34e4u, 0xb19eae6f2f50b25fu, 0xb254b417aeddb46fu, 0x31962c2335f91ef8u,
+    0x28bdb54733402f10u, 0xada52e442c33b444u, 0xae7dad39af9d2dbau, 0x35e193ddb524b23eu,
+    0x3018340f2f27b415u, 0x34b2b1b5b29eb47au, 0xae41b0f034a6af5bu, 0x292228d1b067b207u,
+    0x2e17adaeb2de3161u, 0x33642f2d342f3469u, 0x2c9eaff5ac55b38du, 0x308db5cb9fd431e5u,
+    0x2129a8c1346db29fu, 0x20cd353632f5343bu, 0x302aaa22b0b6afc7u, 0xab62ac33ac5a315cu,
+    0x318a3077b3373086u, 0x282c3461af5b9270u, 0x2dcdaf33b20fb0f3u, 0xb58b3107a353a81fu,
+    0xb40db1612b9a2927u, 0xb05b3225b080b471u, 0xab9730fe16bb2b75u, 0xafeb301c33562f1cu,
+    0xae51260f32912d10u, 0xb02fa8962f933332u, 0xb620b118355ab25du, 0xaec8b043b2ba296eu,
+    0x285db18b2c44b45eu, 0x28a4308b34919cb0u, 0xac571e5634e92d4eu, 0xac30b08f361db54eu,
+    0x2b1ab49bad1ba8aeu, 0x32feaf332c4fa44eu, 0xb34f3100b6d1afedu, 0xae5b342c2f6f2960u,
+    0x34b626fdb1250f68u, 0x30583204b41ba48au, 0x30fe31ef2e65b2b2u, 0x358d3253b26bafe5u,
+    0x34462b1d3478b134u, 0x2a77aa03b34f30afu, 0x2ddca98cb50e2d6bu, 0xafc5b27a2e97a946u,
+    0x2e2c324ab035b2b1u, 0xaac9b069321b2a5cu, 0xac1f33242efc3205u, 0xafa22a7fac452f7au,
+    0xaa1cb35ba90cb06fu, 0xae122b44b335356au, 0xa431b3ce2ee9ae2cu, 0x359133b8315e2f02u,
+    0xadc02cbc342f32c7u, 0xad71b3a23284a54au, 0x37743439a9d6b15du, 0x25f32dbfb276148cu,
+    0x3045b10f2fe931a1u, 0xb089b51fb44c340cu, 0x31f1a4312cfead57u, 0xb5b9a7f9301ab4bbu,
+    0xae4e349222a12d64u, 0xb29ea492b127a9e2u, 0x342cb1962d75313eu, 0x3171b1f52c533460u,
+    0x3630b27c30fb2e57u, 0xae213510b093b089u, 0x30e0343c34b230acu, 0xabc5ae0c30f533d6u,
+    0xb2f4b42c34131e67u, 0x2d1a34b3ad8aa601u, 0x2e99b0ac210729bfu, 0xb2052bfbb2e2b17au,
+    0x2ce6a726320f263au, 0x352daddf2c7db115u, 0x2ccab6dfac2c35d3u, 0xafd330c5afe33561u,
+    0xa54d343c3377305du, 0xabb932dcb205307fu, 0xb5b832c8ad353093u, 0x248aa06f24073234u,
+    0xab10ad2f3124b06du, 0xabbdac37ad773486u, 0x2e332fdc2d53a979u, 0x31c83131ab892dc2u,
+    0xa671344c2c5ab1abu, 0xb38431d53201b13au, 0x2cb8a978aaf4b4d0u, 0xa48a3540310b273eu,
+    /* book [8, 16] */
+    0xaece39a7bdf53398u, 0xb6873954bd6f3919u, 0xba663636b5a73de6u, 0xbd33bc05bcafb7adu,
+    0xb89939cd281e3ac9u, 0x3dd73bea963fbd7bu, 0x38f83ccfb3fe2b9cu, 0xbceb3d67bcf4bce6u,
+    0x3497b3ccbe083bb7u, 0x2ca23da8bd99bceau, 0x3dc8bdc7bbd0b77cu, 0xbd6e3c403d2b23b2u,
+    0xbd4c3cb83327b5c1u, 0xbb4538cabb4fb469u, 0x3d33b5e3bdcfb9f5u, 0xb8f1bc39395b2f4fu,
+    0x3be43c7a3d023d36u, 0xb950b875b44ab803u, 0xb9cca8ca3e1cbb71u, 0xb8d5355fb1fbb61cu,
+    0x360bbd663b5dbe0bu, 0x3aaf3da93d543c2au, 0x3af5b914b988bc65u, 0xb499b5c6bdb6bc9au,
+    0xb9b73a78b2933a74u, 0xbc833d7dbc9dabdcu, 0xbc37b445bb7833f3u, 0x3dc636502e2e32ebu,
+    0x3cce3d363835be0bu, 0x3ab4364929993d00u, 0xbb0cbb5c3d69bc0bu, 0x389b378a3cd53d6cu,
+    /* book [1, 32] */
+    0x3dfdbd76b953bbfau, 0xbdfd389a28f6bb5eu, 0x3d873db139963b96u, 0x2a5bb8603c83bb99u,
+    0xb0e8bd4c2d49335fu, 0x30543c173566bda6u, 0xb438b6f9b50fbbb5u, 0x3585b5e93aae32aau,
+    /* book [2, 64] */
+    0xb54138b9b53c3a81u, 0xb9e9bd4bbcdb3c97u, 0xb0f5aec0aac73df9u, 0xbc72b9a32af93b2fu,
+    0xb66b3b6db5d6bd64u, 0xbdc73ae8bad1ad32u, 0xbae0b99e2ae4be07u, 0x3ab8b815bbae3c5au,
+    0x3b18342239233db9u, 0x3af631863cbabde1u, 0x310c3c36b542b85cu, 0xb912bb8daf3e3d09u,
+    0xbc2d3d3cb4293cd8u, 0xbc502a2d3db8bb2du, 0x28d539c935d5bd8eu, 0x37e3b70ab12f3d9au,
+    0xb59ebc44b6cabda3u, 0xbc9e31e4368a3dc2u, 0xbc29b646baa93d24u, 0xbcf9bcc03c6838dcu,
+    0x17a9b995aa883c39u, 0x3dcc386bb6b4a0c2u, 0x3d14bb05309c3ae8u, 0x3c36be143ced212du,
+    0xbe01394138eeb87fu, 0xb01639bc34d63e0cu, 0xb039b535376a3c82u, 0x30e0bc03b83c3b68u,
+    0xba2ebd55bd893e18u, 0x3b113c80bc17bc8du, 0x3c4cb88cb921bcadu, 0x3b0cbd22351b3b60u,
+    /* mean [1, 16] */
+    0xa5ddb54bb1603513u, 0x2d0d36772d2434a6u, 0x284f30d3b6292a98u, 0x3054aca0344ab4c9u,
+    /* enc [16, 8] */
+    0x24f2b220b1ebb260u, 0x22e033cdafbdac24u, 0x24352df1b5f9aeb0u, 0x32ccabd5b58d2434u,
+    0x33b429603258b38du, 0x37112ab1b5b6346eu, 0x386b3055b4da2f69u, 0xb5872abba46f2cdeu,
+    0xb01cb6d93019b7c7u, 0xb23aad4db62828b2u, 0x34aa3646263db6a7u, 0xb414345bafdab38bu,
+    0x341026ee360d2e34u, 0xb339b7722ffa2388u, 0x30172c4c362c30c1u, 0x35f535cd1fc0a74au,
+    0x366eb501b4c93432u, 0x3260339b28dcb246u, 0x3003b124348f3671u, 0xb4db33f1b65e3740u,
+    0x2ca5311e32feb2b1u, 0xb080340d304eb214u, 0xa76a346cb4ce30a2u, 0x2f87b522b4d2304eu,
+    0xaffab40bb436aee8u, 0xb53532b331e03562u, 0xb4fdb15090c93486u, 0xaa643404b17db68du,
+    0xb2863402ae05aebcu, 0x302334ae357d382au, 0x3575b7611b42b288u, 0x33a9b10c35492cd7u,
+    /* dec [16, 8] */
+    0x24f2b220b1ebb260u, 0x22e033cdafbdac24u, 0x24352df1b5f9aeb0u, 0x32ccabd5b58d2434u,
+    0x33b429603258b38du, 0x37112ab1b5b6346eu, 0x386b3055b4da2f69u, 0xb5872abba46f2cdeu,
+    0xb01cb6d93019b7c7u, 0xb23aad4db62828b2u, 0x34aa3646263db6a7u, 0xb414345bafdab38bu,
+    0x341026ee360d2e34u, 0xb339b7722ffa2388u, 0x30172c4c362c30c1u, 0x35f535cd1fc0a74au,
+    0x366eb501b4c93432u, 0x3260339b28dcb246u, 0x3003b124348f3671u, 0xb4db33f1b65e3740u,
+    0x2ca5311e32feb2b1u, 0xb080340d304eb214u, 0xa76a346cb4ce30a2u, 0x2f87b522b4d2304eu,
+    0xaffab40bb436aee8u, 0xb53532b331e03562u, 0xb4fdb15090c93486u, 0xaa643404b17db68du,
+    0xb2863402ae05aebcu, 0x302334ae357d382au, 0x3575b7611b42b288u, 0x33a9b10c35492cd7u,
+    /* book [8, 16] */
+    0xbd6133aa3927ba9eu, 0xbd98b301b922b7b8u, 0xb91bbb601ce6b7dbu, 0x3520bc8f3db63c28u,
+    0xbc31ba79bc0cb07fu, 0x39b6329f3d8cafc6u, 0xb96d3c8a3c68bd02u, 0x3c52b6ac3ca83afeu,
+    0xb04ab859bdd02991u, 0xbb513c3cbdaab538u, 0x3cb4b95ebdb7b3a8u, 0x3dc03a9034cb2ef3u,
+    0xbc0fb2a53ddbb980u, 0x3cb133fa30cb2c91u, 0xbcb42f8db968bcb6u, 0xbcfe3cb0baceb6fau,
+    0xba4b3d6ebcd139d3u, 0x3d4fb355be05bd0bu, 0xb7f53cf936dd2829u, 0xb9693487bd0b37a6u,
+    0x3dd7a9ff39423490u, 0xbbc0bd703d7a30d6u, 0x36a9366c3c1a3bd2u, 0x37453715b0393625u,
+    0xb963bcedb9f3b9efu, 0x327d38d83461bc8eu, 0xbadf3c7f3c83ba8au, 0xbc35b4b7b9a4babeu,
+    0x3c07bc6b3cf2bd98u, 0x313a394b3b8dba39u, 0xbc283dd43e12bb97u, 0x30eebd0132b23d53u,
+    /* book [1, 32] */
+    0xbd7ab9d9bd073d52u, 0xbac5b49d3a53b483u, 0xb1bd347cbb08bb28u, 0xbd733c7e3b763d03u,
+    0x3c833d79b479396cu, 0xbc822c5f3b59b0eau, 0x3b3f3dcebd2a3448u, 0x3e1334e8b8c33d42u,
+    /* mean [1, 16] */
+    0xb24ba474b0dd3066u, 0x34612ba4aa33aaf6u, 0x307cb60d328cac0bu, 0x31122f3b341bb3dfu,
+    /* codewords of 4-bit uniform codes [16] */
+    0xc500c600c700c800u, 0xbc00c000c200c400u, 0x420040003c000000u, 0x4700460045004400u,
+    /* gains shared [256] */
+    0x248e245d242d2400u, 0x256b253024f824c2u, 0x2671262b25e825a8u, 0x27a92756270626bau,
+    0x288e285d282d2800u, 0x296b293028f828c2u, 0x2a712a2b29e829a8u, 0x2ba92b562b062abau,
+    0x2c8e2c5d2c2d2c00u, 0x2d6b2d302cf82cc2u, 0x2e712e2b2de82da8u, 0x2fa92f562f062ebau,
+    0x308e305d302d3000u, 0x316b313030f830c2u, 0x3271322b31e831a8u, 0x33a93356330632bau,
+    0x348e345d342d3400u, 0x356b353034f834c2u, 0x3671362b35e835a8u, 0x37a93756370636bau,
+    0x388e385d382d3800u, 0x396b393038f838c2u, 0x3a713a2b39e839a8u, 0x3ba93b563b063abau,
+    0x3c8e3c5d3c2d3c00u, 0x3d6b3d303cf83cc2u, 0x3e713e2b3de83da8u, 0x3fa93f563f063ebau,
+    0x408e405d402d4000u, 0x416b413040f840c2u, 0x4271422b41e841a8u, 0x43a94356430642bau,
+    0x448e445d442d4400u, 0x456b453044f844c2u, 0x4671462b45e845a8u, 0x47a94756470646bau,
+    0x488e485d482d4800u, 0x496b493048f848c2u, 0x4a714a2b49e849a8u, 0x4ba94b564b064abau,
+    0x4c8e4c5d4c2d4c00u, 0x4d6b4d304cf84cc2u, 0x4e714e2b4de84da8u, 0x4fa94f564f064ebau,
+    0x508e505d502d5000u, 0x516b513050f850c2u, 0x5271522b51e851a8u, 0x53a95356530652bau,
+    0x548e545d542d5400u, 0x556b553054f854c2u, 0x5671562b55e855a8u, 0x57a95756570656bau,
+    0x588e585d582d5800u, 0x596b593058f858c2u, 0x5a715a2b59e859a8u, 0x5ba95b565b065abau,
+    0x5c8e5c5d5c2d5c00u, 0x5d6b5d305cf85cc2u, 0x5e715e2b5de85da8u, 0x5fa95f565f065ebau,
+    0x608e605d602d6000u, 0x616b613060f860c2u, 0x6271622b61e861a8u, 0x63a96356630662bau,
+    /* gains shared [256] */
+    0x248e245d242d2400u, 0x256b253024f824c2u, 0x2671262b25e825a8u, 0x27a92756270626bau,
+    0x288e285d282d2800u, 0x296b293028f828c2u, 0x2a712a2b29e829a8u, 0x2ba92b562b062abau,
+    0x2c8e2c5d2c2d2c00u, 0x2d6b2d302cf82cc2u, 0x2e712e2b2de82da8u, 0x2fa92f562f062ebau,
+    0x308e305d302d3000u, 0x316b313030f830c2u, 0x3271322b31e831a8u, 0x33a93356330632bau,
+    0x348e345d342d3400u, 0x356b353034f834c2u, 0x3671362b35e835a8u, 0x37a93756370636bau,
+    0x388e385d382d3800u, 0x396b393038f838c2u, 0x3a713a2b39e839a8u, 0x3ba93b563b063abau,
+    0x3c8e3c5d3c2d3c00u, 0x3d6b3d303cf83cc2u, 0x3e713e2b3de83da8u, 0x3fa93f563f063ebau,
+    0x408e405d402d4000u, 0x416b413040f840c2u, 0x4271422b41e841a8u, 0x43a94356430642bau,
+    0x448e445d442d4400u, 0x456b453044f844c2u, 0x4671462b45e845a8u, 0x47a94756470646bau,
+    0x488e485d482d4800u, 0x496b493048f848c2u, 0x4a714a2b49e849a8u, 0x4ba94b564b064abau,
+    0x4c8e4c5d4c2d4c00u, 0x4d6b4d304cf84cc2u, 0x4e714e2b4de84da8u, 0x4fa94f564f064ebau,
+    0x508e505d502d5000u, 0x516b513050f850c2u, 0x5271522b51e851a8u, 0x53a95356530652bau,
+    0x548e545d542d5400u, 0x556b553054f854c2u, 0x5671562b55e855a8u, 0x57a95756570656bau,
+    0x588e585d582d5800u, 0x596b593058f858c2u, 0x5a715a2b59e859a8u, 0x5ba95b565b065abau,
+    0x5c8e5c5d5c2d5c00u, 0x5d6b5d305cf85cc2u, 0x5e715e2b5de85da8u, 0x5fa95f565f065ebau,
+    0x608e605d602d6000u, 0x616b613060f860c2u, 0x6271622b61e861a8u, 0x63a96356630662bau,
+    /* gains shared [256] */
+    0x248e245d242d2400u, 0x256b253024f824c2u, 0x2671262b25e825a8u, 0x27a92756270626bau,
+    0x288e285d282d2800u, 0x296b293028f828c2u, 0x2a712a2b29e829a8u, 0x2ba92b562b062abau,
+    0x2c8e2c5d2c2d2c00u, 0x2d6b2d302cf82cc2u, 0x2e712e2b2de82da8u, 0x2fa92f562f062ebau,
+    0x308e305d302d3000u, 0x316b313030f830c2u, 0x3271322b31e831a8u, 0x33a93356330632bau,
+    0x348e345d342d3400u, 0x356b353034f834c2u, 0x3671362b35e835a8u, 0x37a93756370636bau,
+    0x388e385d382d3800u, 0x396b393038f838c2u, 0x3a713a2b39e839a8u, 0x3ba93b563b063abau,
+    0x3c8e3c5d3c2d3c00u, 0x3d6b3d303cf83cc2u, 0x3e713e2b3de83da8u, 0x3fa93f563f063ebau,
+    0x408e405d402d4000u, 0x416b413040f840c2u, 0x4271422b41e841a8u, 0x43a94356430642bau,
+    0x448e445d442d4400u, 0x456b453044f844c2u, 0x4671462b45e845a8u, 0x47a94756470646bau,
+    0x488e485d482d4800u, 0x496b493048f848c2u, 0x4a714a2b49e849a8u, 0x4ba94b564b064abau,
+    0x4c8e4c5d4c2d4c00u, 0x4d6b4d304cf84cc2u, 0x4e714e2b4de84da8u, 0x4fa94f564f064ebau,
+    0x508e505d502d5000u, 0x516b513050f850c2u, 0x5271522b51e851a8u, 0x53a95356530652bau,
+    0x548e545d542d5400u, 0x556b553054f854c2u, 0x5671562b55e855a8u, 0x57a95756570656bau,
+    0x588e585d582d5800u, 0x596b593058f858c2u, 0x5a715a2b59e859a8u, 0x5ba95b565b065abau,
+    0x5c8e5c5d5c2d5c00u, 0x5d6b5d305cf85cc2u, 0x5e715e2b5de85da8u, 0x5fa95f565f065ebau,
+    0x608e605d602d6000u, 0x616b613060f860c2u, 0x6271622b61e861a8u, 0x63a96356630662bau,
+};
+
+/* Scalar helpers, rotation, and places in the caller's memory. */
+
+static inline float toy_kv__from_bits(uint32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static inline uint32_t toy_kv__to_bits(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+/* binary16 to float: scaling by 2^112 corrects the exponent bias and normalises subnormals. */
+static inline float toy_kv__from_half(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, mag = (uint32_t)(h & 0x7fffu) << 13;
+    if (mag >= 0x0f800000u)
+        return toy_kv__from_bits(sign | mag | 0x7f800000u);
+    return toy_kv__from_bits(sign |
+                           toy_kv__to_bits(toy_kv__from_bits(mag) * toy_kv__from_bits(0x77800000u)));
+}
+
+/* float to binary16, to nearest even; what is too large becomes the largest finite value. */
+static inline uint16_t toy_kv__to_half(float f)
+{
+    uint32_t bits = toy_kv__to_bits(f), sign = (bits >> 16) & 0x8000u, mag = bits & 0x7fffffffu;
+    if (mag >= 0x477ff000u)
+        return (uint16_t)(sign | 0x7bffu);
+    if (mag < 0x38800000u)
+        return (uint16_t)(sign | (toy_kv__to_bits(toy_kv__from_bits(mag) + 0.5f) - 0x3f000000u));
+    return (uint16_t)(sign | ((mag - 0x38000000u + 0xfffu + ((mag >> 13) & 1u)) >> 13));
+}
+
+/* The i-th binary16 value at p, which need not be aligned. */
+static inline float toy_kv__half_at(const unsigned char *p, size_t i)
+{
+    uint16_t h;
+    memcpy(&h, p + 2 * i, 2);
+    return toy_kv__from_half(h);
+}
+
+static inline const unsigned char *toy_kv__table(int offset)
+{
+    return (const unsigned char *)toy_kv__tables + 2 * (size_t)offset;
+}
+
+static inline double toy_kv__rope_freq(int pair)
+{
+    double f;
+    memcpy(&f, &toy_kv__rope_bits[pair], sizeof f);
+    return f;
+}
+
+/* cs [TOY_KV_N_ROT]: cosine and sine of `position` for each pair. Angles in double: positions reach
+ * millions of radians. */
+static void toy_kv__angles(double position, float *cs)
+{
+    int i;
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        cs[2 * i] = (float)cos(position * toy_kv__rope_freq(i));
+        cs[2 * i + 1] = (float)sin(position * toy_kv__rope_freq(i));
+    }
+}
+
+/* Turns one head's vector by the angles (direction 1) or back (-1). */
+static void toy_kv__turn(const float *cs, float direction, const float *x, float *y)
+{
+    int i;
+    for (i = TOY_KV_N_ROT; i < TOY_KV_HEAD_DIM; i++)
+        y[i] = x[i];
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        int a = TOY_KV_ROPE_INTERLEAVED ? 2 * i : i;
+        int b = TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + TOY_KV_N_ROT / 2;
+        float c = cs[2 * i], s = direction * cs[2 * i + 1], xa = x[a], xb = x[b];
+        y[a] = xa * c - xb * s;
+        y[b] = xa * s + xb * c;
+    }
+}
+
+/* In-place orthonormal Walsh-Hadamard transform of x [n], n a power of two. */
+static void toy_kv__hadamard(float *x, int n)
+{
+    int step, i, j;
+    float norm = 1.0f / sqrtf((float)n);
+    for (step = 1; step < n; step *= 2)
+        for (i = 0; i < n; i += 2 * step)
+            for (j = i; j < i + step; j++) {
+                float a = x[j], b = x[j + step];
+                x[j] = a + b;
+                x[j + step] = a - b;
+            }
+    for (i = 0; i < n; i++)
+        x[i] *= norm;
+}
+
+/* ---- places in the caller's memory ---- */
+
+static inline unsigned char *toy_kv__base(const toy_kv *kv)
+{
+    return (unsigned char *)(uintptr_t)(const void *)kv;
+}
+
+static inline toy_kv__seq *toy_kv__sequence(const toy_kv *kv, int seq)
+{
+    return (toy_kv__seq *)(void *)(toy_kv__base(kv) + kv->seqs) + seq;
+}
+
+static inline toy_kv__entry *toy_kv__blocks(const toy_kv *kv, int seq)
+{
+    return (toy_kv__entry *)(void *)(toy_kv__base(kv) + kv->tables) +
+           (size_t)seq * (size_t)kv->seq_blocks;
+}
+
+/* How many sequences hold each block of the pool; 0: free. */
+static inline int32_t *toy_kv__references(const toy_kv *kv)
+{
+    return (int32_t *)(void *)(toy_kv__base(kv) + kv->references);
+}
+
+static inline float *toy_kv__work(const toy_kv *kv)
+{
+    return (float *)(void *)(toy_kv__base(kv) + kv->work);
+}
+
+/* A stream's part of a block: streams lie one after the other, each contiguous over the pool. */
+static inline unsigned char *toy_kv__codes(const toy_kv *kv, int stream, int block)
+{
+    const toy_kv__stream *s = &toy_kv__streams[stream];
+    return toy_kv__base(kv) + kv->pool + (size_t)s->start * (size_t)kv->config.n_blocks +
+           (size_t)s->bytes * (size_t)block;
+}
+
+/* Tokens before this one are sinks or lie in blocks. */
+static inline int toy_kv__n_coded(const toy_kv__seq *q)
+{
+    return TOY_KV_N_SINK + q->n_sealed * TOY_KV_BLOCK;
+}
+
+/* The exact vector of one token: binary16 [TOY_KV_HEAD_DIM], keys rotated. Neighbouring tokens are
+ * neighbours up to the end of the ring. */
+static inline unsigned char *toy_kv__exact(const toy_kv *kv, int seq, int layer, int part, int head,
+                                         int token)
+{
+    int slot = token < TOY_KV_N_SINK ? token : TOY_KV_N_SINK + (token - TOY_KV_N_SINK) % kv->ring;
+    size_t row =
+        (((size_t)seq * TOY_KV_N_LAYERS + (size_t)layer) * 2 + (size_t)part) * TOY_KV_N_KV_HEADS +
+        (size_t)head;
+    row = row * (size_t)(TOY_KV_N_SINK + kv->ring) + (size_t)slot;
+    return toy_kv__base(kv) + kv->exact + row * TOY_KV_HEAD_DIM * 2;
+}
+
+/* The streams that hold one head: uses first .. first + n - 1. */
+static inline const toy_kv__use *toy_kv__uses_of(int part, int layer, int head, int *n)
+{
+    int i = (part * TOY_KV_N_LAYERS + layer) * TOY_KV_N_KV_HEADS + head;
+    *n = toy_kv__use_first[i + 1] - toy_kv__use_first[i];
+    return toy_kv__uses + toy_kv__use_first[i];
+}
+/* Vector vocabulary, portable C: one lane. See kernels.h for what each word means. */
+#define TOY_KV__LANES_portable 1
+#define TOY_KV__TARGET_portable
+typedef float toy_kv__vf_portable;
+typedef const float *toy_kv__vt_portable;
+typedef unsigned toy_kv__vi_portable;
+
+static inline float toy_kv__set1_portable(float x)
+{
+    return x;
+}
+static inline float toy_kv__load_portable(const float *p)
+{
+    return *p;
+}
+static inline void toy_kv__store_portable(float *p, float x)
+{
+    *p = x;
+}
+static inline float toy_kv__loadh_portable(const unsigned char *p)
+{
+    return toy_kv__half_at(p, 0);
+}
+static inline float toy_kv__loadu8_portable(const unsigned char *p)
+{
+    return (float)*p;
+}
+static inline float toy_kv__add_portable(float a, float b)
+{
+    return a + b;
+}
+static inline float toy_kv__mul_portable(float a, float b)
+{
+    return a * b;
+}
+static inline float toy_kv__fma_portable(float a, float b, float c)
+{
+    return a * b + c;
+}
+static inline float toy_kv__max_portable(float a, float b)
+{
+    return a > b ? a : b;
+}
+static inline float toy_kv__round_portable(float x)
+{
+    return rintf(x);
+}
+static inline float toy_kv__pow2_portable(float n)
+{
+    /* more than 127 only after a NaN, which must not make the conversion undefined */
+    return toy_kv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
+}
+static inline float toy_kv__hsum_portable(float x)
+{
+    return x;
+}
+static inline float toy_kv__hmax_portable(float x)
+{
+    return x;
+}
+static inline const float *toy_kv__table_portable(const float *p)
+{
+    return p;
+}
+static inline unsigned toy_kv__nibbles_portable(const unsigned char *plane, int t)
+{
+    return (unsigned)(plane[t % (TOY_KV_BLOCK / 2)] >> (t / (TOY_KV_BLOCK / 2) * 4)) & 15u;
+}
+static inline float toy_kv__lookup_portable(const float *table, unsigned index)
+{
+    return table[index];
+}
+/* Kernels for one instruction set, in terms of its vector vocabulary:
+ *
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
+ *                       round pow2 (2^n of integral n) hsum hmax
+ *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
+ *   vt: sixteen floats  table(p), lookup(table, codes)
+ *
+ * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
+ * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
+ * four at a time, so that a plane is unpacked once for four queries. */
+
+/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__exp_portable(toy_kv__vf_portable x)
+{
+    toy_kv__vf_portable n, r, y;
+    x = toy_kv__max_portable(x, toy_kv__set1_portable(-87.0f));
+    n = toy_kv__round_portable(toy_kv__mul_portable(x, toy_kv__set1_portable(1.44269504f)));
+    r = toy_kv__fma_portable(n, toy_kv__set1_portable(-0.693359375f), x);
+    r = toy_kv__fma_portable(n, toy_kv__set1_portable(2.12194440e-4f), r);
+    y = toy_kv__set1_portable(1.98756915e-4f);
+    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(1.39819995e-3f));
+    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(8.33345190e-3f));
+    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(4.16657962e-2f));
+    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(1.66666657e-1f));
+    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(5.00000000e-1f));
+    y = toy_kv__fma_portable(toy_kv__mul_portable(y, r), r, toy_kv__add_portable(r, toy_kv__set1_portable(1.0f)));
+    return toy_kv__mul_portable(y, toy_kv__pow2_portable(n));
+}
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* s [rows, BLOCK] += sum over planes of lut [planes, rows, 16] at each token's code. */
+TOY_KV__TARGET_portable static void toy_kv__score_nibbles_portable(const unsigned char *codes, int planes,
+                                                     const float *lut, int rows, float *s)
+{
+    int r, t, p;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__load_portable(dst + i * TOY_KV_BLOCK);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (p = 0; p < planes; p++) {
+                toy_kv__vi_portable code = toy_kv__nibbles_portable(codes + p * (TOY_KV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+#define TOY_KV__X(i)                                                                                 \
+    a##i = toy_kv__add_portable(a##i, toy_kv__lookup_portable(toy_kv__table_portable(tab + i * 16), code));
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) toy_kv__store_portable(dst + i * TOY_KV_BLOCK, a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+    }
+    for (; r < rows; r++) {
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+            toy_kv__vf_portable a = toy_kv__load_portable(dst);
+            for (p = 0; p < planes; p++) {
+                toy_kv__vi_portable code = toy_kv__nibbles_portable(codes + p * (TOY_KV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+                a = toy_kv__add_portable(a, toy_kv__lookup_portable(toy_kv__table_portable(tab), code));
+            }
+            toy_kv__store_portable(dst, a);
+        }
+    }
+}
+
+/* acc [rows, stride] of LANES floats each: acc[r][c] += p[r] * codeword, over the tokens of a
+ * block. book: [planes, width, 16]; plane i adds to latents i / stages * width and on. */
+TOY_KV__TARGET_portable static void toy_kv__sum_nibbles_portable(const unsigned char *codes, int planes,
+                                                   int stages, int width, const float *book,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, i, w;
+    for (i = 0; i < planes; i++) {
+        const unsigned char *plane = codes + i * (TOY_KV_BLOCK / 2);
+        for (w = 0; w < width; w++) {
+            toy_kv__vt_portable table =
+                toy_kv__table_portable(book + ((size_t)i * (size_t)width + (size_t)w) * 16);
+            float *dst = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_portable;
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *prob = p + r * TOY_KV_BLOCK;
+                float *d = dst + (size_t)r * stride * TOY_KV__LANES_portable;
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__load_portable(d + k * stride * TOY_KV__LANES_portable);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+                    toy_kv__vf_portable v = toy_kv__lookup_portable(table, toy_kv__nibbles_portable(plane, t));
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(prob + k * TOY_KV_BLOCK + t), v, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_portable(d + k * stride * TOY_KV__LANES_portable, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                const float *prob = p + r * TOY_KV_BLOCK;
+                float *d = dst + (size_t)r * stride * TOY_KV__LANES_portable;
+                toy_kv__vf_portable a = toy_kv__load_portable(d);
+                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+                    a = toy_kv__fma_portable(toy_kv__load_portable(prob + t),
+                                      toy_kv__lookup_portable(table, toy_kv__nibbles_portable(plane, t)), a);
+                toy_kv__store_portable(d, a);
+            }
+        }
+    }
+}
+
+/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
+ * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+TOY_KV__TARGET_portable static void toy_kv__score_scalars_portable(const unsigned char *codes, int planes,
+                                                     int half, const float *q, int rows, float *s)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_portable bias = toy_kv__set1_portable(-128.0f);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__load_portable(dst + k * TOY_KV_BLOCK);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                toy_kv__vf_portable v = half ? toy_kv__loadh_portable(plane + 2 * t)
+                                      : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), bias);
+                const float *qc = q + c * rows + r;
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(qc[k]), v, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_portable(dst + k * TOY_KV_BLOCK, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_portable a = toy_kv__load_portable(s + r * TOY_KV_BLOCK + t);
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                toy_kv__vf_portable v = half ? toy_kv__loadh_portable(plane + 2 * t)
+                                      : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), bias);
+                a = toy_kv__fma_portable(toy_kv__set1_portable(q[c * rows + r]), v, a);
+            }
+            toy_kv__store_portable(s + r * TOY_KV_BLOCK + t, a);
+        }
+    }
+}
+
+/* acc[r][c] += p[r] * value, one channel a plane, as above. */
+TOY_KV__TARGET_portable static void toy_kv__sum_scalars_portable(const unsigned char *codes, int planes, int half,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_portable bias = toy_kv__set1_portable(-128.0f);
+    for (c = 0; c < planes; c++) {
+        const unsigned char *plane = codes + (size_t)c * bytes;
+        float *dst = acc + (size_t)c * TOY_KV__LANES_portable;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *prob = p + r * TOY_KV_BLOCK;
+            float *d = dst + (size_t)r * stride * TOY_KV__LANES_portable;
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__load_portable(d + k * stride * TOY_KV__LANES_portable);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable v = half ? toy_kv__loadh_portable(plane + 2 * t)
+                                      : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), bias);
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(prob + k * TOY_KV_BLOCK + t), v, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_portable(d + k * stride * TOY_KV__LANES_portable, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            const float *prob = p + r * TOY_KV_BLOCK;
+            float *d = dst + (size_t)r * stride * TOY_KV__LANES_portable;
+            toy_kv__vf_portable a = toy_kv__load_portable(d);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable v = half ? toy_kv__loadh_portable(plane + 2 * t)
+                                      : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), bias);
+                a = toy_kv__fma_portable(toy_kv__load_portable(prob + t), v, a);
+            }
+            toy_kv__store_portable(d, a);
+        }
+    }
+}
+
+/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+TOY_KV__TARGET_portable static void toy_kv__scale_rows_portable(const float *gain, const float *src, int rows,
+                                                  int add, float *dst)
+{
+    int r, t;
+    for (r = 0; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            int i = r * TOY_KV_BLOCK + t;
+            toy_kv__vf_portable base = add ? toy_kv__load_portable(dst + i) : toy_kv__set1_portable(0.0f);
+            toy_kv__store_portable(dst + i,
+                            toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(src + i), base));
+        }
+}
+
+/* y [n] += x * table row, binary16 [n] */
+TOY_KV__TARGET_portable static void toy_kv__add_row_portable(const unsigned char *row, int n, float x, float *y)
+{
+    int j = 0;
+    toy_kv__vf_portable xs = toy_kv__set1_portable(x);
+    for (; j + TOY_KV__LANES_portable <= n; j += TOY_KV__LANES_portable)
+        toy_kv__store_portable(y + j,
+                        toy_kv__fma_portable(xs, toy_kv__loadh_portable(row + 2 * j), toy_kv__load_portable(y + j)));
+    for (; j < n; j++)
+        y[j] += x * toy_kv__half_at(row, (size_t)j);
+}
+
+/* x . table row, binary16 [n] */
+TOY_KV__TARGET_portable static float toy_kv__dot_row_portable(const unsigned char *row, int n, const float *x)
+{
+    int j = 0;
+    float sum;
+    toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+    for (; j + TOY_KV__LANES_portable <= n; j += TOY_KV__LANES_portable)
+        a = toy_kv__fma_portable(toy_kv__load_portable(x + j), toy_kv__loadh_portable(row + 2 * j), a);
+    sum = toy_kv__hsum_portable(a);
+    for (; j < n; j++)
+        sum += x[j] * toy_kv__half_at(row, (size_t)j);
+    return sum;
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
+TOY_KV__TARGET_portable static void toy_kv__map_portable(const unsigned char *table, int n_in, int n_out,
+                                           const float *x, int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + TOY_KV__LANES_portable <= n_out; j += TOY_KV__LANES_portable) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                toy_kv__vf_portable b =
+                    toy_kv__loadh_portable(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(xd[k * ldx]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_portable(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = toy_kv__fma_portable(
+                    toy_kv__set1_portable(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    toy_kv__loadh_portable(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
+            toy_kv__store_portable(y + (size_t)r * (size_t)n_out + j, a);
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       toy_kv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
+        }
+}
+
+/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
+TOY_KV__TARGET_portable static void toy_kv__fill_table_portable(const unsigned char *book, int width,
+                                                  const float *q, float *lut)
+{
+    int w, i;
+    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+        for (w = 0; w < width; w++)
+            a = toy_kv__fma_portable(toy_kv__set1_portable(q[w]), toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
+        toy_kv__store_portable(lut + i, a);
+    }
+}
+
+/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
+ * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
+TOY_KV__TARGET_portable static float toy_kv__softmax_portable(float *s, float *m, float *shrink)
+{
+    int t;
+    float top;
+    toy_kv__vf_portable high = toy_kv__load_portable(s), sum = toy_kv__set1_portable(0.0f), shift;
+    for (t = TOY_KV__LANES_portable; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+        high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
+    top = toy_kv__hmax_portable(high);
+    *shrink = 1.0f;
+    if (top > *m) {
+        *shrink = *m > TOY_KV__MASKED ? expf(*m - top) : 0.0f;
+        *m = top;
+    }
+    shift = toy_kv__set1_portable(-*m);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
+        toy_kv__store_portable(s + t, e);
+        sum = toy_kv__add_portable(sum, e);
+    }
+    return toy_kv__hsum_portable(sum);
+}
+
+/* y [n] = sums over the lanes of acc [n, LANES] */
+TOY_KV__TARGET_portable static void toy_kv__reduce_portable(const float *acc, int n, float *y)
+{
+    int i;
+    for (i = 0; i < n; i++)
+        y[i] = toy_kv__hsum_portable(toy_kv__load_portable(acc + (size_t)i * TOY_KV__LANES_portable));
+}
+
+/* x [n] *= factor */
+TOY_KV__TARGET_portable static void toy_kv__shrink_portable(float *x, size_t n, float factor)
+{
+    size_t i;
+    toy_kv__vf_portable f = toy_kv__set1_portable(factor);
+    for (i = 0; i + TOY_KV__LANES_portable <= n; i += TOY_KV__LANES_portable)
+        toy_kv__store_portable(x + i, toy_kv__mul_portable(toy_kv__load_portable(x + i), f));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
+ * the least, the lower one on ties. */
+TOY_KV__TARGET_portable static int toy_kv__nearest_portable(const unsigned char *book, int width, const float *z)
+{
+    float distance[16];
+    int i, w, best = 0;
+    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_portable d = toy_kv__add_portable(
+                toy_kv__set1_portable(z[w]),
+                toy_kv__mul_portable(toy_kv__loadh_portable(book + 2 * (w * 16 + i)), toy_kv__set1_portable(-1.0f)));
+            a = toy_kv__fma_portable(d, d, a);
+        }
+        toy_kv__store_portable(distance + i, a);
+    }
+    for (i = 1; i < 16; i++)
+        if (distance[i] < distance[best])
+            best = i;
+    return best;
+}
+
+static const toy_kv__ops toy_kv__ops_portable = {
+    TOY_KV__LANES_portable,       toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable, toy_kv__score_scalars_portable,
+    toy_kv__sum_scalars_portable, toy_kv__scale_rows_portable,    toy_kv__add_row_portable,     toy_kv__dot_row_portable,
+    toy_kv__map_portable,         toy_kv__fill_table_portable,    toy_kv__softmax_portable,     toy_kv__reduce_portable,
+    toy_kv__shrink_portable,      toy_kv__nearest_portable,
+};
+
+#undef TOY_KV__ROWS4
+
+#ifdef TOY_KV__X86
+/* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
+#define TOY_KV__LANES_avx2  8
+#define TOY_KV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+typedef __m256 toy_kv__vf_avx2;
+typedef __m256i toy_kv__vi_avx2;
+typedef struct toy_kv__vt_avx2 {
+    __m256 low, high; /* entries 0..7 and 8..15 */
+} toy_kv__vt_avx2;
+
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__set1_avx2(float x)
+{
+    return _mm256_set1_ps(x);
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__load_avx2(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+TOY_KV__TARGET_avx2 static inline void toy_kv__store_avx2(float *p, __m256 x)
+{
+    _mm256_storeu_ps(p, x);
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__loadh_avx2(const unsigned char *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__loadu8_avx2(const unsigned char *p)
+{
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__add_avx2(__m256 a, __m256 b)
+{
+    return _mm256_add_ps(a, b);
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__mul_avx2(__m256 a, __m256 b)
+{
+    return _mm256_mul_ps(a, b);
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__fma_avx2(__m256 a, __m256 b, __m256 c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__max_avx2(__m256 a, __m256 b)
+{
+    return _mm256_max_ps(a, b);
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__round_avx2(__m256 x)
+{
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__pow2_avx2(__m256 n)
+{
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+TOY_KV__TARGET_avx2 static inline float toy_kv__hsum_avx2(__m256 x)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+TOY_KV__TARGET_avx2 static inline float toy_kv__hmax_avx2(__m256 x)
+{
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+TOY_KV__TARGET_avx2 static inline toy_kv__vt_avx2 toy_kv__table_avx2(const float *p)
+{
+    toy_kv__vt_avx2 t;
+    t.low = _mm256_loadu_ps(p);
+    t.high = _mm256_loadu_ps(p + 8);
+    return t;
+}
+/* The code is left in the low nibble; bits above it are ignored by the lookup. */
+TOY_KV__TARGET_avx2 static inline __m256i toy_kv__nibbles_avx2(const unsigned char *plane, int t)
+{
+    __m256i bytes = _mm256_cvtepu8_epi32(
+        _mm_loadl_epi64((const __m128i *)(const void *)(plane + t % (TOY_KV_BLOCK / 2))));
+    return t < TOY_KV_BLOCK / 2 ? bytes : _mm256_srli_epi32(bytes, 4);
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__lookup_avx2(toy_kv__vt_avx2 table, __m256i index)
+{
+    __m256 low = _mm256_permutevar8x32_ps(table.low, index);
+    __m256 high = _mm256_permutevar8x32_ps(table.high, index);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+/* Kernels for one instruction set, in terms of its vector vocabulary:
+ *
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
+ *                       round pow2 (2^n of integral n) hsum hmax
+ *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
+ *   vt: sixteen floats  table(p), lookup(table, codes)
+ *
+ * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
+ * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
+ * four at a time, so that a plane is unpacked once for four queries. */
+
+/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__exp_avx2(toy_kv__vf_avx2 x)
+{
+    toy_kv__vf_avx2 n, r, y;
+    x = toy_kv__max_avx2(x, toy_kv__set1_avx2(-87.0f));
+    n = toy_kv__round_avx2(toy_kv__mul_avx2(x, toy_kv__set1_avx2(1.44269504f)));
+    r = toy_kv__fma_avx2(n, toy_kv__set1_avx2(-0.693359375f), x);
+    r = toy_kv__fma_avx2(n, toy_kv__set1_avx2(2.12194440e-4f), r);
+    y = toy_kv__set1_avx2(1.98756915e-4f);
+    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(1.39819995e-3f));
+    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(8.33345190e-3f));
+    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(4.16657962e-2f));
+    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(1.66666657e-1f));
+    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(5.00000000e-1f));
+    y = toy_kv__fma_avx2(toy_kv__mul_avx2(y, r), r, toy_kv__add_avx2(r, toy_kv__set1_avx2(1.0f)));
+    return toy_kv__mul_avx2(y, toy_kv__pow2_avx2(n));
+}
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* s [rows, BLOCK] += sum over planes of lut [planes, rows, 16] at each token's code. */
+TOY_KV__TARGET_avx2 static void toy_kv__score_nibbles_avx2(const unsigned char *codes, int planes,
+                                                     const float *lut, int rows, float *s)
+{
+    int r, t, p;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__load_avx2(dst + i * TOY_KV_BLOCK);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (p = 0; p < planes; p++) {
+                toy_kv__vi_avx2 code = toy_kv__nibbles_avx2(codes + p * (TOY_KV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+#define TOY_KV__X(i)                                                                                 \
+    a##i = toy_kv__add_avx2(a##i, toy_kv__lookup_avx2(toy_kv__table_avx2(tab + i * 16), code));
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) toy_kv__store_avx2(dst + i * TOY_KV_BLOCK, a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+    }
+    for (; r < rows; r++) {
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+            toy_kv__vf_avx2 a = toy_kv__load_avx2(dst);
+            for (p = 0; p < planes; p++) {
+                toy_kv__vi_avx2 code = toy_kv__nibbles_avx2(codes + p * (TOY_KV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+                a = toy_kv__add_avx2(a, toy_kv__lookup_avx2(toy_kv__table_avx2(tab), code));
+            }
+            toy_kv__store_avx2(dst, a);
+        }
+    }
+}
+
+/* acc [rows, stride] of LANES floats each: acc[r][c] += p[r] * codeword, over the tokens of a
+ * block. book: [planes, width, 16]; plane i adds to latents i / stages * width and on. */
+TOY_KV__TARGET_avx2 static void toy_kv__sum_nibbles_avx2(const unsigned char *codes, int planes,
+                                                   int stages, int width, const float *book,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, i, w;
+    for (i = 0; i < planes; i++) {
+        const unsigned char *plane = codes + i * (TOY_KV_BLOCK / 2);
+        for (w = 0; w < width; w++) {
+            toy_kv__vt_avx2 table =
+                toy_kv__table_avx2(book + ((size_t)i * (size_t)width + (size_t)w) * 16);
+            float *dst = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_avx2;
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *prob = p + r * TOY_KV_BLOCK;
+                float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx2;
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__load_avx2(d + k * stride * TOY_KV__LANES_avx2);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+                    toy_kv__vf_avx2 v = toy_kv__lookup_avx2(table, toy_kv__nibbles_avx2(plane, t));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(prob + k * TOY_KV_BLOCK + t), v, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx2(d + k * stride * TOY_KV__LANES_avx2, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                const float *prob = p + r * TOY_KV_BLOCK;
+                float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx2;
+                toy_kv__vf_avx2 a = toy_kv__load_avx2(d);
+                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+                    a = toy_kv__fma_avx2(toy_kv__load_avx2(prob + t),
+                                      toy_kv__lookup_avx2(table, toy_kv__nibbles_avx2(plane, t)), a);
+                toy_kv__store_avx2(d, a);
+            }
+        }
+    }
+}
+
+/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
+ * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+TOY_KV__TARGET_avx2 static void toy_kv__score_scalars_avx2(const unsigned char *codes, int planes,
+                                                     int half, const float *q, int rows, float *s)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_avx2 bias = toy_kv__set1_avx2(-128.0f);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__load_avx2(dst + k * TOY_KV_BLOCK);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                toy_kv__vf_avx2 v = half ? toy_kv__loadh_avx2(plane + 2 * t)
+                                      : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), bias);
+                const float *qc = q + c * rows + r;
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(qc[k]), v, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_avx2(dst + k * TOY_KV_BLOCK, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx2 a = toy_kv__load_avx2(s + r * TOY_KV_BLOCK + t);
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                toy_kv__vf_avx2 v = half ? toy_kv__loadh_avx2(plane + 2 * t)
+                                      : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), bias);
+                a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[c * rows + r]), v, a);
+            }
+            toy_kv__store_avx2(s + r * TOY_KV_BLOCK + t, a);
+        }
+    }
+}
+
+/* acc[r][c] += p[r] * value, one channel a plane, as above. */
+TOY_KV__TARGET_avx2 static void toy_kv__sum_scalars_avx2(const unsigned char *codes, int planes, int half,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_avx2 bias = toy_kv__set1_avx2(-128.0f);
+    for (c = 0; c < planes; c++) {
+        const unsigned char *plane = codes + (size_t)c * bytes;
+        float *dst = acc + (size_t)c * TOY_KV__LANES_avx2;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *prob = p + r * TOY_KV_BLOCK;
+            float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx2;
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__load_avx2(d + k * stride * TOY_KV__LANES_avx2);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 v = half ? toy_kv__loadh_avx2(plane + 2 * t)
+                                      : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), bias);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(prob + k * TOY_KV_BLOCK + t), v, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_avx2(d + k * stride * TOY_KV__LANES_avx2, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            const float *prob = p + r * TOY_KV_BLOCK;
+            float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx2;
+            toy_kv__vf_avx2 a = toy_kv__load_avx2(d);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 v = half ? toy_kv__loadh_avx2(plane + 2 * t)
+                                      : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), bias);
+                a = toy_kv__fma_avx2(toy_kv__load_avx2(prob + t), v, a);
+            }
+            toy_kv__store_avx2(d, a);
+        }
+    }
+}
+
+/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+TOY_KV__TARGET_avx2 static void toy_kv__scale_rows_avx2(const float *gain, const float *src, int rows,
+                                                  int add, float *dst)
+{
+    int r, t;
+    for (r = 0; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            int i = r * TOY_KV_BLOCK + t;
+            toy_kv__vf_avx2 base = add ? toy_kv__load_avx2(dst + i) : toy_kv__set1_avx2(0.0f);
+            toy_kv__store_avx2(dst + i,
+                            toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(src + i), base));
+        }
+}
+
+/* y [n] += x * table row, binary16 [n] */
+TOY_KV__TARGET_avx2 static void toy_kv__add_row_avx2(const unsigned char *row, int n, float x, float *y)
+{
+    int j = 0;
+    toy_kv__vf_avx2 xs = toy_kv__set1_avx2(x);
+    for (; j + TOY_KV__LANES_avx2 <= n; j += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(y + j,
+                        toy_kv__fma_avx2(xs, toy_kv__loadh_avx2(row + 2 * j), toy_kv__load_avx2(y + j)));
+    for (; j < n; j++)
+        y[j] += x * toy_kv__half_at(row, (size_t)j);
+}
+
+/* x . table row, binary16 [n] */
+TOY_KV__TARGET_avx2 static float toy_kv__dot_row_avx2(const unsigned char *row, int n, const float *x)
+{
+    int j = 0;
+    float sum;
+    toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+    for (; j + TOY_KV__LANES_avx2 <= n; j += TOY_KV__LANES_avx2)
+        a = toy_kv__fma_avx2(toy_kv__load_avx2(x + j), toy_kv__loadh_avx2(row + 2 * j), a);
+    sum = toy_kv__hsum_avx2(a);
+    for (; j < n; j++)
+        sum += x[j] * toy_kv__half_at(row, (size_t)j);
+    return sum;
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
+TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(const unsigned char *table, int n_in, int n_out,
+                                           const float *x, int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + TOY_KV__LANES_avx2 <= n_out; j += TOY_KV__LANES_avx2) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                toy_kv__vf_avx2 b =
+                    toy_kv__loadh_avx2(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(xd[k * ldx]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_avx2(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = toy_kv__fma_avx2(
+                    toy_kv__set1_avx2(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    toy_kv__loadh_avx2(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
+            toy_kv__store_avx2(y + (size_t)r * (size_t)n_out + j, a);
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       toy_kv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
+        }
+}
+
+/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
+TOY_KV__TARGET_avx2 static void toy_kv__fill_table_avx2(const unsigned char *book, int width,
+                                                  const float *q, float *lut)
+{
+    int w, i;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+        for (w = 0; w < width; w++)
+            a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[w]), toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
+        toy_kv__store_avx2(lut + i, a);
+    }
+}
+
+/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
+ * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
+TOY_KV__TARGET_avx2 static float toy_kv__softmax_avx2(float *s, float *m, float *shrink)
+{
+    int t;
+    float top;
+    toy_kv__vf_avx2 high = toy_kv__load_avx2(s), sum = toy_kv__set1_avx2(0.0f), shift;
+    for (t = TOY_KV__LANES_avx2; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+        high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
+    top = toy_kv__hmax_avx2(high);
+    *shrink = 1.0f;
+    if (top > *m) {
+        *shrink = *m > TOY_KV__MASKED ? expf(*m - top) : 0.0f;
+        *m = top;
+    }
+    shift = toy_kv__set1_avx2(-*m);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
+        toy_kv__store_avx2(s + t, e);
+        sum = toy_kv__add_avx2(sum, e);
+    }
+    return toy_kv__hsum_avx2(sum);
+}
+
+/* y [n] = sums over the lanes of acc [n, LANES] */
+TOY_KV__TARGET_avx2 static void toy_kv__reduce_avx2(const float *acc, int n, float *y)
+{
+    int i;
+    for (i = 0; i < n; i++)
+        y[i] = toy_kv__hsum_avx2(toy_kv__load_avx2(acc + (size_t)i * TOY_KV__LANES_avx2));
+}
+
+/* x [n] *= factor */
+TOY_KV__TARGET_avx2 static void toy_kv__shrink_avx2(float *x, size_t n, float factor)
+{
+    size_t i;
+    toy_kv__vf_avx2 f = toy_kv__set1_avx2(factor);
+    for (i = 0; i + TOY_KV__LANES_avx2 <= n; i += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(x + i, toy_kv__mul_avx2(toy_kv__load_avx2(x + i), f));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
+ * the least, the lower one on ties. */
+TOY_KV__TARGET_avx2 static int toy_kv__nearest_avx2(const unsigned char *book, int width, const float *z)
+{
+    float distance[16];
+    int i, w, best = 0;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx2 d = toy_kv__add_avx2(
+                toy_kv__set1_avx2(z[w]),
+                toy_kv__mul_avx2(toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), toy_kv__set1_avx2(-1.0f)));
+            a = toy_kv__fma_avx2(d, d, a);
+        }
+        toy_kv__store_avx2(distance + i, a);
+    }
+    for (i = 1; i < 16; i++)
+        if (distance[i] < distance[best])
+            best = i;
+    return best;
+}
+
+static const toy_kv__ops toy_kv__ops_avx2 = {
+    TOY_KV__LANES_avx2,       toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2, toy_kv__score_scalars_avx2,
+    toy_kv__sum_scalars_avx2, toy_kv__scale_rows_avx2,    toy_kv__add_row_avx2,     toy_kv__dot_row_avx2,
+    toy_kv__map_avx2,         toy_kv__fill_table_avx2,    toy_kv__softmax_avx2,     toy_kv__reduce_avx2,
+    toy_kv__shrink_avx2,      toy_kv__nearest_avx2,
+};
+
+#undef TOY_KV__ROWS4
+/* Vector vocabulary, AVX-512 (F, BW, VL, DQ): sixteen lanes. See kernels.h. */
+#define TOY_KV__LANES_avx512 16
+#define TOY_KV__TARGET_avx512                                                                        \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
+/* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
+ * which g++ warns about. */
+#define TOY_KV__ALL_avx512 ((__mmask16)0xffff)
+typedef __m512 toy_kv__vf_avx512;
+typedef __m512 toy_kv__vt_avx512;
+typedef __m512i toy_kv__vi_avx512;
+
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__set1_avx512(float x)
+{
+    return _mm512_set1_ps(x);
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__load_avx512(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+TOY_KV__TARGET_avx512 static inline void toy_kv__store_avx512(float *p, __m512 x)
+{
+    _mm512_storeu_ps(p, x);
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__loadh_avx512(const unsigned char *p)
+{
+    return _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512,
+                                 _mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__loadu8_avx512(const unsigned char *p)
+{
+    return _mm512_maskz_cvtepi32_ps(
+        TOY_KV__ALL_avx512, _mm512_maskz_cvtepu8_epi32(
+                              TOY_KV__ALL_avx512, _mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__add_avx512(__m512 a, __m512 b)
+{
+    return _mm512_add_ps(a, b);
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__mul_avx512(__m512 a, __m512 b)
+{
+    return _mm512_mul_ps(a, b);
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__fma_avx512(__m512 a, __m512 b, __m512 c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__max_avx512(__m512 a, __m512 b)
+{
+    return _mm512_maskz_max_ps(TOY_KV__ALL_avx512, a, b);
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__round_avx512(__m512 x)
+{
+    return _mm512_maskz_roundscale_ps(TOY_KV__ALL_avx512, x,
+                                      _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__pow2_avx512(__m512 n)
+{
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(
+        TOY_KV__ALL_avx512,
+        _mm512_add_epi32(_mm512_maskz_cvtps_epi32(TOY_KV__ALL_avx512, n), _mm512_set1_epi32(127)),
+        23));
+}
+TOY_KV__TARGET_avx512 static inline __m256 toy_kv__low_half_avx512(__m512 x)
+{
+    return _mm512_maskz_extractf32x8_ps((__mmask8)0xff, x, 0);
+}
+TOY_KV__TARGET_avx512 static inline __m256 toy_kv__high_half_avx512(__m512 x)
+{
+    return _mm512_maskz_extractf32x8_ps((__mmask8)0xff, x, 1);
+}
+TOY_KV__TARGET_avx512 static inline float toy_kv__hsum_avx512(__m512 x)
+{
+    return toy_kv__hsum_avx2(_mm256_add_ps(toy_kv__low_half_avx512(x), toy_kv__high_half_avx512(x)));
+}
+TOY_KV__TARGET_avx512 static inline float toy_kv__hmax_avx512(__m512 x)
+{
+    return toy_kv__hmax_avx2(_mm256_max_ps(toy_kv__low_half_avx512(x), toy_kv__high_half_avx512(x)));
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__table_avx512(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+/* The code is left in the low nibble; vpermps ignores the bits above it. */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__nibbles_avx512(const unsigned char *plane, int t)
+{
+    __m512i bytes = _mm512_maskz_cvtepu8_epi32(
+        TOY_KV__ALL_avx512,
+        _mm_loadu_si128((const __m128i *)(const void *)(plane + t % (TOY_KV_BLOCK / 2))));
+    return t < TOY_KV_BLOCK / 2 ? bytes : _mm512_maskz_srli_epi32(TOY_KV__ALL_avx512, bytes, 4);
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__lookup_avx512(__m512 table, __m512i index)
+{
+    return _mm512_maskz_permutexvar_ps(TOY_KV__ALL_avx512, index, table);
+}
+/* Kernels for one instruction set, in terms of its vector vocabulary:
+ *
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
+ *                       round pow2 (2^n of integral n) hsum hmax
+ *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
+ *   vt: sixteen floats  table(p), lookup(table, codes)
+ *
+ * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
+ * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
+ * four at a time, so that a plane is unpacked once for four queries. */
+
+/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__exp_avx512(toy_kv__vf_avx512 x)
+{
+    toy_kv__vf_avx512 n, r, y;
+    x = toy_kv__max_avx512(x, toy_kv__set1_avx512(-87.0f));
+    n = toy_kv__round_avx512(toy_kv__mul_avx512(x, toy_kv__set1_avx512(1.44269504f)));
+    r = toy_kv__fma_avx512(n, toy_kv__set1_avx512(-0.693359375f), x);
+    r = toy_kv__fma_avx512(n, toy_kv__set1_avx512(2.12194440e-4f), r);
+    y = toy_kv__set1_avx512(1.98756915e-4f);
+    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(1.39819995e-3f));
+    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(8.33345190e-3f));
+    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(4.16657962e-2f));
+    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(1.66666657e-1f));
+    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(5.00000000e-1f));
+    y = toy_kv__fma_avx512(toy_kv__mul_avx512(y, r), r, toy_kv__add_avx512(r, toy_kv__set1_avx512(1.0f)));
+    return toy_kv__mul_avx512(y, toy_kv__pow2_avx512(n));
+}
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* s [rows, BLOCK] += sum over planes of lut [planes, rows, 16] at each token's code. */
+TOY_KV__TARGET_avx512 static void toy_kv__score_nibbles_avx512(const unsigned char *codes, int planes,
+                                                     const float *lut, int rows, float *s)
+{
+    int r, t, p;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__load_avx512(dst + i * TOY_KV_BLOCK);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (p = 0; p < planes; p++) {
+                toy_kv__vi_avx512 code = toy_kv__nibbles_avx512(codes + p * (TOY_KV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+#define TOY_KV__X(i)                                                                                 \
+    a##i = toy_kv__add_avx512(a##i, toy_kv__lookup_avx512(toy_kv__table_avx512(tab + i * 16), code));
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) toy_kv__store_avx512(dst + i * TOY_KV_BLOCK, a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+    }
+    for (; r < rows; r++) {
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+            toy_kv__vf_avx512 a = toy_kv__load_avx512(dst);
+            for (p = 0; p < planes; p++) {
+                toy_kv__vi_avx512 code = toy_kv__nibbles_avx512(codes + p * (TOY_KV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+                a = toy_kv__add_avx512(a, toy_kv__lookup_avx512(toy_kv__table_avx512(tab), code));
+            }
+            toy_kv__store_avx512(dst, a);
+        }
+    }
+}
+
+/* acc [rows, stride] of LANES floats each: acc[r][c] += p[r] * codeword, over the tokens of a
+ * block. book: [planes, width, 16]; plane i adds to latents i / stages * width and on. */
+TOY_KV__TARGET_avx512 static void toy_kv__sum_nibbles_avx512(const unsigned char *codes, int planes,
+                                                   int stages, int width, const float *book,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, i, w;
+    for (i = 0; i < planes; i++) {
+        const unsigned char *plane = codes + i * (TOY_KV_BLOCK / 2);
+        for (w = 0; w < width; w++) {
+            toy_kv__vt_avx512 table =
+                toy_kv__table_avx512(book + ((size_t)i * (size_t)width + (size_t)w) * 16);
+            float *dst = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_avx512;
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *prob = p + r * TOY_KV_BLOCK;
+                float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx512;
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__load_avx512(d + k * stride * TOY_KV__LANES_avx512);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+                    toy_kv__vf_avx512 v = toy_kv__lookup_avx512(table, toy_kv__nibbles_avx512(plane, t));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(prob + k * TOY_KV_BLOCK + t), v, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx512(d + k * stride * TOY_KV__LANES_avx512, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                const float *prob = p + r * TOY_KV_BLOCK;
+                float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx512;
+                toy_kv__vf_avx512 a = toy_kv__load_avx512(d);
+                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+                    a = toy_kv__fma_avx512(toy_kv__load_avx512(prob + t),
+                                      toy_kv__lookup_avx512(table, toy_kv__nibbles_avx512(plane, t)), a);
+                toy_kv__store_avx512(d, a);
+            }
+        }
+    }
+}
+
+/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
+ * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+TOY_KV__TARGET_avx512 static void toy_kv__score_scalars_avx512(const unsigned char *codes, int planes,
+                                                     int half, const float *q, int rows, float *s)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_avx512 bias = toy_kv__set1_avx512(-128.0f);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__load_avx512(dst + k * TOY_KV_BLOCK);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                toy_kv__vf_avx512 v = half ? toy_kv__loadh_avx512(plane + 2 * t)
+                                      : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), bias);
+                const float *qc = q + c * rows + r;
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(qc[k]), v, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_avx512(dst + k * TOY_KV_BLOCK, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx512 a = toy_kv__load_avx512(s + r * TOY_KV_BLOCK + t);
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                toy_kv__vf_avx512 v = half ? toy_kv__loadh_avx512(plane + 2 * t)
+                                      : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), bias);
+                a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[c * rows + r]), v, a);
+            }
+            toy_kv__store_avx512(s + r * TOY_KV_BLOCK + t, a);
+        }
+    }
+}
+
+/* acc[r][c] += p[r] * value, one channel a plane, as above. */
+TOY_KV__TARGET_avx512 static void toy_kv__sum_scalars_avx512(const unsigned char *codes, int planes, int half,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_avx512 bias = toy_kv__set1_avx512(-128.0f);
+    for (c = 0; c < planes; c++) {
+        const unsigned char *plane = codes + (size_t)c * bytes;
+        float *dst = acc + (size_t)c * TOY_KV__LANES_avx512;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *prob = p + r * TOY_KV_BLOCK;
+            float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx512;
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__load_avx512(d + k * stride * TOY_KV__LANES_avx512);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 v = half ? toy_kv__loadh_avx512(plane + 2 * t)
+                                      : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), bias);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(prob + k * TOY_KV_BLOCK + t), v, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_avx512(d + k * stride * TOY_KV__LANES_avx512, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            const float *prob = p + r * TOY_KV_BLOCK;
+            float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx512;
+            toy_kv__vf_avx512 a = toy_kv__load_avx512(d);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 v = half ? toy_kv__loadh_avx512(plane + 2 * t)
+                                      : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), bias);
+                a = toy_kv__fma_avx512(toy_kv__load_avx512(prob + t), v, a);
+            }
+            toy_kv__store_avx512(d, a);
+        }
+    }
+}
+
+/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+TOY_KV__TARGET_avx512 static void toy_kv__scale_rows_avx512(const float *gain, const float *src, int rows,
+                                                  int add, float *dst)
+{
+    int r, t;
+    for (r = 0; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            int i = r * TOY_KV_BLOCK + t;
+            toy_kv__vf_avx512 base = add ? toy_kv__load_avx512(dst + i) : toy_kv__set1_avx512(0.0f);
+            toy_kv__store_avx512(dst + i,
+                            toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(src + i), base));
+        }
+}
+
+/* y [n] += x * table row, binary16 [n] */
+TOY_KV__TARGET_avx512 static void toy_kv__add_row_avx512(const unsigned char *row, int n, float x, float *y)
+{
+    int j = 0;
+    toy_kv__vf_avx512 xs = toy_kv__set1_avx512(x);
+    for (; j + TOY_KV__LANES_avx512 <= n; j += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(y + j,
+                        toy_kv__fma_avx512(xs, toy_kv__loadh_avx512(row + 2 * j), toy_kv__load_avx512(y + j)));
+    for (; j < n; j++)
+        y[j] += x * toy_kv__half_at(row, (size_t)j);
+}
+
+/* x . table row, binary16 [n] */
+TOY_KV__TARGET_avx512 static float toy_kv__dot_row_avx512(const unsigned char *row, int n, const float *x)
+{
+    int j = 0;
+    float sum;
+    toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+    for (; j + TOY_KV__LANES_avx512 <= n; j += TOY_KV__LANES_avx512)
+        a = toy_kv__fma_avx512(toy_kv__load_avx512(x + j), toy_kv__loadh_avx512(row + 2 * j), a);
+    sum = toy_kv__hsum_avx512(a);
+    for (; j < n; j++)
+        sum += x[j] * toy_kv__half_at(row, (size_t)j);
+    return sum;
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
+TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(const unsigned char *table, int n_in, int n_out,
+                                           const float *x, int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + TOY_KV__LANES_avx512 <= n_out; j += TOY_KV__LANES_avx512) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                toy_kv__vf_avx512 b =
+                    toy_kv__loadh_avx512(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(xd[k * ldx]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_avx512(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = toy_kv__fma_avx512(
+                    toy_kv__set1_avx512(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    toy_kv__loadh_avx512(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
+            toy_kv__store_avx512(y + (size_t)r * (size_t)n_out + j, a);
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       toy_kv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
+        }
+}
+
+/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
+TOY_KV__TARGET_avx512 static void toy_kv__fill_table_avx512(const unsigned char *book, int width,
+                                                  const float *q, float *lut)
+{
+    int w, i;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+        for (w = 0; w < width; w++)
+            a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[w]), toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
+        toy_kv__store_avx512(lut + i, a);
+    }
+}
+
+/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
+ * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
+TOY_KV__TARGET_avx512 static float toy_kv__softmax_avx512(float *s, float *m, float *shrink)
+{
+    int t;
+    float top;
+    toy_kv__vf_avx512 high = toy_kv__load_avx512(s), sum = toy_kv__set1_avx512(0.0f), shift;
+    for (t = TOY_KV__LANES_avx512; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+        high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
+    top = toy_kv__hmax_avx512(high);
+    *shrink = 1.0f;
+    if (top > *m) {
+        *shrink = *m > TOY_KV__MASKED ? expf(*m - top) : 0.0f;
+        *m = top;
+    }
+    shift = toy_kv__set1_avx512(-*m);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
+        toy_kv__store_avx512(s + t, e);
+        sum = toy_kv__add_avx512(sum, e);
+    }
+    return toy_kv__hsum_avx512(sum);
+}
+
+/* y [n] = sums over the lanes of acc [n, LANES] */
+TOY_KV__TARGET_avx512 static void toy_kv__reduce_avx512(const float *acc, int n, float *y)
+{
+    int i;
+    for (i = 0; i < n; i++)
+        y[i] = toy_kv__hsum_avx512(toy_kv__load_avx512(acc + (size_t)i * TOY_KV__LANES_avx512));
+}
+
+/* x [n] *= factor */
+TOY_KV__TARGET_avx512 static void toy_kv__shrink_avx512(float *x, size_t n, float factor)
+{
+    size_t i;
+    toy_kv__vf_avx512 f = toy_kv__set1_avx512(factor);
+    for (i = 0; i + TOY_KV__LANES_avx512 <= n; i += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(x + i, toy_kv__mul_avx512(toy_kv__load_avx512(x + i), f));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
+ * the least, the lower one on ties. */
+TOY_KV__TARGET_avx512 static int toy_kv__nearest_avx512(const unsigned char *book, int width, const float *z)
+{
+    float distance[16];
+    int i, w, best = 0;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx512 d = toy_kv__add_avx512(
+                toy_kv__set1_avx512(z[w]),
+                toy_kv__mul_avx512(toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), toy_kv__set1_avx512(-1.0f)));
+            a = toy_kv__fma_avx512(d, d, a);
+        }
+        toy_kv__store_avx512(distance + i, a);
+    }
+    for (i = 1; i < 16; i++)
+        if (distance[i] < distance[best])
+            best = i;
+    return best;
+}
+
+static const toy_kv__ops toy_kv__ops_avx512 = {
+    TOY_KV__LANES_avx512,       toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512, toy_kv__score_scalars_avx512,
+    toy_kv__sum_scalars_avx512, toy_kv__scale_rows_avx512,    toy_kv__add_row_avx512,     toy_kv__dot_row_avx512,
+    toy_kv__map_avx512,         toy_kv__fill_table_avx512,    toy_kv__softmax_avx512,     toy_kv__reduce_avx512,
+    toy_kv__shrink_avx512,      toy_kv__nearest_avx512,
+};
+
+#undef TOY_KV__ROWS4
+#endif
+
+#ifdef TOY_KV__ARM
+/* Vector vocabulary, NEON (AArch64): four lanes. See kernels.h. */
+#define TOY_KV__LANES_neon 4
+#define TOY_KV__TARGET_neon
+typedef float32x4_t toy_kv__vf_neon;
+typedef uint32x4_t toy_kv__vi_neon;
+typedef uint8x16x4_t toy_kv__vt_neon; /* sixteen floats as the bytes of four registers */
+
+static inline float32x4_t toy_kv__set1_neon(float x)
+{
+    return vdupq_n_f32(x);
+}
+static inline float32x4_t toy_kv__load_neon(const float *p)
+{
+    return vld1q_f32(p);
+}
+static inline void toy_kv__store_neon(float *p, float32x4_t x)
+{
+    vst1q_f32(p, x);
+}
+static inline float32x4_t toy_kv__loadh_neon(const unsigned char *p)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
+}
+static inline float32x4_t toy_kv__loadu8_neon(const unsigned char *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
+}
+static inline float32x4_t toy_kv__add_neon(float32x4_t a, float32x4_t b)
+{
+    return vaddq_f32(a, b);
+}
+static inline float32x4_t toy_kv__mul_neon(float32x4_t a, float32x4_t b)
+{
+    return vmulq_f32(a, b);
+}
+static inline float32x4_t toy_kv__fma_neon(float32x4_t a, float32x4_t b, float32x4_t c)
+{
+    return vfmaq_f32(c, a, b);
+}
+static inline float32x4_t toy_kv__max_neon(float32x4_t a, float32x4_t b)
+{
+    return vmaxq_f32(a, b);
+}
+static inline float32x4_t toy_kv__round_neon(float32x4_t x)
+{
+    return vrndnq_f32(x);
+}
+static inline float32x4_t toy_kv__pow2_neon(float32x4_t n)
+{
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+static inline float toy_kv__hsum_neon(float32x4_t x)
+{
+    return vaddvq_f32(x);
+}
+static inline float toy_kv__hmax_neon(float32x4_t x)
+{
+    return vmaxvq_f32(x);
+}
+static inline uint8x16x4_t toy_kv__table_neon(const float *p)
+{
+    uint8x16x4_t t;
+    t.val[0] = vreinterpretq_u8_f32(vld1q_f32(p));
+    t.val[1] = vreinterpretq_u8_f32(vld1q_f32(p + 4));
+    t.val[2] = vreinterpretq_u8_f32(vld1q_f32(p + 8));
+    t.val[3] = vreinterpretq_u8_f32(vld1q_f32(p + 12));
+    return t;
+}
+/* Byte positions 4 c .. 4 c + 3 of code c's float, for a byte table lookup. */
+static inline uint32x4_t toy_kv__nibbles_neon(const unsigned char *plane, int t)
+{
+    uint32_t four;
+    uint32x4_t code;
+    memcpy(&four, plane + t % (TOY_KV_BLOCK / 2), 4);
+    if (t >= TOY_KV_BLOCK / 2)
+        four >>= 4;
+    four &= 0x0f0f0f0fu;
+    code = vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)))));
+    return vmlaq_n_u32(vdupq_n_u32(0x03020100u), code, 0x04040404u);
+}
+static inline float32x4_t toy_kv__lookup_neon(uint8x16x4_t table, uint32x4_t index)
+{
+    return vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(index)));
+}
+/* Kernels for one instruction set, in terms of its vector vocabulary:
+ *
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
+ *                       round pow2 (2^n of integral n) hsum hmax
+ *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
+ *   vt: sixteen floats  table(p), lookup(table, codes)
+ *
+ * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
+ * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
+ * four at a time, so that a plane is unpacked once for four queries. */
+
+/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__exp_neon(toy_kv__vf_neon x)
+{
+    toy_kv__vf_neon n, r, y;
+    x = toy_kv__max_neon(x, toy_kv__set1_neon(-87.0f));
+    n = toy_kv__round_neon(toy_kv__mul_neon(x, toy_kv__set1_neon(1.44269504f)));
+    r = toy_kv__fma_neon(n, toy_kv__set1_neon(-0.693359375f), x);
+    r = toy_kv__fma_neon(n, toy_kv__set1_neon(2.12194440e-4f), r);
+    y = toy_kv__set1_neon(1.98756915e-4f);
+    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(1.39819995e-3f));
+    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(8.33345190e-3f));
+    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(4.16657962e-2f));
+    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(1.66666657e-1f));
+    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(5.00000000e-1f));
+    y = toy_kv__fma_neon(toy_kv__mul_neon(y, r), r, toy_kv__add_neon(r, toy_kv__set1_neon(1.0f)));
+    return toy_kv__mul_neon(y, toy_kv__pow2_neon(n));
+}
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* s [rows, BLOCK] += sum over planes of lut [planes, rows, 16] at each token's code. */
+TOY_KV__TARGET_neon static void toy_kv__score_nibbles_neon(const unsigned char *codes, int planes,
+                                                     const float *lut, int rows, float *s)
+{
+    int r, t, p;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__load_neon(dst + i * TOY_KV_BLOCK);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (p = 0; p < planes; p++) {
+                toy_kv__vi_neon code = toy_kv__nibbles_neon(codes + p * (TOY_KV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+#define TOY_KV__X(i)                                                                                 \
+    a##i = toy_kv__add_neon(a##i, toy_kv__lookup_neon(toy_kv__table_neon(tab + i * 16), code));
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) toy_kv__store_neon(dst + i * TOY_KV_BLOCK, a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+    }
+    for (; r < rows; r++) {
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+            toy_kv__vf_neon a = toy_kv__load_neon(dst);
+            for (p = 0; p < planes; p++) {
+                toy_kv__vi_neon code = toy_kv__nibbles_neon(codes + p * (TOY_KV_BLOCK / 2), t);
+                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+                a = toy_kv__add_neon(a, toy_kv__lookup_neon(toy_kv__table_neon(tab), code));
+            }
+            toy_kv__store_neon(dst, a);
+        }
+    }
+}
+
+/* acc [rows, stride] of LANES floats each: acc[r][c] += p[r] * codeword, over the tokens of a
+ * block. book: [planes, width, 16]; plane i adds to latents i / stages * width and on. */
+TOY_KV__TARGET_neon static void toy_kv__sum_nibbles_neon(const unsigned char *codes, int planes,
+                                                   int stages, int width, const float *book,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, i, w;
+    for (i = 0; i < planes; i++) {
+        const unsigned char *plane = codes + i * (TOY_KV_BLOCK / 2);
+        for (w = 0; w < width; w++) {
+            toy_kv__vt_neon table =
+                toy_kv__table_neon(book + ((size_t)i * (size_t)width + (size_t)w) * 16);
+            float *dst = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_neon;
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *prob = p + r * TOY_KV_BLOCK;
+                float *d = dst + (size_t)r * stride * TOY_KV__LANES_neon;
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__load_neon(d + k * stride * TOY_KV__LANES_neon);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+                    toy_kv__vf_neon v = toy_kv__lookup_neon(table, toy_kv__nibbles_neon(plane, t));
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(prob + k * TOY_KV_BLOCK + t), v, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_neon(d + k * stride * TOY_KV__LANES_neon, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                const float *prob = p + r * TOY_KV_BLOCK;
+                float *d = dst + (size_t)r * stride * TOY_KV__LANES_neon;
+                toy_kv__vf_neon a = toy_kv__load_neon(d);
+                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+                    a = toy_kv__fma_neon(toy_kv__load_neon(prob + t),
+                                      toy_kv__lookup_neon(table, toy_kv__nibbles_neon(plane, t)), a);
+                toy_kv__store_neon(d, a);
+            }
+        }
+    }
+}
+
+/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
+ * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+TOY_KV__TARGET_neon static void toy_kv__score_scalars_neon(const unsigned char *codes, int planes,
+                                                     int half, const float *q, int rows, float *s)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_neon bias = toy_kv__set1_neon(-128.0f);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            float *dst = s + r * TOY_KV_BLOCK + t;
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__load_neon(dst + k * TOY_KV_BLOCK);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                toy_kv__vf_neon v = half ? toy_kv__loadh_neon(plane + 2 * t)
+                                      : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), bias);
+                const float *qc = q + c * rows + r;
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(qc[k]), v, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_neon(dst + k * TOY_KV_BLOCK, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_neon a = toy_kv__load_neon(s + r * TOY_KV_BLOCK + t);
+            for (c = 0; c < planes; c++) {
+                const unsigned char *plane = codes + (size_t)c * bytes;
+                toy_kv__vf_neon v = half ? toy_kv__loadh_neon(plane + 2 * t)
+                                      : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), bias);
+                a = toy_kv__fma_neon(toy_kv__set1_neon(q[c * rows + r]), v, a);
+            }
+            toy_kv__store_neon(s + r * TOY_KV_BLOCK + t, a);
+        }
+    }
+}
+
+/* acc[r][c] += p[r] * value, one channel a plane, as above. */
+TOY_KV__TARGET_neon static void toy_kv__sum_scalars_neon(const unsigned char *codes, int planes, int half,
+                                                   const float *p, int rows, float *acc,
+                                                   size_t stride)
+{
+    int r, t, c;
+    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_neon bias = toy_kv__set1_neon(-128.0f);
+    for (c = 0; c < planes; c++) {
+        const unsigned char *plane = codes + (size_t)c * bytes;
+        float *dst = acc + (size_t)c * TOY_KV__LANES_neon;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *prob = p + r * TOY_KV_BLOCK;
+            float *d = dst + (size_t)r * stride * TOY_KV__LANES_neon;
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__load_neon(d + k * stride * TOY_KV__LANES_neon);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon v = half ? toy_kv__loadh_neon(plane + 2 * t)
+                                      : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), bias);
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(prob + k * TOY_KV_BLOCK + t), v, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_neon(d + k * stride * TOY_KV__LANES_neon, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            const float *prob = p + r * TOY_KV_BLOCK;
+            float *d = dst + (size_t)r * stride * TOY_KV__LANES_neon;
+            toy_kv__vf_neon a = toy_kv__load_neon(d);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon v = half ? toy_kv__loadh_neon(plane + 2 * t)
+                                      : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), bias);
+                a = toy_kv__fma_neon(toy_kv__load_neon(prob + t), v, a);
+            }
+            toy_kv__store_neon(d, a);
+        }
+    }
+}
+
+/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+TOY_KV__TARGET_neon static void toy_kv__scale_rows_neon(const float *gain, const float *src, int rows,
+                                                  int add, float *dst)
+{
+    int r, t;
+    for (r = 0; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            int i = r * TOY_KV_BLOCK + t;
+            toy_kv__vf_neon base = add ? toy_kv__load_neon(dst + i) : toy_kv__set1_neon(0.0f);
+            toy_kv__store_neon(dst + i,
+                            toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(src + i), base));
+        }
+}
+
+/* y [n] += x * table row, binary16 [n] */
+TOY_KV__TARGET_neon static void toy_kv__add_row_neon(const unsigned char *row, int n, float x, float *y)
+{
+    int j = 0;
+    toy_kv__vf_neon xs = toy_kv__set1_neon(x);
+    for (; j + TOY_KV__LANES_neon <= n; j += TOY_KV__LANES_neon)
+        toy_kv__store_neon(y + j,
+                        toy_kv__fma_neon(xs, toy_kv__loadh_neon(row + 2 * j), toy_kv__load_neon(y + j)));
+    for (; j < n; j++)
+        y[j] += x * toy_kv__half_at(row, (size_t)j);
+}
+
+/* x . table row, binary16 [n] */
+TOY_KV__TARGET_neon static float toy_kv__dot_row_neon(const unsigned char *row, int n, const float *x)
+{
+    int j = 0;
+    float sum;
+    toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+    for (; j + TOY_KV__LANES_neon <= n; j += TOY_KV__LANES_neon)
+        a = toy_kv__fma_neon(toy_kv__load_neon(x + j), toy_kv__loadh_neon(row + 2 * j), a);
+    sum = toy_kv__hsum_neon(a);
+    for (; j < n; j++)
+        sum += x[j] * toy_kv__half_at(row, (size_t)j);
+    return sum;
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
+TOY_KV__TARGET_neon static void toy_kv__map_neon(const unsigned char *table, int n_in, int n_out,
+                                           const float *x, int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + TOY_KV__LANES_neon <= n_out; j += TOY_KV__LANES_neon) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                toy_kv__vf_neon b =
+                    toy_kv__loadh_neon(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(xd[k * ldx]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) toy_kv__store_neon(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = toy_kv__fma_neon(
+                    toy_kv__set1_neon(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    toy_kv__loadh_neon(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
+            toy_kv__store_neon(y + (size_t)r * (size_t)n_out + j, a);
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       toy_kv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
+        }
+}
+
+/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
+TOY_KV__TARGET_neon static void toy_kv__fill_table_neon(const unsigned char *book, int width,
+                                                  const float *q, float *lut)
+{
+    int w, i;
+    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+        for (w = 0; w < width; w++)
+            a = toy_kv__fma_neon(toy_kv__set1_neon(q[w]), toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
+        toy_kv__store_neon(lut + i, a);
+    }
+}
+
+/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
+ * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
+TOY_KV__TARGET_neon static float toy_kv__softmax_neon(float *s, float *m, float *shrink)
+{
+    int t;
+    float top;
+    toy_kv__vf_neon high = toy_kv__load_neon(s), sum = toy_kv__set1_neon(0.0f), shift;
+    for (t = TOY_KV__LANES_neon; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+        high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
+    top = toy_kv__hmax_neon(high);
+    *shrink = 1.0f;
+    if (top > *m) {
+        *shrink = *m > TOY_KV__MASKED ? expf(*m - top) : 0.0f;
+        *m = top;
+    }
+    shift = toy_kv__set1_neon(-*m);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
+        toy_kv__store_neon(s + t, e);
+        sum = toy_kv__add_neon(sum, e);
+    }
+    return toy_kv__hsum_neon(sum);
+}
+
+/* y [n] = sums over the lanes of acc [n, LANES] */
+TOY_KV__TARGET_neon static void toy_kv__reduce_neon(const float *acc, int n, float *y)
+{
+    int i;
+    for (i = 0; i < n; i++)
+        y[i] = toy_kv__hsum_neon(toy_kv__load_neon(acc + (size_t)i * TOY_KV__LANES_neon));
+}
+
+/* x [n] *= factor */
+TOY_KV__TARGET_neon static void toy_kv__shrink_neon(float *x, size_t n, float factor)
+{
+    size_t i;
+    toy_kv__vf_neon f = toy_kv__set1_neon(factor);
+    for (i = 0; i + TOY_KV__LANES_neon <= n; i += TOY_KV__LANES_neon)
+        toy_kv__store_neon(x + i, toy_kv__mul_neon(toy_kv__load_neon(x + i), f));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
+ * the least, the lower one on ties. */
+TOY_KV__TARGET_neon static int toy_kv__nearest_neon(const unsigned char *book, int width, const float *z)
+{
+    float distance[16];
+    int i, w, best = 0;
+    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_neon d = toy_kv__add_neon(
+                toy_kv__set1_neon(z[w]),
+                toy_kv__mul_neon(toy_kv__loadh_neon(book + 2 * (w * 16 + i)), toy_kv__set1_neon(-1.0f)));
+            a = toy_kv__fma_neon(d, d, a);
+        }
+        toy_kv__store_neon(distance + i, a);
+    }
+    for (i = 1; i < 16; i++)
+        if (distance[i] < distance[best])
+            best = i;
+    return best;
+}
+
+static const toy_kv__ops toy_kv__ops_neon = {
+    TOY_KV__LANES_neon,       toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon, toy_kv__score_scalars_neon,
+    toy_kv__sum_scalars_neon, toy_kv__scale_rows_neon,    toy_kv__add_row_neon,     toy_kv__dot_row_neon,
+    toy_kv__map_neon,         toy_kv__fill_table_neon,    toy_kv__softmax_neon,     toy_kv__reduce_neon,
+    toy_kv__shrink_neon,      toy_kv__nearest_neon,
+};
+
+#undef TOY_KV__ROWS4
+#endif
+
+/* Which instruction set to use. Nothing is cached: a cache asks once, when it is made. */
+
+static int toy_kv__has(toy_kv_isa isa)
+{
+    switch (isa) {
+    case TOY_KV_ISA_AUTO:
+    case TOY_KV_ISA_PORTABLE:
+        return 1;
+#ifdef TOY_KV__X86
+    case TOY_KV_ISA_AVX2:
+        /* Every processor with AVX2 and FMA has F16C, which clang's builtin does not know. */
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case TOY_KV_ISA_AVX512:
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
+#ifdef TOY_KV__ARM
+    case TOY_KV_ISA_NEON:
+        return 1; /* part of AArch64 */
+#endif
+    default:
+        return 0;
+    }
+}
+
+static toy_kv_isa toy_kv__best(void)
+{
+    if (toy_kv__has(TOY_KV_ISA_AVX512))
+        return TOY_KV_ISA_AVX512;
+    if (toy_kv__has(TOY_KV_ISA_AVX2))
+        return TOY_KV_ISA_AVX2;
+    return toy_kv__has(TOY_KV_ISA_NEON) ? TOY_KV_ISA_NEON : TOY_KV_ISA_PORTABLE;
+}
+
+static const toy_kv__ops *toy_kv__select(toy_kv_isa isa)
+{
+    switch (isa) {
+#ifdef TOY_KV__X86
+    case TOY_KV_ISA_AVX512:
+        return &toy_kv__ops_avx512;
+    case TOY_KV_ISA_AVX2:
+        return &toy_kv__ops_avx2;
+#endif
+#ifdef TOY_KV__ARM
+    case TOY_KV_ISA_NEON:
+        return &toy_kv__ops_neon;
+#endif
+    default:
+        return &toy_kv__ops_portable;
+    }
+}
+
+/* Encoding a block and decoding it back, on any instruction set. */
+
+/* The gains of one group for all tokens of a block. */
+static void toy_kv__read_gains(const toy_kv__stream *s, const unsigned char *codes, int group,
+                             float *gain)
+{
+    int t;
+    const unsigned char *p = codes + group * TOY_KV_BLOCK * s->gain_bytes;
+    for (t = 0; t < TOY_KV_BLOCK; t++) {
+        if (s->gain == TOY_KV__NO_GAIN)
+            gain[t] = 1.0f;
+        else if (s->gain_bytes == 2)
+            gain[t] = toy_kv__half_at(p, (size_t)t);
+        else
+            gain[t] = toy_kv__half_at(toy_kv__table(s->gain_table), p[t]);
+    }
+}
+
+static inline int toy_kv__read_nibble(const unsigned char *plane, int t)
+{
+    return plane[t % (TOY_KV_BLOCK / 2)] >> (t / (TOY_KV_BLOCK / 2) * 4) & 15;
+}
+
+static inline void toy_kv__write_nibble(unsigned char *plane, int t, int code)
+{
+    unsigned char *p = plane + t % (TOY_KV_BLOCK / 2);
+    int shift = t / (TOY_KV_BLOCK / 2) * 4;
+    *p = (unsigned char)((*p & ~(15 << shift)) | code << shift);
+}
+
+/* z [n_latents] of token t in units of its gain: the codewords. */
+static void toy_kv__read_codewords(const toy_kv__stream *s, const unsigned char *codes, int t, float *z)
+{
+    int i, p, w;
+    for (i = 0; i < s->n_runs; i++) {
+        const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+        const unsigned char *plane = codes + run->codes;
+        for (p = 0; p < run->planes; p++) {
+            float *dst = z + run->first + p / run->stages * run->width;
+            if (run->coder == TOY_KV__HALVES) {
+                dst[0] = toy_kv__half_at(plane + p * 2 * TOY_KV_BLOCK, (size_t)t);
+            } else if (run->coder == TOY_KV__BYTES) {
+                dst[0] = (float)(plane[p * TOY_KV_BLOCK + t] - 128);
+            } else {
+                int code = toy_kv__read_nibble(plane + p * (TOY_KV_BLOCK / 2), t);
+                const unsigned char *book =
+                    toy_kv__table(run->book + (p / run->stages) * run->book_step +
+                                p % run->stages * run->width * 16);
+                for (w = 0; w < run->width; w++) {
+                    float v = toy_kv__half_at(book, (size_t)(w * 16 + code));
+                    dst[w] = p % run->stages == 0 ? v : dst[w] + v;
+                }
+            }
+        }
+    }
+}
+
+/* out [BLOCK, HEAD_DIM] += one member's share of a stream's block, in the stream's frame. z: room
+ * for TOY_KV__MAX_LATENTS + TOY_KV_BLOCK * TOY_KV__MAX_GAINS floats. */
+static void toy_kv__decode_member(const toy_kv__ops *ops, int stream, const unsigned char *codes,
+                                int member, float *z, float *out)
+{
+    const toy_kv__stream *s = &toy_kv__streams[stream];
+    float *gains = z + TOY_KV__MAX_LATENTS;
+    int t, j, d, row = member * TOY_KV_HEAD_DIM;
+    for (j = 0; j < s->n_gains; j++)
+        toy_kv__read_gains(s, codes, j, gains + j * TOY_KV_BLOCK);
+    for (t = 0; t < TOY_KV_BLOCK; t++) {
+        float *y = out + t * TOY_KV_HEAD_DIM;
+        toy_kv__read_codewords(s, codes, t, z);
+        if (s->gain != TOY_KV__NO_GAIN)
+            for (j = 0; j < s->n_latents; j++)
+                z[j] *= gains[j / s->gain_width * TOY_KV_BLOCK + t];
+        if (s->transform == TOY_KV__HADAMARD)
+            toy_kv__hadamard(z, s->n_in);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            if (s->transform == TOY_KV__BASIS)
+                y[d] += ops->dot_row(toy_kv__table(s->dec + (row + d) * s->n_latents), s->n_latents,
+                                     z);
+            else
+                y[d] += z[row + d];
+            if (s->mean >= 0)
+                y[d] += toy_kv__half_at(toy_kv__table(s->mean), (size_t)(row + d));
+        }
+    }
+}
+
+/* The latents of one token for encoding: z [n_latents] from x [n_in], which is destroyed. */
+static void toy_kv__transform(const toy_kv__ops *ops, const toy_kv__stream *s, float *x, float *z)
+{
+    int i;
+    if (s->mean >= 0)
+        ops->add_row(toy_kv__table(s->mean), s->n_in, -1.0f, x);
+    if (s->transform == TOY_KV__BASIS) {
+        ops->map(toy_kv__table(s->enc), s->n_in, s->n_latents, x, s->n_in, 1, z);
+        return;
+    }
+    if (s->transform == TOY_KV__HADAMARD)
+        toy_kv__hadamard(x, s->n_in);
+    for (i = 0; i < s->n_latents; i++)
+        z[i] = x[i];
+}
+
+/* Chooses, quantizes and stores the gain of one group of latents; *exact is the gain before
+ * quantization. levels: codewords of the group's uniform coder. */
+static float toy_kv__encode_gain(const toy_kv__stream *s, unsigned char *codes, int group, int t,
+                               const float *z, int levels, float *exact)
+{
+    unsigned char *p = codes + (group * TOY_KV_BLOCK + t) * s->gain_bytes;
+    int i, n = s->n_latents - group * s->gain_width;
+    float top = 0.0f, gain;
+    double sum = 0.0;
+    uint16_t half;
+    if (n > s->gain_width)
+        n = s->gain_width;
+    for (i = 0; i < n; i++) {
+        sum += (double)z[i] * (double)z[i];
+        if (fabsf(z[i]) > fabsf(top))
+            top = z[i];
+    }
+    if (s->gain == TOY_KV__RMS)
+        gain = (float)sqrt(sum / n);
+    else if (s->gain == TOY_KV__ABSMAX)
+        gain = fabsf(top) / (float)(levels / 2 - 1);
+    else
+        gain = top / -(float)(levels / 2);
+    *exact = gain;
+    if (s->gain_bytes == 2) {
+        half = toy_kv__to_half(gain);
+        memcpy(p, &half, 2);
+        return toy_kv__from_half(half);
+    }
+    /* The 256 values ascend: take the nearest by ratio. */
+    {
+        const unsigned char *values = toy_kv__table(s->gain_table);
+        int low = 0, high = 255;
+        while (high - low > 1) {
+            int mid = (low + high) / 2;
+            if (toy_kv__half_at(values, (size_t)mid) <= gain)
+                low = mid;
+            else
+                high = mid;
+        }
+        if (gain * gain > toy_kv__half_at(values, (size_t)low) * toy_kv__half_at(values, (size_t)high))
+            low = high;
+        *p = (unsigned char)low;
+        return toy_kv__half_at(values, (size_t)low);
+    }
+}
+
+/* x as a code 0 .. last; a NaN gives 0. */
+static inline int toy_kv__clamp(float x, int last)
+{
+    return !(x > 0.0f) ? 0 : x < (float)last ? (int)x : last;
+}
+
+/* Codes the latents of one token by one run. z: the run's latents; gain: as stored; exact: before
+ * it was rounded, which is what codes with a largest-magnitude gain are divided by. */
+static void toy_kv__encode_run(const toy_kv__ops *ops, const toy_kv__stream *s, const toy_kv__run *run,
+                             unsigned char *codes, int t, const float *z, float gain, float exact)
+{
+    unsigned char *plane = codes + run->codes;
+    float inverse = gain != 0.0f ? 1.0f / gain : 0.0f, rest[TOY_KV__MAX_WIDTH];
+    float inverse_exact = exact != 0.0f ? 1.0f / exact : 0.0f;
+    int p, w, code, largest = s->gain == TOY_KV__ABSMAX || s->gain == TOY_KV__SIGNMAX;
+    if (!largest)
+        inverse_exact = inverse;
+    for (p = 0; p < run->planes; p++) {
+        const float *src = z + p / run->stages * run->width;
+        if (run->coder == TOY_KV__HALVES) {
+            uint16_t half = toy_kv__to_half(src[0] * inverse);
+            memcpy(plane + (p * TOY_KV_BLOCK + t) * 2, &half, 2);
+        } else if (run->coder == TOY_KV__BYTES) {
+            plane[p * TOY_KV_BLOCK + t] =
+                (unsigned char)toy_kv__clamp(roundf(src[0] * inverse_exact) + 128.0f, 255);
+        } else if (largest) {
+            float scaled = src[0] * inverse_exact;
+            scaled = s->gain == TOY_KV__SIGNMAX ? floorf(scaled + 8.5f) : roundf(scaled) + 8.0f;
+            toy_kv__write_nibble(plane + p * (TOY_KV_BLOCK / 2), t, toy_kv__clamp(scaled, 15));
+        } else {
+            int stage = p % run->stages;
+            const unsigned char *book = toy_kv__table(
+                run->book + p / run->stages * run->book_step + stage * run->width * 16);
+            if (stage == 0)
+                for (w = 0; w < run->width; w++)
+                    rest[w] = src[w] * inverse;
+            code = ops->nearest(book, run->width, rest);
+            for (w = 0; w < run->width; w++)
+                rest[w] -= toy_kv__half_at(book, (size_t)(w * 16 + code));
+            toy_kv__write_nibble(plane + p * (TOY_KV_BLOCK / 2), t, code);
+        }
+    }
+}
+
+/* Codes one token's latents z [n_latents] by all runs of a stream. */
+static void toy_kv__encode_token(const toy_kv__ops *ops, const toy_kv__stream *s, unsigned char *codes,
+                               int t, const float *z)
+{
+    int i, group = -1;
+    float gain = 1.0f, exact = 1.0f;
+    for (i = 0; i < s->n_runs; i++) {
+        const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+        if (s->gain != TOY_KV__NO_GAIN && run->gain != group) {
+            group = run->gain;
+            gain = toy_kv__encode_gain(s, codes, group, t, z + group * s->gain_width,
+                                     run->coder == TOY_KV__BYTES ? 256 : 16, &exact);
+        }
+        toy_kv__encode_run(ops, s, run, codes, t, z + run->first, gain, exact);
+    }
+}
+
+/* x [BLOCK, ldx]: one member's exact vectors of the block that starts at `token`, in the frame. */
+static void toy_kv__load_member(const toy_kv *kv, const toy_kv__ops *ops, int seq,
+                              const toy_kv__member *m, int frame, int token, float *x, int ldx)
+{
+    float cs[TOY_KV_N_ROT + 1] = {0.0f}, v[TOY_KV_HEAD_DIM];
+    int t, d;
+    if (m->part == TOY_KV_KEY && frame == TOY_KV__BLOCKWISE)
+        toy_kv__angles(token, cs);
+    for (t = 0; t < TOY_KV_BLOCK; t++) {
+        const unsigned char *row = toy_kv__exact(kv, seq, m->layer, m->part, m->head, token + t);
+        float *dst = x + (size_t)t * (size_t)ldx;
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            v[d] = 0.0f;
+        ops->add_row(row, TOY_KV_HEAD_DIM, 1.0f, v);
+        if (m->part == TOY_KV_KEY && frame == TOY_KV__PRE)
+            toy_kv__angles(token + t, cs);
+        if (m->part == TOY_KV_KEY && frame != TOY_KV__POST)
+            toy_kv__turn(cs, -1.0f, v, dst);
+        else
+            memcpy(dst, v, sizeof v);
+    }
+}
+
+/* Encodes one stream of the block that starts at `token` into pool block `block`. Streams are
+ * encoded in order: what earlier ones have coded of a member is taken off first. */
+static void toy_kv__encode_stream(toy_kv *kv, const toy_kv__ops *ops, int seq, int stream, int token,
+                                int block)
+{
+    const toy_kv__stream *s = &toy_kv__streams[stream];
+    unsigned char *codes = toy_kv__codes(kv, stream, block);
+    float *x = toy_kv__work(kv), *z = x + (size_t)TOY_KV_BLOCK * TOY_KV__MAX_IN;
+    float *part = z + TOY_KV__MAX_LATENTS, *spare = part + TOY_KV_BLOCK * TOY_KV_HEAD_DIM;
+    int i, u, t, d, n_uses;
+    memset(codes, 0, (size_t)s->bytes);
+    for (i = 0; i < s->n_members; i++) {
+        const toy_kv__member *m = &toy_kv__members[s->first_member + i];
+        const toy_kv__use *use = toy_kv__uses_of(m->part, m->layer, m->head, &n_uses);
+        float *dst = x + i * TOY_KV_HEAD_DIM;
+        toy_kv__load_member(kv, ops, seq, m, s->frame, token, dst, s->n_in);
+        for (u = 0; u < n_uses && use[u].stream < stream; u++) {
+            memset(part, 0, sizeof(float) * TOY_KV_BLOCK * TOY_KV_HEAD_DIM);
+            toy_kv__decode_member(ops, use[u].stream, toy_kv__codes(kv, use[u].stream, block),
+                                use[u].member, spare, part);
+            for (t = 0; t < TOY_KV_BLOCK; t++)
+                for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                    dst[(size_t)t * (size_t)s->n_in + (size_t)d] -= part[t * TOY_KV_HEAD_DIM + d];
+        }
+    }
+    for (t = 0; t < TOY_KV_BLOCK; t++) {
+        toy_kv__transform(ops, s, x + (size_t)t * (size_t)s->n_in, z);
+        toy_kv__encode_token(ops, s, codes, t, z);
+    }
+}
+
+/* out [BLOCK, HEAD_DIM]: one head of a block, all its streams added, keys rotated by their
+ * positions. z: room as for toy_kv__decode_member. */
+static void toy_kv__decode_head(const toy_kv *kv, const toy_kv__ops *ops, toy_kv__entry entry, int part,
+                              int layer, int head, float *z, float *out)
+{
+    int u, t, n_uses, frame = TOY_KV__POST;
+    const toy_kv__use *use = toy_kv__uses_of(part, layer, head, &n_uses);
+    float cs[TOY_KV_N_ROT + 1] = {0.0f};
+    memset(out, 0, sizeof(float) * TOY_KV_BLOCK * TOY_KV_HEAD_DIM);
+    for (u = 0; u < n_uses; u++) {
+        toy_kv__decode_member(ops, use[u].stream, toy_kv__codes(kv, use[u].stream, entry.block),
+                            use[u].member, z, out);
+        frame = toy_kv__streams[use[u].stream].frame;
+    }
+    if (part != TOY_KV_KEY || frame == TOY_KV__POST)
+        return;
+    toy_kv__angles(entry.position, cs);
+    for (t = 0; t < TOY_KV_BLOCK; t++) {
+        if (frame == TOY_KV__PRE)
+            toy_kv__angles(entry.position + t, cs);
+        toy_kv__turn(cs, 1.0f, out + t * TOY_KV_HEAD_DIM, out + t * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* Attention over sinks, coded blocks and the exact window in one pass of an online softmax. */
+
+/* The state of up to TOY_KV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. */
+typedef struct toy_kv__pass {
+    const toy_kv *kv;
+    const toy_kv__ops *ops;
+    const toy_kv__entry *blocks;
+    int seq, layer, head, rows, first, last; /* tokens first .. last - 1 */
+    int position[TOY_KV__MAX_ROWS];            /* of each query */
+    float soft_cap;
+    int window, coded; /* coded: some block was attended, so acc holds something */
+    const toy_kv__use *k_uses, *v_uses;
+    int n_k_uses, n_v_uses, k_frame, lut_base;
+    float *q;    /* [rows, HEAD_DIM], scaled */
+    float *turned; /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;    /* [rows, MAX_LATENTS] query in latents */
+    float *lut;  /* score tables of all K streams of the head */
+    float *book; /* codewords of all V streams of the head, fp32 */
+    float *acc;  /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
+    float *s, *part; /* [rows, BLOCK] */
+    float *gain;     /* [BLOCK] */
+    float *step, *cs; /* angles of one block, and of the block at hand, [N_ROT] */
+    float *tile;      /* [BLOCK, HEAD_DIM] and room to decode */
+    float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
+    float m[TOY_KV__MAX_ROWS], l[TOY_KV__MAX_ROWS], l_coded[TOY_KV__MAX_ROWS];
+    float *o; /* [rows, HEAD_DIM] */
+} toy_kv__pass;
+
+/* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
+#define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
+#define TOY_KV__DECODE_ROOM (TOY_KV__MAX_LATENTS + TOY_KV_BLOCK * TOY_KV__MAX_GAINS)
+#define TOY_KV__SCRATCH_FLOATS                                                                       \
+    (TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM) * 3 +                                              \
+     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) +                                              \
+     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                     \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
+     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_BLOCK) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                        \
+     TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK * TOY_KV_HEAD_DIM) +                     \
+     TOY_KV__ROOM(TOY_KV__DECODE_ROOM))
+
+static float *toy_kv__take(float **room, size_t n)
+{
+    float *p = *room;
+    *room += TOY_KV__ROOM(n);
+    return p;
+}
+
+static void toy_kv__carve(toy_kv__pass *a, void *scratch)
+{
+    float *room = (float *)scratch;
+    a->q = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
+    a->turned = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
+    a->o = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
+    a->y = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS);
+    a->lut = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT);
+    a->book = toy_kv__take(&room, TOY_KV__MAX_BOOK);
+    a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
+    a->s = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_BLOCK);
+    a->part = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_BLOCK);
+    a->gain = toy_kv__take(&room, TOY_KV_BLOCK);
+    a->step = toy_kv__take(&room, TOY_KV_N_ROT + 1);
+    a->cs = toy_kv__take(&room, TOY_KV_N_ROT + 1);
+    a->tile = toy_kv__take(&room, TOY_KV_BLOCK * TOY_KV_HEAD_DIM);
+}
+
+/* y [rows, n_latents] = dec' q for one member of a stream. */
+static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int member)
+{
+    int r, d, row = member * TOY_KV_HEAD_DIM;
+    if (s->transform == TOY_KV__BASIS) {
+        a->ops->map(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
+                    a->turned, TOY_KV_HEAD_DIM, a->rows, a->y);
+        return;
+    }
+    memset(a->y, 0, sizeof(float) * (size_t)a->rows * (size_t)s->n_latents);
+    for (r = 0; r < a->rows; r++) {
+        float *y = a->y + (size_t)r * (size_t)s->n_latents;
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            y[row + d] = a->turned[r * TOY_KV_HEAD_DIM + d];
+        if (s->transform == TOY_KV__HADAMARD)
+            toy_kv__hadamard(y, s->n_in);
+    }
+}
+
+/* Score tables of every K stream of the head for the queries as turned; also bias. */
+static void toy_kv__fill_tables(toy_kv__pass *a)
+{
+    int u, i, p, r;
+    float *lut = a->lut;
+    for (r = 0; r < a->rows; r++)
+        a->bias[r] = 0.0f;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
+        toy_kv__map_queries(a, s, a->k_uses[u].member);
+        for (r = 0; r < a->rows && s->mean >= 0; r++)
+            a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
+                                          a->turned + r * TOY_KV_HEAD_DIM);
+        for (i = 0; i < s->n_runs; i++) {
+            const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+            for (p = 0; p < run->planes; p++)
+                for (r = 0; r < a->rows; r++) {
+                    const float *y = a->y + (size_t)r * (size_t)s->n_latents + run->first +
+                                     p / run->stages * run->width;
+                    if (run->coder != TOY_KV__NIBBLES) {
+                        *lut++ = *y;
+                        continue;
+                    }
+                    a->ops->fill_table(
+                        toy_kv__table(run->book + p / run->stages * run->book_step +
+                                    p % run->stages * run->width * 16),
+                        run->width, y, lut);
+                    lut += 16;
+                }
+        }
+    }
+}
+
+/* The codewords of every V stream of the head in fp32, as the sums want them. */
+static void toy_kv__fill_books(toy_kv__pass *a)
+{
+    int u, i, p, n;
+    float *book = a->book;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        for (i = 0; i < s->n_runs; i++) {
+            const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+            for (p = 0; p < run->planes && run->coder == TOY_KV__NIBBLES; p++) {
+                n = run->width * 16;
+                memset(book, 0, sizeof(float) * (size_t)n);
+                a->ops->add_row(toy_kv__table(run->book + p / run->stages * run->book_step +
+                                            p % run->stages * n),
+                                n, 1.0f, book);
+                book += n;
+            }
+        }
+    }
+}
+
+/* s [rows, BLOCK] of a block through the score tables. */
+static void toy_kv__score_block(toy_kv__pass *a, int block)
+{
+    int u, i, r, t;
+    const float *lut = a->lut;
+    for (r = 0; r < a->rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            a->s[r * TOY_KV_BLOCK + t] = a->bias[r];
+    for (u = 0; u < a->n_k_uses; u++) {
+        int stream = a->k_uses[u].stream;
+        const toy_kv__stream *s = &toy_kv__streams[stream];
+        const unsigned char *codes = toy_kv__codes(a->kv, stream, block);
+        float *dst = s->gain == TOY_KV__NO_GAIN ? a->s : a->part;
+        for (i = 0; i < s->n_runs; i++) {
+            const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+            int opens = i == 0 || run[-1].gain != run->gain;
+            int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
+            if (dst == a->part && opens)
+                memset(a->part, 0, sizeof(float) * (size_t)a->rows * TOY_KV_BLOCK);
+            if (run->coder == TOY_KV__NIBBLES)
+                a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
+            else
+                a->ops->score_scalars(codes + run->codes, run->planes,
+                                      run->coder == TOY_KV__HALVES, lut, a->rows, dst);
+            lut += run->planes * a->rows * (run->coder == TOY_KV__NIBBLES ? 16 : 1);
+            if (dst == a->part && closes) {
+                toy_kv__read_gains(s, codes, run->gain, a->gain);
+                a->ops->scale_rows(a->gain, a->part, a->rows, 1, a->s);
+            }
+        }
+    }
+}
+
+/* Adds probability * value of a block, in latents. a->s holds the probabilities. */
+static void toy_kv__sum_block(toy_kv__pass *a, int block)
+{
+    int u, i;
+    const float *book = a->book;
+    float *acc = a->acc;
+    for (u = 0; u < a->n_v_uses; u++) {
+        int stream = a->v_uses[u].stream;
+        const toy_kv__stream *s = &toy_kv__streams[stream];
+        const unsigned char *codes = toy_kv__codes(a->kv, stream, block);
+        const float *p = a->s;
+        for (i = 0; i < s->n_runs; i++) {
+            const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+            float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
+            if (s->gain != TOY_KV__NO_GAIN && (i == 0 || run[-1].gain != run->gain)) {
+                toy_kv__read_gains(s, codes, run->gain, a->gain);
+                a->ops->scale_rows(a->gain, a->s, a->rows, 0, a->part);
+                p = a->part;
+            }
+            if (run->coder == TOY_KV__NIBBLES) {
+                a->ops->sum_nibbles(codes + run->codes, run->planes, run->stages, run->width, book,
+                                    p, a->rows, dst, TOY_KV__MAX_SUM_LATENTS);
+                book += run->planes * run->width * 16;
+            } else {
+                a->ops->sum_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES, p,
+                                    a->rows, dst, TOY_KV__MAX_SUM_LATENTS);
+            }
+        }
+        acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
+    }
+}
+
+/* Soft cap, masks and softmax of a->s over the n tokens from `token` on; what was summed before is
+ * shrunk where a row's maximum rises. Returns 0 if no row sees any of them. */
+static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
+{
+    int r, t, seen = 0;
+    for (r = 0; r < a->rows; r++) {
+        float *s = a->s + r * TOY_KV_BLOCK, shrink, sum;
+        int from = a->first, to = a->last;
+        if (a->window > 0 && from < a->position[r] - a->window + 1)
+            from = a->position[r] - a->window + 1;
+        if (to > a->position[r] + 1)
+            to = a->position[r] + 1;
+        from = from < token ? 0 : from - token;
+        to = to > token + n ? n : to - token;
+        if (from >= to) {
+            memset(s, 0, sizeof(float) * TOY_KV_BLOCK);
+            continue;
+        }
+        if (a->soft_cap > 0.0f)
+            for (t = from; t < to; t++)
+                s[t] = a->soft_cap * tanhf(s[t] / a->soft_cap);
+        for (t = 0; t < from; t++)
+            s[t] = TOY_KV__MASKED;
+        for (t = to; t < TOY_KV_BLOCK; t++)
+            s[t] = TOY_KV__MASKED;
+        sum = a->ops->softmax(s, &a->m[r], &shrink);
+        if (shrink != 1.0f) {
+            a->ops->shrink(a->o + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, shrink);
+            if (a->coded)
+                a->ops->shrink(a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes,
+                               TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes, shrink);
+        }
+        a->l[r] = a->l[r] * shrink + sum;
+        a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
+        seen = 1;
+    }
+    return seen;
+}
+
+/* Exact tokens token .. token + n - 1, n <= BLOCK and contiguous in memory. */
+static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
+{
+    int r, t;
+    const unsigned char *k = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_KEY, a->head, token);
+    const unsigned char *v = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_VALUE, a->head, token);
+    for (t = 0; t < n; t++)
+        for (r = 0; r < a->rows; r++)
+            a->s[r * TOY_KV_BLOCK + t] =
+                a->ops->dot_row(k + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM,
+                                a->q + r * TOY_KV_HEAD_DIM);
+    if (!toy_kv__soft_max(a, token, n, 0))
+        return;
+    for (t = 0; t < n; t++)
+        for (r = 0; r < a->rows; r++)
+            if (a->s[r * TOY_KV_BLOCK + t] != 0.0f)
+                a->ops->add_row(v + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM,
+                                a->s[r * TOY_KV_BLOCK + t], a->o + r * TOY_KV_HEAD_DIM);
+}
+
+/* Turns the queries into the frame of a block at `position`. The angles go on from block to block
+ * by one complex product a pair, and start afresh every 64 blocks. */
+static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
+{
+    int i, r;
+    if (previous < 0 || position != previous + TOY_KV_BLOCK || position / TOY_KV_BLOCK % 64 == 0) {
+        toy_kv__angles(position, a->cs);
+    } else {
+        for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+            float c = a->cs[2 * i], s = a->cs[2 * i + 1];
+            a->cs[2 * i] = c * a->step[2 * i] - s * a->step[2 * i + 1];
+            a->cs[2 * i + 1] = s * a->step[2 * i] + c * a->step[2 * i + 1];
+        }
+    }
+    for (r = 0; r < a->rows; r++)
+        toy_kv__turn(a->cs, -1.0f, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
+}
+
+/* s [rows, BLOCK] of a block whose keys must be rebuilt and rotated before they meet queries. */
+static void toy_kv__score_rebuilt(toy_kv__pass *a, toy_kv__entry entry)
+{
+    int r, t, d;
+    toy_kv__decode_head(a->kv, a->ops, entry, TOY_KV_KEY, a->layer, a->head,
+                      a->tile + TOY_KV__ROOM(TOY_KV_BLOCK * TOY_KV_HEAD_DIM), a->tile);
+    for (r = 0; r < a->rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t++) {
+            float sum = 0.0f;
+            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                sum += a->q[r * TOY_KV_HEAD_DIM + d] * a->tile[t * TOY_KV_HEAD_DIM + d];
+            a->s[r * TOY_KV_BLOCK + t] = sum;
+        }
+}
+
+static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
+{
+    int j, previous = -1, ready = 0;
+    for (j = 0; j < n_sealed; j++) {
+        int token = TOY_KV_N_SINK + j * TOY_KV_BLOCK;
+        toy_kv__entry entry = a->blocks[j];
+        if (token + TOY_KV_BLOCK <= a->first || token >= a->last)
+            continue;
+        if (a->window > 0 && token + TOY_KV_BLOCK <= a->position[0] - a->window + 1)
+            continue;
+        if (!a->coded)
+            memset(a->acc, 0,
+                   sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
+        if (!a->coded)
+            toy_kv__fill_books(a);
+        a->coded = 1;
+        if (a->k_frame == TOY_KV__PRE) {
+            toy_kv__score_rebuilt(a, entry);
+        } else {
+            if (a->k_frame == TOY_KV__BLOCKWISE)
+                toy_kv__turn_queries(a, entry.position, previous);
+            if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
+                toy_kv__fill_tables(a);
+            toy_kv__score_block(a, entry.block);
+        }
+        ready = 1;
+        previous = entry.position;
+        if (toy_kv__soft_max(a, token, TOY_KV_BLOCK, 1))
+            toy_kv__sum_block(a, entry.block);
+    }
+}
+
+/* Adds dec * acc + mean of every V stream to o. */
+static void toy_kv__collect(toy_kv__pass *a)
+{
+    int u, r, d;
+    for (r = 0; r < a->rows; r++) {
+        const float *acc =
+            a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
+        float *o = a->o + r * TOY_KV_HEAD_DIM;
+        for (u = 0; u < a->n_v_uses; u++) {
+            const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+            int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
+            a->ops->reduce(acc, s->n_latents, a->y);
+            acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
+            if (s->transform == TOY_KV__HADAMARD)
+                toy_kv__hadamard(a->y, s->n_in);
+            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                o[d] += s->transform == TOY_KV__BASIS
+                            ? a->ops->dot_row(toy_kv__table(s->dec + (row + d) * s->n_latents),
+                                              s->n_latents, a->y)
+                            : a->y[row + d];
+            if (s->mean >= 0)
+                a->ops->add_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, a->l_coded[r], o);
+        }
+    }
+}
+
+/* One pass for a->rows queries whose a->q, positions and range are set. */
+static void toy_kv__attend_rows(toy_kv__pass *a)
+{
+    const toy_kv__seq *q = toy_kv__sequence(a->kv, a->seq);
+    int r, t, n, coded = toy_kv__n_coded(q), n_tokens = q->n_tokens[a->layer];
+    for (r = 0; r < a->rows; r++) {
+        a->m[r] = TOY_KV__MASKED;
+        a->l[r] = a->l_coded[r] = 0.0f;
+    }
+    memset(a->o, 0, sizeof(float) * (size_t)a->rows * TOY_KV_HEAD_DIM);
+    memcpy(a->turned, a->q, sizeof(float) * (size_t)a->rows * TOY_KV_HEAD_DIM);
+    a->blocks = toy_kv__blocks(a->kv, a->seq);
+    a->k_uses = toy_kv__uses_of(TOY_KV_KEY, a->layer, a->head, &a->n_k_uses);
+    a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
+    a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
+    a->coded = 0;
+    if (a->k_frame == TOY_KV__BLOCKWISE)
+        toy_kv__angles(TOY_KV_BLOCK, a->step);
+    for (t = 0; t < TOY_KV_N_SINK && t < n_tokens; t += n) {
+        n = (TOY_KV_N_SINK < n_tokens ? TOY_KV_N_SINK : n_tokens) - t;
+        n = n > TOY_KV_BLOCK ? TOY_KV_BLOCK : n;
+        if (t < a->last && t + n > a->first)
+            toy_kv__attend_exact(a, t, n);
+    }
+    toy_kv__attend_blocks(a, q->n_sealed);
+    for (t = coded; t < n_tokens; t += n) {
+        n = n_tokens - t > TOY_KV_BLOCK ? TOY_KV_BLOCK : n_tokens - t; /* t is at a block's start */
+        if (t < a->last && t + n > a->first)
+            toy_kv__attend_exact(a, t, n);
+    }
+    if (a->coded)
+        toy_kv__collect(a);
+}
+
+/* Queries skip .. skip + n - 1 of the latest n_q tokens; q and partial begin at query `skip`. */
+static toy_kv_status toy_kv__attend_some(const toy_kv *kv, int seq, int layer, int kv_head, int n_q,
+                                     int skip, int n, const float *q, int first, int count,
+                                     const toy_kv_attention *attention, toy_kv_partial *partial,
+                                     void *scratch, size_t scratch_bytes)
+{
+    toy_kv__pass a;
+    int row, r, d, rows = n * TOY_KV_GROUP, n_tokens;
+    float scale = TOY_KV_ATTENTION_SCALE;
+    if (kv == NULL || q == NULL || partial == NULL || seq < 0 || seq >= kv->config.n_seq ||
+        layer < 0 || layer >= TOY_KV_N_LAYERS || kv_head < 0 || kv_head >= TOY_KV_N_KV_HEADS ||
+        first < 0 || count < 0)
+        return TOY_KV_E_ARGUMENT;
+    n_tokens = toy_kv__sequence(kv, seq)->n_tokens[layer];
+    if (n_q < 1 || n_q > n_tokens)
+        return TOY_KV_E_ARGUMENT;
+    if (scratch == NULL || scratch_bytes < toy_kv_scratch_size())
+        return TOY_KV_E_SIZE;
+    if ((uintptr_t)scratch % 64 != 0)
+        return TOY_KV_E_ALIGNMENT;
+    if (attention != NULL && attention->scale != 0.0f)
+        scale = attention->scale;
+    memset(&a, 0, sizeof a);
+    a.kv = kv;
+    a.ops = toy_kv__select(kv->config.isa);
+    a.seq = seq;
+    a.layer = layer;
+    a.head = kv_head;
+    a.first = first;
+    a.last = first > n_tokens || count > n_tokens - first ? n_tokens : first + count;
+    a.soft_cap = attention != NULL ? attention->soft_cap : 0.0f;
+    a.window = attention != NULL ? attention->sliding_window : 0;
+    toy_kv__carve(&a, scratch);
+    for (row = 0; row < rows; row += a.rows) {
+        a.rows = rows - row < TOY_KV__MAX_ROWS ? rows - row : TOY_KV__MAX_ROWS;
+        for (r = 0; r < a.rows; r++) {
+            const float *src =
+                q + ((size_t)((row + r) / TOY_KV_GROUP) * TOY_KV_N_HEADS +
+                     (size_t)(kv_head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
+                        TOY_KV_HEAD_DIM;
+            a.position[r] = n_tokens - n_q + skip + (row + r) / TOY_KV_GROUP;
+            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                a.q[r * TOY_KV_HEAD_DIM + d] = src[d] * scale;
+        }
+        toy_kv__attend_rows(&a);
+        memcpy(partial->m + row, a.m, sizeof(float) * (size_t)a.rows);
+        memcpy(partial->l + row, a.l, sizeof(float) * (size_t)a.rows);
+        memcpy(partial->o + (size_t)row * TOY_KV_HEAD_DIM, a.o,
+               sizeof(float) * (size_t)a.rows * TOY_KV_HEAD_DIM);
+    }
+    return TOY_KV_OK;
+}
+
+toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_head, int n_q,
+                             const float *q, int first, int count,
+                             const toy_kv_attention *attention, toy_kv_partial *partial, void *scratch,
+                             size_t scratch_bytes)
+{
+    return toy_kv__attend_some(kv, seq, layer, kv_head, n_q, 0, n_q, q, first, count, attention,
+                             partial, scratch, scratch_bytes);
+}
+
+void toy_kv_merge(toy_kv_partial *into, const toy_kv_partial *from, int rows)
+{
+    int r, d;
+    for (r = 0; r < rows; r++) {
+        float top = into->m[r] > from->m[r] ? into->m[r] : from->m[r];
+        float a = expf(into->m[r] - top), b = expf(from->m[r] - top);
+        float *x = into->o + (size_t)r * TOY_KV_HEAD_DIM;
+        const float *y = from->o + (size_t)r * TOY_KV_HEAD_DIM;
+        into->m[r] = top;
+        into->l[r] = into->l[r] * a + from->l[r] * b;
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            x[d] = x[d] * a + y[d] * b;
+    }
+}
+
+void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q,
+                 const toy_kv_attention *attention, float *out)
+{
+    int row, d;
+    const float *sinks = attention != NULL ? attention->sink_logits : NULL;
+    for (row = 0; row < n_q * TOY_KV_GROUP; row++) {
+        int head = kv_head * TOY_KV_GROUP + row % TOY_KV_GROUP;
+        float l = partial->l[row], shrink = 1.0f;
+        float *dst = out + ((size_t)(row / TOY_KV_GROUP) * TOY_KV_N_HEADS + (size_t)head) *
+                               TOY_KV_HEAD_DIM;
+        if (sinks != NULL) {
+            float top = partial->m[row] > sinks[head] ? partial->m[row] : sinks[head];
+            shrink = expf(partial->m[row] - top);
+            l = l * shrink + expf(sinks[head] - top);
+        }
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            dst[d] = l > 0.0f
+                         ? partial->o[(size_t)row * TOY_KV_HEAD_DIM + (size_t)d] * shrink / l
+                         : 0.0f;
+    }
+}
+
+toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const float *q, float *out,
+                        const toy_kv_attention *attention, void *scratch, size_t scratch_bytes)
+{
+    enum { STEP = TOY_KV__MAX_ROWS / TOY_KV_GROUP > 0 ? TOY_KV__MAX_ROWS / TOY_KV_GROUP : 1 };
+    float m[STEP * TOY_KV_GROUP], l[STEP * TOY_KV_GROUP], o[STEP * TOY_KV_GROUP * TOY_KV_HEAD_DIM];
+    toy_kv_partial partial;
+    toy_kv_status status;
+    int head, i;
+    if (q == NULL || out == NULL || n_q < 1)
+        return TOY_KV_E_ARGUMENT;
+    partial.m = m;
+    partial.l = l;
+    partial.o = o;
+    for (i = 0; i < n_q; i += STEP) {
+        int n = n_q - i < STEP ? n_q - i : STEP;
+        for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+            status = toy_kv__attend_some(kv, seq, layer, head, n_q, i, n,
+                                       q + (size_t)i * TOY_KV_N_HEADS * TOY_KV_HEAD_DIM, 0, INT32_MAX,
+                                       attention, &partial, scratch, scratch_bytes);
+            if (status != TOY_KV_OK)
+                return status;
+            toy_kv_finish(&partial, head, n, attention,
+                        out + (size_t)i * TOY_KV_N_HEADS * TOY_KV_HEAD_DIM);
+        }
+    }
+    return TOY_KV_OK;
+}
+
+/* The cache itself: memory, blocks, append, trim, fork, read. */
+
+const char *toy_kv_status_text(toy_kv_status status)
+{
+    switch (status) {
+#define TOY_KV__X(name, words)                                                                       \
+    case TOY_KV_##name:                                                                              \
+        return words;
+        TOY_KV_STATUS_LIST(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    return "unknown status";
+}
+
+size_t toy_kv_scratch_size(void)
+{
+    return TOY_KV__SCRATCH_FLOATS * sizeof(float);
+}
+
+/* Fills in defaults and offsets; fails where a size would overflow. */
+static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
+{
+    toy_kv_config c;
+    uint64_t at = TOY_KV__ALIGNED(sizeof(toy_kv)), limit = (uint64_t)(SIZE_MAX / 2), row, work;
+    if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
+        config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
+        config->n_blocks < 0 || config->n_blocks > (1 << 28))
+        return TOY_KV_E_ARGUMENT;
+    c = *config;
+    if (c.n_seq == 0)
+        c.n_seq = 1;
+    if (c.max_batch == 0)
+        c.max_batch = 256;
+    if (c.isa == TOY_KV_ISA_AUTO)
+        c.isa = toy_kv__best();
+    if (!toy_kv__has(c.isa))
+        return TOY_KV_E_CPU;
+    memset(kv, 0, sizeof *kv);
+    kv->seq_blocks = c.n_ctx / TOY_KV_BLOCK + 1;
+    if (c.n_blocks == 0) {
+        if ((int64_t)c.n_seq * kv->seq_blocks > (1 << 28))
+            return TOY_KV_E_ARGUMENT;
+        c.n_blocks = c.n_seq * kv->seq_blocks;
+    }
+    /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
+    kv->ring = (TOY_KV_N_RECENT + TOY_KV_BLOCK + c.max_batch + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK * TOY_KV_BLOCK;
+    kv->config = c;
+    kv->n_free = c.n_blocks;
+    kv->magic = TOY_KV__MAGIC;
+    kv->seqs = at;
+    at += TOY_KV__ALIGNED(sizeof(toy_kv__seq) * (uint64_t)c.n_seq);
+    kv->tables = at;
+    at += TOY_KV__ALIGNED(sizeof(toy_kv__entry) * (uint64_t)c.n_seq * (uint64_t)kv->seq_blocks);
+    kv->references = at;
+    at += TOY_KV__ALIGNED(sizeof(int32_t) * (uint64_t)c.n_blocks);
+    kv->work = at;
+    work = (uint64_t)TOY_KV_BLOCK * TOY_KV__MAX_IN + TOY_KV__MAX_LATENTS +
+           (uint64_t)TOY_KV_BLOCK * TOY_KV_HEAD_DIM + TOY_KV__DECODE_ROOM;
+    at += TOY_KV__ALIGNED(work * sizeof(float));
+    kv->exact = at;
+    row = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
+    if (row * (uint64_t)(TOY_KV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
+        return TOY_KV_E_ARGUMENT;
+    at += TOY_KV__ALIGNED(row * (uint64_t)(TOY_KV_N_SINK + kv->ring) * (uint64_t)c.n_seq);
+    kv->pool = at;
+    if ((uint64_t)c.n_blocks > limit / 4 / TOY_KV__BLOCK_BYTES)
+        return TOY_KV_E_ARGUMENT;
+    kv->bytes = at + (uint64_t)c.n_blocks * TOY_KV__BLOCK_BYTES;
+    if (kv->bytes > limit)
+        return TOY_KV_E_ARGUMENT;
+    return TOY_KV_OK;
+}
+
+toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes)
+{
+    toy_kv kv;
+    toy_kv_status status = bytes == NULL ? TOY_KV_E_ARGUMENT : toy_kv__lay_out(config, &kv);
+    if (status == TOY_KV_OK)
+        *bytes = (size_t)kv.bytes;
+    return status;
+}
+
+toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory, size_t bytes)
+{
+    toy_kv laid;
+    toy_kv_status status = toy_kv__lay_out(config, &laid);
+    if (status != TOY_KV_OK)
+        return status;
+    if (kv == NULL || memory == NULL)
+        return TOY_KV_E_ARGUMENT;
+    if (bytes < laid.bytes)
+        return TOY_KV_E_SIZE;
+    if ((uintptr_t)memory % 64 != 0)
+        return TOY_KV_E_ALIGNMENT;
+    memset(memory, 0, (size_t)laid.pool);
+    memcpy(memory, &laid, sizeof laid);
+    *kv = (toy_kv *)memory;
+    return TOY_KV_OK;
+}
+
+toy_kv_isa toy_kv_isa_in_use(const toy_kv *kv)
+{
+    return kv->config.isa;
+}
+
+/* ---- blocks ---- */
+
+static int toy_kv__take_block(toy_kv *kv)
+{
+    int32_t *references = toy_kv__references(kv);
+    int i = kv->next;
+    while (references[i] != 0) /* n_free > 0: there is one */
+        i = i + 1 < kv->config.n_blocks ? i + 1 : 0;
+    references[i] = 1;
+    kv->n_free--;
+    kv->next = i + 1 < kv->config.n_blocks ? i + 1 : 0;
+    return i;
+}
+
+static void toy_kv__release_block(toy_kv *kv, int block)
+{
+    if (--toy_kv__references(kv)[block] == 0)
+        kv->n_free++;
+}
+
+/* The fewest tokens that a layer holds. */
+static int toy_kv__least(const toy_kv__seq *q)
+{
+    int i, n = q->n_tokens[0];
+    for (i = 1; i < TOY_KV_N_LAYERS; i++)
+        if (q->n_tokens[i] < n)
+            n = q->n_tokens[i];
+    return n;
+}
+
+static int toy_kv__in_step(const toy_kv__seq *q)
+{
+    int i;
+    for (i = 1; i < TOY_KV_N_LAYERS; i++)
+        if (q->n_tokens[i] != q->n_tokens[0])
+            return 0;
+    return 1;
+}
+
+/* Blocks that are full and have left the exact window. */
+static int toy_kv__due(const toy_kv__seq *q)
+{
+    int uncoded = q->n_tokens[0] - toy_kv__n_coded(q) - TOY_KV_N_RECENT;
+    return uncoded < TOY_KV_BLOCK ? 0 : uncoded / TOY_KV_BLOCK;
+}
+
+static void toy_kv__encode_block(toy_kv *kv, int seq)
+{
+    const toy_kv__ops *ops = toy_kv__select(kv->config.isa);
+    toy_kv__seq *q = toy_kv__sequence(kv, seq);
+    int stream, token = toy_kv__n_coded(q), block = toy_kv__take_block(kv);
+    toy_kv__entry *entry = &toy_kv__blocks(kv, seq)[q->n_sealed];
+    for (stream = 0; stream < TOY_KV__N_STREAMS; stream++)
+        toy_kv__encode_stream(kv, ops, seq, stream, token, block);
+    entry->block = block;
+    entry->position = token;
+    q->n_sealed++;
+}
+
+/* ---- append ---- */
+
+static float toy_kv__input(const void *src, toy_kv_type type, size_t i)
+{
+    float f;
+    uint16_t h;
+    if (type == TOY_KV_F32) {
+        memcpy(&f, (const unsigned char *)src + 4 * i, 4);
+        return f;
+    }
+    memcpy(&h, (const unsigned char *)src + 2 * i, 2);
+    return type == TOY_KV_F16 ? toy_kv__from_half(h) : toy_kv__from_bits((uint32_t)h << 16);
+}
+
+/* The sum of x * 0 is 0 unless one of them is not finite. */
+static int toy_kv__all_finite(const void *src, toy_kv_type type, size_t n)
+{
+    size_t i;
+    float sum = 0.0f;
+    for (i = 0; i < n; i++)
+        sum += toy_kv__input(src, type, i) * 0.0f;
+    return sum == 0.0f;
+}
+
+static void toy_kv__store_token(toy_kv *kv, int seq, int layer, int token, const void *src,
+                              size_t offset, toy_kv_type type, int part, const float *cs)
+{
+    float x[TOY_KV_HEAD_DIM];
+    int head, d;
+    for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+        unsigned char *dst = toy_kv__exact(kv, seq, layer, part, head, token);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            x[d] = toy_kv__input(src, type, offset + (size_t)(head * TOY_KV_HEAD_DIM + d));
+        if (cs != NULL)
+            toy_kv__turn(cs, 1.0f, x, x);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            uint16_t h = toy_kv__to_half(x[d]);
+            memcpy(dst + 2 * d, &h, 2);
+        }
+    }
+}
+
+toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k, const void *v,
+                        toy_kv_type type, toy_kv_keys keys)
+{
+    size_t row = (size_t)TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM;
+    float cs[TOY_KV_N_ROT + 1] = {0.0f};
+    toy_kv__seq *q;
+    int i, held;
+    if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
+        layer >= TOY_KV_N_LAYERS || n < 1 || (unsigned)type > TOY_KV_BF16 ||
+        (unsigned)keys > TOY_KV_KEYS_UNROTATED)
+        return TOY_KV_E_ARGUMENT;
+    if (n > kv->config.max_batch)
+        return TOY_KV_E_BATCH;
+    q = toy_kv__sequence(kv, seq);
+    held = q->n_tokens[layer];
+    if (n > kv->config.n_ctx - held)
+        return TOY_KV_E_CONTEXT;
+    if (!toy_kv__all_finite(k, type, (size_t)n * row) || !toy_kv__all_finite(v, type, (size_t)n * row))
+        return TOY_KV_E_VALUE;
+    if (toy_kv__in_step(q)) {
+        if (toy_kv__due(q) > kv->n_free)
+            return TOY_KV_E_FULL;
+        while (toy_kv__due(q) > 0)
+            toy_kv__encode_block(kv, seq);
+        q->target = held + n;
+    } else if (held + n != q->target) {
+        return TOY_KV_E_ORDER;
+    }
+    for (i = 0; i < n; i++) {
+        if (keys == TOY_KV_KEYS_UNROTATED)
+            toy_kv__angles(held + i, cs);
+        toy_kv__store_token(kv, seq, layer, held + i, k, (size_t)i * row, type, TOY_KV_KEY,
+                          keys == TOY_KV_KEYS_UNROTATED ? cs : NULL);
+        toy_kv__store_token(kv, seq, layer, held + i, v, (size_t)i * row, type, TOY_KV_VALUE, NULL);
+    }
+    q->n_tokens[layer] = held + n;
+    return TOY_KV_OK;
+}
+
+int toy_kv_n_tokens(const toy_kv *kv, int seq)
+{
+    if (kv == NULL || seq < 0 || seq >= kv->config.n_seq)
+        return -1;
+    return toy_kv__least(toy_kv__sequence(kv, seq));
+}
+
+/* ---- trim and fork ---- */
+
+/* Decodes the last block of a sequence back into the exact window and gives the block up. */
+static void toy_kv__reopen_block(toy_kv *kv, int seq)
+{
+    const toy_kv__ops *ops = toy_kv__select(kv->config.isa);
+    toy_kv__seq *q = toy_kv__sequence(kv, seq);
+    toy_kv__entry entry = toy_kv__blocks(kv, seq)[q->n_sealed - 1];
+    float *out = toy_kv__work(kv), *z = out + TOY_KV_BLOCK * TOY_KV_HEAD_DIM;
+    int layer, part, head, t, d, token = toy_kv__n_coded(q) - TOY_KV_BLOCK;
+    for (layer = 0; layer < TOY_KV_N_LAYERS; layer++)
+        for (part = 0; part < 2; part++)
+            for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+                toy_kv__decode_head(kv, ops, entry, part, layer, head, z, out);
+                for (t = 0; t < TOY_KV_BLOCK; t++) {
+                    unsigned char *dst = toy_kv__exact(kv, seq, layer, part, head, token + t);
+                    for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+                        uint16_t h = toy_kv__to_half(out[t * TOY_KV_HEAD_DIM + d]);
+                        memcpy(dst + 2 * d, &h, 2);
+                    }
+                }
+            }
+    toy_kv__release_block(kv, entry.block);
+    q->n_sealed--;
+}
+
+toy_kv_status toy_kv_trim(toy_kv *kv, int seq, int n_keep)
+{
+    toy_kv__seq *q;
+    int i;
+    if (kv == NULL || seq < 0 || seq >= kv->config.n_seq || n_keep < 0)
+        return TOY_KV_E_ARGUMENT;
+    q = toy_kv__sequence(kv, seq);
+    if (n_keep > toy_kv__least(q))
+        return TOY_KV_E_ARGUMENT;
+    while (q->n_sealed > 0 && toy_kv__n_coded(q) - TOY_KV_BLOCK >= n_keep) {
+        toy_kv__release_block(kv, toy_kv__blocks(kv, seq)[q->n_sealed - 1].block);
+        q->n_sealed--;
+    }
+    if (q->n_sealed > 0 && toy_kv__n_coded(q) > n_keep)
+        toy_kv__reopen_block(kv, seq);
+    for (i = 0; i < TOY_KV_N_LAYERS; i++)
+        q->n_tokens[i] = n_keep;
+    q->target = n_keep;
+    return TOY_KV_OK;
+}
+
+toy_kv_status toy_kv_fork(toy_kv *kv, int from, int to)
+{
+    int i;
+    size_t bytes;
+    toy_kv__seq *source;
+    if (kv == NULL || from < 0 || from >= kv->config.n_seq || to < 0 || to >= kv->config.n_seq)
+        return TOY_KV_E_ARGUMENT;
+    source = toy_kv__sequence(kv, from);
+    if (!toy_kv__in_step(source))
+        return TOY_KV_E_ORDER;
+    if (from == to)
+        return TOY_KV_OK;
+    toy_kv_trim(kv, to, 0);
+    for (i = 0; i < source->n_sealed; i++) {
+        toy_kv__blocks(kv, to)[i] = toy_kv__blocks(kv, from)[i];
+        toy_kv__references(kv)[toy_kv__blocks(kv, from)[i].block]++;
+    }
+    *toy_kv__sequence(kv, to) = *source;
+    bytes = (size_t)(TOY_KV_N_SINK + kv->ring) * TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS *
+            TOY_KV_HEAD_DIM * 2;
+    memcpy(toy_kv__base(kv) + kv->exact + (size_t)to * bytes,
+           toy_kv__base(kv) + kv->exact + (size_t)from * bytes, bytes);
+    return TOY_KV_OK;
+}
+
+/* ---- reading ---- */
+
+toy_kv_status toy_kv_read(const toy_kv *kv, int seq, int layer, int kv_head, toy_kv_part part, int first,
+                      int n, float *dst, void *scratch, size_t scratch_bytes)
+{
+    const toy_kv__ops *ops;
+    const toy_kv__seq *q;
+    float *tile = (float *)scratch;
+    int t, d, coded, have = -1;
+    if (kv == NULL || dst == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
+        layer >= TOY_KV_N_LAYERS || kv_head < 0 || kv_head >= TOY_KV_N_KV_HEADS ||
+        (part != TOY_KV_KEY && part != TOY_KV_VALUE) || first < 0 || n < 0)
+        return TOY_KV_E_ARGUMENT;
+    q = toy_kv__sequence(kv, seq);
+    if (n > q->n_tokens[layer] - first)
+        return TOY_KV_E_ARGUMENT;
+    if (scratch == NULL || scratch_bytes < toy_kv_scratch_size())
+        return TOY_KV_E_SIZE;
+    if ((uintptr_t)scratch % 64 != 0)
+        return TOY_KV_E_ALIGNMENT;
+    ops = toy_kv__select(kv->config.isa);
+    coded = toy_kv__n_coded(q);
+    for (t = first; t < first + n; t++, dst += TOY_KV_HEAD_DIM) {
+        int block = (t - TOY_KV_N_SINK) / TOY_KV_BLOCK;
+        if (t < TOY_KV_N_SINK || t >= coded) {
+            const unsigned char *row = toy_kv__exact(kv, seq, layer, (int)part, kv_head, t);
+            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                dst[d] = toy_kv__half_at(row, (size_t)d);
+            continue;
+        }
+        if (block != have)
+            toy_kv__decode_head(kv, ops, toy_kv__blocks(kv, seq)[block], (int)part, layer, kv_head,
+                              tile + TOY_KV__ROOM(TOY_KV_BLOCK * TOY_KV_HEAD_DIM), tile);
+        have = block;
+        memcpy(dst, tile + (t - TOY_KV_N_SINK) % TOY_KV_BLOCK * TOY_KV_HEAD_DIM,
+               sizeof(float) * TOY_KV_HEAD_DIM);
+    }
+    return TOY_KV_OK;
+}
+
+size_t toy_kv_bytes_used(const toy_kv *kv)
+{
+    size_t bytes, token = (size_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
+    int seq;
+    if (kv == NULL)
+        return 0;
+    bytes = (size_t)(kv->config.n_blocks - kv->n_free) * TOY_KV__BLOCK_BYTES;
+    for (seq = 0; seq < kv->config.n_seq; seq++) {
+        const toy_kv__seq *q = toy_kv__sequence(kv, seq);
+        int exact = toy_kv__least(q) - q->n_sealed * TOY_KV_BLOCK;
+        bytes += (size_t)exact * token + (size_t)q->n_sealed * sizeof(toy_kv__entry);
+    }
+    return bytes;
+}
+
+/* Saving and loading one sequence. Layout, little-endian:
+ *   toy_kv__saved, then n_sealed times the streams' block contents in stream order, then the exact
+ *   tokens: for each layer, part and head, binary16 [tokens, TOY_KV_HEAD_DIM]. */
+
+typedef struct toy_kv__saved {
+    char magic[8];     /* "VQKVSAVE" */
+    uint32_t version;  /* TOY_KV_ABI_VERSION */
+    uint32_t n_sealed; /* blocks */
+    uint64_t n_tokens;
+    uint64_t bytes; /* of everything, this header included */
+    char codec[32]; /* TOY_KV_CODEC: identity of the tables */
+    uint64_t checksum; /* of all bytes, with this field zero */
+} toy_kv__saved;
+
+/* Mixes 8 bytes at a time by xor, multiply and rotate; guards against damage, not malice. */
+static uint64_t toy_kv__checksum(uint64_t sum, const unsigned char *p, size_t n)
+{
+    uint64_t word;
+    size_t i;
+    for (i = 0; i + 8 <= n; i += 8) {
+        memcpy(&word, p + i, 8);
+        sum = (sum ^ word) * 0x9e3779b97f4a7c15u;
+        sum ^= sum >> 29;
+    }
+    for (; i < n; i++) {
+        sum = (sum ^ p[i]) * 0x9e3779b97f4a7c15u;
+        sum ^= sum >> 29;
+    }
+    return sum;
+}
+
+static uint64_t toy_kv__saved_bytes(uint64_t n_tokens, uint64_t n_sealed)
+{
+    uint64_t token = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
+    return sizeof(toy_kv__saved) + n_sealed * TOY_KV__BLOCK_BYTES +
+           (n_tokens - n_sealed * TOY_KV_BLOCK) * token;
+}
+
+size_t toy_kv_save_size(const toy_kv *kv, int seq)
+{
+    const toy_kv__seq *q;
+    if (kv == NULL || seq < 0 || seq >= kv->config.n_seq)
+        return 0;
+    q = toy_kv__sequence(kv, seq);
+    return (size_t)toy_kv__saved_bytes((uint64_t)toy_kv__least(q), (uint64_t)q->n_sealed);
+}
+
+/* Moves the exact tokens of a sequence out to bytes (out) or in; returns the end of the bytes. */
+static unsigned char *toy_kv__move_exact(const toy_kv *kv, int seq, int out, unsigned char *bytes)
+{
+    const toy_kv__seq *q = toy_kv__sequence(kv, seq);
+    int layer, part, head, t, coded = toy_kv__n_coded(q), n_tokens = q->n_tokens[0];
+    for (layer = 0; layer < TOY_KV_N_LAYERS; layer++)
+        for (part = 0; part < 2; part++)
+            for (head = 0; head < TOY_KV_N_KV_HEADS; head++)
+                for (t = 0; t < n_tokens; t++) {
+                    unsigned char *row;
+                    if (t >= TOY_KV_N_SINK && t < coded)
+                        continue;
+                    row = toy_kv__exact(kv, seq, layer, part, head, t);
+                    memcpy(out ? bytes : row, out ? row : bytes, TOY_KV_HEAD_DIM * 2);
+                    bytes += TOY_KV_HEAD_DIM * 2;
+                }
+    return bytes;
+}
+
+toy_kv_status toy_kv_save(const toy_kv *kv, int seq, void *dst, size_t bytes)
+{
+    toy_kv__saved head;
+    unsigned char *p = (unsigned char *)dst;
+    const toy_kv__seq *q;
+    int j, stream;
+    if (kv == NULL || dst == NULL || seq < 0 || seq >= kv->config.n_seq)
+        return TOY_KV_E_ARGUMENT;
+    q = toy_kv__sequence(kv, seq);
+    if (!toy_kv__in_step(q))
+        return TOY_KV_E_ORDER;
+    if (bytes < toy_kv_save_size(kv, seq))
+        return TOY_KV_E_SIZE;
+    memset(&head, 0, sizeof head);
+    memcpy(head.magic, "VQKVSAVE", 8);
+    head.version = TOY_KV_ABI_VERSION;
+    head.n_tokens = (uint64_t)q->n_tokens[0];
+    head.n_sealed = (uint32_t)q->n_sealed;
+    head.bytes = toy_kv__saved_bytes(head.n_tokens, head.n_sealed);
+    memcpy(head.codec, TOY_KV_CODEC, 32);
+    p += sizeof head;
+    for (j = 0; j < q->n_sealed; j++)
+        for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
+            size_t n = (size_t)toy_kv__streams[stream].bytes;
+            memcpy(p, toy_kv__codes(kv, stream, toy_kv__blocks(kv, seq)[j].block), n);
+            p += n;
+        }
+    toy_kv__move_exact(kv, seq, 1, p);
+    memcpy(dst, &head, sizeof head);
+    head.checksum = toy_kv__checksum(1, (const unsigned char *)dst, (size_t)head.bytes);
+    memcpy(dst, &head, sizeof head);
+    return TOY_KV_OK;
+}
+
+/* Everything about a saved sequence that can be known before it is loaded. */
+static toy_kv_status toy_kv__check_saved(const toy_kv *kv, int seq, const unsigned char *src,
+                                     size_t bytes, toy_kv__saved *head)
+{
+    uint64_t sum, stored, uncoded;
+    if (bytes < sizeof *head)
+        return TOY_KV_E_FORMAT;
+    memcpy(head, src, sizeof *head);
+    if (memcmp(head->magic, "VQKVSAVE", 8) != 0)
+        return TOY_KV_E_FORMAT;
+    if (head->version != TOY_KV_ABI_VERSION || memcmp(head->codec, TOY_KV_CODEC, 32) != 0)
+        return TOY_KV_E_VERSION;
+    if (head->n_tokens > (uint64_t)kv->config.n_ctx)
+        return TOY_KV_E_CONTEXT;
+    if (head->n_sealed > 0 &&
+        (uint64_t)head->n_sealed * TOY_KV_BLOCK + TOY_KV_N_SINK > head->n_tokens)
+        return TOY_KV_E_FORMAT;
+    if (head->bytes != toy_kv__saved_bytes(head->n_tokens, head->n_sealed) || bytes < head->bytes)
+        return TOY_KV_E_FORMAT;
+    uncoded = head->n_tokens - (uint64_t)head->n_sealed * TOY_KV_BLOCK;
+    if (uncoded > (uint64_t)(TOY_KV_N_SINK + kv->ring))
+        return TOY_KV_E_BATCH;
+    stored = head->checksum;
+    head->checksum = 0;
+    sum = toy_kv__checksum(1, (const unsigned char *)head, sizeof *head);
+    sum = toy_kv__checksum(sum, src + sizeof *head, (size_t)head->bytes - sizeof *head);
+    if (sum != stored)
+        return TOY_KV_E_CHECKSUM;
+    {
+        /* What the sequence gives up on being replaced counts as free. */
+        int j, free_blocks = kv->n_free;
+        const toy_kv__entry *blocks = toy_kv__blocks(kv, seq);
+        for (j = 0; j < toy_kv__sequence(kv, seq)->n_sealed; j++)
+            free_blocks += toy_kv__references(kv)[blocks[j].block] == 1;
+        if (head->n_sealed > (uint32_t)free_blocks)
+            return TOY_KV_E_FULL;
+    }
+    return TOY_KV_OK;
+}
+
+toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes)
+{
+    toy_kv__saved head;
+    toy_kv__seq *q;
+    const unsigned char *p = (const unsigned char *)src;
+    toy_kv_status status;
+    int i, stream;
+    if (kv == NULL || src == NULL || seq < 0 || seq >= kv->config.n_seq)
+        return TOY_KV_E_ARGUMENT;
+    status = toy_kv__check_saved(kv, seq, p, bytes, &head);
+    if (status != TOY_KV_OK)
+        return status;
+    q = toy_kv__sequence(kv, seq);
+    for (i = 0; i < q->n_sealed; i++)
+        toy_kv__release_block(kv, toy_kv__blocks(kv, seq)[i].block);
+    p += sizeof head;
+    for (i = 0; i < (int)head.n_sealed; i++) {
+        toy_kv__entry *entry = &toy_kv__blocks(kv, seq)[i];
+        entry->block = toy_kv__take_block(kv);
+        entry->position = TOY_KV_N_SINK + i * TOY_KV_BLOCK;
+        for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
+            size_t n = (size_t)toy_kv__streams[stream].bytes;
+            memcpy(toy_kv__codes(kv, stream, entry->block), p, n);
+            p += n;
+        }
+    }
+    q->n_sealed = (int32_t)head.n_sealed;
+    q->target = (int32_t)head.n_tokens;
+    for (i = 0; i < TOY_KV_N_LAYERS; i++)
+        q->n_tokens[i] = (int32_t)head.n_tokens;
+    toy_kv__move_exact(kv, seq, 0, (unsigned char *)(uintptr_t)p);
+    return TOY_KV_OK;
+}
+
+#endif /* TOY_KV_IMPLEMENTATION */
