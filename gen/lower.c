@@ -149,7 +149,7 @@ static void lower_uses(const vqkvc_plan *plan, gen_lowered *low)
     for (int part = 0; part < 2; part++)
         for (int layer = 0; layer < g->n_layers; layer++)
             for (int head = 0; head < g->n_kv_heads; head++) {
-                int lut = 0, book = 0, latents = 0;
+                int lut = 0, book = 0, latents = 0, runs = 0;
                 low->use_first[slot++] = low->n_uses;
                 for (int i = 0; i < plan->n_streams; i++) {
                     const vqkvc_stream *s = &plan->streams[i];
@@ -159,6 +159,7 @@ static void lower_uses(const vqkvc_plan *plan, gen_lowered *low)
                             continue;
                         low->uses[low->n_uses++] = (gen_use){.stream = i, .member = m};
                         latents += s->n_latents;
+                        runs += s->n_runs;
                         for (int r = 0; r < s->n_runs; r++) {
                             const gen_run *run = &low->runs[low->streams[i].first_run + r];
                             lut += run->planes * (run->coder == GEN_NIBBLES ? 16 : 1);
@@ -169,6 +170,7 @@ static void lower_uses(const vqkvc_plan *plan, gen_lowered *low)
                 }
                 if (part == VQKVC_PART_K) {
                     low->max_lut = larger(low->max_lut, lut);
+                    low->max_runs = larger(low->max_runs, runs);
                 } else {
                     low->max_book = larger(low->max_book, book);
                     low->max_sum_latents = larger(low->max_sum_latents, latents);

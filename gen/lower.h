@@ -40,7 +40,7 @@ typedef struct gen_lowered {
     uint16_t *values;
     int block_bytes;
     /* the most that any stream or head needs */
-    int max_in, max_latents, max_gains, max_width, max_lut, max_book, max_sum_latents;
+    int max_in, max_latents, max_gains, max_width, max_lut, max_book, max_sum_latents, max_runs;
 } gen_lowered;
 
 /* low starts as {0}; the caller frees low->arena in any case. */

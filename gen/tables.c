@@ -112,6 +112,7 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
         {"MAX_LUT", low->max_lut},
         {"MAX_BOOK", low->max_book},
         {"MAX_SUM_LATENTS", low->max_sum_latents},
+        {"MAX_RUNS", low->max_runs},
     };
     vqkvc_buf_puts(out, "\n/* The most that any stream or head needs. */\n");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)

@@ -1,6 +1,8 @@
 /* Attention over sinks, coded blocks and the exact window in one pass of an online softmax. */
 
-/* The state of up to VQKV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. */
+/* The state of up to VQKV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
+ * is VQKV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
+ * block: [blocks, rows, BLOCK]. */
 typedef struct vqkv__pass {
     const vqkv *kv;
     const vqkv__ops *ops;
@@ -9,34 +11,44 @@ typedef struct vqkv__pass {
     int position[VQKV__MAX_ROWS];            /* of each query */
     float soft_cap;
     int window, coded; /* coded: some block was attended, so acc holds something */
+    int in_bytes;      /* V streams are summed by byte kernels */
     const vqkv__use *k_uses, *v_uses;
-    int n_k_uses, n_v_uses, k_frame, lut_base;
-    float *q;    /* [rows, HEAD_DIM], scaled */
-    float *turned; /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;    /* [rows, MAX_LATENTS] query in latents */
-    float *lut;  /* score tables of all K streams of the head */
-    float *book; /* codewords of all V streams of the head, fp32 */
-    float *acc;  /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
-    float *s, *part; /* [rows, BLOCK] */
-    float *gain;     /* [BLOCK] */
-    float *step, *cs; /* angles of one block, and of the block at hand, [N_ROT] */
-    float *tile;      /* [BLOCK, HEAD_DIM] and room to decode */
+    int n_k_uses, n_v_uses, k_frame;
+    float *q;             /* [rows, HEAD_DIM], scaled */
+    float *turned;        /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;             /* [rows, MAX_LATENTS] query in latents */
+    float *lut;           /* score tables of all K streams of the head */
+    float *packed;        /* the same in bytes: vqkv__packed, then tables, for each run of planes */
+    float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
+    float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
+    float *s, *part;      /* [TILE, rows, BLOCK] */
+    float *gain;          /* [BLOCK] */
+    unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
+    float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
+    float *tile;          /* [BLOCK, HEAD_DIM] and room to decode */
     float bias[VQKV__MAX_ROWS]; /* q . mean of the coded keys */
     float m[VQKV__MAX_ROWS], l[VQKV__MAX_ROWS], l_coded[VQKV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
 } vqkv__pass;
 
+#define VQKV__TILE (512 / VQKV_BLOCK > 0 ? 512 / VQKV_BLOCK : 1)
+
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
-#define VQKV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
+#define VQKV__ROOM(n)     (((size_t)(n) + 15u) / 16u * 16u)
 #define VQKV__DECODE_ROOM (VQKV__MAX_LATENTS + VQKV_BLOCK * VQKV__MAX_GAINS)
+/* Each run of planes has a head, up to three planes to fill a quad, and two bytes an entry. */
+#define VQKV__PACKED_ROOM                                                                          \
+    ((size_t)VQKV__MAX_RUNS * (sizeof(vqkv__packed) / 4 + (size_t)VQKV__MAX_ROWS * 24) +           \
+     (size_t)VQKV__MAX_ROWS * VQKV__MAX_LUT / 2)
+#define VQKV__TILE_FLOATS ((size_t)VQKV__TILE * VQKV__MAX_ROWS * VQKV_BLOCK)
 #define VQKV__SCRATCH_FLOATS                                                                       \
     (VQKV__ROOM(VQKV__MAX_ROWS * VQKV_HEAD_DIM) * 3 +                                              \
-     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LATENTS) +                                              \
-     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LUT) + VQKV__ROOM(VQKV__MAX_BOOK) +                     \
+     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LATENTS) + VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LUT) + \
+     VQKV__ROOM(VQKV__PACKED_ROOM) + VQKV__ROOM(VQKV__MAX_BOOK) +                                  \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
-     VQKV__ROOM(VQKV__MAX_ROWS * VQKV_BLOCK) * 2 + VQKV__ROOM(VQKV_BLOCK) +                        \
-     VQKV__ROOM(VQKV_N_ROT + 1) * 2 + VQKV__ROOM(VQKV_BLOCK * VQKV_HEAD_DIM) +                     \
-     VQKV__ROOM(VQKV__DECODE_ROOM))
+     VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV_BLOCK) +                                  \
+     VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2 +                          \
+     VQKV__ROOM(VQKV_BLOCK * VQKV_HEAD_DIM) + VQKV__ROOM(VQKV__DECODE_ROOM))
 
 static float *vqkv__take(float **room, size_t n)
 {
@@ -53,11 +65,13 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->o = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
     a->y = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_LATENTS);
     a->lut = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_LUT);
+    a->packed = vqkv__take(&room, VQKV__PACKED_ROOM);
     a->book = vqkv__take(&room, VQKV__MAX_BOOK);
     a->acc = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16);
-    a->s = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_BLOCK);
-    a->part = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_BLOCK);
+    a->s = vqkv__take(&room, VQKV__TILE_FLOATS);
+    a->part = vqkv__take(&room, VQKV__TILE_FLOATS);
     a->gain = vqkv__take(&room, VQKV_BLOCK);
+    a->bytes = (unsigned char *)vqkv__take(&room, VQKV__TILE_FLOATS / 2);
     a->step = vqkv__take(&room, VQKV_N_ROT + 1);
     a->cs = vqkv__take(&room, VQKV_N_ROT + 1);
     a->tile = vqkv__take(&room, VQKV_BLOCK * VQKV_HEAD_DIM);
@@ -82,11 +96,41 @@ static void vqkv__map_queries(vqkv__pass *a, const vqkv__stream *s, int member)
     }
 }
 
-/* Score tables of every K stream of the head for the queries as turned; also bias. */
+/* Whether run i of a stream goes on from the one before: the same gain, and nibbles both. */
+static int vqkv__continues(const vqkv__stream *s, int i)
+{
+    const vqkv__run *run = &vqkv__runs[s->first_run + i];
+    return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == VQKV__NIBBLES &&
+           run[-1].coder == VQKV__NIBBLES;
+}
+
+/* Score tables in fp32 of one run for the queries in a->y; returns their end. */
+static float *vqkv__fill_run(vqkv__pass *a, const vqkv__stream *s, const vqkv__run *run, float *lut)
+{
+    int p, r;
+    for (p = 0; p < run->planes; p++)
+        for (r = 0; r < a->rows; r++) {
+            const float *y =
+                a->y + (size_t)r * (size_t)s->n_latents + run->first + p / run->stages * run->width;
+            if (run->coder != VQKV__NIBBLES) {
+                *lut++ = *y;
+                continue;
+            }
+            a->ops->fill_table(vqkv__table(run->book + p / run->stages * run->book_step +
+                                           p % run->stages * run->width * 16),
+                               run->width, y, lut);
+            lut += 16;
+        }
+    return lut;
+}
+
+/* Score tables of every K stream of the head for the queries as turned; also bias. Nibbles end up
+ * in a->packed where there are byte kernels, else in a->lut like the others. */
 static void vqkv__fill_tables(vqkv__pass *a)
 {
-    int u, i, p, r;
-    float *lut = a->lut;
+    int u, i, r, planes = 0;
+    float *lut = a->lut, *start = a->lut;
+    char *packed = (char *)a->packed;
     for (r = 0; r < a->rows; r++)
         a->bias[r] = 0.0f;
     for (u = 0; u < a->n_k_uses; u++) {
@@ -98,136 +142,235 @@ static void vqkv__fill_tables(vqkv__pass *a)
                                           a->turned + r * VQKV_HEAD_DIM);
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
-            for (p = 0; p < run->planes; p++)
-                for (r = 0; r < a->rows; r++) {
-                    const float *y = a->y + (size_t)r * (size_t)s->n_latents + run->first +
-                                     p / run->stages * run->width;
-                    if (run->coder != VQKV__NIBBLES) {
-                        *lut++ = *y;
-                        continue;
-                    }
-                    a->ops->fill_table(
-                        vqkv__table(run->book + p / run->stages * run->book_step +
-                                    p % run->stages * run->width * 16),
-                        run->width, y, lut);
-                    lut += 16;
-                }
+            if (!vqkv__continues(s, i)) {
+                start = lut;
+                planes = 0;
+            }
+            lut = vqkv__fill_run(a, s, run, lut);
+            planes += run->planes;
+            if (a->ops->bytes != NULL && run->coder == VQKV__NIBBLES &&
+                !vqkv__continues(s, i + 1)) {
+                vqkv__packed *head = (vqkv__packed *)(void *)packed;
+                packed += sizeof *head;
+                packed +=
+                    a->ops->bytes->pack_tables(start, planes, a->rows, head, (signed char *)packed);
+                lut = start;
+            }
         }
     }
 }
 
-/* The codewords of every V stream of the head in fp32, as the sums want them. */
+/* Whether the head's V streams are summed in bytes: weights must not be negative then, as they are
+ * with q4_0's gains. */
+static int vqkv__sums_bytes(const vqkv__pass *a)
+{
+    int u;
+    for (u = 0; u < a->n_v_uses; u++)
+        if (vqkv__streams[a->v_uses[u].stream].gain == VQKV__SIGNMAX)
+            return 0;
+    return a->ops->bytes != NULL;
+}
+
+/* The codewords of every V stream of the head as the sums want them: fp32, or bytes with a scale
+ * for each sixteen, which begin at a->book + MAX_BOOK / 2. */
 static void vqkv__fill_books(vqkv__pass *a)
 {
     int u, i, p, n;
-    float *book = a->book;
+    float *book = a->book, *scale = a->book + VQKV__MAX_BOOK / 2;
+    signed char *bytes = (signed char *)a->book;
     for (u = 0; u < a->n_v_uses; u++) {
         const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
             for (p = 0; p < run->planes && run->coder == VQKV__NIBBLES; p++) {
+                float *dst = a->in_bytes ? a->lut : book;
                 n = run->width * 16;
-                memset(book, 0, sizeof(float) * (size_t)n);
-                a->ops->add_row(vqkv__table(run->book + p / run->stages * run->book_step +
-                                            p % run->stages * n),
-                                n, 1.0f, book);
-                book += n;
+                memset(dst, 0, sizeof(float) * (size_t)n);
+                a->ops->add_row(
+                    vqkv__table(run->book + p / run->stages * run->book_step + p % run->stages * n),
+                    n, 1.0f, dst);
+                if (!a->in_bytes) {
+                    book += n;
+                    continue;
+                }
+                a->ops->bytes->pack_books(dst, run->width, bytes, scale);
+                bytes += n;
+                scale += run->width;
             }
         }
     }
 }
 
 /* s [rows, BLOCK] of a block through the score tables. */
-static void vqkv__score_block(vqkv__pass *a, int block)
+static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
 {
-    int u, i, r, t;
+    int u, i, r, t, planes = 0, first = 0;
     const float *lut = a->lut;
+    const char *packed = (const char *)a->packed;
     for (r = 0; r < a->rows; r++)
         for (t = 0; t < VQKV_BLOCK; t++)
-            a->s[r * VQKV_BLOCK + t] = a->bias[r];
+            scores[r * VQKV_BLOCK + t] = a->bias[r];
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const vqkv__stream *s = &vqkv__streams[stream];
         const unsigned char *codes = vqkv__codes(a->kv, stream, block);
-        float *dst = s->gain == VQKV__NO_GAIN ? a->s : a->part;
+        float *dst = s->gain == VQKV__NO_GAIN ? scores : a->part;
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
             int opens = i == 0 || run[-1].gain != run->gain;
             int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
             if (dst == a->part && opens)
                 memset(a->part, 0, sizeof(float) * (size_t)a->rows * VQKV_BLOCK);
-            if (run->coder == VQKV__NIBBLES)
+            if (!vqkv__continues(s, i)) {
+                planes = 0;
+                first = run->codes;
+            }
+            planes += run->planes;
+            if (run->coder != VQKV__NIBBLES) {
+                a->ops->score_scalars(codes + run->codes, run->planes, run->coder == VQKV__HALVES,
+                                      lut, a->rows, dst);
+                lut += run->planes * a->rows;
+            } else if (a->ops->bytes == NULL) {
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
-            else
-                a->ops->score_scalars(codes + run->codes, run->planes,
-                                      run->coder == VQKV__HALVES, lut, a->rows, dst);
-            lut += run->planes * a->rows * (run->coder == VQKV__NIBBLES ? 16 : 1);
+                lut += run->planes * a->rows * 16;
+            } else if (!vqkv__continues(s, i + 1)) {
+                const vqkv__packed *head = (const vqkv__packed *)(const void *)packed;
+                packed += sizeof *head;
+                a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,
+                                     a->rows, dst);
+                packed += (size_t)a->rows * 64 * (size_t)((planes + 3) / 4 + head->wide);
+            }
             if (dst == a->part && closes) {
                 vqkv__read_gains(s, codes, run->gain, a->gain);
-                a->ops->scale_rows(a->gain, a->part, a->rows, 1, a->s);
+                a->ops->scale_rows(a->gain, a->part, a->rows, 1, scores);
             }
         }
     }
 }
 
-/* Adds probability * value of a block, in latents. a->s holds the probabilities. */
-static void vqkv__sum_block(vqkv__pass *a, int block)
+/* One run of a V stream over a tile, in fp32. p: weights [n, rows, BLOCK]. */
+static void vqkv__sum_run(vqkv__pass *a, const unsigned char *const *codes, int n,
+                          const vqkv__run *run, const float *book, const float *p, float *acc)
 {
-    int u, i;
-    const float *book = a->book;
+    int b;
+    for (b = 0; b < n; b++, p += a->rows * VQKV_BLOCK) {
+        if (run->coder == VQKV__NIBBLES)
+            a->ops->sum_nibbles(codes[b] + run->codes, run->planes, run->stages, run->width, book,
+                                p, a->rows, acc, VQKV__MAX_SUM_LATENTS);
+        else
+            a->ops->sum_scalars(codes[b] + run->codes, run->planes, run->coder == VQKV__HALVES, p,
+                                a->rows, acc, VQKV__MAX_SUM_LATENTS);
+    }
+}
+
+/* Adds probability * value of the n blocks of a tile, in latents. a->s holds the probabilities;
+ * fine: one of them is so large that 8 bits would not do. */
+static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int fine)
+{
+    const vqkv__byte_ops *ops = a->ops->bytes;
+    const unsigned char *codes[VQKV__TILE];
+    float scale[VQKV__MAX_ROWS], rest_scale[VQKV__MAX_ROWS];
+    const float *book = a->book, *book_scale = a->book + VQKV__MAX_BOOK / 2;
+    const signed char *book_bytes = (const signed char *)a->book;
+    unsigned char *rest = a->bytes + VQKV__TILE_FLOATS;
     float *acc = a->acc;
+    int u, i, b, r;
     for (u = 0; u < a->n_v_uses; u++) {
         int stream = a->v_uses[u].stream;
         const vqkv__stream *s = &vqkv__streams[stream];
-        const unsigned char *codes = vqkv__codes(a->kv, stream, block);
         const float *p = a->s;
+        for (b = 0; b < n; b++)
+            codes[b] = vqkv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
             float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
-            if (s->gain != VQKV__NO_GAIN && (i == 0 || run[-1].gain != run->gain)) {
-                vqkv__read_gains(s, codes, run->gain, a->gain);
-                a->ops->scale_rows(a->gain, a->s, a->rows, 0, a->part);
+            int opens = i == 0 || run[-1].gain != run->gain;
+            if (s->gain != VQKV__NO_GAIN && opens) {
+                for (b = 0; b < n; b++) {
+                    int at = b * a->rows * VQKV_BLOCK;
+                    vqkv__read_gains(s, codes[b], run->gain, a->gain);
+                    a->ops->scale_rows(a->gain, a->s + at, a->rows, 0, a->part + at);
+                }
                 p = a->part;
             }
-            if (run->coder == VQKV__NIBBLES) {
-                a->ops->sum_nibbles(codes + run->codes, run->planes, run->stages, run->width, book,
-                                    p, a->rows, dst, VQKV__MAX_SUM_LATENTS);
-                book += run->planes * run->width * 16;
-            } else {
-                a->ops->sum_scalars(codes + run->codes, run->planes, run->coder == VQKV__HALVES, p,
-                                    a->rows, dst, VQKV__MAX_SUM_LATENTS);
+            if (run->coder != VQKV__NIBBLES || !a->in_bytes) {
+                vqkv__sum_run(a, codes, n, run, book, p, dst);
+                book += run->coder == VQKV__NIBBLES ? run->planes * run->width * 16 : 0;
+                continue;
             }
+            if (opens) {
+                ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
+                for (r = 0; r < a->rows; r++)
+                    rest_scale[r] = scale[r] / 255.0f;
+            }
+            ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
+                     a->rows, dst, VQKV__MAX_SUM_LATENTS);
+            if (fine)
+                ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
+                         rest_scale, a->rows, dst, VQKV__MAX_SUM_LATENTS);
+            book_bytes += run->planes * run->width * 16;
+            book_scale += run->planes * run->width;
         }
         acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
     }
 }
 
-/* Soft cap, masks and softmax of a->s over the n tokens from `token` on; what was summed before is
- * shrunk where a row's maximum rises. Returns 0 if no row sees any of them. */
+/* Which of the n tokens from `token` on a row sees: *from .. *to - 1, counted from `token`. */
+static void vqkv__seen(const vqkv__pass *a, int r, int token, int n, int *from, int *to)
+{
+    *from = a->first;
+    *to = a->last;
+    if (a->window > 0 && *from < a->position[r] - a->window + 1)
+        *from = a->position[r] - a->window + 1;
+    if (*to > a->position[r] + 1)
+        *to = a->position[r] + 1;
+    *from = *from < token ? 0 : *from - token;
+    *to = *to > token + n ? n : *to - token;
+}
+
+/* Soft cap and masks on one block of a row; tokens from .. to - 1 of it are seen. */
+static void vqkv__mask(const vqkv__pass *a, float *s, int from, int to)
+{
+    int t;
+    from = from < 0 ? 0 : from > VQKV_BLOCK ? VQKV_BLOCK : from;
+    to = to < from ? from : to > VQKV_BLOCK ? VQKV_BLOCK : to;
+    if (a->soft_cap > 0.0f)
+        for (t = from; t < to; t++)
+            s[t] = a->soft_cap * tanhf(s[t] / a->soft_cap);
+    for (t = 0; t < from; t++)
+        s[t] = VQKV__MASKED;
+    for (t = to; t < VQKV_BLOCK; t++)
+        s[t] = VQKV__MASKED;
+}
+
+/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
+ * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
+ * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
 static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
 {
-    int r, t, seen = 0;
+    int r, b, blocks = (n + VQKV_BLOCK - 1) / VQKV_BLOCK, seen = 0;
     for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * VQKV_BLOCK, shrink, sum;
-        int from = a->first, to = a->last;
-        if (a->window > 0 && from < a->position[r] - a->window + 1)
-            from = a->position[r] - a->window + 1;
-        if (to > a->position[r] + 1)
-            to = a->position[r] + 1;
-        from = from < token ? 0 : from - token;
-        to = to > token + n ? n : to - token;
+        float *s = a->s + r * VQKV_BLOCK, top = VQKV__MASKED, sum = 0.0f, shrink = 1.0f;
+        int from, to, step = a->rows * VQKV_BLOCK;
+        vqkv__seen(a, r, token, n, &from, &to);
         if (from >= to) {
-            memset(s, 0, sizeof(float) * VQKV_BLOCK);
+            for (b = 0; b < blocks; b++)
+                memset(s + b * step, 0, sizeof(float) * VQKV_BLOCK);
             continue;
         }
-        if (a->soft_cap > 0.0f)
-            for (t = from; t < to; t++)
-                s[t] = a->soft_cap * tanhf(s[t] / a->soft_cap);
-        for (t = 0; t < from; t++)
-            s[t] = VQKV__MASKED;
-        for (t = to; t < VQKV_BLOCK; t++)
-            s[t] = VQKV__MASKED;
-        sum = a->ops->softmax(s, &a->m[r], &shrink);
+        for (b = 0; b < blocks; b++) {
+            float high;
+            if (a->soft_cap > 0.0f || from > b * VQKV_BLOCK || to < (b + 1) * VQKV_BLOCK)
+                vqkv__mask(a, s + b * step, from - b * VQKV_BLOCK, to - b * VQKV_BLOCK);
+            high = a->ops->largest(s + b * step, VQKV_BLOCK);
+            top = high > top ? high : top;
+        }
+        if (top > a->m[r]) {
+            shrink = a->m[r] > VQKV__MASKED ? expf(a->m[r] - top) : 0.0f;
+            a->m[r] = top;
+        }
+        for (b = 0; b < blocks; b++)
+            sum += a->ops->exponentials(s + b * step, VQKV_BLOCK, a->m[r]);
         if (shrink != 1.0f) {
             a->ops->shrink(a->o + r * VQKV_HEAD_DIM, VQKV_HEAD_DIM, shrink);
             if (a->coded)
@@ -236,7 +379,7 @@ static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = 1;
+        seen = seen > 1 || expf(top - a->m[r]) > VQKV__FINE * a->l[r] ? 2 : 1;
     }
     return seen;
 }
@@ -249,9 +392,8 @@ static void vqkv__attend_exact(vqkv__pass *a, int token, int n)
     const unsigned char *v = vqkv__exact(a->kv, a->seq, a->layer, VQKV_VALUE, a->head, token);
     for (t = 0; t < n; t++)
         for (r = 0; r < a->rows; r++)
-            a->s[r * VQKV_BLOCK + t] =
-                a->ops->dot_row(k + (size_t)t * VQKV_HEAD_DIM * 2, VQKV_HEAD_DIM,
-                                a->q + r * VQKV_HEAD_DIM);
+            a->s[r * VQKV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * VQKV_HEAD_DIM * 2,
+                                                       VQKV_HEAD_DIM, a->q + r * VQKV_HEAD_DIM);
     if (!vqkv__soft_max(a, token, n, 0))
         return;
     for (t = 0; t < n; t++)
@@ -280,7 +422,7 @@ static void vqkv__turn_queries(vqkv__pass *a, int position, int previous)
 }
 
 /* s [rows, BLOCK] of a block whose keys must be rebuilt and rotated before they meet queries. */
-static void vqkv__score_rebuilt(vqkv__pass *a, vqkv__entry entry)
+static void vqkv__score_rebuilt(vqkv__pass *a, vqkv__entry entry, float *scores)
 {
     int r, t, d;
     vqkv__decode_head(a->kv, a->ops, entry, VQKV_KEY, a->layer, a->head,
@@ -290,39 +432,52 @@ static void vqkv__score_rebuilt(vqkv__pass *a, vqkv__entry entry)
             float sum = 0.0f;
             for (d = 0; d < VQKV_HEAD_DIM; d++)
                 sum += a->q[r * VQKV_HEAD_DIM + d] * a->tile[t * VQKV_HEAD_DIM + d];
-            a->s[r * VQKV_BLOCK + t] = sum;
+            scores[r * VQKV_BLOCK + t] = sum;
         }
+}
+
+/* Whether any row may see tokens of block j. */
+static int vqkv__reaches(const vqkv__pass *a, int j)
+{
+    int token = VQKV_N_SINK + j * VQKV_BLOCK;
+    if (token + VQKV_BLOCK <= a->first || token >= a->last)
+        return 0;
+    return a->window <= 0 || token + VQKV_BLOCK > a->position[0] - a->window + 1;
 }
 
 static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
 {
-    int j, previous = -1, ready = 0;
-    for (j = 0; j < n_sealed; j++) {
-        int token = VQKV_N_SINK + j * VQKV_BLOCK;
-        vqkv__entry entry = a->blocks[j];
-        if (token + VQKV_BLOCK <= a->first || token >= a->last)
+    int j, b, n, previous = -1, ready = 0, seen;
+    for (j = 0; j < n_sealed; j += n) {
+        n = 1;
+        if (!vqkv__reaches(a, j))
             continue;
-        if (a->window > 0 && token + VQKV_BLOCK <= a->position[0] - a->window + 1)
-            continue;
-        if (!a->coded)
+        while (n < VQKV__TILE && j + n < n_sealed && vqkv__reaches(a, j + n))
+            n++;
+        if (!a->coded) {
             memset(a->acc, 0,
                    sizeof(float) * (size_t)a->rows * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
-        if (!a->coded)
             vqkv__fill_books(a);
+        }
         a->coded = 1;
-        if (a->k_frame == VQKV__PRE) {
-            vqkv__score_rebuilt(a, entry);
-        } else {
+        for (b = 0; b < n; b++) {
+            vqkv__entry entry = a->blocks[j + b];
+            float *scores = a->s + b * a->rows * VQKV_BLOCK;
+            if (a->k_frame == VQKV__PRE) {
+                vqkv__score_rebuilt(a, entry, scores);
+                continue;
+            }
             if (a->k_frame == VQKV__BLOCKWISE)
                 vqkv__turn_queries(a, entry.position, previous);
             if (a->k_frame == VQKV__BLOCKWISE || !ready)
                 vqkv__fill_tables(a);
-            vqkv__score_block(a, entry.block);
+            vqkv__score_block(a, entry.block, scores);
+            ready = 1;
+            previous = entry.position;
         }
-        ready = 1;
-        previous = entry.position;
-        if (vqkv__soft_max(a, token, VQKV_BLOCK, 1))
-            vqkv__sum_block(a, entry.block);
+        seen = vqkv__soft_max(a, VQKV_N_SINK + j * VQKV_BLOCK, n * VQKV_BLOCK, 1);
+        if (seen)
+            vqkv__sum_tile(a, a->blocks + j, n, seen == 2);
     }
 }
 
@@ -331,8 +486,7 @@ static void vqkv__collect(vqkv__pass *a)
 {
     int u, r, d;
     for (r = 0; r < a->rows; r++) {
-        const float *acc =
-            a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
+        const float *acc = a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
         float *o = a->o + r * VQKV_HEAD_DIM;
         for (u = 0; u < a->n_v_uses; u++) {
             const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
@@ -366,6 +520,7 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->blocks = vqkv__blocks(a->kv, a->seq);
     a->k_uses = vqkv__uses_of(VQKV_KEY, a->layer, a->head, &a->n_k_uses);
     a->v_uses = vqkv__uses_of(VQKV_VALUE, a->layer, a->head, &a->n_v_uses);
+    a->in_bytes = vqkv__sums_bytes(a);
     a->k_frame = vqkv__streams[a->k_uses[0].stream].frame;
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)
@@ -422,10 +577,9 @@ static vqkv_status vqkv__attend_some(const vqkv *kv, int seq, int layer, int kv_
     for (row = 0; row < rows; row += a.rows) {
         a.rows = rows - row < VQKV__MAX_ROWS ? rows - row : VQKV__MAX_ROWS;
         for (r = 0; r < a.rows; r++) {
-            const float *src =
-                q + ((size_t)((row + r) / VQKV_GROUP) * VQKV_N_HEADS +
-                     (size_t)(kv_head * VQKV_GROUP + (row + r) % VQKV_GROUP)) *
-                        VQKV_HEAD_DIM;
+            const float *src = q + ((size_t)((row + r) / VQKV_GROUP) * VQKV_N_HEADS +
+                                    (size_t)(kv_head * VQKV_GROUP + (row + r) % VQKV_GROUP)) *
+                                       VQKV_HEAD_DIM;
             a.position[r] = n_tokens - n_q + skip + (row + r) / VQKV_GROUP;
             for (d = 0; d < VQKV_HEAD_DIM; d++)
                 a.q[r * VQKV_HEAD_DIM + d] = src[d] * scale;
@@ -440,9 +594,8 @@ static vqkv_status vqkv__attend_some(const vqkv *kv, int seq, int layer, int kv_
 }
 
 vqkv_status vqkv_attend_part(const vqkv *kv, int seq, int layer, int kv_head, int n_q,
-                             const float *q, int first, int count,
-                             const vqkv_attention *attention, vqkv_partial *partial, void *scratch,
-                             size_t scratch_bytes)
+                             const float *q, int first, int count, const vqkv_attention *attention,
+                             vqkv_partial *partial, void *scratch, size_t scratch_bytes)
 {
     return vqkv__attend_some(kv, seq, layer, kv_head, n_q, 0, n_q, q, first, count, attention,
                              partial, scratch, scratch_bytes);
@@ -463,25 +616,24 @@ void vqkv_merge(vqkv_partial *into, const vqkv_partial *from, int rows)
     }
 }
 
-void vqkv_finish(const vqkv_partial *partial, int kv_head, int n_q,
-                 const vqkv_attention *attention, float *out)
+void vqkv_finish(const vqkv_partial *partial, int kv_head, int n_q, const vqkv_attention *attention,
+                 float *out)
 {
     int row, d;
     const float *sinks = attention != NULL ? attention->sink_logits : NULL;
     for (row = 0; row < n_q * VQKV_GROUP; row++) {
         int head = kv_head * VQKV_GROUP + row % VQKV_GROUP;
         float l = partial->l[row], shrink = 1.0f;
-        float *dst = out + ((size_t)(row / VQKV_GROUP) * VQKV_N_HEADS + (size_t)head) *
-                               VQKV_HEAD_DIM;
+        float *dst =
+            out + ((size_t)(row / VQKV_GROUP) * VQKV_N_HEADS + (size_t)head) * VQKV_HEAD_DIM;
         if (sinks != NULL) {
             float top = partial->m[row] > sinks[head] ? partial->m[row] : sinks[head];
             shrink = expf(partial->m[row] - top);
             l = l * shrink + expf(sinks[head] - top);
         }
         for (d = 0; d < VQKV_HEAD_DIM; d++)
-            dst[d] = l > 0.0f
-                         ? partial->o[(size_t)row * VQKV_HEAD_DIM + (size_t)d] * shrink / l
-                         : 0.0f;
+            dst[d] =
+                l > 0.0f ? partial->o[(size_t)row * VQKV_HEAD_DIM + (size_t)d] * shrink / l : 0.0f;
     }
 }
 

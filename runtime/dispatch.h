@@ -12,7 +12,8 @@ static int vqkv__has(vqkv_isa isa)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case VQKV_ISA_AVX512:
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 #endif
 #ifdef VQKV__ARM
     case VQKV_ISA_NEON:

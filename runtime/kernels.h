@@ -286,23 +286,22 @@ VQKV__TARGET_ISA static void vqkv__fill_table_ISA(const unsigned char *book, int
     }
 }
 
-/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
- * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
-VQKV__TARGET_ISA static float vqkv__softmax_ISA(float *s, float *m, float *shrink)
+/* The largest of s [n], n a multiple of the lanes. */
+VQKV__TARGET_ISA static float vqkv__largest_ISA(const float *s, int n)
 {
     int t;
-    float top;
-    vqkv__vf_ISA high = vqkv__load_ISA(s), sum = vqkv__set1_ISA(0.0f), shift;
-    for (t = VQKV__LANES_ISA; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
+    vqkv__vf_ISA high = vqkv__load_ISA(s);
+    for (t = VQKV__LANES_ISA; t < n; t += VQKV__LANES_ISA)
         high = vqkv__max_ISA(high, vqkv__load_ISA(s + t));
-    top = vqkv__hmax_ISA(high);
-    *shrink = 1.0f;
-    if (top > *m) {
-        *shrink = *m > VQKV__MASKED ? expf(*m - top) : 0.0f;
-        *m = top;
-    }
-    shift = vqkv__set1_ISA(-*m);
-    for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+    return vqkv__hmax_ISA(high);
+}
+
+/* s [n] becomes exp(s - m); returns the sum. */
+VQKV__TARGET_ISA static float vqkv__exponentials_ISA(float *s, int n, float m)
+{
+    int t;
+    vqkv__vf_ISA shift = vqkv__set1_ISA(-m), sum = vqkv__set1_ISA(0.0f);
+    for (t = 0; t < n; t += VQKV__LANES_ISA) {
         vqkv__vf_ISA e = vqkv__exp_ISA(vqkv__add_ISA(vqkv__load_ISA(s + t), shift));
         vqkv__store_ISA(s + t, e);
         sum = vqkv__add_ISA(sum, e);
@@ -354,8 +353,8 @@ VQKV__TARGET_ISA static int vqkv__nearest_ISA(const unsigned char *book, int wid
 static const vqkv__ops vqkv__ops_ISA = {
     VQKV__LANES_ISA,       vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA, vqkv__score_scalars_ISA,
     vqkv__sum_scalars_ISA, vqkv__scale_rows_ISA,    vqkv__add_row_ISA,     vqkv__dot_row_ISA,
-    vqkv__map_ISA,         vqkv__fill_table_ISA,    vqkv__softmax_ISA,     vqkv__reduce_ISA,
-    vqkv__shrink_ISA,      vqkv__nearest_ISA,
+    vqkv__map_ISA,         vqkv__fill_table_ISA,    vqkv__largest_ISA,     vqkv__exponentials_ISA,
+    vqkv__reduce_ISA,      vqkv__shrink_ISA,        vqkv__nearest_ISA,     VQKV__BYTE_OPS_ISA,
 };
 
 #undef VQKV__ROWS4

@@ -40,6 +40,39 @@ typedef struct vqkv__use {
     short stream, member;
 } vqkv__use;
 
+/* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
+ * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
+ * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another. */
+typedef struct vqkv__packed {
+    int wide;
+    float scale[2 * VQKV__MAX_ROWS];
+    char pad[64 - (sizeof(int) + sizeof(float) * 2 * VQKV__MAX_ROWS) % 64];
+} vqkv__packed;
+
+/* A probability above this part of its row's sum so far is worth 16 bits in the sums. */
+#define VQKV__FINE 0.05f
+/* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
+ * square, codes taken as equally likely). */
+#define VQKV__TABLE_ERROR 0.002f
+
+/* Kernels in 8-bit arithmetic, for blocks of 64 tokens and more. */
+typedef struct vqkv__byte_ops {
+    /* Packs score tables [planes, rows, 16] of fp32; returns the bytes written to out. */
+    size_t (*pack_tables)(const float *, int, int, vqkv__packed *, signed char *);
+    /* s [rows, BLOCK] += the scores of consecutive planes. */
+    void (*score)(const unsigned char *, int, const vqkv__packed *, const signed char *, int,
+                  float *);
+    /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
+    void (*pack_books)(const float *, int, signed char *, float *);
+    /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
+     * NULL, it gets what is left, in units of scale / 255. */
+    void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
+    /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
+     * blocks: block pointers, offset of the run in each. */
+    void (*sum)(const unsigned char *const *, size_t, int, const vqkv__run *, const signed char *,
+                const float *, const unsigned char *, const float *, int, float *, size_t);
+} vqkv__byte_ops;
+
 typedef struct vqkv__ops {
     int lanes;
     void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
@@ -52,10 +85,12 @@ typedef struct vqkv__ops {
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
     void (*fill_table)(const unsigned char *, int, const float *, float *);
-    float (*softmax)(float *, float *, float *);
+    float (*largest)(const float *, int);
+    float (*exponentials)(float *, int, float);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
     int (*nearest)(const unsigned char *, int, const float *);
+    const vqkv__byte_ops *bytes; /* NULL: none */
 } vqkv__ops;
 
 /* Where a block of a sequence lies in the pool, and the position of its first token. */

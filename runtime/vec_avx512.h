@@ -1,7 +1,13 @@
-/* Vector vocabulary, AVX-512 (F, BW, VL, DQ): sixteen lanes. See kernels.h. */
+/* Vector vocabulary, AVX-512 (F, BW, VL, DQ, VBMI, VNNI): sixteen lanes. See kernels.h. */
 #define VQKV__LANES_avx512 16
+#if VQKV_BLOCK >= 64
+#define VQKV__BYTE_OPS_avx512 &vqkv__byte_ops_avx512
+#else
+#define VQKV__BYTE_OPS_avx512 NULL
+#endif
 #define VQKV__TARGET_avx512                                                                        \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
+    __attribute__((                                                                                \
+        target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")))
 /* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
  * which g++ warns about. */
 #define VQKV__ALL_avx512 ((__mmask16)0xffff)

@@ -1,5 +1,6 @@
 /* Vector vocabulary, NEON (AArch64): four lanes. See kernels.h. */
-#define VQKV__LANES_neon 4
+#define VQKV__LANES_neon    4
+#define VQKV__BYTE_OPS_neon NULL
 #define VQKV__TARGET_neon
 typedef float32x4_t vqkv__vf_neon;
 typedef uint32x4_t vqkv__vi_neon;

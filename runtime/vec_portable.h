@@ -1,5 +1,6 @@
 /* Vector vocabulary, portable C: one lane. See kernels.h for what each word means. */
-#define VQKV__LANES_portable 1
+#define VQKV__LANES_portable    1
+#define VQKV__BYTE_OPS_portable NULL
 #define VQKV__TARGET_portable
 typedef float vqkv__vf_portable;
 typedef const float *vqkv__vt_portable;
