@@ -29,7 +29,7 @@ const char *vqkv_status_text(vqkv_status status);
 typedef enum vqkv_isa {
     VQKV_ISA_AUTO, /* the best that this processor has */
     VQKV_ISA_PORTABLE,
-    VQKV_ISA_AVX2, /* with FMA and F16C */
+    VQKV_ISA_AVX2,   /* with FMA and F16C */
     VQKV_ISA_AVX512, /* F, BW, VL, DQ */
     VQKV_ISA_NEON
 } vqkv_isa;
@@ -105,14 +105,13 @@ typedef struct vqkv_partial {
  * not applied here. Ranges that start and end at multiples of VQKV_BLOCK (counted from
  * VQKV_N_SINK) are quickest. q: [n_q, VQKV_N_HEADS, VQKV_HEAD_DIM] as in vqkv_attend. */
 vqkv_status vqkv_attend_part(const vqkv *kv, int seq, int layer, int kv_head, int n_q,
-                             const float *q, int first, int count,
-                             const vqkv_attention *attention, vqkv_partial *partial, void *scratch,
-                             size_t scratch_bytes);
+                             const float *q, int first, int count, const vqkv_attention *attention,
+                             vqkv_partial *partial, void *scratch, size_t scratch_bytes);
 /* into += from, both over rows rows. */
 void vqkv_merge(vqkv_partial *into, const vqkv_partial *from, int rows);
 /* Writes one KV head's rows to out [n_q, VQKV_N_HEADS, VQKV_HEAD_DIM]. */
-void vqkv_finish(const vqkv_partial *partial, int kv_head, int n_q,
-                 const vqkv_attention *attention, float *out);
+void vqkv_finish(const vqkv_partial *partial, int kv_head, int n_q, const vqkv_attention *attention,
+                 float *out);
 
 typedef enum vqkv_part { VQKV_KEY, VQKV_VALUE } vqkv_part;
 

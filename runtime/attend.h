@@ -11,14 +11,14 @@ typedef struct vqkv__pass {
     int window, coded; /* coded: some block was attended, so acc holds something */
     const vqkv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame, lut_base;
-    float *q;    /* [rows, HEAD_DIM], scaled */
-    float *turned; /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;    /* [rows, MAX_LATENTS] query in latents */
-    float *lut;  /* score tables of all K streams of the head */
-    float *book; /* codewords of all V streams of the head, fp32 */
-    float *acc;  /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
-    float *s, *part; /* [rows, BLOCK] */
-    float *gain;     /* [BLOCK] */
+    float *q;         /* [rows, HEAD_DIM], scaled */
+    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;         /* [rows, MAX_LATENTS] query in latents */
+    float *lut;       /* score tables of all K streams of the head */
+    float *book;      /* codewords of all V streams of the head, fp32 */
+    float *acc;       /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
+    float *s, *part;  /* [rows, BLOCK] */
+    float *gain;      /* [BLOCK] */
     float *step, *cs; /* angles of one block, and of the block at hand, [N_ROT] */
     float *tile;      /* [BLOCK, HEAD_DIM] and room to decode */
     float bias[VQKV__MAX_ROWS]; /* q . mean of the coded keys */
@@ -27,12 +27,12 @@ typedef struct vqkv__pass {
 } vqkv__pass;
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
-#define VQKV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
+#define VQKV__ROOM(n)     (((size_t)(n) + 15u) / 16u * 16u)
 #define VQKV__DECODE_ROOM (VQKV__MAX_LATENTS + VQKV_BLOCK * VQKV__MAX_GAINS)
 #define VQKV__SCRATCH_FLOATS                                                                       \
     (VQKV__ROOM(VQKV__MAX_ROWS * VQKV_HEAD_DIM) * 3 +                                              \
-     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LATENTS) +                                              \
-     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LUT) + VQKV__ROOM(VQKV__MAX_BOOK) +                     \
+     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LATENTS) + VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LUT) + \
+     VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
      VQKV__ROOM(VQKV__MAX_ROWS * VQKV_BLOCK) * 2 + VQKV__ROOM(VQKV_BLOCK) +                        \
      VQKV__ROOM(VQKV_N_ROT + 1) * 2 + VQKV__ROOM(VQKV_BLOCK * VQKV_HEAD_DIM) +                     \
@@ -106,10 +106,9 @@ static void vqkv__fill_tables(vqkv__pass *a)
                         *lut++ = *y;
                         continue;
                     }
-                    a->ops->fill_table(
-                        vqkv__table(run->book + p / run->stages * run->book_step +
-                                    p % run->stages * run->width * 16),
-                        run->width, y, lut);
+                    a->ops->fill_table(vqkv__table(run->book + p / run->stages * run->book_step +
+                                                   p % run->stages * run->width * 16),
+                                       run->width, y, lut);
                     lut += 16;
                 }
         }
@@ -128,9 +127,9 @@ static void vqkv__fill_books(vqkv__pass *a)
             for (p = 0; p < run->planes && run->coder == VQKV__NIBBLES; p++) {
                 n = run->width * 16;
                 memset(book, 0, sizeof(float) * (size_t)n);
-                a->ops->add_row(vqkv__table(run->book + p / run->stages * run->book_step +
-                                            p % run->stages * n),
-                                n, 1.0f, book);
+                a->ops->add_row(
+                    vqkv__table(run->book + p / run->stages * run->book_step + p % run->stages * n),
+                    n, 1.0f, book);
                 book += n;
             }
         }
@@ -159,8 +158,8 @@ static void vqkv__score_block(vqkv__pass *a, int block)
             if (run->coder == VQKV__NIBBLES)
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
             else
-                a->ops->score_scalars(codes + run->codes, run->planes,
-                                      run->coder == VQKV__HALVES, lut, a->rows, dst);
+                a->ops->score_scalars(codes + run->codes, run->planes, run->coder == VQKV__HALVES,
+                                      lut, a->rows, dst);
             lut += run->planes * a->rows * (run->coder == VQKV__NIBBLES ? 16 : 1);
             if (dst == a->part && closes) {
                 vqkv__read_gains(s, codes, run->gain, a->gain);
@@ -249,9 +248,8 @@ static void vqkv__attend_exact(vqkv__pass *a, int token, int n)
     const unsigned char *v = vqkv__exact(a->kv, a->seq, a->layer, VQKV_VALUE, a->head, token);
     for (t = 0; t < n; t++)
         for (r = 0; r < a->rows; r++)
-            a->s[r * VQKV_BLOCK + t] =
-                a->ops->dot_row(k + (size_t)t * VQKV_HEAD_DIM * 2, VQKV_HEAD_DIM,
-                                a->q + r * VQKV_HEAD_DIM);
+            a->s[r * VQKV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * VQKV_HEAD_DIM * 2,
+                                                       VQKV_HEAD_DIM, a->q + r * VQKV_HEAD_DIM);
     if (!vqkv__soft_max(a, token, n, 0))
         return;
     for (t = 0; t < n; t++)
@@ -331,8 +329,7 @@ static void vqkv__collect(vqkv__pass *a)
 {
     int u, r, d;
     for (r = 0; r < a->rows; r++) {
-        const float *acc =
-            a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
+        const float *acc = a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
         float *o = a->o + r * VQKV_HEAD_DIM;
         for (u = 0; u < a->n_v_uses; u++) {
             const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
@@ -422,10 +419,9 @@ static vqkv_status vqkv__attend_some(const vqkv *kv, int seq, int layer, int kv_
     for (row = 0; row < rows; row += a.rows) {
         a.rows = rows - row < VQKV__MAX_ROWS ? rows - row : VQKV__MAX_ROWS;
         for (r = 0; r < a.rows; r++) {
-            const float *src =
-                q + ((size_t)((row + r) / VQKV_GROUP) * VQKV_N_HEADS +
-                     (size_t)(kv_head * VQKV_GROUP + (row + r) % VQKV_GROUP)) *
-                        VQKV_HEAD_DIM;
+            const float *src = q + ((size_t)((row + r) / VQKV_GROUP) * VQKV_N_HEADS +
+                                    (size_t)(kv_head * VQKV_GROUP + (row + r) % VQKV_GROUP)) *
+                                       VQKV_HEAD_DIM;
             a.position[r] = n_tokens - n_q + skip + (row + r) / VQKV_GROUP;
             for (d = 0; d < VQKV_HEAD_DIM; d++)
                 a.q[r * VQKV_HEAD_DIM + d] = src[d] * scale;
@@ -440,9 +436,8 @@ static vqkv_status vqkv__attend_some(const vqkv *kv, int seq, int layer, int kv_
 }
 
 vqkv_status vqkv_attend_part(const vqkv *kv, int seq, int layer, int kv_head, int n_q,
-                             const float *q, int first, int count,
-                             const vqkv_attention *attention, vqkv_partial *partial, void *scratch,
-                             size_t scratch_bytes)
+                             const float *q, int first, int count, const vqkv_attention *attention,
+                             vqkv_partial *partial, void *scratch, size_t scratch_bytes)
 {
     return vqkv__attend_some(kv, seq, layer, kv_head, n_q, 0, n_q, q, first, count, attention,
                              partial, scratch, scratch_bytes);
@@ -463,25 +458,24 @@ void vqkv_merge(vqkv_partial *into, const vqkv_partial *from, int rows)
     }
 }
 
-void vqkv_finish(const vqkv_partial *partial, int kv_head, int n_q,
-                 const vqkv_attention *attention, float *out)
+void vqkv_finish(const vqkv_partial *partial, int kv_head, int n_q, const vqkv_attention *attention,
+                 float *out)
 {
     int row, d;
     const float *sinks = attention != NULL ? attention->sink_logits : NULL;
     for (row = 0; row < n_q * VQKV_GROUP; row++) {
         int head = kv_head * VQKV_GROUP + row % VQKV_GROUP;
         float l = partial->l[row], shrink = 1.0f;
-        float *dst = out + ((size_t)(row / VQKV_GROUP) * VQKV_N_HEADS + (size_t)head) *
-                               VQKV_HEAD_DIM;
+        float *dst =
+            out + ((size_t)(row / VQKV_GROUP) * VQKV_N_HEADS + (size_t)head) * VQKV_HEAD_DIM;
         if (sinks != NULL) {
             float top = partial->m[row] > sinks[head] ? partial->m[row] : sinks[head];
             shrink = expf(partial->m[row] - top);
             l = l * shrink + expf(sinks[head] - top);
         }
         for (d = 0; d < VQKV_HEAD_DIM; d++)
-            dst[d] = l > 0.0f
-                         ? partial->o[(size_t)row * VQKV_HEAD_DIM + (size_t)d] * shrink / l
-                         : 0.0f;
+            dst[d] =
+                l > 0.0f ? partial->o[(size_t)row * VQKV_HEAD_DIM + (size_t)d] * shrink / l : 0.0f;
     }
 }
 

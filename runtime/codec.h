@@ -75,8 +75,8 @@ static void vqkv__decode_member(const vqkv__ops *ops, int stream, const unsigned
             vqkv__hadamard(z, s->n_in);
         for (d = 0; d < VQKV_HEAD_DIM; d++) {
             if (s->transform == VQKV__BASIS)
-                y[d] += ops->dot_row(vqkv__table(s->dec + (row + d) * s->n_latents), s->n_latents,
-                                     z);
+                y[d] +=
+                    ops->dot_row(vqkv__table(s->dec + (row + d) * s->n_latents), s->n_latents, z);
             else
                 y[d] += z[row + d];
             if (s->mean >= 0)
@@ -179,8 +179,8 @@ static void vqkv__encode_run(const vqkv__ops *ops, const vqkv__stream *s, const 
             vqkv__write_nibble(plane + p * (VQKV_BLOCK / 2), t, vqkv__clamp(scaled, 15));
         } else {
             int stage = p % run->stages;
-            const unsigned char *book = vqkv__table(
-                run->book + p / run->stages * run->book_step + stage * run->width * 16);
+            const unsigned char *book =
+                vqkv__table(run->book + p / run->stages * run->book_step + stage * run->width * 16);
             if (stage == 0)
                 for (w = 0; w < run->width; w++)
                     rest[w] = src[w] * inverse;
@@ -210,8 +210,8 @@ static void vqkv__encode_token(const vqkv__ops *ops, const vqkv__stream *s, unsi
 }
 
 /* x [BLOCK, ldx]: one member's exact vectors of the block that starts at `token`, in the frame. */
-static void vqkv__load_member(const vqkv *kv, const vqkv__ops *ops, int seq,
-                              const vqkv__member *m, int frame, int token, float *x, int ldx)
+static void vqkv__load_member(const vqkv *kv, const vqkv__ops *ops, int seq, const vqkv__member *m,
+                              int frame, int token, float *x, int ldx)
 {
     float cs[VQKV_N_ROT + 1] = {0.0f}, v[VQKV_HEAD_DIM];
     int t, d;

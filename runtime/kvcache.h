@@ -43,7 +43,8 @@ static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
         c.n_blocks = c.n_seq * kv->seq_blocks;
     }
     /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
-    kv->ring = (VQKV_N_RECENT + VQKV_BLOCK + c.max_batch + VQKV_BLOCK - 1) / VQKV_BLOCK * VQKV_BLOCK;
+    kv->ring =
+        (VQKV_N_RECENT + VQKV_BLOCK + c.max_batch + VQKV_BLOCK - 1) / VQKV_BLOCK * VQKV_BLOCK;
     kv->config = c;
     kv->n_free = c.n_blocks;
     kv->magic = VQKV__MAGIC;
@@ -315,8 +316,8 @@ vqkv_status vqkv_fork(vqkv *kv, int from, int to)
         vqkv__references(kv)[vqkv__blocks(kv, from)[i].block]++;
     }
     *vqkv__sequence(kv, to) = *source;
-    bytes = (size_t)(VQKV_N_SINK + kv->ring) * VQKV_N_LAYERS * 2 * VQKV_N_KV_HEADS *
-            VQKV_HEAD_DIM * 2;
+    bytes =
+        (size_t)(VQKV_N_SINK + kv->ring) * VQKV_N_LAYERS * 2 * VQKV_N_KV_HEADS * VQKV_HEAD_DIM * 2;
     memcpy(vqkv__base(kv) + kv->exact + (size_t)to * bytes,
            vqkv__base(kv) + kv->exact + (size_t)from * bytes, bytes);
     return VQKV_OK;

@@ -7,8 +7,8 @@ typedef struct vqkv__saved {
     uint32_t version;  /* VQKV_ABI_VERSION */
     uint32_t n_sealed; /* blocks */
     uint64_t n_tokens;
-    uint64_t bytes; /* of everything, this header included */
-    char codec[32]; /* VQKV_CODEC: identity of the tables */
+    uint64_t bytes;    /* of everything, this header included */
+    char codec[32];    /* VQKV_CODEC: identity of the tables */
     uint64_t checksum; /* of all bytes, with this field zero */
 } vqkv__saved;
 
@@ -112,8 +112,7 @@ static vqkv_status vqkv__check_saved(const vqkv *kv, int seq, const unsigned cha
         return VQKV_E_VERSION;
     if (head->n_tokens > (uint64_t)kv->config.n_ctx)
         return VQKV_E_CONTEXT;
-    if (head->n_sealed > 0 &&
-        (uint64_t)head->n_sealed * VQKV_BLOCK + VQKV_N_SINK > head->n_tokens)
+    if (head->n_sealed > 0 && (uint64_t)head->n_sealed * VQKV_BLOCK + VQKV_N_SINK > head->n_tokens)
         return VQKV_E_FORMAT;
     if (head->bytes != vqkv__saved_bytes(head->n_tokens, head->n_sealed) || bytes < head->bytes)
         return VQKV_E_FORMAT;
