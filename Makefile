@@ -137,8 +137,27 @@ $(BUILD)/fuzz/%: tests/%.c tests/fuzz_driver.c $(wildcard tests/*.h) $(BUILD)/li
 	@echo "  FUZZ  $@"
 	$(Q)$(CC) $(CFLAGS_ALL) -Itests $< tests/fuzz_driver.c $(BUILD)/libvqkvc.a -o $@ $(LIBS_ALL)
 
+# Examples run over the header that `make demo` emits; scripts/demo.sh emits it by the same command.
+DEMO_HEADER := $(BUILD)/demo/ref7m_kv.h
+$(DEMO_HEADER): $(BUILD)/vqkvc examples/models/ref7m.gguf
+	@mkdir -p $(@D)
+	$(BUILD)/vqkvc build examples/models/ref7m.gguf --self --prefix ref7m_kv --db $(@D)/vqkvc.db -o $@
+
+$(BUILD)/examples/minimal: examples/minimal.c $(DEMO_HEADER)
+	@mkdir -p $(@D)
+	@echo "  CC    $<"
+	$(Q)$(CC) -std=c99 -O2 -I$(BUILD)/demo $< -o $@ -lm
+
+$(BUILD)/examples/generate: examples/generate.c examples/compressed.c examples/compressed.h $(DEMO_HEADER)
+$(BUILD)/examples/vectors: examples/vectors.c
+$(BUILD)/examples/generate $(BUILD)/examples/vectors: $(BUILD)/libvqkvc.a
+	@mkdir -p $(@D)
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(CFLAGS_ALL) -I$(BUILD)/demo $(filter %.c,$^) $(BUILD)/libvqkvc.a -o $@ $(LIBS_ALL)
+
 # Embedded through .incbin (base/embed.h), which the compiler's dependency files do not know.
 $(filter $(BUILD)/calib_db/%,$(LIB_OBJ)): $(wildcard calib_db/*.sql)
 $(filter $(BUILD)/gen/%,$(LIB_OBJ)): $(wildcard runtime/*.h)
+$(filter $(BUILD)/compiler/eval/%,$(LIB_OBJ)): compiler/eval/shim.h compiler/eval/codec_table.h
 
 -include $(LIB_OBJ:.o=.d) $(PROGRAM:%/vqkvc=%/compiler/vqkvc.d) $(TEST_BIN:=.d)

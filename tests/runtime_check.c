@@ -1,13 +1,14 @@
 /* runtime_check.c - one emitted header at work on every instruction set of the machine.
  *
- *     cc -DHEADER='"x.h"' runtime_check.c -lm -o check && ./check INPUT OUTPUT
+ *     cc -DHEADER='"x.h"' runtime_check.c -lm -o check && ./check INPUT OUTPUT [ISA]
  *
  * The header's prefix is toy_kv. INPUT holds int32 n and the keys and values of n tokens, float
  * [2, n, N_LAYERS, N_KV_HEADS, HEAD_DIM], keys rotated. The tokens are appended in uneven batches,
  * the last by itself; in between, attention with all options is compared with check_attend() over
  * what the cache says it holds. OUTPUT gets for each instruction set its number as int32 and what
- * is read back, in INPUT's shape. stdout: a line an instruction set with the largest error. The
- * exit status is 1 after a broken bound and 2 where the check itself failed. */
+ * is read back, in INPUT's shape. stdout: a line an instruction set with the largest error. ISA
+ * leaves only the named one. The exit status is 1 after a broken bound and 2 where the check itself
+ * failed. */
 #define TOY_KV_IMPLEMENTATION
 #include HEADER
 
@@ -225,8 +226,8 @@ int main(int argc, char **argv)
     static const char *const names[] = {"auto", "portable", "avx2", "avx512", "neon"};
     check c = {0};
     int failed = 0;
-    if (argc != 3)
-        die("wanted INPUT and OUTPUT");
+    if (argc != 3 && argc != 4)
+        die("wanted INPUT OUTPUT [ISA]");
     load_input(&c, argv[1]);
     FILE *out = fopen(argv[2], "wb");
     c.scratch_bytes = toy_kv_scratch_size();
@@ -237,6 +238,8 @@ int main(int argc, char **argv)
         config.n_ctx = c.n;
         config.max_batch = MAX_BATCH;
         config.isa = (toy_kv_isa)isa;
+        if (argc == 4 && strcmp(argv[3], names[isa]) != 0)
+            continue;
         toy_kv_status status = toy_kv_size(&config, &bytes);
         if (status == TOY_KV_E_CPU)
             continue;

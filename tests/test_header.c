@@ -152,7 +152,6 @@ Test(header, prefix_changes_every_symbol)
     cr_assert_null(strstr(b.data, "vqkv_"));
     cr_assert_null(strstr(b.data, "VQKV_"));
     cr_assert_null(strstr(b.data, "toy_kv"));
-    cr_assert_eq(a.len - b.len, 0 + strlen("toy_kv") * 0 + (a.len - b.len));
     free(a.data);
     free(b.data);
 }
@@ -177,8 +176,8 @@ Test(header, prefixes_that_collide_are_refused)
 
 static void check_compiler(const char *c, const char *cpp)
 {
-    static const char *const c_options[] = {"-std=c99 -O2", "-std=c11 -O3", "-std=c99 -O3",
-                                            "-std=c11 -O2", "-std=c11 -O2 -DTOY_KV_NO_SIMD"};
+    static const char *const c_options[] = {"-std=c99 -O2", "-std=c11 -O3",
+                                            "-std=c11 -O2 -DTOY_KV_NO_SIMD"};
     if (!have(c))
         return;
     emit_file(&toy_cases[0], "toy_kv", "toy_kv.h");
@@ -291,9 +290,9 @@ static void fill_tokens(trial *t)
         }
 }
 
-static void trial_init(trial *t, const toy_case *c)
+static void trial_init(trial *t, const toy_case *c, int blocks)
 {
-    *t = (trial){.c = c, .n = c->n_sink + c->n_recent + 4 * c->block + c->block / 2 + 8};
+    *t = (trial){.c = c, .n = c->n_sink + c->n_recent + blocks * c->block + c->block / 2 + 8};
     vqkvc_err err = {0};
     vqkvc_matrix_init();
     toy_plan(&t->plan, c);
@@ -359,8 +358,9 @@ static void compare_part(const trial *t, int isa, int part, const float *y)
     cr_log_info("%s: isa %d, %s: %zu of %zu vectors with another code, else within %.2g; squared "
                 "error changed by %+.2g",
                 t->c->name, isa, vqkvc_part_word(part), other, vectors, largest, change);
-    cr_expect(other <= MAX_OTHER * (double)vectors, "%s: isa %d, %s: %zu of %zu vectors differ",
-              t->c->name, isa, vqkvc_part_word(part), other, vectors);
+    cr_expect((double)other <= MAX_OTHER * (double)vectors,
+              "%s: isa %d, %s: %zu of %zu vectors differ", t->c->name, isa, vqkvc_part_word(part),
+              other, vectors);
     cr_expect(fabs(change) <= MAX_ERROR_CHANGE, "%s: isa %d, %s: squared error changed by %g",
               t->c->name, isa, vqkvc_part_word(part), change);
 }
@@ -411,11 +411,13 @@ static void show_log(const char *name)
     free(log.data);
 }
 
-/* Compiles runtime_check.c by `compiler`, runs it by `runner`, compares. */
-static void check_arithmetic(int index, const char *compiler, const char *runner, int min_isas)
+/* Compiles runtime_check.c by `compiler`, runs it by `runner` on the named instruction set or ""
+ * for all, compares. */
+static void check_arithmetic(int index, const char *compiler, const char *runner, const char *isa,
+                             int blocks)
 {
     trial t;
-    trial_init(&t, &toy_cases[index]);
+    trial_init(&t, &toy_cases[index], blocks);
     emit_file(t.c, "toy_kv", "toy_kv.h");
     write_input(&t);
     cr_assert_eq(shell(0,
@@ -423,9 +425,9 @@ static void check_arithmetic(int index, const char *compiler, const char *runner
                        "-I$root/tests $root/tests/runtime_check.c -lm -o check",
                        compiler),
                  0, "%s", t.c->name);
-    cr_expect_eq(shell(0, "%s ./check in out", runner), 0, "%s", t.c->name);
+    cr_expect_eq(shell(0, "%s ./check in out %s", runner, isa), 0, "%s", t.c->name);
     show_log(t.c->name);
-    cr_expect_geq(compare_output(&t), min_isas);
+    cr_expect_geq(compare_output(&t), 1);
     trial_free(&t);
 }
 
@@ -437,10 +439,9 @@ ParameterizedTestParameters(header, does_the_plans_arithmetic)
     return cr_make_param_array(int, case_indices, N_TOY_CASES);
 }
 
-ParameterizedTest(int *index, header, does_the_plans_arithmetic, .init = make_dir,
-                  .fini = remove_dir, .timeout = 120)
+ParameterizedTest(int *index, header, does_the_plans_arithmetic, .timeout = 120)
 {
-    check_arithmetic(*index, "gcc -O2", "", 1);
+    check_arithmetic(*index, "gcc -O2", "", "", 4);
 }
 
 ParameterizedTestParameters(header, does_the_plans_arithmetic_in_neon)
@@ -448,11 +449,10 @@ ParameterizedTestParameters(header, does_the_plans_arithmetic_in_neon)
     return cr_make_param_array(int, case_indices, N_TOY_CASES);
 }
 
-ParameterizedTest(int *index, header, does_the_plans_arithmetic_in_neon, .init = make_dir,
-                  .fini = remove_dir, .timeout = 120)
+ParameterizedTest(int *index, header, does_the_plans_arithmetic_in_neon, .timeout = 120)
 {
     if (have("aarch64-linux-gnu-gcc") && have("qemu-aarch64"))
-        check_arithmetic(*index, "aarch64-linux-gnu-gcc -O2 -static", "qemu-aarch64", 2);
+        check_arithmetic(*index, "aarch64-linux-gnu-gcc -O1 -static", "qemu-aarch64", "neon", 2);
 }
 
 static int sanitized_indices[] = {0, 1, 2};
@@ -463,11 +463,10 @@ ParameterizedTestParameters(header, is_sound_under_sanitizers)
 }
 
 /* Together these have every coder, gain, frame and transform but Hadamard's. */
-ParameterizedTest(int *index, header, is_sound_under_sanitizers, .init = make_dir,
-                  .fini = remove_dir, .timeout = 120)
+ParameterizedTest(int *index, header, is_sound_under_sanitizers, .timeout = 120)
 {
     check_arithmetic(*index,
                      "gcc -O1 -g -fsanitize=address,undefined,float-cast-overflow "
                      "-fno-sanitize-recover=all",
-                     "", 1);
+                     "", "", 3);
 }

@@ -98,7 +98,7 @@ const char *toy_kv_status_text(toy_kv_status status);
 typedef enum toy_kv_isa {
     TOY_KV_ISA_AUTO, /* the best that this processor has */
     TOY_KV_ISA_PORTABLE,
-    TOY_KV_ISA_AVX2, /* with FMA and F16C */
+    TOY_KV_ISA_AVX2,   /* with FMA and F16C */
     TOY_KV_ISA_AVX512, /* F, BW, VL, DQ */
     TOY_KV_ISA_NEON
 } toy_kv_isa;
@@ -174,14 +174,13 @@ typedef struct toy_kv_partial {
  * not applied here. Ranges that start and end at multiples of TOY_KV_BLOCK (counted from
  * TOY_KV_N_SINK) are quickest. q: [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM] as in toy_kv_attend. */
 toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_head, int n_q,
-                             const float *q, int first, int count,
-                             const toy_kv_attention *attention, toy_kv_partial *partial, void *scratch,
-                             size_t scratch_bytes);
+                             const float *q, int first, int count, const toy_kv_attention *attention,
+                             toy_kv_partial *partial, void *scratch, size_t scratch_bytes);
 /* into += from, both over rows rows. */
 void toy_kv_merge(toy_kv_partial *into, const toy_kv_partial *from, int rows);
 /* Writes one KV head's rows to out [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM]. */
-void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q,
-                 const toy_kv_attention *attention, float *out);
+void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q, const toy_kv_attention *attention,
+                 float *out);
 
 typedef enum toy_kv_part { TOY_KV_KEY, TOY_KV_VALUE } toy_kv_part;
 
@@ -257,7 +256,7 @@ typedef struct toy_kv__stream {
     int mean, enc, dec;                  /* offsets of tables, -1: none */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
     int first_run, n_runs;
-    int bytes; /* of a block, a multiple of 64 */
+    int bytes; /* of a block, a multiple of 16 */
     int start; /* bytes of the streams before this one */
 } toy_kv__stream;
 
@@ -313,7 +312,7 @@ struct toy_kv {
 
 /* The most that any stream or head needs. */
 #define TOY_KV__N_STREAMS 7
-#define TOY_KV__BLOCK_BYTES 3072
+#define TOY_KV__BLOCK_BYTES 3024
 #define TOY_KV__MAX_IN 48
 #define TOY_KV__MAX_LATENTS 24
 #define TOY_KV__MAX_GAINS 2
@@ -365,13 +364,13 @@ static const toy_kv__run toy_kv__runs[] = {
 /* frame, transform, gain, its bytes; members, first; n_in, n_latents; mean, enc, dec;
  * gains, width, table; first run, runs; bytes, start */
 static const toy_kv__stream toy_kv__streams[] = {
-    {TOY_KV__BLOCKWISE, TOY_KV__BASIS, TOY_KV__RMS, 1, 3, 0, 48, 24, 0, 48, 1200, 1, 24, 4624, 0, 5, 320, 0}, /* shared */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__ABSMAX, 2, 1, 3, 16, 16, 2768, -1, -1, 2, 8, 0, 5, 2, 640, 320}, /* own */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__RMS, 2, 1, 4, 16, 16, 2784, -1, -1, 1, 16, 0, 7, 1, 576, 960}, /* own */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 5, 16, 16, 2800, -1, -1, 0, 16, 0, 8, 1, 512, 1536}, /* own */
-    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 6, 32, 16, 2816, 2848, 3360, 1, 16, 4880, 9, 4, 320, 2048}, /* shared */
-    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 1, 8, 16, 8, 4160, 4176, 4304, 1, 8, 5136, 13, 2, 192, 2368}, /* shared */
-    {TOY_KV__POST, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 9, 16, 16, 4592, -1, -1, 0, 16, 0, 15, 1, 512, 2560}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__BASIS, TOY_KV__RMS, 1, 3, 0, 48, 24, 0, 48, 1200, 1, 24, 4624, 0, 5, 304, 0}, /* shared */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__ABSMAX, 2, 1, 3, 16, 16, 2768, -1, -1, 2, 8, 0, 5, 2, 640, 304}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__RMS, 2, 1, 4, 16, 16, 2784, -1, -1, 1, 16, 0, 7, 1, 576, 944}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 5, 16, 16, 2800, -1, -1, 0, 16, 0, 8, 1, 512, 1520}, /* own */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 6, 32, 16, 2816, 2848, 3360, 1, 16, 4880, 9, 4, 288, 2032}, /* shared */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 1, 8, 16, 8, 4160, 4176, 4304, 1, 8, 5136, 13, 2, 192, 2320}, /* shared */
+    {TOY_KV__POST, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 9, 16, 16, 4592, -1, -1, 0, 16, 0, 15, 1, 512, 2512}, /* own */
 };
 
 /* Bases, means and codebooks: binary16, four to a little-endian word. */
@@ -2822,8 +2821,8 @@ static void toy_kv__decode_member(const toy_kv__ops *ops, int stream, const unsi
             toy_kv__hadamard(z, s->n_in);
         for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
             if (s->transform == TOY_KV__BASIS)
-                y[d] += ops->dot_row(toy_kv__table(s->dec + (row + d) * s->n_latents), s->n_latents,
-                                     z);
+                y[d] +=
+                    ops->dot_row(toy_kv__table(s->dec + (row + d) * s->n_latents), s->n_latents, z);
             else
                 y[d] += z[row + d];
             if (s->mean >= 0)
@@ -2926,8 +2925,8 @@ static void toy_kv__encode_run(const toy_kv__ops *ops, const toy_kv__stream *s, 
             toy_kv__write_nibble(plane + p * (TOY_KV_BLOCK / 2), t, toy_kv__clamp(scaled, 15));
         } else {
             int stage = p % run->stages;
-            const unsigned char *book = toy_kv__table(
-                run->book + p / run->stages * run->book_step + stage * run->width * 16);
+            const unsigned char *book =
+                toy_kv__table(run->book + p / run->stages * run->book_step + stage * run->width * 16);
             if (stage == 0)
                 for (w = 0; w < run->width; w++)
                     rest[w] = src[w] * inverse;
@@ -2957,8 +2956,8 @@ static void toy_kv__encode_token(const toy_kv__ops *ops, const toy_kv__stream *s
 }
 
 /* x [BLOCK, ldx]: one member's exact vectors of the block that starts at `token`, in the frame. */
-static void toy_kv__load_member(const toy_kv *kv, const toy_kv__ops *ops, int seq,
-                              const toy_kv__member *m, int frame, int token, float *x, int ldx)
+static void toy_kv__load_member(const toy_kv *kv, const toy_kv__ops *ops, int seq, const toy_kv__member *m,
+                              int frame, int token, float *x, int ldx)
 {
     float cs[TOY_KV_N_ROT + 1] = {0.0f}, v[TOY_KV_HEAD_DIM];
     int t, d;
@@ -3047,14 +3046,14 @@ typedef struct toy_kv__pass {
     int window, coded; /* coded: some block was attended, so acc holds something */
     const toy_kv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame, lut_base;
-    float *q;    /* [rows, HEAD_DIM], scaled */
-    float *turned; /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;    /* [rows, MAX_LATENTS] query in latents */
-    float *lut;  /* score tables of all K streams of the head */
-    float *book; /* codewords of all V streams of the head, fp32 */
-    float *acc;  /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
-    float *s, *part; /* [rows, BLOCK] */
-    float *gain;     /* [BLOCK] */
+    float *q;         /* [rows, HEAD_DIM], scaled */
+    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;         /* [rows, MAX_LATENTS] query in latents */
+    float *lut;       /* score tables of all K streams of the head */
+    float *book;      /* codewords of all V streams of the head, fp32 */
+    float *acc;       /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
+    float *s, *part;  /* [rows, BLOCK] */
+    float *gain;      /* [BLOCK] */
     float *step, *cs; /* angles of one block, and of the block at hand, [N_ROT] */
     float *tile;      /* [BLOCK, HEAD_DIM] and room to decode */
     float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
@@ -3063,12 +3062,12 @@ typedef struct toy_kv__pass {
 } toy_kv__pass;
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
-#define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
+#define TOY_KV__ROOM(n)     (((size_t)(n) + 15u) / 16u * 16u)
 #define TOY_KV__DECODE_ROOM (TOY_KV__MAX_LATENTS + TOY_KV_BLOCK * TOY_KV__MAX_GAINS)
 #define TOY_KV__SCRATCH_FLOATS                                                                       \
     (TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM) * 3 +                                              \
-     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) +                                              \
-     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                     \
+     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + \
+     TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
      TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_BLOCK) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                        \
      TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK * TOY_KV_HEAD_DIM) +                     \
@@ -3142,10 +3141,9 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
                         *lut++ = *y;
                         continue;
                     }
-                    a->ops->fill_table(
-                        toy_kv__table(run->book + p / run->stages * run->book_step +
-                                    p % run->stages * run->width * 16),
-                        run->width, y, lut);
+                    a->ops->fill_table(toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                   p % run->stages * run->width * 16),
+                                       run->width, y, lut);
                     lut += 16;
                 }
         }
@@ -3164,9 +3162,9 @@ static void toy_kv__fill_books(toy_kv__pass *a)
             for (p = 0; p < run->planes && run->coder == TOY_KV__NIBBLES; p++) {
                 n = run->width * 16;
                 memset(book, 0, sizeof(float) * (size_t)n);
-                a->ops->add_row(toy_kv__table(run->book + p / run->stages * run->book_step +
-                                            p % run->stages * n),
-                                n, 1.0f, book);
+                a->ops->add_row(
+                    toy_kv__table(run->book + p / run->stages * run->book_step + p % run->stages * n),
+                    n, 1.0f, book);
                 book += n;
             }
         }
@@ -3195,8 +3193,8 @@ static void toy_kv__score_block(toy_kv__pass *a, int block)
             if (run->coder == TOY_KV__NIBBLES)
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
             else
-                a->ops->score_scalars(codes + run->codes, run->planes,
-                                      run->coder == TOY_KV__HALVES, lut, a->rows, dst);
+                a->ops->score_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES,
+                                      lut, a->rows, dst);
             lut += run->planes * a->rows * (run->coder == TOY_KV__NIBBLES ? 16 : 1);
             if (dst == a->part && closes) {
                 toy_kv__read_gains(s, codes, run->gain, a->gain);
@@ -3285,9 +3283,8 @@ static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
     const unsigned char *v = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_VALUE, a->head, token);
     for (t = 0; t < n; t++)
         for (r = 0; r < a->rows; r++)
-            a->s[r * TOY_KV_BLOCK + t] =
-                a->ops->dot_row(k + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM,
-                                a->q + r * TOY_KV_HEAD_DIM);
+            a->s[r * TOY_KV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * TOY_KV_HEAD_DIM * 2,
+                                                       TOY_KV_HEAD_DIM, a->q + r * TOY_KV_HEAD_DIM);
     if (!toy_kv__soft_max(a, token, n, 0))
         return;
     for (t = 0; t < n; t++)
@@ -3367,8 +3364,7 @@ static void toy_kv__collect(toy_kv__pass *a)
 {
     int u, r, d;
     for (r = 0; r < a->rows; r++) {
-        const float *acc =
-            a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
+        const float *acc = a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
         float *o = a->o + r * TOY_KV_HEAD_DIM;
         for (u = 0; u < a->n_v_uses; u++) {
             const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
@@ -3458,10 +3454,9 @@ static toy_kv_status toy_kv__attend_some(const toy_kv *kv, int seq, int layer, i
     for (row = 0; row < rows; row += a.rows) {
         a.rows = rows - row < TOY_KV__MAX_ROWS ? rows - row : TOY_KV__MAX_ROWS;
         for (r = 0; r < a.rows; r++) {
-            const float *src =
-                q + ((size_t)((row + r) / TOY_KV_GROUP) * TOY_KV_N_HEADS +
-                     (size_t)(kv_head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
-                        TOY_KV_HEAD_DIM;
+            const float *src = q + ((size_t)((row + r) / TOY_KV_GROUP) * TOY_KV_N_HEADS +
+                                    (size_t)(kv_head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
+                                       TOY_KV_HEAD_DIM;
             a.position[r] = n_tokens - n_q + skip + (row + r) / TOY_KV_GROUP;
             for (d = 0; d < TOY_KV_HEAD_DIM; d++)
                 a.q[r * TOY_KV_HEAD_DIM + d] = src[d] * scale;
@@ -3476,9 +3471,8 @@ static toy_kv_status toy_kv__attend_some(const toy_kv *kv, int seq, int layer, i
 }
 
 toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_head, int n_q,
-                             const float *q, int first, int count,
-                             const toy_kv_attention *attention, toy_kv_partial *partial, void *scratch,
-                             size_t scratch_bytes)
+                             const float *q, int first, int count, const toy_kv_attention *attention,
+                             toy_kv_partial *partial, void *scratch, size_t scratch_bytes)
 {
     return toy_kv__attend_some(kv, seq, layer, kv_head, n_q, 0, n_q, q, first, count, attention,
                              partial, scratch, scratch_bytes);
@@ -3499,25 +3493,24 @@ void toy_kv_merge(toy_kv_partial *into, const toy_kv_partial *from, int rows)
     }
 }
 
-void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q,
-                 const toy_kv_attention *attention, float *out)
+void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q, const toy_kv_attention *attention,
+                 float *out)
 {
     int row, d;
     const float *sinks = attention != NULL ? attention->sink_logits : NULL;
     for (row = 0; row < n_q * TOY_KV_GROUP; row++) {
         int head = kv_head * TOY_KV_GROUP + row % TOY_KV_GROUP;
         float l = partial->l[row], shrink = 1.0f;
-        float *dst = out + ((size_t)(row / TOY_KV_GROUP) * TOY_KV_N_HEADS + (size_t)head) *
-                               TOY_KV_HEAD_DIM;
+        float *dst =
+            out + ((size_t)(row / TOY_KV_GROUP) * TOY_KV_N_HEADS + (size_t)head) * TOY_KV_HEAD_DIM;
         if (sinks != NULL) {
             float top = partial->m[row] > sinks[head] ? partial->m[row] : sinks[head];
             shrink = expf(partial->m[row] - top);
             l = l * shrink + expf(sinks[head] - top);
         }
         for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-            dst[d] = l > 0.0f
-                         ? partial->o[(size_t)row * TOY_KV_HEAD_DIM + (size_t)d] * shrink / l
-                         : 0.0f;
+            dst[d] =
+                l > 0.0f ? partial->o[(size_t)row * TOY_KV_HEAD_DIM + (size_t)d] * shrink / l : 0.0f;
     }
 }
 
@@ -3594,7 +3587,8 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
         c.n_blocks = c.n_seq * kv->seq_blocks;
     }
     /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
-    kv->ring = (TOY_KV_N_RECENT + TOY_KV_BLOCK + c.max_batch + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK * TOY_KV_BLOCK;
+    kv->ring =
+        (TOY_KV_N_RECENT + TOY_KV_BLOCK + c.max_batch + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK * TOY_KV_BLOCK;
     kv->config = c;
     kv->n_free = c.n_blocks;
     kv->magic = TOY_KV__MAGIC;
@@ -3866,8 +3860,8 @@ toy_kv_status toy_kv_fork(toy_kv *kv, int from, int to)
         toy_kv__references(kv)[toy_kv__blocks(kv, from)[i].block]++;
     }
     *toy_kv__sequence(kv, to) = *source;
-    bytes = (size_t)(TOY_KV_N_SINK + kv->ring) * TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS *
-            TOY_KV_HEAD_DIM * 2;
+    bytes =
+        (size_t)(TOY_KV_N_SINK + kv->ring) * TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
     memcpy(toy_kv__base(kv) + kv->exact + (size_t)to * bytes,
            toy_kv__base(kv) + kv->exact + (size_t)from * bytes, bytes);
     return TOY_KV_OK;
@@ -3937,8 +3931,8 @@ typedef struct toy_kv__saved {
     uint32_t version;  /* TOY_KV_ABI_VERSION */
     uint32_t n_sealed; /* blocks */
     uint64_t n_tokens;
-    uint64_t bytes; /* of everything, this header included */
-    char codec[32]; /* TOY_KV_CODEC: identity of the tables */
+    uint64_t bytes;    /* of everything, this header included */
+    char codec[32];    /* TOY_KV_CODEC: identity of the tables */
     uint64_t checksum; /* of all bytes, with this field zero */
 } toy_kv__saved;
 
@@ -4042,8 +4036,7 @@ static toy_kv_status toy_kv__check_saved(const toy_kv *kv, int seq, const unsign
         return TOY_KV_E_VERSION;
     if (head->n_tokens > (uint64_t)kv->config.n_ctx)
         return TOY_KV_E_CONTEXT;
-    if (head->n_sealed > 0 &&
-        (uint64_t)head->n_sealed * TOY_KV_BLOCK + TOY_KV_N_SINK > head->n_tokens)
+    if (head->n_sealed > 0 && (uint64_t)head->n_sealed * TOY_KV_BLOCK + TOY_KV_N_SINK > head->n_tokens)
         return TOY_KV_E_FORMAT;
     if (head->bytes != toy_kv__saved_bytes(head->n_tokens, head->n_sealed) || bytes < head->bytes)
         return TOY_KV_E_FORMAT;
