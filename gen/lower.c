@@ -76,14 +76,14 @@ static vqkvc_code lower_runs(const vqkvc_plan *plan, const vqkvc_stream *s, gen_
 static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *table_first,
                                int *linear, vqkvc_err *err)
 {
-    int64_t total = 16;
+    int64_t total = 16 + 4; /* the linear codebook; a spare word for gathers to read */
     for (int i = 0; i < plan->n_tables; i++)
         total += (int64_t)plan->tables[i].rows * plan->tables[i].cols + 3;
     total += (int64_t)plan->n_streams * 256;
     if (total > INT32_MAX / 4)
         return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
                           "tables of %lld values are too large to bake in", (long long)total);
-    low->sections = vqkvc_arena_alloc(&low->arena, plan->n_tables + plan->n_streams + 1,
+    low->sections = vqkvc_arena_alloc(&low->arena, plan->n_tables + plan->n_streams + 2,
                                       sizeof(gen_section), err);
     low->values = vqkvc_arena_alloc(&low->arena, (size_t)total, sizeof(uint16_t), err);
     if (low->sections == NULL || low->values == NULL)
@@ -112,6 +112,7 @@ static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *ta
         for (int c = 0; c < 256; c++)
             low->values[low->streams[i].gain_table + c] = vqkvc_stream_gain(s, c);
     }
+    reserve(low, "spare: gathers read two bytes behind an entry [4]", 4);
     return VQKVC_OK;
 }
 

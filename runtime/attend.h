@@ -241,7 +241,7 @@ static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
                 packed += (size_t)a->rows * 64 * (size_t)((planes + 3) / 4 + head->wide);
             }
             if (dst == a->part && closes) {
-                vqkv__read_gains(s, codes, run->gain, a->gain);
+                vqkv__read_gains(a->ops, s, codes, run->gain, a->gain);
                 a->ops->scale_rows(a->gain, a->part, a->rows, 1, scores);
             }
         }
@@ -288,7 +288,7 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
             if (s->gain != VQKV__NO_GAIN && opens) {
                 for (b = 0; b < n; b++) {
                     int at = b * a->rows * VQKV_BLOCK;
-                    vqkv__read_gains(s, codes[b], run->gain, a->gain);
+                    vqkv__read_gains(a->ops, s, codes[b], run->gain, a->gain);
                     a->ops->scale_rows(a->gain, a->s + at, a->rows, 0, a->part + at);
                 }
                 p = a->part;

@@ -1,19 +1,16 @@
 /* Encoding a block and decoding it back, on any instruction set. */
 
 /* The gains of one group for all tokens of a block. */
-static void vqkv__read_gains(const vqkv__stream *s, const unsigned char *codes, int group,
-                             float *gain)
+static void vqkv__read_gains(const vqkv__ops *ops, const vqkv__stream *s,
+                             const unsigned char *codes, int group, float *gain)
 {
     int t;
-    const unsigned char *p = codes + group * VQKV_BLOCK * s->gain_bytes;
-    for (t = 0; t < VQKV_BLOCK; t++) {
-        if (s->gain == VQKV__NO_GAIN)
+    if (s->gain != VQKV__NO_GAIN)
+        ops->gains(codes + group * VQKV_BLOCK * s->gain_bytes,
+                   s->gain_bytes == 1 ? vqkv__table(s->gain_table) : NULL, gain);
+    else
+        for (t = 0; t < VQKV_BLOCK; t++)
             gain[t] = 1.0f;
-        else if (s->gain_bytes == 2)
-            gain[t] = vqkv__half_at(p, (size_t)t);
-        else
-            gain[t] = vqkv__half_at(vqkv__table(s->gain_table), p[t]);
-    }
 }
 
 static inline int vqkv__read_nibble(const unsigned char *plane, int t)
@@ -64,7 +61,7 @@ static void vqkv__decode_member(const vqkv__ops *ops, int stream, const unsigned
     float *gains = z + VQKV__MAX_LATENTS;
     int t, j, d, row = member * VQKV_HEAD_DIM;
     for (j = 0; j < s->n_gains; j++)
-        vqkv__read_gains(s, codes, j, gains + j * VQKV_BLOCK);
+        vqkv__read_gains(ops, s, codes, j, gains + j * VQKV_BLOCK);
     for (t = 0; t < VQKV_BLOCK; t++) {
         float *y = out + t * VQKV_HEAD_DIM;
         vqkv__read_codewords(s, codes, t, z);

@@ -4,6 +4,7 @@
  *                       round pow2 (2^n of integral n) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
+ *   gather(table, bytes): binary16 values of a table at LANES byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -206,6 +207,16 @@ VQKV__TARGET_ISA static void vqkv__scale_rows_ISA(const float *gain, const float
         }
 }
 
+/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
+VQKV__TARGET_ISA static void vqkv__gains_ISA(const unsigned char *p, const unsigned char *table,
+                                             float *gain)
+{
+    int t;
+    for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
+        vqkv__store_ISA(gain + t, table != NULL ? vqkv__gather_ISA(table, p + t)
+                                                : vqkv__loadh_ISA(p + 2 * t));
+}
+
 /* y [n] += x * table row, binary16 [n] */
 VQKV__TARGET_ISA static void vqkv__add_row_ISA(const unsigned char *row, int n, float x, float *y)
 {
@@ -351,10 +362,11 @@ VQKV__TARGET_ISA static int vqkv__nearest_ISA(const unsigned char *book, int wid
 }
 
 static const vqkv__ops vqkv__ops_ISA = {
-    VQKV__LANES_ISA,       vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA, vqkv__score_scalars_ISA,
-    vqkv__sum_scalars_ISA, vqkv__scale_rows_ISA,    vqkv__add_row_ISA,     vqkv__dot_row_ISA,
-    vqkv__map_ISA,         vqkv__fill_table_ISA,    vqkv__largest_ISA,     vqkv__exponentials_ISA,
-    vqkv__reduce_ISA,      vqkv__shrink_ISA,        vqkv__nearest_ISA,     VQKV__BYTE_OPS_ISA,
+    VQKV__LANES_ISA,        vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA, vqkv__score_scalars_ISA,
+    vqkv__sum_scalars_ISA,  vqkv__scale_rows_ISA,    vqkv__gains_ISA,       vqkv__add_row_ISA,
+    vqkv__dot_row_ISA,      vqkv__map_ISA,           vqkv__fill_table_ISA,  vqkv__largest_ISA,
+    vqkv__exponentials_ISA, vqkv__reduce_ISA,        vqkv__shrink_ISA,      vqkv__nearest_ISA,
+    VQKV__BYTE_OPS_ISA,
 };
 
 #undef VQKV__ROWS4

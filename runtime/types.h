@@ -53,7 +53,7 @@ typedef struct vqkv__packed {
 #define VQKV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
-#define VQKV__TABLE_ERROR 0.002f
+#define VQKV__TABLE_ERROR 0.001f
 
 /* Kernels in 8-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
@@ -81,6 +81,7 @@ typedef struct vqkv__ops {
     void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
     void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
     void (*scale_rows)(const float *, const float *, int, int, float *);
+    void (*gains)(const unsigned char *, const unsigned char *, float *);
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);

@@ -86,3 +86,13 @@ VQKV__TARGET_avx2 static inline __m256 vqkv__lookup_avx2(vqkv__vt_avx2 table, __
     __m256 high = _mm256_permutevar8x32_ps(table.high, index);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
+/* Reads two bytes behind each entry: the constant table ends in a spare word. */
+VQKV__TARGET_avx2 static inline __m256 vqkv__gather_avx2(const unsigned char *table,
+                                                         const unsigned char *codes)
+{
+    __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)codes));
+    __m256i words = _mm256_i32gather_epi32((const int *)(const void *)table, index, 2);
+    words = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
+    return _mm256_cvtph_ps(
+        _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}

@@ -98,3 +98,11 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__lookup_avx512(__m512 table, __m51
 {
     return _mm512_maskz_permutexvar_ps(VQKV__ALL_avx512, index, table);
 }
+/* Reads two bytes behind each entry: the constant table ends in a spare word. */
+VQKV__TARGET_avx512 static inline __m512 vqkv__gather_avx512(const unsigned char *table,
+                                                             const unsigned char *codes)
+{
+    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)codes));
+    __m512i words = _mm512_i32gather_epi32(index, (const void *)table, 2);
+    return _mm512_maskz_cvtph_ps((__mmask16)0xffff, _mm512_cvtepi32_epi16(words));
+}

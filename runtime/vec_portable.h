@@ -71,3 +71,7 @@ static inline float vqkv__lookup_portable(const float *table, unsigned index)
 {
     return table[index];
 }
+static inline float vqkv__gather_portable(const unsigned char *table, const unsigned char *codes)
+{
+    return vqkv__half_at(table, *codes);
+}

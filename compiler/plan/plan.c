@@ -417,5 +417,5 @@ vqkvc_code vqkvc_plan_validate(const vqkvc_plan *plan, vqkvc_err *err)
 
 uint16_t vqkvc_stream_gain(const vqkvc_stream *s, int code)
 {
-    return vqkvc_f32_to_f16(exp2f(s->gain_lo + s->gain_step * (float)code));
+    return vqkvc_f32_to_f16(fminf(exp2f(s->gain_lo + s->gain_step * (float)code), 65504.0f));
 }

@@ -99,7 +99,7 @@ typedef enum toy_kv_isa {
     TOY_KV_ISA_AUTO, /* the best that this processor has */
     TOY_KV_ISA_PORTABLE,
     TOY_KV_ISA_AVX2,   /* with FMA and F16C */
-    TOY_KV_ISA_AVX512, /* F, BW, VL, DQ */
+    TOY_KV_ISA_AVX512, /* F, BW, VL, DQ, VBMI, VNNI: Ice Lake, Zen 4 and later */
     TOY_KV_ISA_NEON
 } toy_kv_isa;
 
@@ -269,6 +269,39 @@ typedef struct toy_kv__use {
     short stream, member;
 } toy_kv__use;
 
+/* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
+ * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
+ * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another. */
+typedef struct toy_kv__packed {
+    int wide;
+    float scale[2 * TOY_KV__MAX_ROWS];
+    char pad[64 - (sizeof(int) + sizeof(float) * 2 * TOY_KV__MAX_ROWS) % 64];
+} toy_kv__packed;
+
+/* A probability above this part of its row's sum so far is worth 16 bits in the sums. */
+#define TOY_KV__FINE 0.05f
+/* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
+ * square, codes taken as equally likely). */
+#define TOY_KV__TABLE_ERROR 0.001f
+
+/* Kernels in 8-bit arithmetic, for blocks of 64 tokens and more. */
+typedef struct toy_kv__byte_ops {
+    /* Packs score tables [planes, rows, 16] of fp32; returns the bytes written to out. */
+    size_t (*pack_tables)(const float *, int, int, toy_kv__packed *, signed char *);
+    /* s [rows, BLOCK] += the scores of consecutive planes. */
+    void (*score)(const unsigned char *, int, const toy_kv__packed *, const signed char *, int,
+                  float *);
+    /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
+    void (*pack_books)(const float *, int, signed char *, float *);
+    /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
+     * NULL, it gets what is left, in units of scale / 255. */
+    void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
+    /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
+     * blocks: block pointers, offset of the run in each. */
+    void (*sum)(const unsigned char *const *, size_t, int, const toy_kv__run *, const signed char *,
+                const float *, const unsigned char *, const float *, int, float *, size_t);
+} toy_kv__byte_ops;
+
 typedef struct toy_kv__ops {
     int lanes;
     void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
@@ -277,14 +310,17 @@ typedef struct toy_kv__ops {
     void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
     void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
     void (*scale_rows)(const float *, const float *, int, int, float *);
+    void (*gains)(const unsigned char *, const unsigned char *, float *);
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
     void (*fill_table)(const unsigned char *, int, const float *, float *);
-    float (*softmax)(float *, float *, float *);
+    float (*largest)(const float *, int);
+    float (*exponentials)(float *, int, float);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
     int (*nearest)(const unsigned char *, int, const float *);
+    const toy_kv__byte_ops *bytes; /* NULL: none */
 } toy_kv__ops;
 
 /* Where a block of a sequence lies in the pool, and the position of its first token. */
@@ -320,6 +356,7 @@ struct toy_kv {
 #define TOY_KV__MAX_LUT 288
 #define TOY_KV__MAX_BOOK 384
 #define TOY_KV__MAX_SUM_LATENTS 32
+#define TOY_KV__MAX_RUNS 7
 
 /* Rotation of each pair in radians a token: bits of a double */
 static const uint64_t toy_kv__rope_bits[] = {
@@ -738,6 +775,8 @@ static const uint64_t toy_kv__tables[] = {
     0x588e585d582d5800u, 0x596b593058f858c2u, 0x5a715a2b59e859a8u, 0x5ba95b565b065abau,
     0x5c8e5c5d5c2d5c00u, 0x5d6b5d305cf85cc2u, 0x5e715e2b5de85da8u, 0x5fa95f565f065ebau,
     0x608e605d602d6000u, 0x616b613060f860c2u, 0x6271622b61e861a8u, 0x63a96356630662bau,
+    /* spare: gathers read two bytes behind an entry [4] */
+    0x0000000000000000u,
 };
 
 /* Scalar helpers, rotation, and places in the caller's memory. */
@@ -903,7 +942,8 @@ static inline const toy_kv__use *toy_kv__uses_of(int part, int layer, int head, 
     return toy_kv__uses + toy_kv__use_first[i];
 }
 /* Vector vocabulary, portable C: one lane. See kernels.h for what each word means. */
-#define TOY_KV__LANES_portable 1
+#define TOY_KV__LANES_portable    1
+#define TOY_KV__BYTE_OPS_portable NULL
 #define TOY_KV__TARGET_portable
 typedef float toy_kv__vf_portable;
 typedef const float *toy_kv__vt_portable;
@@ -974,12 +1014,17 @@ static inline float toy_kv__lookup_portable(const float *table, unsigned index)
 {
     return table[index];
 }
+static inline float toy_kv__gather_portable(const unsigned char *table, const unsigned char *codes)
+{
+    return toy_kv__half_at(table, *codes);
+}
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
  *                       round pow2 (2^n of integral n) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
+ *   gather(table, bytes): binary16 values of a table at LANES byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -1182,6 +1227,16 @@ TOY_KV__TARGET_portable static void toy_kv__scale_rows_portable(const float *gai
         }
 }
 
+/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
+TOY_KV__TARGET_portable static void toy_kv__gains_portable(const unsigned char *p, const unsigned char *table,
+                                             float *gain)
+{
+    int t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+        toy_kv__store_portable(gain + t, table != NULL ? toy_kv__gather_portable(table, p + t)
+                                                : toy_kv__loadh_portable(p + 2 * t));
+}
+
 /* y [n] += x * table row, binary16 [n] */
 TOY_KV__TARGET_portable static void toy_kv__add_row_portable(const unsigned char *row, int n, float x, float *y)
 {
@@ -1262,23 +1317,22 @@ TOY_KV__TARGET_portable static void toy_kv__fill_table_portable(const unsigned c
     }
 }
 
-/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
- * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
-TOY_KV__TARGET_portable static float toy_kv__softmax_portable(float *s, float *m, float *shrink)
+/* The largest of s [n], n a multiple of the lanes. */
+TOY_KV__TARGET_portable static float toy_kv__largest_portable(const float *s, int n)
 {
     int t;
-    float top;
-    toy_kv__vf_portable high = toy_kv__load_portable(s), sum = toy_kv__set1_portable(0.0f), shift;
-    for (t = TOY_KV__LANES_portable; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+    toy_kv__vf_portable high = toy_kv__load_portable(s);
+    for (t = TOY_KV__LANES_portable; t < n; t += TOY_KV__LANES_portable)
         high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
-    top = toy_kv__hmax_portable(high);
-    *shrink = 1.0f;
-    if (top > *m) {
-        *shrink = *m > TOY_KV__MASKED ? expf(*m - top) : 0.0f;
-        *m = top;
-    }
-    shift = toy_kv__set1_portable(-*m);
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+    return toy_kv__hmax_portable(high);
+}
+
+/* s [n] becomes exp(s - m); returns the sum. */
+TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int n, float m)
+{
+    int t;
+    toy_kv__vf_portable shift = toy_kv__set1_portable(-m), sum = toy_kv__set1_portable(0.0f);
+    for (t = 0; t < n; t += TOY_KV__LANES_portable) {
         toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
         toy_kv__store_portable(s + t, e);
         sum = toy_kv__add_portable(sum, e);
@@ -1328,18 +1382,25 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_portable(const unsigned char 
 }
 
 static const toy_kv__ops toy_kv__ops_portable = {
-    TOY_KV__LANES_portable,       toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable, toy_kv__score_scalars_portable,
-    toy_kv__sum_scalars_portable, toy_kv__scale_rows_portable,    toy_kv__add_row_portable,     toy_kv__dot_row_portable,
-    toy_kv__map_portable,         toy_kv__fill_table_portable,    toy_kv__softmax_portable,     toy_kv__reduce_portable,
-    toy_kv__shrink_portable,      toy_kv__nearest_portable,
+    TOY_KV__LANES_portable,        toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable, toy_kv__score_scalars_portable,
+    toy_kv__sum_scalars_portable,  toy_kv__scale_rows_portable,    toy_kv__gains_portable,       toy_kv__add_row_portable,
+    toy_kv__dot_row_portable,      toy_kv__map_portable,           toy_kv__fill_table_portable,  toy_kv__largest_portable,
+    toy_kv__exponentials_portable, toy_kv__reduce_portable,        toy_kv__shrink_portable,      toy_kv__nearest_portable,
+    TOY_KV__BYTE_OPS_portable,
 };
 
 #undef TOY_KV__ROWS4
 
 #ifdef TOY_KV__X86
+#ifndef __clang__
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 /* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
-#define TOY_KV__LANES_avx2  8
-#define TOY_KV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+#define TOY_KV__LANES_avx2    8
+#define TOY_KV__BYTE_OPS_avx2 NULL
+#define TOY_KV__TARGET_avx2   __attribute__((target("avx2,fma,f16c")))
 typedef __m256 toy_kv__vf_avx2;
 typedef __m256i toy_kv__vi_avx2;
 typedef struct toy_kv__vt_avx2 {
@@ -1424,12 +1485,23 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__lookup_avx2(toy_kv__vt_avx2 tab
     __m256 high = _mm256_permutevar8x32_ps(table.high, index);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
+/* Reads two bytes behind each entry: the constant table ends in a spare word. */
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__gather_avx2(const unsigned char *table,
+                                                         const unsigned char *codes)
+{
+    __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)codes));
+    __m256i words = _mm256_i32gather_epi32((const int *)(const void *)table, index, 2);
+    words = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
+    return _mm256_cvtph_ps(
+        _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
  *                       round pow2 (2^n of integral n) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
+ *   gather(table, bytes): binary16 values of a table at LANES byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -1632,6 +1704,16 @@ TOY_KV__TARGET_avx2 static void toy_kv__scale_rows_avx2(const float *gain, const
         }
 }
 
+/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
+TOY_KV__TARGET_avx2 static void toy_kv__gains_avx2(const unsigned char *p, const unsigned char *table,
+                                             float *gain)
+{
+    int t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(gain + t, table != NULL ? toy_kv__gather_avx2(table, p + t)
+                                                : toy_kv__loadh_avx2(p + 2 * t));
+}
+
 /* y [n] += x * table row, binary16 [n] */
 TOY_KV__TARGET_avx2 static void toy_kv__add_row_avx2(const unsigned char *row, int n, float x, float *y)
 {
@@ -1712,23 +1794,22 @@ TOY_KV__TARGET_avx2 static void toy_kv__fill_table_avx2(const unsigned char *boo
     }
 }
 
-/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
- * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
-TOY_KV__TARGET_avx2 static float toy_kv__softmax_avx2(float *s, float *m, float *shrink)
+/* The largest of s [n], n a multiple of the lanes. */
+TOY_KV__TARGET_avx2 static float toy_kv__largest_avx2(const float *s, int n)
 {
     int t;
-    float top;
-    toy_kv__vf_avx2 high = toy_kv__load_avx2(s), sum = toy_kv__set1_avx2(0.0f), shift;
-    for (t = TOY_KV__LANES_avx2; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+    toy_kv__vf_avx2 high = toy_kv__load_avx2(s);
+    for (t = TOY_KV__LANES_avx2; t < n; t += TOY_KV__LANES_avx2)
         high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
-    top = toy_kv__hmax_avx2(high);
-    *shrink = 1.0f;
-    if (top > *m) {
-        *shrink = *m > TOY_KV__MASKED ? expf(*m - top) : 0.0f;
-        *m = top;
-    }
-    shift = toy_kv__set1_avx2(-*m);
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+    return toy_kv__hmax_avx2(high);
+}
+
+/* s [n] becomes exp(s - m); returns the sum. */
+TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int n, float m)
+{
+    int t;
+    toy_kv__vf_avx2 shift = toy_kv__set1_avx2(-m), sum = toy_kv__set1_avx2(0.0f);
+    for (t = 0; t < n; t += TOY_KV__LANES_avx2) {
         toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
         toy_kv__store_avx2(s + t, e);
         sum = toy_kv__add_avx2(sum, e);
@@ -1778,17 +1859,24 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_avx2(const unsigned char *book, i
 }
 
 static const toy_kv__ops toy_kv__ops_avx2 = {
-    TOY_KV__LANES_avx2,       toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2, toy_kv__score_scalars_avx2,
-    toy_kv__sum_scalars_avx2, toy_kv__scale_rows_avx2,    toy_kv__add_row_avx2,     toy_kv__dot_row_avx2,
-    toy_kv__map_avx2,         toy_kv__fill_table_avx2,    toy_kv__softmax_avx2,     toy_kv__reduce_avx2,
-    toy_kv__shrink_avx2,      toy_kv__nearest_avx2,
+    TOY_KV__LANES_avx2,        toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2, toy_kv__score_scalars_avx2,
+    toy_kv__sum_scalars_avx2,  toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,       toy_kv__add_row_avx2,
+    toy_kv__dot_row_avx2,      toy_kv__map_avx2,           toy_kv__fill_table_avx2,  toy_kv__largest_avx2,
+    toy_kv__exponentials_avx2, toy_kv__reduce_avx2,        toy_kv__shrink_avx2,      toy_kv__nearest_avx2,
+    TOY_KV__BYTE_OPS_avx2,
 };
 
 #undef TOY_KV__ROWS4
-/* Vector vocabulary, AVX-512 (F, BW, VL, DQ): sixteen lanes. See kernels.h. */
+/* Vector vocabulary, AVX-512 (F, BW, VL, DQ, VBMI, VNNI): sixteen lanes. See kernels.h. */
 #define TOY_KV__LANES_avx512 16
+#if TOY_KV_BLOCK >= 64
+#define TOY_KV__BYTE_OPS_avx512 &toy_kv__byte_ops_avx512
+#else
+#define TOY_KV__BYTE_OPS_avx512 NULL
+#endif
 #define TOY_KV__TARGET_avx512                                                                        \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
+    __attribute__((                                                                                \
+        target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")))
 /* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
  * which g++ warns about. */
 #define TOY_KV__ALL_avx512 ((__mmask16)0xffff)
@@ -1879,12 +1967,369 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__lookup_avx512(__m512 table, _
 {
     return _mm512_maskz_permutexvar_ps(TOY_KV__ALL_avx512, index, table);
 }
+/* Reads two bytes behind each entry: the constant table ends in a spare word. */
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__gather_avx512(const unsigned char *table,
+                                                             const unsigned char *codes)
+{
+    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)codes));
+    __m512i words = _mm512_i32gather_epi32(index, (const void *)table, 2);
+    return _mm512_maskz_cvtph_ps((__mmask16)0xffff, _mm512_cvtepi32_epi16(words));
+}
+/* Byte kernels, AVX-512 with VBMI and VNNI: what toy_kv__byte_ops promises (types.h).
+ *
+ * Scores: the planes of four codes are interleaved in registers, so that one byte permutation looks
+ * up four planes of sixteen tokens and one dot product with ones adds them. Sums: a plane's codes
+ * become 8-bit codewords by a shuffle, and a dot product adds codeword times weight over tokens. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* 32 bytes of plane i of a block, i < planes; any plane's where there is none (its table is 0). */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__two_planes_avx512(const unsigned char *codes,
+                                                                  int plane, int planes)
+{
+    const int bytes = TOY_KV_BLOCK / 2;
+    const unsigned char *a = codes + (plane < planes ? plane : 0) * bytes;
+    const unsigned char *b = codes + (plane + 1 < planes ? plane + 1 : 0) * bytes;
+    __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+    return _mm512_inserti64x4(low, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+}
+
+/* The interleaving of bytes first .. first + 15 of four planes: byte 4 t + i is plane i's. */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__interleave_avx512(int first)
+{
+    __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    lane = _mm512_mullo_epi32(lane, _mm512_set1_epi32(0x01010101));
+    return _mm512_add_epi8(lane,
+                           _mm512_set1_epi32((int)(0x60402000u + 0x01010101u * (unsigned)first)));
+}
+
+/* Scores of n rows, a constant where it is called, from row r on. */
+TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigned char *codes,
+                                                               int planes, const toy_kv__packed *head,
+                                                               const signed char *tables, int rows,
+                                                               int r, const int n, float *s)
+{
+    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
+    const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
+    int part, q, k, quads = (planes + 3) / 4;
+    for (part = 0; part < TOY_KV_BLOCK / 32; part++) { /* 16 tokens and 16 half a block later */
+        const __m512i pick = toy_kv__interleave_avx512(part % 2 * 16);
+        const unsigned char *p = codes + part / 2 * 32;
+        const signed char *t = tables + (size_t)r * 128;
+        __m512i high[4][2], sum[4][2];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            high[k][0] = high[k][1] = sum[k][0] = sum[k][1] = _mm512_setzero_si512();
+        for (q = 0; q < head->wide; q++, t += (size_t)rows * 128) {
+            __m512i x = _mm512_permutex2var_epi8(toy_kv__two_planes_avx512(p, 4 * q, planes), pick,
+                                                 toy_kv__two_planes_avx512(p, 4 * q + 2, planes));
+            __m512i a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
+            __m512i b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                __m512i h = _mm512_loadu_si512((const void *)(t + k * 128));
+                __m512i l = _mm512_loadu_si512((const void *)(t + k * 128 + 64));
+                high[k][0] = _mm512_dpbusd_epi32(high[k][0], ones, _mm512_permutexvar_epi8(a, h));
+                high[k][1] = _mm512_dpbusd_epi32(high[k][1], ones, _mm512_permutexvar_epi8(b, h));
+                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
+                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
+            }
+        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            float *dst = s + (r + k) * TOY_KV_BLOCK + part * 16;
+            __m512 f = _mm512_set1_ps(head->scale[2 * (r + k)]);
+            __m512i w0 = _mm512_add_epi32(_mm512_slli_epi32(high[k][0], 8), sum[k][0]);
+            __m512i w1 = _mm512_add_epi32(_mm512_slli_epi32(high[k][1], 8), sum[k][1]);
+            float *far = dst + TOY_KV_BLOCK / 2;
+            _mm512_storeu_ps(dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w0), f, _mm512_loadu_ps(dst)));
+            _mm512_storeu_ps(far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w1), f, _mm512_loadu_ps(far)));
+            sum[k][0] = sum[k][1] = _mm512_setzero_si512();
+        }
+        t = tables + (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
+        for (; q < quads; q++, t += (size_t)rows * 64) {
+            __m512i x = _mm512_permutex2var_epi8(toy_kv__two_planes_avx512(p, 4 * q, planes), pick,
+                                                 toy_kv__two_planes_avx512(p, 4 * q + 2, planes));
+            __m512i a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
+            __m512i b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
+                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], ones, _mm512_permutexvar_epi8(a, e));
+                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], ones, _mm512_permutexvar_epi8(b, e));
+            }
+        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            float *dst = s + (r + k) * TOY_KV_BLOCK + part * 16;
+            float *far = dst + TOY_KV_BLOCK / 2;
+            __m512 f = _mm512_set1_ps(head->scale[2 * (r + k) + 1]);
+            _mm512_storeu_ps(
+                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][0]), f, _mm512_loadu_ps(dst)));
+            _mm512_storeu_ps(
+                far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][1]), f, _mm512_loadu_ps(far)));
+        }
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char *codes, int planes,
+                                                         const toy_kv__packed *head,
+                                                         const signed char *tables, int rows,
+                                                         float *s)
+{
+    int r = 0;
+    for (; r + 4 <= rows; r += 4)
+        toy_kv__score_rows_avx512(codes, planes, head, tables, rows, r, 4, s);
+    for (; r + 2 <= rows; r += 2)
+        toy_kv__score_rows_avx512(codes, planes, head, tables, rows, r, 2, s);
+    for (; r < rows; r++)
+        toy_kv__score_rows_avx512(codes, planes, head, tables, rows, r, 1, s);
+}
+
+/* Sixteen entries of fp32 times factor, rounded to 32 bits. */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__scaled_avx512(const float *lut, float factor)
+{
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(lut), _mm512_set1_ps(factor)));
+}
+
+TOY_KV__TARGET_avx512 static size_t toy_kv__pack_tables_avx512(const float *lut, int planes, int rows,
+                                                           toy_kv__packed *head, signed char *out)
+{
+    int q, r, p, quads = (planes + 3) / 4;
+    float top[TOY_KV__MAX_ROWS];
+    /* Rows share the choice of wide quads: from the last quad on, as many 8-bit ones as keep every
+     * row's rounding error within the tolerance. */
+    head->wide = quads;
+    {
+        float square[TOY_KV__MAX_ROWS];
+        for (r = 0; r < rows; r++) {
+            __m512 sum = _mm512_setzero_ps();
+            for (p = 0; p < planes; p++) {
+                __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
+                sum = _mm512_fmadd_ps(x, x, sum);
+            }
+            square[r] = _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of the score */
+            top[r] = 0.0f;
+        }
+        for (q = quads - 1; q >= 0; q--) {
+            int fits = 1;
+            for (r = 0; r < rows; r++) {
+                float high = top[r], limit;
+                for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
+                    __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
+                    float m = _mm512_reduce_max_ps(_mm512_abs_ps(x));
+                    high = m > high ? m : high;
+                }
+                limit = TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR * square[r];
+                /* rounding to high / 127: variance of its square / 12 a plane */
+                if (high * high / (127.0f * 127.0f * 12.0f) * (float)(planes - 4 * q) > limit)
+                    fits = 0;
+                top[r] = high;
+            }
+            if (!fits)
+                break;
+            head->wide = q;
+        }
+    }
+    for (r = 0; r < rows; r++) {
+        float narrow = 0.0f, widest = 0.0f;
+        for (p = 0; p < planes; p++) {
+            __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
+            float m = _mm512_reduce_max_ps(_mm512_abs_ps(x));
+            if (p < 4 * head->wide)
+                widest = m > widest ? m : widest;
+            else
+                narrow = m > narrow ? m : narrow;
+        }
+        head->scale[2 * r] = widest / 32512.0f; /* 127 * 256: the high byte fits */
+        head->scale[2 * r + 1] = narrow / 127.0f;
+    }
+    for (q = 0; q < quads; q++)
+        for (r = 0; r < rows; r++) {
+            int wide = q < head->wide;
+            float scale = head->scale[2 * r + !wide];
+            float factor = scale > 0.0f ? 1.0f / scale : 0.0f;
+            for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
+                __m512i x = _mm512_setzero_si512();
+                if (p < planes)
+                    x = toy_kv__scaled_avx512(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
+                                            factor);
+                if (wide) {
+                    _mm_storeu_si128((__m128i *)(void *)(out + 64), _mm512_cvtepi32_epi8(x));
+                    x = _mm512_srai_epi32(x, 8);
+                }
+                _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8(x));
+            }
+            out += wide ? 64 : 0;
+        }
+    return (size_t)rows * 64 * (size_t)(quads + head->wide);
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const float *book, int n, signed char *out,
+                                                        float *scale)
+{
+    int i;
+    for (i = 0; i < n; i++) {
+        float top = _mm512_reduce_max_ps(_mm512_abs_ps(_mm512_loadu_ps(book + i * 16)));
+        scale[i] = top / 127.0f;
+        _mm_storeu_si128((__m128i *)(void *)(out + i * 16),
+                         _mm512_cvtepi32_epi8(
+                             toy_kv__scaled_avx512(book + i * 16, top > 0.0f ? 127.0f / top : 0)));
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__pack_weights_avx512(const float *w, int blocks, int rows,
+                                                          unsigned char *out, unsigned char *rest,
+                                                          float *scale)
+{
+    /* Thresholds spread evenly over (0, 1): rounding keeps the sum of a row, whatever its values.
+     */
+    const __m512 dither =
+        _mm512_mul_ps(_mm512_set_ps(31, 15, 23, 7, 27, 11, 19, 3, 29, 13, 21, 5, 25, 9, 17, 1),
+                      _mm512_set1_ps(1.0f / 32.0f));
+    int b, r, t;
+    for (r = 0; r < rows; r++) {
+        __m512 high = _mm512_setzero_ps(), factor;
+        float top;
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 16)
+                high = _mm512_max_ps(
+                    high,
+                    _mm512_loadu_ps(w + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + t));
+        top = _mm512_reduce_max_ps(high);
+        scale[r] = top / 254.0f;
+        factor = _mm512_set1_ps(top > 0.0f ? 254.0f / top : 0.0f);
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+                __m512 x = _mm512_mul_ps(_mm512_loadu_ps(w + at), factor);
+                __m512i i = _mm512_cvttps_epi32(rest != NULL ? x : _mm512_add_ps(x, dither));
+                _mm_storeu_si128((__m128i *)(void *)(out + at), _mm512_cvtusepi32_epi8(i));
+                if (rest == NULL)
+                    continue;
+                x = _mm512_mul_ps(_mm512_sub_ps(x, _mm512_cvtepi32_ps(i)), _mm512_set1_ps(255.0f));
+                _mm_storeu_si128((__m128i *)(void *)(rest + at),
+                                 _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(x)));
+            }
+    }
+}
+
+/* The codes of tokens t .. t + 63 of a plane, in low nibbles. */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__plane_codes_avx512(const unsigned char *plane,
+                                                                   int t)
+{
+    __m512i x;
+#if TOY_KV_BLOCK == 64
+    (void)t;
+    x = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)plane));
+    x = _mm512_mask_srli_epi16(x, 0xffff0000u, x, 4);
+#else
+    x = _mm512_loadu_si512((const void *)(plane + t % (TOY_KV_BLOCK / 2)));
+    x = t < TOY_KV_BLOCK / 2 ? x : _mm512_srli_epi16(x, 4);
+#endif
+    return _mm512_and_si512(x, _mm512_set1_epi8(15));
+}
+
+/* One plane, one or two of its channels, n rows from row r on (constants where it is called). */
+TOY_KV__TARGET_avx512 static inline void
+toy_kv__sum_rows_avx512(const unsigned char *const *codes, size_t plane, int blocks,
+                      const signed char *book, const float *book_scale,
+                      const unsigned char *weights, const float *scale, int rows, int r,
+                      const int n, const int two, float *acc, size_t stride)
+{
+    __m512i sum0[4], sum1[4], table0, table1;
+    int b, k, t;
+    table0 = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)book));
+    table1 = table0;
+    if (two)
+        table1 =
+            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(book + 16)));
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum0[k] = sum1[k] = _mm512_setzero_si512();
+    for (b = 0; b < blocks; b++)
+        for (t = 0; t < TOY_KV_BLOCK; t += 64) {
+            __m512i x = toy_kv__plane_codes_avx512(codes[b] + plane, t);
+            __m512i v0 = _mm512_shuffle_epi8(table0, x), v1 = v0;
+            const unsigned char *w =
+                weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+            if (two)
+                v1 = _mm512_shuffle_epi8(table1, x);
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                __m512i p = _mm512_loadu_si512((const void *)(w + k * TOY_KV_BLOCK));
+                sum0[k] = _mm512_dpbusd_epi32(sum0[k], p, v0);
+                if (two)
+                    sum1[k] = _mm512_dpbusd_epi32(sum1[k], p, v1);
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *dst = acc + (size_t)(r + k) * stride * 16;
+        __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[0]);
+        _mm512_storeu_ps(dst,
+                         _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum0[k]), f, _mm512_loadu_ps(dst)));
+        if (two) {
+            f = _mm512_set1_ps(scale[r + k] * book_scale[1]);
+            dst += 16;
+            _mm512_storeu_ps(dst,
+                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum1[k]), f, _mm512_loadu_ps(dst)));
+        }
+    }
+}
+
+TOY_KV__TARGET_avx512 static void
+toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blocks,
+                       const toy_kv__run *run, const signed char *book, const float *book_scale,
+                       const unsigned char *weights, const float *scale, int rows, float *acc,
+                       size_t stride)
+{
+    int p, w, r;
+    for (p = 0; p < run->planes; p++) {
+        size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
+        float *dst = acc + (size_t)(p / run->stages * run->width) * 16;
+        for (w = 0; w < run->width; w += 2, dst += 32, book += 32, book_scale += 2) {
+            int two = w + 1 < run->width;
+            for (r = 0; r + 4 <= rows; r += 4) {
+                if (two)
+                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
+                                          rows, r, 4, 1, dst, stride);
+                else
+                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
+                                          rows, r, 4, 0, dst, stride);
+            }
+            for (; r + 2 <= rows; r += 2) {
+                if (two)
+                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
+                                          rows, r, 2, 1, dst, stride);
+                else
+                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
+                                          rows, r, 2, 0, dst, stride);
+            }
+            for (; r < rows; r++)
+                toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale, rows,
+                                      r, 1, two, dst, stride);
+            if (!two) { /* one channel: step back over the missing one */
+                book -= 16;
+                book_scale--;
+            }
+        }
+    }
+}
+
+static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
+    toy_kv__pack_tables_avx512,  toy_kv__score_bytes_avx512, toy_kv__pack_books_avx512,
+    toy_kv__pack_weights_avx512, toy_kv__sum_bytes_avx512,
+};
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
  *                       round pow2 (2^n of integral n) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
+ *   gather(table, bytes): binary16 values of a table at LANES byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -2087,6 +2532,16 @@ TOY_KV__TARGET_avx512 static void toy_kv__scale_rows_avx512(const float *gain, c
         }
 }
 
+/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
+TOY_KV__TARGET_avx512 static void toy_kv__gains_avx512(const unsigned char *p, const unsigned char *table,
+                                             float *gain)
+{
+    int t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(gain + t, table != NULL ? toy_kv__gather_avx512(table, p + t)
+                                                : toy_kv__loadh_avx512(p + 2 * t));
+}
+
 /* y [n] += x * table row, binary16 [n] */
 TOY_KV__TARGET_avx512 static void toy_kv__add_row_avx512(const unsigned char *row, int n, float x, float *y)
 {
@@ -2167,23 +2622,22 @@ TOY_KV__TARGET_avx512 static void toy_kv__fill_table_avx512(const unsigned char 
     }
 }
 
-/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
- * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
-TOY_KV__TARGET_avx512 static float toy_kv__softmax_avx512(float *s, float *m, float *shrink)
+/* The largest of s [n], n a multiple of the lanes. */
+TOY_KV__TARGET_avx512 static float toy_kv__largest_avx512(const float *s, int n)
 {
     int t;
-    float top;
-    toy_kv__vf_avx512 high = toy_kv__load_avx512(s), sum = toy_kv__set1_avx512(0.0f), shift;
-    for (t = TOY_KV__LANES_avx512; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+    toy_kv__vf_avx512 high = toy_kv__load_avx512(s);
+    for (t = TOY_KV__LANES_avx512; t < n; t += TOY_KV__LANES_avx512)
         high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
-    top = toy_kv__hmax_avx512(high);
-    *shrink = 1.0f;
-    if (top > *m) {
-        *shrink = *m > TOY_KV__MASKED ? expf(*m - top) : 0.0f;
-        *m = top;
-    }
-    shift = toy_kv__set1_avx512(-*m);
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+    return toy_kv__hmax_avx512(high);
+}
+
+/* s [n] becomes exp(s - m); returns the sum. */
+TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int n, float m)
+{
+    int t;
+    toy_kv__vf_avx512 shift = toy_kv__set1_avx512(-m), sum = toy_kv__set1_avx512(0.0f);
+    for (t = 0; t < n; t += TOY_KV__LANES_avx512) {
         toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
         toy_kv__store_avx512(s + t, e);
         sum = toy_kv__add_avx512(sum, e);
@@ -2233,18 +2687,23 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_avx512(const unsigned char *boo
 }
 
 static const toy_kv__ops toy_kv__ops_avx512 = {
-    TOY_KV__LANES_avx512,       toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512, toy_kv__score_scalars_avx512,
-    toy_kv__sum_scalars_avx512, toy_kv__scale_rows_avx512,    toy_kv__add_row_avx512,     toy_kv__dot_row_avx512,
-    toy_kv__map_avx512,         toy_kv__fill_table_avx512,    toy_kv__softmax_avx512,     toy_kv__reduce_avx512,
-    toy_kv__shrink_avx512,      toy_kv__nearest_avx512,
+    TOY_KV__LANES_avx512,        toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512, toy_kv__score_scalars_avx512,
+    toy_kv__sum_scalars_avx512,  toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,       toy_kv__add_row_avx512,
+    toy_kv__dot_row_avx512,      toy_kv__map_avx512,           toy_kv__fill_table_avx512,  toy_kv__largest_avx512,
+    toy_kv__exponentials_avx512, toy_kv__reduce_avx512,        toy_kv__shrink_avx512,      toy_kv__nearest_avx512,
+    TOY_KV__BYTE_OPS_avx512,
 };
 
 #undef TOY_KV__ROWS4
+#ifndef __clang__
+#pragma GCC diagnostic pop
+#endif
 #endif
 
 #ifdef TOY_KV__ARM
 /* Vector vocabulary, NEON (AArch64): four lanes. See kernels.h. */
-#define TOY_KV__LANES_neon 4
+#define TOY_KV__LANES_neon    4
+#define TOY_KV__BYTE_OPS_neon NULL
 #define TOY_KV__TARGET_neon
 typedef float32x4_t toy_kv__vf_neon;
 typedef uint32x4_t toy_kv__vi_neon;
@@ -2329,12 +2788,21 @@ static inline float32x4_t toy_kv__lookup_neon(uint8x16x4_t table, uint32x4_t ind
 {
     return vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(index)));
 }
+static inline float32x4_t toy_kv__gather_neon(const unsigned char *table, const unsigned char *codes)
+{
+    uint16_t h[4];
+    int i;
+    for (i = 0; i < 4; i++)
+        memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
+}
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
  *                       round pow2 (2^n of integral n) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
+ *   gather(table, bytes): binary16 values of a table at LANES byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -2537,6 +3005,16 @@ TOY_KV__TARGET_neon static void toy_kv__scale_rows_neon(const float *gain, const
         }
 }
 
+/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
+TOY_KV__TARGET_neon static void toy_kv__gains_neon(const unsigned char *p, const unsigned char *table,
+                                             float *gain)
+{
+    int t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+        toy_kv__store_neon(gain + t, table != NULL ? toy_kv__gather_neon(table, p + t)
+                                                : toy_kv__loadh_neon(p + 2 * t));
+}
+
 /* y [n] += x * table row, binary16 [n] */
 TOY_KV__TARGET_neon static void toy_kv__add_row_neon(const unsigned char *row, int n, float x, float *y)
 {
@@ -2617,23 +3095,22 @@ TOY_KV__TARGET_neon static void toy_kv__fill_table_neon(const unsigned char *boo
     }
 }
 
-/* s [BLOCK] of one row becomes exp(s - m) with the new maximum m; returns the sum. *m is read as
- * the maximum so far and raised; *shrink is what earlier sums are to be multiplied by. */
-TOY_KV__TARGET_neon static float toy_kv__softmax_neon(float *s, float *m, float *shrink)
+/* The largest of s [n], n a multiple of the lanes. */
+TOY_KV__TARGET_neon static float toy_kv__largest_neon(const float *s, int n)
 {
     int t;
-    float top;
-    toy_kv__vf_neon high = toy_kv__load_neon(s), sum = toy_kv__set1_neon(0.0f), shift;
-    for (t = TOY_KV__LANES_neon; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+    toy_kv__vf_neon high = toy_kv__load_neon(s);
+    for (t = TOY_KV__LANES_neon; t < n; t += TOY_KV__LANES_neon)
         high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
-    top = toy_kv__hmax_neon(high);
-    *shrink = 1.0f;
-    if (top > *m) {
-        *shrink = *m > TOY_KV__MASKED ? expf(*m - top) : 0.0f;
-        *m = top;
-    }
-    shift = toy_kv__set1_neon(-*m);
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+    return toy_kv__hmax_neon(high);
+}
+
+/* s [n] becomes exp(s - m); returns the sum. */
+TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int n, float m)
+{
+    int t;
+    toy_kv__vf_neon shift = toy_kv__set1_neon(-m), sum = toy_kv__set1_neon(0.0f);
+    for (t = 0; t < n; t += TOY_KV__LANES_neon) {
         toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
         toy_kv__store_neon(s + t, e);
         sum = toy_kv__add_neon(sum, e);
@@ -2683,10 +3160,11 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_neon(const unsigned char *book, i
 }
 
 static const toy_kv__ops toy_kv__ops_neon = {
-    TOY_KV__LANES_neon,       toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon, toy_kv__score_scalars_neon,
-    toy_kv__sum_scalars_neon, toy_kv__scale_rows_neon,    toy_kv__add_row_neon,     toy_kv__dot_row_neon,
-    toy_kv__map_neon,         toy_kv__fill_table_neon,    toy_kv__softmax_neon,     toy_kv__reduce_neon,
-    toy_kv__shrink_neon,      toy_kv__nearest_neon,
+    TOY_KV__LANES_neon,        toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon, toy_kv__score_scalars_neon,
+    toy_kv__sum_scalars_neon,  toy_kv__scale_rows_neon,    toy_kv__gains_neon,       toy_kv__add_row_neon,
+    toy_kv__dot_row_neon,      toy_kv__map_neon,           toy_kv__fill_table_neon,  toy_kv__largest_neon,
+    toy_kv__exponentials_neon, toy_kv__reduce_neon,        toy_kv__shrink_neon,      toy_kv__nearest_neon,
+    TOY_KV__BYTE_OPS_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -2706,7 +3184,8 @@ static int toy_kv__has(toy_kv_isa isa)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case TOY_KV_ISA_AVX512:
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 #endif
 #ifdef TOY_KV__ARM
     case TOY_KV_ISA_NEON:
@@ -2747,19 +3226,16 @@ static const toy_kv__ops *toy_kv__select(toy_kv_isa isa)
 /* Encoding a block and decoding it back, on any instruction set. */
 
 /* The gains of one group for all tokens of a block. */
-static void toy_kv__read_gains(const toy_kv__stream *s, const unsigned char *codes, int group,
-                             float *gain)
+static void toy_kv__read_gains(const toy_kv__ops *ops, const toy_kv__stream *s,
+                             const unsigned char *codes, int group, float *gain)
 {
     int t;
-    const unsigned char *p = codes + group * TOY_KV_BLOCK * s->gain_bytes;
-    for (t = 0; t < TOY_KV_BLOCK; t++) {
-        if (s->gain == TOY_KV__NO_GAIN)
+    if (s->gain != TOY_KV__NO_GAIN)
+        ops->gains(codes + group * TOY_KV_BLOCK * s->gain_bytes,
+                   s->gain_bytes == 1 ? toy_kv__table(s->gain_table) : NULL, gain);
+    else
+        for (t = 0; t < TOY_KV_BLOCK; t++)
             gain[t] = 1.0f;
-        else if (s->gain_bytes == 2)
-            gain[t] = toy_kv__half_at(p, (size_t)t);
-        else
-            gain[t] = toy_kv__half_at(toy_kv__table(s->gain_table), p[t]);
-    }
 }
 
 static inline int toy_kv__read_nibble(const unsigned char *plane, int t)
@@ -2810,7 +3286,7 @@ static void toy_kv__decode_member(const toy_kv__ops *ops, int stream, const unsi
     float *gains = z + TOY_KV__MAX_LATENTS;
     int t, j, d, row = member * TOY_KV_HEAD_DIM;
     for (j = 0; j < s->n_gains; j++)
-        toy_kv__read_gains(s, codes, j, gains + j * TOY_KV_BLOCK);
+        toy_kv__read_gains(ops, s, codes, j, gains + j * TOY_KV_BLOCK);
     for (t = 0; t < TOY_KV_BLOCK; t++) {
         float *y = out + t * TOY_KV_HEAD_DIM;
         toy_kv__read_codewords(s, codes, t, z);
@@ -3035,7 +3511,9 @@ static void toy_kv__decode_head(const toy_kv *kv, const toy_kv__ops *ops, toy_kv
 
 /* Attention over sinks, coded blocks and the exact window in one pass of an online softmax. */
 
-/* The state of up to TOY_KV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. */
+/* The state of up to TOY_KV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
+ * is TOY_KV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
+ * block: [blocks, rows, BLOCK]. */
 typedef struct toy_kv__pass {
     const toy_kv *kv;
     const toy_kv__ops *ops;
@@ -3044,34 +3522,44 @@ typedef struct toy_kv__pass {
     int position[TOY_KV__MAX_ROWS];            /* of each query */
     float soft_cap;
     int window, coded; /* coded: some block was attended, so acc holds something */
+    int in_bytes;      /* V streams are summed by byte kernels */
     const toy_kv__use *k_uses, *v_uses;
-    int n_k_uses, n_v_uses, k_frame, lut_base;
-    float *q;         /* [rows, HEAD_DIM], scaled */
-    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;         /* [rows, MAX_LATENTS] query in latents */
-    float *lut;       /* score tables of all K streams of the head */
-    float *book;      /* codewords of all V streams of the head, fp32 */
-    float *acc;       /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
-    float *s, *part;  /* [rows, BLOCK] */
-    float *gain;      /* [BLOCK] */
-    float *step, *cs; /* angles of one block, and of the block at hand, [N_ROT] */
-    float *tile;      /* [BLOCK, HEAD_DIM] and room to decode */
+    int n_k_uses, n_v_uses, k_frame;
+    float *q;             /* [rows, HEAD_DIM], scaled */
+    float *turned;        /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;             /* [rows, MAX_LATENTS] query in latents */
+    float *lut;           /* score tables of all K streams of the head */
+    float *packed;        /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
+    float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
+    float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
+    float *s, *part;      /* [TILE, rows, BLOCK] */
+    float *gain;          /* [BLOCK] */
+    unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
+    float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
+    float *tile;          /* [BLOCK, HEAD_DIM] and room to decode */
     float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
     float m[TOY_KV__MAX_ROWS], l[TOY_KV__MAX_ROWS], l_coded[TOY_KV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
 } toy_kv__pass;
 
+#define TOY_KV__TILE (512 / TOY_KV_BLOCK > 0 ? 512 / TOY_KV_BLOCK : 1)
+
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define TOY_KV__ROOM(n)     (((size_t)(n) + 15u) / 16u * 16u)
 #define TOY_KV__DECODE_ROOM (TOY_KV__MAX_LATENTS + TOY_KV_BLOCK * TOY_KV__MAX_GAINS)
+/* Each run of planes has a head, up to three planes to fill a quad, and two bytes an entry. */
+#define TOY_KV__PACKED_ROOM                                                                          \
+    ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24) +           \
+     (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT / 2)
+#define TOY_KV__TILE_FLOATS ((size_t)TOY_KV__TILE * TOY_KV__MAX_ROWS * TOY_KV_BLOCK)
 #define TOY_KV__SCRATCH_FLOATS                                                                       \
     (TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM) * 3 +                                              \
      TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + \
-     TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
+     TOY_KV__ROOM(TOY_KV__PACKED_ROOM) + TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
-     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_BLOCK) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                        \
-     TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK * TOY_KV_HEAD_DIM) +                     \
-     TOY_KV__ROOM(TOY_KV__DECODE_ROOM))
+     TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                                  \
+     TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2 +                          \
+     TOY_KV__ROOM(TOY_KV_BLOCK * TOY_KV_HEAD_DIM) + TOY_KV__ROOM(TOY_KV__DECODE_ROOM))
 
 static float *toy_kv__take(float **room, size_t n)
 {
@@ -3088,11 +3576,13 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->o = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
     a->y = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS);
     a->lut = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT);
+    a->packed = toy_kv__take(&room, TOY_KV__PACKED_ROOM);
     a->book = toy_kv__take(&room, TOY_KV__MAX_BOOK);
     a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
-    a->s = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_BLOCK);
-    a->part = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_BLOCK);
+    a->s = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
+    a->part = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
     a->gain = toy_kv__take(&room, TOY_KV_BLOCK);
+    a->bytes = (unsigned char *)toy_kv__take(&room, TOY_KV__TILE_FLOATS / 2);
     a->step = toy_kv__take(&room, TOY_KV_N_ROT + 1);
     a->cs = toy_kv__take(&room, TOY_KV_N_ROT + 1);
     a->tile = toy_kv__take(&room, TOY_KV_BLOCK * TOY_KV_HEAD_DIM);
@@ -3117,11 +3607,41 @@ static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int me
     }
 }
 
-/* Score tables of every K stream of the head for the queries as turned; also bias. */
+/* Whether run i of a stream goes on from the one before: the same gain, and nibbles both. */
+static int toy_kv__continues(const toy_kv__stream *s, int i)
+{
+    const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+    return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == TOY_KV__NIBBLES &&
+           run[-1].coder == TOY_KV__NIBBLES;
+}
+
+/* Score tables in fp32 of one run for the queries in a->y; returns their end. */
+static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__stream *s, const toy_kv__run *run, float *lut)
+{
+    int p, r;
+    for (p = 0; p < run->planes; p++)
+        for (r = 0; r < a->rows; r++) {
+            const float *y =
+                a->y + (size_t)r * (size_t)s->n_latents + run->first + p / run->stages * run->width;
+            if (run->coder != TOY_KV__NIBBLES) {
+                *lut++ = *y;
+                continue;
+            }
+            a->ops->fill_table(toy_kv__table(run->book + p / run->stages * run->book_step +
+                                           p % run->stages * run->width * 16),
+                               run->width, y, lut);
+            lut += 16;
+        }
+    return lut;
+}
+
+/* Score tables of every K stream of the head for the queries as turned; also bias. Nibbles end up
+ * in a->packed where there are byte kernels, else in a->lut like the others. */
 static void toy_kv__fill_tables(toy_kv__pass *a)
 {
-    int u, i, p, r;
-    float *lut = a->lut;
+    int u, i, r, planes = 0;
+    float *lut = a->lut, *start = a->lut;
+    char *packed = (char *)a->packed;
     for (r = 0; r < a->rows; r++)
         a->bias[r] = 0.0f;
     for (u = 0; u < a->n_k_uses; u++) {
@@ -3133,135 +3653,235 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
                                           a->turned + r * TOY_KV_HEAD_DIM);
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-            for (p = 0; p < run->planes; p++)
-                for (r = 0; r < a->rows; r++) {
-                    const float *y = a->y + (size_t)r * (size_t)s->n_latents + run->first +
-                                     p / run->stages * run->width;
-                    if (run->coder != TOY_KV__NIBBLES) {
-                        *lut++ = *y;
-                        continue;
-                    }
-                    a->ops->fill_table(toy_kv__table(run->book + p / run->stages * run->book_step +
-                                                   p % run->stages * run->width * 16),
-                                       run->width, y, lut);
-                    lut += 16;
-                }
+            if (!toy_kv__continues(s, i)) {
+                start = lut;
+                planes = 0;
+            }
+            lut = toy_kv__fill_run(a, s, run, lut);
+            planes += run->planes;
+            if (a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
+                !toy_kv__continues(s, i + 1)) {
+                toy_kv__packed *head = (toy_kv__packed *)(void *)packed;
+                packed += sizeof *head;
+                packed +=
+                    a->ops->bytes->pack_tables(start, planes, a->rows, head, (signed char *)packed);
+                lut = start;
+            }
         }
     }
 }
 
-/* The codewords of every V stream of the head in fp32, as the sums want them. */
+/* Whether the head's V streams are summed in bytes: weights must not be negative then, as they are
+ * with q4_0's gains. */
+static int toy_kv__sums_bytes(const toy_kv__pass *a)
+{
+    int u;
+    for (u = 0; u < a->n_v_uses; u++)
+        if (toy_kv__streams[a->v_uses[u].stream].gain == TOY_KV__SIGNMAX)
+            return 0;
+    return a->ops->bytes != NULL;
+}
+
+/* The codewords of every V stream of the head as the sums want them: fp32, or bytes with a scale
+ * for each sixteen, which begin at a->book + MAX_BOOK / 2. */
 static void toy_kv__fill_books(toy_kv__pass *a)
 {
     int u, i, p, n;
-    float *book = a->book;
+    float *book = a->book, *scale = a->book + TOY_KV__MAX_BOOK / 2;
+    signed char *bytes = (signed char *)a->book;
     for (u = 0; u < a->n_v_uses; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
             for (p = 0; p < run->planes && run->coder == TOY_KV__NIBBLES; p++) {
+                float *dst = a->in_bytes ? a->lut : book;
                 n = run->width * 16;
-                memset(book, 0, sizeof(float) * (size_t)n);
+                memset(dst, 0, sizeof(float) * (size_t)n);
                 a->ops->add_row(
                     toy_kv__table(run->book + p / run->stages * run->book_step + p % run->stages * n),
-                    n, 1.0f, book);
-                book += n;
+                    n, 1.0f, dst);
+                if (!a->in_bytes) {
+                    book += n;
+                    continue;
+                }
+                a->ops->bytes->pack_books(dst, run->width, bytes, scale);
+                bytes += n;
+                scale += run->width;
             }
         }
     }
 }
 
 /* s [rows, BLOCK] of a block through the score tables. */
-static void toy_kv__score_block(toy_kv__pass *a, int block)
+static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
 {
-    int u, i, r, t;
+    int u, i, r, t, planes = 0, first = 0;
     const float *lut = a->lut;
+    const char *packed = (const char *)a->packed;
     for (r = 0; r < a->rows; r++)
         for (t = 0; t < TOY_KV_BLOCK; t++)
-            a->s[r * TOY_KV_BLOCK + t] = a->bias[r];
+            scores[r * TOY_KV_BLOCK + t] = a->bias[r];
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
         const unsigned char *codes = toy_kv__codes(a->kv, stream, block);
-        float *dst = s->gain == TOY_KV__NO_GAIN ? a->s : a->part;
+        float *dst = s->gain == TOY_KV__NO_GAIN ? scores : a->part;
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
             int opens = i == 0 || run[-1].gain != run->gain;
             int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
             if (dst == a->part && opens)
                 memset(a->part, 0, sizeof(float) * (size_t)a->rows * TOY_KV_BLOCK);
-            if (run->coder == TOY_KV__NIBBLES)
-                a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
-            else
+            if (!toy_kv__continues(s, i)) {
+                planes = 0;
+                first = run->codes;
+            }
+            planes += run->planes;
+            if (run->coder != TOY_KV__NIBBLES) {
                 a->ops->score_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES,
                                       lut, a->rows, dst);
-            lut += run->planes * a->rows * (run->coder == TOY_KV__NIBBLES ? 16 : 1);
+                lut += run->planes * a->rows;
+            } else if (a->ops->bytes == NULL) {
+                a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
+                lut += run->planes * a->rows * 16;
+            } else if (!toy_kv__continues(s, i + 1)) {
+                const toy_kv__packed *head = (const toy_kv__packed *)(const void *)packed;
+                packed += sizeof *head;
+                a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,
+                                     a->rows, dst);
+                packed += (size_t)a->rows * 64 * (size_t)((planes + 3) / 4 + head->wide);
+            }
             if (dst == a->part && closes) {
-                toy_kv__read_gains(s, codes, run->gain, a->gain);
-                a->ops->scale_rows(a->gain, a->part, a->rows, 1, a->s);
+                toy_kv__read_gains(a->ops, s, codes, run->gain, a->gain);
+                a->ops->scale_rows(a->gain, a->part, a->rows, 1, scores);
             }
         }
     }
 }
 
-/* Adds probability * value of a block, in latents. a->s holds the probabilities. */
-static void toy_kv__sum_block(toy_kv__pass *a, int block)
+/* One run of a V stream over a tile, in fp32. p: weights [n, rows, BLOCK]. */
+static void toy_kv__sum_run(toy_kv__pass *a, const unsigned char *const *codes, int n,
+                          const toy_kv__run *run, const float *book, const float *p, float *acc)
 {
-    int u, i;
-    const float *book = a->book;
+    int b;
+    for (b = 0; b < n; b++, p += a->rows * TOY_KV_BLOCK) {
+        if (run->coder == TOY_KV__NIBBLES)
+            a->ops->sum_nibbles(codes[b] + run->codes, run->planes, run->stages, run->width, book,
+                                p, a->rows, acc, TOY_KV__MAX_SUM_LATENTS);
+        else
+            a->ops->sum_scalars(codes[b] + run->codes, run->planes, run->coder == TOY_KV__HALVES, p,
+                                a->rows, acc, TOY_KV__MAX_SUM_LATENTS);
+    }
+}
+
+/* Adds probability * value of the n blocks of a tile, in latents. a->s holds the probabilities;
+ * fine: one of them is so large that 8 bits would not do. */
+static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int n, int fine)
+{
+    const toy_kv__byte_ops *ops = a->ops->bytes;
+    const unsigned char *codes[TOY_KV__TILE];
+    float scale[TOY_KV__MAX_ROWS], rest_scale[TOY_KV__MAX_ROWS];
+    const float *book = a->book, *book_scale = a->book + TOY_KV__MAX_BOOK / 2;
+    const signed char *book_bytes = (const signed char *)a->book;
+    unsigned char *rest = a->bytes + TOY_KV__TILE_FLOATS;
     float *acc = a->acc;
+    int u, i, b, r;
     for (u = 0; u < a->n_v_uses; u++) {
         int stream = a->v_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
-        const unsigned char *codes = toy_kv__codes(a->kv, stream, block);
         const float *p = a->s;
+        for (b = 0; b < n; b++)
+            codes[b] = toy_kv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
             float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
-            if (s->gain != TOY_KV__NO_GAIN && (i == 0 || run[-1].gain != run->gain)) {
-                toy_kv__read_gains(s, codes, run->gain, a->gain);
-                a->ops->scale_rows(a->gain, a->s, a->rows, 0, a->part);
+            int opens = i == 0 || run[-1].gain != run->gain;
+            if (s->gain != TOY_KV__NO_GAIN && opens) {
+                for (b = 0; b < n; b++) {
+                    int at = b * a->rows * TOY_KV_BLOCK;
+                    toy_kv__read_gains(a->ops, s, codes[b], run->gain, a->gain);
+                    a->ops->scale_rows(a->gain, a->s + at, a->rows, 0, a->part + at);
+                }
                 p = a->part;
             }
-            if (run->coder == TOY_KV__NIBBLES) {
-                a->ops->sum_nibbles(codes + run->codes, run->planes, run->stages, run->width, book,
-                                    p, a->rows, dst, TOY_KV__MAX_SUM_LATENTS);
-                book += run->planes * run->width * 16;
-            } else {
-                a->ops->sum_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES, p,
-                                    a->rows, dst, TOY_KV__MAX_SUM_LATENTS);
+            if (run->coder != TOY_KV__NIBBLES || !a->in_bytes) {
+                toy_kv__sum_run(a, codes, n, run, book, p, dst);
+                book += run->coder == TOY_KV__NIBBLES ? run->planes * run->width * 16 : 0;
+                continue;
             }
+            if (opens) {
+                ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
+                for (r = 0; r < a->rows; r++)
+                    rest_scale[r] = scale[r] / 255.0f;
+            }
+            ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
+                     a->rows, dst, TOY_KV__MAX_SUM_LATENTS);
+            if (fine)
+                ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
+                         rest_scale, a->rows, dst, TOY_KV__MAX_SUM_LATENTS);
+            book_bytes += run->planes * run->width * 16;
+            book_scale += run->planes * run->width;
         }
         acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
     }
 }
 
-/* Soft cap, masks and softmax of a->s over the n tokens from `token` on; what was summed before is
- * shrunk where a row's maximum rises. Returns 0 if no row sees any of them. */
+/* Which of the n tokens from `token` on a row sees: *from .. *to - 1, counted from `token`. */
+static void toy_kv__seen(const toy_kv__pass *a, int r, int token, int n, int *from, int *to)
+{
+    *from = a->first;
+    *to = a->last;
+    if (a->window > 0 && *from < a->position[r] - a->window + 1)
+        *from = a->position[r] - a->window + 1;
+    if (*to > a->position[r] + 1)
+        *to = a->position[r] + 1;
+    *from = *from < token ? 0 : *from - token;
+    *to = *to > token + n ? n : *to - token;
+}
+
+/* Soft cap and masks on one block of a row; tokens from .. to - 1 of it are seen. */
+static void toy_kv__mask(const toy_kv__pass *a, float *s, int from, int to)
+{
+    int t;
+    from = from < 0 ? 0 : from > TOY_KV_BLOCK ? TOY_KV_BLOCK : from;
+    to = to < from ? from : to > TOY_KV_BLOCK ? TOY_KV_BLOCK : to;
+    if (a->soft_cap > 0.0f)
+        for (t = from; t < to; t++)
+            s[t] = a->soft_cap * tanhf(s[t] / a->soft_cap);
+    for (t = 0; t < from; t++)
+        s[t] = TOY_KV__MASKED;
+    for (t = to; t < TOY_KV_BLOCK; t++)
+        s[t] = TOY_KV__MASKED;
+}
+
+/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
+ * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
+ * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
 static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
 {
-    int r, t, seen = 0;
+    int r, b, blocks = (n + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK, seen = 0;
     for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * TOY_KV_BLOCK, shrink, sum;
-        int from = a->first, to = a->last;
-        if (a->window > 0 && from < a->position[r] - a->window + 1)
-            from = a->position[r] - a->window + 1;
-        if (to > a->position[r] + 1)
-            to = a->position[r] + 1;
-        from = from < token ? 0 : from - token;
-        to = to > token + n ? n : to - token;
+        float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum = 0.0f, shrink = 1.0f;
+        int from, to, step = a->rows * TOY_KV_BLOCK;
+        toy_kv__seen(a, r, token, n, &from, &to);
         if (from >= to) {
-            memset(s, 0, sizeof(float) * TOY_KV_BLOCK);
+            for (b = 0; b < blocks; b++)
+                memset(s + b * step, 0, sizeof(float) * TOY_KV_BLOCK);
             continue;
         }
-        if (a->soft_cap > 0.0f)
-            for (t = from; t < to; t++)
-                s[t] = a->soft_cap * tanhf(s[t] / a->soft_cap);
-        for (t = 0; t < from; t++)
-            s[t] = TOY_KV__MASKED;
-        for (t = to; t < TOY_KV_BLOCK; t++)
-            s[t] = TOY_KV__MASKED;
-        sum = a->ops->softmax(s, &a->m[r], &shrink);
+        for (b = 0; b < blocks; b++) {
+            float high;
+            if (a->soft_cap > 0.0f || from > b * TOY_KV_BLOCK || to < (b + 1) * TOY_KV_BLOCK)
+                toy_kv__mask(a, s + b * step, from - b * TOY_KV_BLOCK, to - b * TOY_KV_BLOCK);
+            high = a->ops->largest(s + b * step, TOY_KV_BLOCK);
+            top = high > top ? high : top;
+        }
+        if (top > a->m[r]) {
+            shrink = a->m[r] > TOY_KV__MASKED ? expf(a->m[r] - top) : 0.0f;
+            a->m[r] = top;
+        }
+        for (b = 0; b < blocks; b++)
+            sum += a->ops->exponentials(s + b * step, TOY_KV_BLOCK, a->m[r]);
         if (shrink != 1.0f) {
             a->ops->shrink(a->o + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, shrink);
             if (a->coded)
@@ -3270,7 +3890,7 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = 1;
+        seen = seen > 1 || expf(top - a->m[r]) > TOY_KV__FINE * a->l[r] ? 2 : 1;
     }
     return seen;
 }
@@ -3313,7 +3933,7 @@ static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
 }
 
 /* s [rows, BLOCK] of a block whose keys must be rebuilt and rotated before they meet queries. */
-static void toy_kv__score_rebuilt(toy_kv__pass *a, toy_kv__entry entry)
+static void toy_kv__score_rebuilt(toy_kv__pass *a, toy_kv__entry entry, float *scores)
 {
     int r, t, d;
     toy_kv__decode_head(a->kv, a->ops, entry, TOY_KV_KEY, a->layer, a->head,
@@ -3323,39 +3943,52 @@ static void toy_kv__score_rebuilt(toy_kv__pass *a, toy_kv__entry entry)
             float sum = 0.0f;
             for (d = 0; d < TOY_KV_HEAD_DIM; d++)
                 sum += a->q[r * TOY_KV_HEAD_DIM + d] * a->tile[t * TOY_KV_HEAD_DIM + d];
-            a->s[r * TOY_KV_BLOCK + t] = sum;
+            scores[r * TOY_KV_BLOCK + t] = sum;
         }
+}
+
+/* Whether any row may see tokens of block j. */
+static int toy_kv__reaches(const toy_kv__pass *a, int j)
+{
+    int token = TOY_KV_N_SINK + j * TOY_KV_BLOCK;
+    if (token + TOY_KV_BLOCK <= a->first || token >= a->last)
+        return 0;
+    return a->window <= 0 || token + TOY_KV_BLOCK > a->position[0] - a->window + 1;
 }
 
 static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
 {
-    int j, previous = -1, ready = 0;
-    for (j = 0; j < n_sealed; j++) {
-        int token = TOY_KV_N_SINK + j * TOY_KV_BLOCK;
-        toy_kv__entry entry = a->blocks[j];
-        if (token + TOY_KV_BLOCK <= a->first || token >= a->last)
+    int j, b, n, previous = -1, ready = 0, seen;
+    for (j = 0; j < n_sealed; j += n) {
+        n = 1;
+        if (!toy_kv__reaches(a, j))
             continue;
-        if (a->window > 0 && token + TOY_KV_BLOCK <= a->position[0] - a->window + 1)
-            continue;
-        if (!a->coded)
+        while (n < TOY_KV__TILE && j + n < n_sealed && toy_kv__reaches(a, j + n))
+            n++;
+        if (!a->coded) {
             memset(a->acc, 0,
                    sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
-        if (!a->coded)
             toy_kv__fill_books(a);
+        }
         a->coded = 1;
-        if (a->k_frame == TOY_KV__PRE) {
-            toy_kv__score_rebuilt(a, entry);
-        } else {
+        for (b = 0; b < n; b++) {
+            toy_kv__entry entry = a->blocks[j + b];
+            float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
+            if (a->k_frame == TOY_KV__PRE) {
+                toy_kv__score_rebuilt(a, entry, scores);
+                continue;
+            }
             if (a->k_frame == TOY_KV__BLOCKWISE)
                 toy_kv__turn_queries(a, entry.position, previous);
             if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
                 toy_kv__fill_tables(a);
-            toy_kv__score_block(a, entry.block);
+            toy_kv__score_block(a, entry.block, scores);
+            ready = 1;
+            previous = entry.position;
         }
-        ready = 1;
-        previous = entry.position;
-        if (toy_kv__soft_max(a, token, TOY_KV_BLOCK, 1))
-            toy_kv__sum_block(a, entry.block);
+        seen = toy_kv__soft_max(a, TOY_KV_N_SINK + j * TOY_KV_BLOCK, n * TOY_KV_BLOCK, 1);
+        if (seen)
+            toy_kv__sum_tile(a, a->blocks + j, n, seen == 2);
     }
 }
 
@@ -3398,6 +4031,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->blocks = toy_kv__blocks(a->kv, a->seq);
     a->k_uses = toy_kv__uses_of(TOY_KV_KEY, a->layer, a->head, &a->n_k_uses);
     a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
+    a->in_bytes = toy_kv__sums_bytes(a);
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
