@@ -12,19 +12,19 @@
 #include "base/status.h"
 
 typedef enum vqkvc_gguf_type { /* as in the file */
-    VQKVC_GGUF_U8 = 0,
-    VQKVC_GGUF_I8 = 1,
-    VQKVC_GGUF_U16 = 2,
-    VQKVC_GGUF_I16 = 3,
-    VQKVC_GGUF_U32 = 4,
-    VQKVC_GGUF_I32 = 5,
-    VQKVC_GGUF_F32 = 6,
-    VQKVC_GGUF_BOOL = 7,
-    VQKVC_GGUF_STRING = 8,
-    VQKVC_GGUF_ARRAY = 9,
-    VQKVC_GGUF_U64 = 10,
-    VQKVC_GGUF_I64 = 11,
-    VQKVC_GGUF_F64 = 12
+                               VQKVC_GGUF_U8 = 0,
+                               VQKVC_GGUF_I8 = 1,
+                               VQKVC_GGUF_U16 = 2,
+                               VQKVC_GGUF_I16 = 3,
+                               VQKVC_GGUF_U32 = 4,
+                               VQKVC_GGUF_I32 = 5,
+                               VQKVC_GGUF_F32 = 6,
+                               VQKVC_GGUF_BOOL = 7,
+                               VQKVC_GGUF_STRING = 8,
+                               VQKVC_GGUF_ARRAY = 9,
+                               VQKVC_GGUF_U64 = 10,
+                               VQKVC_GGUF_I64 = 11,
+                               VQKVC_GGUF_F64 = 12
 } vqkvc_gguf_type;
 
 typedef struct vqkvc_gguf_kv {
@@ -42,10 +42,10 @@ typedef struct vqkvc_gguf_kv {
 
 typedef struct vqkvc_gguf_tensor {
     const char *name;
-    uint32_t type;    /* ggml type id, see quant.h */
-    int n_dims;       /* 1 .. 4 */
-    int64_t dims[4];  /* dims[0] is the fastest; unused ones are 1 */
-    uint64_t offset;  /* of the data in the file */
+    uint32_t type;   /* ggml type id, see quant.h */
+    int n_dims;      /* 1 .. 4 */
+    int64_t dims[4]; /* dims[0] is the fastest; unused ones are 1 */
+    uint64_t offset; /* of the data in the file */
     uint64_t n_bytes;
     const uint8_t *data; /* in the mapping */
 } vqkvc_gguf_tensor;
