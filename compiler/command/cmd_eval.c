@@ -169,6 +169,7 @@ static vqkvc_code measure(evaluation *e, vqkvc_err *err)
                                      .n_windows = e->options->windows,
                                      .step = e->options->step,
                                      .first_counted = FIRST_COUNTED,
+                                     .probe = e->options->layers,
                                      .log = e->log};
     vqkvc_measured *results = vqkvc_alloc((size_t)e->n, sizeof *results, err);
     if (results == NULL)

@@ -48,7 +48,7 @@ typedef struct vqkvc_options {
     /* evaluation */
     vqkvc_words headers;
     const char *schemes;
-    int windows, context, step, speed, markdown, figures;
+    int windows, context, step, speed, layers, markdown, figures;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;

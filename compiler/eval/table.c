@@ -60,6 +60,35 @@ static void fill_cells(const vqkvc_row *row, char cells[N_COLUMNS][CELL])
     }
 }
 
+/* The columns of speed are the last three. */
+static int column_count(const vqkvc_table_info *info)
+{
+    return info->speed != NULL ? N_COLUMNS : N_COLUMNS - 3;
+}
+
+/* A line a scheme: relative error of each layer's attention output, where it was measured. */
+static void put_layer_errors(const vqkvc_row *rows, int n, const char *open, const char *between,
+                             const char *close, vqkvc_buf *out)
+{
+    for (int i = 0; i < n; i++) {
+        const vqkvc_measured *m = rows[i].measured;
+        if (m == NULL || m->n_layers == 0)
+            continue;
+        vqkvc_buf_printf(out, "%s%-8s", open, rows[i].scheme);
+        for (int l = 0; l < m->n_layers; l++)
+            vqkvc_buf_printf(out, "%s%.4f", between, m->layer_error[l]);
+        vqkvc_buf_printf(out, "%s\n", close);
+    }
+}
+
+static int has_layer_errors(const vqkvc_row *rows, int n)
+{
+    int has = 0;
+    for (int i = 0; i < n; i++)
+        has |= rows[i].measured != NULL && rows[i].measured->n_layers > 0;
+    return has;
+}
+
 /* Rows of the table with the fp16 attention as the last one, if it was timed. */
 static int row_count(const vqkvc_table_info *info, int n)
 {
@@ -98,18 +127,18 @@ void vqkvc_table_text(const vqkvc_table_info *info, const vqkvc_row *rows, int n
 {
     int width[N_COLUMNS];
     char cells[N_COLUMNS][CELL];
-    for (int c = 0; c < N_COLUMNS; c++)
+    for (int c = 0; c < column_count(info); c++)
         width[c] = (int)strlen(columns[c].title);
     for (int i = 0; i < row_count(info, n); i++) {
         cells_of(info, rows, n, i, cells);
-        for (int c = 0; c < N_COLUMNS; c++)
+        for (int c = 0; c < column_count(info); c++)
             width[c] = (int)strlen(cells[c]) > width[c] ? (int)strlen(cells[c]) : width[c];
     }
     put_caption(info, "\n", out);
     for (int i = -1; i < row_count(info, n); i++) {
         if (i >= 0)
             cells_of(info, rows, n, i, cells);
-        for (int c = 0; c < N_COLUMNS; c++) {
+        for (int c = 0; c < column_count(info); c++) {
             const char *cell = i < 0 ? columns[c].title : cells[c];
             if (c == 0)
                 vqkvc_buf_printf(out, "%-*s", width[c], cell);
@@ -117,6 +146,11 @@ void vqkvc_table_text(const vqkvc_table_info *info, const vqkvc_row *rows, int n
                 vqkvc_buf_printf(out, "  %*s", width[c], cell);
         }
         vqkvc_buf_puts(out, "\n");
+    }
+    if (has_layer_errors(rows, n)) {
+        vqkvc_buf_puts(out,
+                       "\n|o - o_exact| / |o_exact| of the attention output, layer by layer:\n");
+        put_layer_errors(rows, n, "", "  ", "", out);
     }
 }
 
@@ -126,23 +160,27 @@ void vqkvc_table_markdown(const vqkvc_table_info *info, const vqkvc_row *rows, i
     char cells[N_COLUMNS][CELL];
     put_caption(info, "\n", out);
     vqkvc_buf_puts(out, "\n|");
-    for (int c = 0; c < N_COLUMNS; c++)
+    for (int c = 0; c < column_count(info); c++)
         vqkvc_buf_printf(out, " %s |", columns[c].title);
     vqkvc_buf_puts(out, "\n|");
-    for (int c = 0; c < N_COLUMNS; c++)
+    for (int c = 0; c < column_count(info); c++)
         vqkvc_buf_puts(out, c == 0 ? "---|" : "---:|");
     vqkvc_buf_puts(out, "\n");
     for (int i = 0; i < row_count(info, n); i++) {
         cells_of(info, rows, n, i, cells);
         vqkvc_buf_puts(out, "|");
-        for (int c = 0; c < N_COLUMNS; c++)
+        for (int c = 0; c < column_count(info); c++)
             vqkvc_buf_printf(out, " %s |", cells[c]);
         vqkvc_buf_puts(out, "\n");
     }
     vqkvc_buf_puts(out, "\n");
-    for (int c = 0; c < N_COLUMNS; c++)
+    for (int c = 0; c < column_count(info); c++)
         if (columns[c].words != NULL)
             vqkvc_buf_printf(out, "- *%s*: %s\n", columns[c].title, columns[c].words);
+    if (has_layer_errors(rows, n)) {
+        vqkvc_buf_puts(out, "\nRelative error of the attention output, layer by layer:\n\n");
+        put_layer_errors(rows, n, "- ", " ", "", out);
+    }
 }
 
 /* ---- JSON ---- */
