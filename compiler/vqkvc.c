@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/matrix.h"
@@ -105,9 +106,19 @@ static vqkvc_code dispatch(int argc, char **argv, vqkvc_err *err)
     return command == NULL ? err->code : run_command(command, argc - 1, argv + 1, err);
 }
 
+/* OpenMP's threads spin while they wait, by default, which makes everything some ten times slower
+ * where another process wants the processors. The runtime reads its environment before main(), so
+ * the program starts itself again with the other policy, unless the user has chosen one. */
+static void wait_passively(char **argv)
+{
+    if (getenv("OMP_WAIT_POLICY") == NULL && setenv("OMP_WAIT_POLICY", "passive", 0) == 0)
+        execv("/proc/self/exe", argv);
+}
+
 int main(int argc, char **argv)
 {
     vqkvc_err err = {0};
+    wait_passively(argv);
     dispatch(argc, argv, &err);
     if (fflush(stdout) != 0 || ferror(stdout))
         vqkvc_fail(&err, VQKVC_E_IO, "standard output: %s", strerror(errno));

@@ -256,8 +256,8 @@ vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
             continue;
         int layers = params->layers_shared > 0 ? params->layers_shared : share;
         if (grouping_make(&w, layers, c, params, metrics, err) == VQKVC_OK) {
-            /* An eighth of a head's channels at a time, up to four nibbles a channel. */
-            int step = g->head_dim / 8 > 0 ? g->head_dim / 8 : 1;
+            /* A sixteenth of a head's channels at a time, up to four nibbles a channel. */
+            int step = g->head_dim / 16 > 0 ? g->head_dim / 16 : 1;
             int top = layers == 1 ? 0 : 4 * g->head_dim;
             for (int nibbles = layers == 1 ? 0 : step; nibbles <= top; nibbles += step)
                 if (try_share(&w, c, params, metrics, nibbles, &t, arena, best, err) != VQKVC_OK)
