@@ -48,19 +48,6 @@ static vqkvc_code check_prefix(const char *prefix, vqkvc_err *err)
     return VQKVC_OK;
 }
 
-/* Text that goes into a comment or a string may not end it. */
-static void put_safe(vqkvc_buf *out, const char *s)
-{
-    for (; *s != '\0'; s++) {
-        char c = *s;
-        if ((unsigned char)c < 32 || (unsigned char)c > 126 || c == '"' || c == '\\' ||
-            (c == '/' && out->len > 0 && out->data[out->len - 1] == '*') ||
-            (c == '*' && out->len > 0 && out->data[out->len - 1] == '/') || c == '?')
-            c = '_';
-        vqkvc_buf_put(out, &c, 1);
-    }
-}
-
 static void print_banner(const vqkvc_plan *plan, const gen_options *o, const vqkvc_hash *hash,
                          vqkvc_buf *out)
 {
@@ -68,10 +55,12 @@ static void print_banner(const vqkvc_plan *plan, const gen_options *o, const vqk
     vqkvc_cost cost;
     vqkvc_plan_cost(plan, 4096, &cost);
     vqkvc_buf_puts(out, "/* vqkv.h - a compressed KV cache for the model \"");
-    put_safe(out, g->name);
+    gen_put_user(out, g->name);
+    vqkvc_buf_puts(out, "\", scheme ");
+    gen_put_user(out, plan->scheme);
     vqkvc_buf_printf(
         out,
-        "\", scheme %s.\n * Made by vqkvc " VQKVC_VERSION ", ABI %d. Do not edit: run the "
+        ".\n * Made by vqkvc " VQKVC_VERSION ", ABI %d. Do not edit: run the "
         "command below again.\n *\n"
         " * USE. In one C or C++ file:\n"
         " *     #define VQKV_IMPLEMENTATION\n"
@@ -84,9 +73,10 @@ static void print_banner(const vqkvc_plan *plan, const gen_options *o, const vqk
         " *     for each layer:\n"
         " *         vqkv_append(kv, 0, layer, n, k, v, VQKV_F32, VQKV_KEYS_ROTATED);\n"
         " *         vqkv_attend(kv, 0, layer, n, q, out, NULL, scratch, scratch_bytes);\n"
-        " * Every call returns a status (vqkv_status_text). Nothing is allocated, printed or\n"
+        " * Calls that can fail return a status (vqkv_status_text). Nothing is allocated, printed "
+        "or\n"
         " * kept in globals. #define VQKV_NO_SIMD leaves only portable C.\n *\n",
-        plan->scheme, GEN_ABI_VERSION);
+        GEN_ABI_VERSION);
     vqkvc_buf_printf(
         out,
         " * MODEL. %d layers, %d query heads, %d KV heads of %d channels; rotary embedding "
@@ -111,7 +101,7 @@ static void print_banner(const vqkvc_plan *plan, const gen_options *o, const vqk
                      " * FROM. weights %s\n *       calibration %s\n *       plan %s\n *       ",
                      g->weights_hash.hex[0] != '\0' ? g->weights_hash.hex : "unknown",
                      plan->calibration.hex[0] != '\0' ? plan->calibration.hex : "none", hash->hex);
-    put_safe(out, o->command);
+    gen_put_user(out, o->command);
     vqkvc_buf_puts(out, "\n *\n * STREAMS\n");
     vqkvc_buf text = {0};
     vqkvc_plan_print(plan, &text);
@@ -120,7 +110,7 @@ static void print_banner(const vqkvc_plan *plan, const gen_options *o, const vqk
         char *end = line + n, saved = *end;
         *end = '\0';
         vqkvc_buf_puts(out, " *   ");
-        put_safe(out, line);
+        gen_put_user(out, line);
         vqkvc_buf_puts(out, "\n");
         *end = saved;
         line = saved == '\0' ? end : end + 1;
@@ -156,7 +146,7 @@ static void print_geometry(const vqkvc_plan *plan, const vqkvc_hash *hash, vqkvc
         vqkvc_buf_printf(out, "#define VQKV_%s %d%s%s%s\n", constants[i].name, constants[i].value,
                          constants[i].why[0] != '\0' ? " /* " : "", constants[i].why,
                          constants[i].why[0] != '\0' ? " */" : "");
-    vqkvc_buf_printf(out, "#define VQKV_ATTENTION_SCALE %.9gf /* 1 / sqrt(HEAD_DIM) */\n",
+    vqkvc_buf_printf(out, "#define VQKV_ATTENTION_SCALE %.9ef /* 1 / sqrt(HEAD_DIM) */\n",
                      1.0 / sqrt((double)g->head_dim));
     vqkvc_buf_printf(out, "#define VQKV_CODEC \"%s\" /* hash of the plan and all tables */\n\n",
                      hash->hex);

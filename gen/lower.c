@@ -135,6 +135,9 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
     out->bytes =
         at; /* a multiple of 16: planes are, and gains; no bit is stored that is not counted */
     out->start = low->block_bytes;
+    if (at > INT32_MAX - low->block_bytes)
+        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "a block of %d tokens takes more than 2 GiB",
+                          plan->block);
     low->block_bytes += out->bytes;
     low->max_in = larger(low->max_in, s->n_in);
     low->max_latents = larger(low->max_latents, s->n_latents);
@@ -208,5 +211,8 @@ vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err)
     for (int i = 0; i < plan->n_streams; i++)
         VQKVC_TRY(lower_stream(plan, i, low, table_first, linear, err));
     lower_uses(plan, low);
+    /* The runtime also unpacks one plane's codewords, width * 16 values, where the score tables of
+     * all rows go. */
+    low->max_lut = larger(low->max_lut, 2 * low->max_width);
     return VQKVC_OK;
 }

@@ -25,6 +25,25 @@
 PART_LIST(X)
 #undef X
 
+/* Between these gen_text() changes nothing; they are dropped. */
+enum { RAW_OPEN = 2, RAW_CLOSE = 3 };
+
+void gen_put_user(vqkvc_buf *out, const char *s)
+{
+    char before = ' ';
+    const char open = RAW_OPEN, close = RAW_CLOSE;
+    vqkvc_buf_put(out, &open, 1);
+    for (; *s != '\0'; s++) {
+        char c = *s;
+        if ((unsigned char)c < 32 || (unsigned char)c > 126 || c == '"' || c == '\\' || c == '?' ||
+            (c == '/' && before == '*') || (c == '*' && before == '/'))
+            c = '_';
+        vqkvc_buf_put(out, &c, 1);
+        before = c;
+    }
+    vqkvc_buf_put(out, &close, 1);
+}
+
 static int is_word(char c)
 {
     return isalnum((unsigned char)c) || c == '_';
@@ -57,12 +76,17 @@ void gen_text(vqkvc_buf *out, const char *text, size_t n, const char *prefix, co
 {
     for (size_t i = 0, j; i < n; i = j) {
         j = i;
-        if (is_word(text[i])) {
+        if (text[i] == RAW_OPEN) {
+            while (j < n && text[j] != RAW_CLOSE)
+                j++;
+            vqkvc_buf_put(out, text + i + 1, j - i - 1);
+            j += j < n;
+        } else if (is_word(text[i])) {
             while (j < n && is_word(text[j]))
                 j++;
             put_word(out, text + i, j - i, prefix, isa);
         } else {
-            while (j < n && !is_word(text[j]))
+            while (j < n && !is_word(text[j]) && text[j] != RAW_OPEN)
                 j++;
             vqkvc_buf_put(out, text + i, j - i);
         }

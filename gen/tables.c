@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "gen/parts.h"
+
 /* Four binary16 values make one little-endian word: the quickest constants for compilers to read
  * that are still pedantic C (style.md has the measurements). */
 static void print_values(const gen_lowered *low, vqkvc_buf *out)
@@ -11,7 +13,9 @@ static void print_values(const gen_lowered *low, vqkvc_buf *out)
                    "static const uint64_t vqkv__tables[] = {\n");
     for (int i = 0; i < low->n_sections; i++) {
         const gen_section *section = &low->sections[i];
-        vqkvc_buf_printf(out, "    /* %s */\n", section->title);
+        vqkvc_buf_puts(out, "    /* ");
+        gen_put_user(out, section->title);
+        vqkvc_buf_puts(out, " */\n");
         for (int v = 0; v < section->n; v += 4) {
             const uint16_t *p = low->values + section->first + v;
             int last = v + 4 >= section->n, full = v / 4 % 4 == 3;
@@ -38,12 +42,14 @@ static void print_streams(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_
         int width = s->gain == VQKVC_GAIN_NONE ? s->n_latents : s->gain_width;
         vqkvc_buf_printf(out,
                          "    {%s, %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, "
-                         "%d}, /* %s */\n",
+                         "%d}, /* ",
                          frames[s->frame], transforms[s->transform], gains[s->gain],
                          s->gain == VQKVC_GAIN_NONE ? 0 : s->gain_bits / 8, s->n_members,
                          l->first_member, s->n_in, s->n_latents, l->mean, l->enc, l->dec,
                          l->n_gains, width, l->gain_table, l->first_run, s->n_runs, l->bytes,
-                         l->start, s->name);
+                         l->start);
+        gen_put_user(out, s->name);
+        vqkvc_buf_puts(out, " */\n");
     }
     vqkvc_buf_puts(out, "};\n");
 }
@@ -114,6 +120,10 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
         {"MAX_SUM_LATENTS", low->max_sum_latents},
         {"MAX_RUNS", low->max_runs},
     };
+    vqkvc_buf_printf(out,
+                     "\n/* What the model's rotation multiplies by besides turning (YaRN). */\n"
+                     "#define VQKV__ROPE_SCALE %.9ef\n",
+                     (double)plan->geometry.rope_mscale);
     vqkvc_buf_puts(out, "\n/* The most that any stream or head needs. */\n");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         vqkvc_buf_printf(out, "#define VQKV__%s %d\n", sizes[i].name, sizes[i].value);

@@ -6,7 +6,7 @@
     X(E_SIZE, "the memory handed in is too small; ask the matching _size function")                \
     X(E_ALIGNMENT, "the memory handed in is not aligned to 64 bytes")                              \
     X(E_CONTEXT, "the sequence would grow beyond n_ctx")                                           \
-    X(E_BATCH, "more tokens in one call than max_batch; split the prompt")                         \
+    X(E_BATCH, "more tokens at once than max_batch allows; split the prompt")                      \
     X(E_ORDER, "layers are out of step: append every step to every layer, in any order")           \
     X(E_FULL, "no free block is left in the pool")                                                 \
     X(E_VALUE, "a key or value is not a finite number")                                            \
@@ -62,12 +62,14 @@ typedef enum vqkv_keys { VQKV_KEYS_ROTATED, VQKV_KEYS_UNROTATED } vqkv_keys;
 /* Appends n tokens to one layer of a sequence: k, v [n, VQKV_N_KV_HEADS, VQKV_HEAD_DIM] of `type`.
  * A step appends the same tokens to every layer. Blocks that have left the exact window are encoded
  * when the next step begins; that is the only slow case (see the banner). Unrotated keys are
- * rotated here by their positions, which count from 0. One thread at a time for a cache. */
+ * rotated here by their positions, which count from 0. Values are kept in fp16 at first: what is
+ * beyond its range becomes its largest value. One thread at a time for a cache. */
 vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, const void *v,
                         vqkv_type type, vqkv_keys keys);
 
 /* Forgets all tokens of a sequence from n_keep on. A block that is cut in the middle is decoded
- * back into the exact window. Layers must be in step. */
+ * back into the exact window. Also the way to give a step up that not every layer has seen: n_keep
+ * may be what the least layer holds. */
 vqkv_status vqkv_trim(vqkv *kv, int seq, int n_keep);
 
 /* Makes sequence `to` a copy of `from`. Blocks are shared by reference count and never written
@@ -131,5 +133,6 @@ size_t vqkv_save_size(const vqkv *kv, int seq);
  * Layers must be in step. The bytes hold no pointers and do not depend on the pool. */
 vqkv_status vqkv_save(const vqkv *kv, int seq, void *dst, size_t bytes);
 /* Replaces a sequence by a saved one. All is checked before anything changes: on failure the
- * sequence is as it was. */
+ * sequence is as it was. A cache with a smaller max_batch may have too short an exact window for
+ * it: E_BATCH. */
 vqkv_status vqkv_load(vqkv *kv, int seq, const void *src, size_t bytes);

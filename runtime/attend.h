@@ -274,11 +274,12 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
     const signed char *book_bytes = (const signed char *)a->book;
     unsigned char *rest = a->bytes + VQKV__TILE_FLOATS;
     float *acc = a->acc;
-    int u, i, b, r;
+    int u, i, b, r, packed;
     for (u = 0; u < a->n_v_uses; u++) {
         int stream = a->v_uses[u].stream;
         const vqkv__stream *s = &vqkv__streams[stream];
         const float *p = a->s;
+        packed = 0; /* the weights at hand are in a->bytes */
         for (b = 0; b < n; b++)
             codes[b] = vqkv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
@@ -292,16 +293,18 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
                     a->ops->scale_rows(a->gain, a->s + at, a->rows, 0, a->part + at);
                 }
                 p = a->part;
+                packed = 0;
             }
             if (run->coder != VQKV__NIBBLES || !a->in_bytes) {
                 vqkv__sum_run(a, codes, n, run, book, p, dst);
                 book += run->coder == VQKV__NIBBLES ? run->planes * run->width * 16 : 0;
                 continue;
             }
-            if (opens) {
+            if (!packed) {
                 ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
                     rest_scale[r] = scale[r] / 255.0f;
+                packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
                      a->rows, dst, VQKV__MAX_SUM_LATENTS);

@@ -205,8 +205,8 @@ VQKV__TARGET_avx512 static void vqkv__pack_weights_avx512(const float *w, int bl
                                                           unsigned char *out, unsigned char *rest,
                                                           float *scale)
 {
-    /* Thresholds spread evenly over (0, 1): rounding keeps the sum of a row, whatever its values.
-     */
+    /* Thresholds spread evenly over (0, 1): small weights are not all rounded away, however large
+     * the row's largest is; on average over positions, rounding keeps the sum. */
     const __m512 dither =
         _mm512_mul_ps(_mm512_set_ps(31, 15, 23, 7, 27, 11, 19, 3, 29, 13, 21, 5, 25, 9, 17, 1),
                       _mm512_set1_ps(1.0f / 32.0f));

@@ -177,14 +177,14 @@ static float vqkv__input(const void *src, vqkv_type type, size_t i)
     return type == VQKV_F16 ? vqkv__from_half(h) : vqkv__from_bits((uint32_t)h << 16);
 }
 
-/* The sum of x * 0 is 0 unless one of them is not finite. */
+/* By the exponents, since an engine's compiler may assume that numbers are finite. */
 static int vqkv__all_finite(const void *src, vqkv_type type, size_t n)
 {
     size_t i;
-    float sum = 0.0f;
+    uint32_t bad = 0;
     for (i = 0; i < n; i++)
-        sum += vqkv__input(src, type, i) * 0.0f;
-    return sum == 0.0f;
+        bad |= (vqkv__to_bits(vqkv__input(src, type, i)) & 0x7f800000u) == 0x7f800000u;
+    return !bad;
 }
 
 static void vqkv__store_token(vqkv *kv, int seq, int layer, int token, const void *src,
@@ -211,7 +211,7 @@ vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, cons
     size_t row = (size_t)VQKV_N_KV_HEADS * VQKV_HEAD_DIM;
     float cs[VQKV_N_ROT + 1] = {0.0f};
     vqkv__seq *q;
-    int i, held;
+    int i, j, held;
     if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
         layer >= VQKV_N_LAYERS || n < 1 || (unsigned)type > VQKV_BF16 ||
         (unsigned)keys > VQKV_KEYS_UNROTATED)
@@ -234,8 +234,11 @@ vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, cons
         return VQKV_E_ORDER;
     }
     for (i = 0; i < n; i++) {
-        if (keys == VQKV_KEYS_UNROTATED)
+        if (keys == VQKV_KEYS_UNROTATED) {
             vqkv__angles(held + i, cs);
+            for (j = 0; j < VQKV_N_ROT; j++)
+                cs[j] *= VQKV__ROPE_SCALE;
+        }
         vqkv__store_token(kv, seq, layer, held + i, k, (size_t)i * row, type, VQKV_KEY,
                           keys == VQKV_KEYS_UNROTATED ? cs : NULL);
         vqkv__store_token(kv, seq, layer, held + i, v, (size_t)i * row, type, VQKV_VALUE, NULL);

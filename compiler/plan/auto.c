@@ -97,8 +97,9 @@ static vqkvc_code fit_scope(vqkvc_plan *plan, const vqkvc_capture *c, const vqkv
     float *x = vqkvc_alloc((size_t)c->n_sample * n_in, sizeof(float), err);
     if (x == NULL)
         return err->code;
-    vqkvc_sample_members(c, members, scope->n_layers, p->frame, p->window.block, p->seed, x);
-    if (scope->shared > 0) {
+    if (vqkvc_sample_members(c, members, scope->n_layers, p->frame, p->window.block, p->seed, x,
+                             err) == VQKVC_OK &&
+        scope->shared > 0) {
         vqkvc_stream_spec spec = {.name = name,
                                   .members = members,
                                   .n_members = scope->n_layers,

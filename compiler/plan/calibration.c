@@ -9,8 +9,19 @@
 
 enum { STREAM_OFFSET = 101, STREAM_DISTANCE = 102, ROWS = 256 };
 
-void vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, int n_members,
-                          vqkvc_frame frame, int block, uint64_t seed, float *x)
+/* Multiplies the rotated channels of n joined heads by YaRN's factor, as the model's rotation does.
+ */
+static void scale_rotated(const vqkvc_geometry *g, float *x, int n)
+{
+    int rotated = g->rope_layout == VQKVC_ROPE_NONE ? 0 : g->n_rot;
+    for (int h = 0; h < n; h++)
+        for (int j = 0; j < rotated; j++)
+            x[h * g->head_dim + j] *= g->rope_mscale;
+}
+
+vqkvc_code vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, int n_members,
+                                vqkvc_frame frame, int block, uint64_t seed, float *x,
+                                vqkvc_err *err)
 {
     const vqkvc_geometry *g = &c->geometry;
     vqkvc_kind kind = members[0].part == VQKVC_PART_K ? VQKVC_KEY : VQKVC_VALUE;
@@ -18,9 +29,14 @@ void vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, i
 #pragma omp parallel for schedule(dynamic)
     for (int first = 0; first < c->n_sample; first += ROWS) {
         int n = c->n_sample - first < ROWS ? c->n_sample - first : ROWS;
-        vqkvc_err ignored = {0};
-        float *row = vqkvc_alloc((size_t)n * (size_t)width, sizeof(float), &ignored);
-        for (int m = 0; row != NULL && m < n_members; m++) {
+        vqkvc_err mine = {0};
+        float *row = vqkvc_alloc((size_t)n * (size_t)width, sizeof(float), &mine);
+        if (row == NULL) {
+#pragma omp critical
+            vqkvc_fail(err, mine.code, "%s", mine.msg);
+            continue;
+        }
+        for (int m = 0; m < n_members; m++) {
             vqkvc_capture_read(c, kind, members[m].layer, first, n, row);
             for (int i = 0; i < n; i++)
                 memcpy(x + (size_t)(first + i) * (size_t)n_in + (size_t)(m * dim),
@@ -35,11 +51,11 @@ void vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, i
                           : frame == VQKVC_FRAME_POST ? (double)c->pos[first + i]
                                                       : 0.0;
             vqkvc_rope_rotate(g, turn, dst, n_members);
-            for (int j = 0; j < n_in; j++)
-                dst[j] *= g->rope_mscale;
+            scale_rotated(g, dst, n_members);
         }
         free(row);
     }
+    return err->code;
 }
 
 /* E[q q'] of the queries of one KV head, each turned by a random distance. */
@@ -64,9 +80,9 @@ static vqkvc_code query_moment(const vqkvc_capture *c, int layer, int head, uint
             vqkvc_rng rng = vqkvc_rng_make(seed, (uint64_t)i * 256 + STREAM_DISTANCE);
             float *src = all + (size_t)i * (size_t)width + (size_t)(head * group * dim);
             vqkvc_rope_rotate(g, (double)vqkvc_rng_below(&rng, reach), src, group);
+            scale_rotated(g, src, group);
             for (int j = 0; j < group * dim; j++)
-                q[(size_t)i * (size_t)(group * dim) + (size_t)j] =
-                    (double)(src[j] * g->rope_mscale);
+                q[(size_t)i * (size_t)(group * dim) + (size_t)j] = (double)src[j];
         }
         vqkvc_dgemm_tn(dim, dim, n * group, q, (size_t)dim, q, (size_t)dim, moment, (size_t)dim);
         for (int i = 0; i < dim * dim; i++)

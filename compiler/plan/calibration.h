@@ -9,8 +9,9 @@
 /* The sampled vectors of n_members heads of one part, joined: x [n_sample, n_members * head_dim].
  * Keys are put into the frame: BLOCK turns each by a seeded offset in [0, block), POST by its
  * position; every key carries rope_mscale as the cache will see it. */
-void vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, int n_members,
-                          vqkvc_frame frame, int block, uint64_t seed, float *x);
+vqkvc_code vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, int n_members,
+                                vqkvc_frame frame, int block, uint64_t seed, float *x,
+                                vqkvc_err *err);
 
 /* Metrics of all heads: squared errors in them add up to a loss over the whole model.
  * Values: Wo'Wo, alike in all layers, since every layer adds to the same residual stream (dividing

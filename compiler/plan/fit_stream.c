@@ -233,15 +233,13 @@ static vqkvc_code fit_codebooks(vqkvc_plan *plan, vqkvc_stream *s, int n, const 
     float *z = vqkvc_alloc((size_t)n * ld, sizeof(float), err);
     float *weight = vqkvc_alloc((size_t)n, sizeof(float), err);
     int total = 0;
-    double left = 0, mass = 0;
+    double left = 0;
     if (err->code == VQKVC_OK && latents(plan, s, n, x, z, err) == VQKVC_OK) {
         if (s->gain == VQKVC_GAIN_NONE)
             for (int i = 0; i < n; i++)
                 weight[i] = 1;
         else
             normalise(s, n, z, weight);
-        for (int i = 0; i < n; i++)
-            mass += (double)weight[i];
         for (int r = 0; r < s->n_runs; r++)
             total += s->runs[r].groups;
         double *errors = vqkvc_alloc((size_t)total, sizeof(double), err);
@@ -266,8 +264,7 @@ static vqkvc_code fit_codebooks(vqkvc_plan *plan, vqkvc_stream *s, int n, const 
         free(errors);
     }
     /* Latents over their gain have a mean square of 1 by construction. */
-    *relative = s->gain == VQKVC_GAIN_NONE || s->n_latents == 0 ? left : left / s->n_latents;
-    (void)mass;
+    *relative = left / (s->n_latents > 0 ? s->n_latents : 1);
     free(z);
     free(weight);
     return err->code;

@@ -12,17 +12,20 @@
  *                RMS      s = sqrt(mean z^2), rounded to float
  *                ABSMAX   s = max |z| / (2^(bits-1) - 1)               in float
  *                SIGNMAX  s = (first z of largest magnitude) / -2^(bits-1), in float
- *              16 bits: s^ = s as binary16; if that is 0 or not finite, s^ = 0, every group takes
- *              the codeword nearest to 0 and reconstructs 0.
+ *              16 bits: s^ = s as binary16, at most its largest value; if that is 0, every group
+ *              takes the codeword nearest to 0 and reconstructs 0.
  *              8 bits: code = round((log2(s) - gain_lo) / gain_step) clamped to 0..255 (s = 0:
- *              code 0), s^ = exp2(gain_lo + gain_step * code).
+ *              code 0), s^ = binary16(exp2(gain_lo + gain_step * code)), at most its largest.
  *   VQ         t = z / s^; each stage takes the codeword nearest to what the stages before left
- * (the lower index on a tie); z^ = s^ * (sum of the codewords). UNI        z^ = s^ * (code -
- * 2^(bits-1)), code clamped to 0 .. 2^bits - 1 of NONE, RMS  round(z / s^) + 2^(bits-1), halves
- * away from 0 ABSMAX     round(z * (1 / s)) + 2^(bits-1), halves away from 0 SIGNMAX    floor(z *
- * (1 / s) + 2^(bits-1) + 0.5) The last two are q8_0 and q4_0 of llama.cpp (ggml-quants.c): the
- * float reciprocal of the gain before it is rounded to binary16, and products in float. F16 z^ = z
- * as binary16. back       x^ = mean + dec z^, and later streams see x - x^. */
+ *              (the lower index on a tie); z^ = s^ * (sum of the codewords).
+ *   UNI        z^ = s^ * (code - 2^(bits-1)), code clamped to 0 .. 2^bits - 1 of
+ *              - gains NONE and RMS: round(z / s^) + 2^(bits-1), halves away from 0;
+ *              - ABSMAX: round(z * (1 / s)) + 2^(bits-1), halves away from 0;
+ *              - SIGNMAX: floor(z * (1 / s) + 2^(bits-1) + 0.5).
+ *              The last two are q8_0 and q4_0 of llama.cpp (ggml-quants.c): the float reciprocal
+ *              of the gain before it is rounded to binary16, and products in float.
+ *   F16        z^ = z as binary16.
+ *   back       x^ = mean + dec z^, and later streams see x - x^. */
 #include "plan/plan.h"
 
 #include <math.h>

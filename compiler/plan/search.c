@@ -51,9 +51,9 @@ static vqkvc_code scope_covariance(const vqkvc_capture *c, const vqkvc_auto_para
     float *x = vqkvc_alloc((size_t)c->n_sample * n_in, sizeof(float), err);
     double *mean = vqkvc_alloc(n_in, sizeof(double), err);
     if (err->code == VQKVC_OK) {
-        vqkvc_sample_members(c, members, s->n_layers, params->frame, params->window.block,
-                             params->seed, x);
-        vqkvc_fit_moments(c->n_sample, (int)n_in, x, n_in, NULL, mean, cov, err);
+        if (vqkvc_sample_members(c, members, s->n_layers, params->frame, params->window.block,
+                                 params->seed, x, err) == VQKVC_OK)
+            vqkvc_fit_moments(c->n_sample, (int)n_in, x, n_in, NULL, mean, cov, err);
     }
     free(x);
     free(mean);
@@ -251,9 +251,6 @@ vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
     VQKVC_TRY(search_make(&t, g, arena, err));
     for (int share = 1; share <= g->n_layers && err->code == VQKVC_OK; share *= 2) {
         grouping w = {0};
-        if (params->layers_shared > 0 && share != 1 && share != params->layers_shared &&
-            share * 2 <= params->layers_shared)
-            continue;
         int layers = params->layers_shared > 0 ? params->layers_shared : share;
         if (grouping_make(&w, layers, c, params, metrics, err) == VQKVC_OK) {
             /* A sixteenth of a head's channels at a time, up to four nibbles a channel. */

@@ -98,9 +98,8 @@ static gain gain_of(const vqkvc_stream *s, const double *z, int bits)
         double code = exact == 0 ? 0 : round((log2(exact) - s->gain_lo) / s->gain_step);
         value = vqkvc_f16_to_f32(vqkvc_stream_gain(s, (int)fmin(fmax(code, 0), 255)));
     } else {
-        value = vqkvc_f16_to_f32(vqkvc_f32_to_f16(exact));
-        if (!isfinite(value))
-            value = 0;
+        float kept = isnan(exact) ? 0 : fminf(fmaxf(exact, -65504.0f), 65504.0f);
+        value = vqkvc_f16_to_f32(vqkvc_f32_to_f16(kept));
     }
     return (gain){value, value == 0 || exact == 0 ? 0 : 1 / exact};
 }

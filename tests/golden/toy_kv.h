@@ -12,7 +12,7 @@
  *     for each layer:
  *         toy_kv_append(kv, 0, layer, n, k, v, TOY_KV_F32, TOY_KV_KEYS_ROTATED);
  *         toy_kv_attend(kv, 0, layer, n, q, out, NULL, scratch, scratch_bytes);
- * Every call returns a status (toy_kv_status_text). Nothing is allocated, printed or
+ * Calls that can fail return a status (toy_kv_status_text). Nothing is allocated, printed or
  * kept in globals. #define TOY_KV_NO_SIMD leaves only portable C.
  *
  * MODEL. 3 layers, 8 query heads, 1 KV heads of 16 channels; rotary embedding on 16
@@ -60,7 +60,7 @@
 #define TOY_KV_BLOCK 32 /* tokens that are encoded together */
 #define TOY_KV_N_SINK 4 /* first tokens, exact for ever */
 #define TOY_KV_N_RECENT 24 /* latest tokens, exact at least */
-#define TOY_KV_ATTENTION_SCALE 0.25f /* 1 / sqrt(HEAD_DIM) */
+#define TOY_KV_ATTENTION_SCALE 2.500000000e-01f /* 1 / sqrt(HEAD_DIM) */
 #define TOY_KV_CODEC "71082ba36d017d67aca6d84d5a58cf32" /* hash of the plan and all tables */
 
 #ifdef __cplusplus
@@ -75,7 +75,7 @@ extern "C" {
     X(E_SIZE, "the memory handed in is too small; ask the matching _size function")                \
     X(E_ALIGNMENT, "the memory handed in is not aligned to 64 bytes")                              \
     X(E_CONTEXT, "the sequence would grow beyond n_ctx")                                           \
-    X(E_BATCH, "more tokens in one call than max_batch; split the prompt")                         \
+    X(E_BATCH, "more tokens at once than max_batch allows; split the prompt")                      \
     X(E_ORDER, "layers are out of step: append every step to every layer, in any order")           \
     X(E_FULL, "no free block is left in the pool")                                                 \
     X(E_VALUE, "a key or value is not a finite number")                                            \
@@ -131,12 +131,14 @@ typedef enum toy_kv_keys { TOY_KV_KEYS_ROTATED, TOY_KV_KEYS_UNROTATED } toy_kv_k
 /* Appends n tokens to one layer of a sequence: k, v [n, TOY_KV_N_KV_HEADS, TOY_KV_HEAD_DIM] of `type`.
  * A step appends the same tokens to every layer. Blocks that have left the exact window are encoded
  * when the next step begins; that is the only slow case (see the banner). Unrotated keys are
- * rotated here by their positions, which count from 0. One thread at a time for a cache. */
+ * rotated here by their positions, which count from 0. Values are kept in fp16 at first: what is
+ * beyond its range becomes its largest value. One thread at a time for a cache. */
 toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k, const void *v,
                         toy_kv_type type, toy_kv_keys keys);
 
 /* Forgets all tokens of a sequence from n_keep on. A block that is cut in the middle is decoded
- * back into the exact window. Layers must be in step. */
+ * back into the exact window. Also the way to give a step up that not every layer has seen: n_keep
+ * may be what the least layer holds. */
 toy_kv_status toy_kv_trim(toy_kv *kv, int seq, int n_keep);
 
 /* Makes sequence `to` a copy of `from`. Blocks are shared by reference count and never written
@@ -200,7 +202,8 @@ size_t toy_kv_save_size(const toy_kv *kv, int seq);
  * Layers must be in step. The bytes hold no pointers and do not depend on the pool. */
 toy_kv_status toy_kv_save(const toy_kv *kv, int seq, void *dst, size_t bytes);
 /* Replaces a sequence by a saved one. All is checked before anything changes: on failure the
- * sequence is as it was. */
+ * sequence is as it was. A cache with a smaller max_batch may have too short an exact window for
+ * it: E_BATCH. */
 toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 
 #ifdef __cplusplus
@@ -345,6 +348,9 @@ struct toy_kv {
 
 #define TOY_KV__MAGIC      0x31766b7176716b76u
 #define TOY_KV__ALIGNED(n) (((uint64_t)(n) + 63u) / 64u * 64u)
+
+/* What the model's rotation multiplies by besides turning (YaRN). */
+#define TOY_KV__ROPE_SCALE 1.000000000e+00f
 
 /* The most that any stream or head needs. */
 #define TOY_KV__N_STREAMS 7
@@ -2182,8 +2188,8 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_weights_avx512(const float *w, in
                                                           unsigned char *out, unsigned char *rest,
                                                           float *scale)
 {
-    /* Thresholds spread evenly over (0, 1): rounding keeps the sum of a row, whatever its values.
-     */
+    /* Thresholds spread evenly over (0, 1): small weights are not all rounded away, however large
+     * the row's largest is; on average over positions, rounding keeps the sum. */
     const __m512 dither =
         _mm512_mul_ps(_mm512_set_ps(31, 15, 23, 7, 27, 11, 19, 3, 29, 13, 21, 5, 25, 9, 17, 1),
                       _mm512_set1_ps(1.0f / 32.0f));
@@ -3785,11 +3791,12 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     const signed char *book_bytes = (const signed char *)a->book;
     unsigned char *rest = a->bytes + TOY_KV__TILE_FLOATS;
     float *acc = a->acc;
-    int u, i, b, r;
+    int u, i, b, r, packed;
     for (u = 0; u < a->n_v_uses; u++) {
         int stream = a->v_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
         const float *p = a->s;
+        packed = 0; /* the weights at hand are in a->bytes */
         for (b = 0; b < n; b++)
             codes[b] = toy_kv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
@@ -3803,16 +3810,18 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
                     a->ops->scale_rows(a->gain, a->s + at, a->rows, 0, a->part + at);
                 }
                 p = a->part;
+                packed = 0;
             }
             if (run->coder != TOY_KV__NIBBLES || !a->in_bytes) {
                 toy_kv__sum_run(a, codes, n, run, book, p, dst);
                 book += run->coder == TOY_KV__NIBBLES ? run->planes * run->width * 16 : 0;
                 continue;
             }
-            if (opens) {
+            if (!packed) {
                 ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
                     rest_scale[r] = scale[r] / 255.0f;
+                packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
                      a->rows, dst, TOY_KV__MAX_SUM_LATENTS);
@@ -4355,14 +4364,14 @@ static float toy_kv__input(const void *src, toy_kv_type type, size_t i)
     return type == TOY_KV_F16 ? toy_kv__from_half(h) : toy_kv__from_bits((uint32_t)h << 16);
 }
 
-/* The sum of x * 0 is 0 unless one of them is not finite. */
+/* By the exponents, since an engine's compiler may assume that numbers are finite. */
 static int toy_kv__all_finite(const void *src, toy_kv_type type, size_t n)
 {
     size_t i;
-    float sum = 0.0f;
+    uint32_t bad = 0;
     for (i = 0; i < n; i++)
-        sum += toy_kv__input(src, type, i) * 0.0f;
-    return sum == 0.0f;
+        bad |= (toy_kv__to_bits(toy_kv__input(src, type, i)) & 0x7f800000u) == 0x7f800000u;
+    return !bad;
 }
 
 static void toy_kv__store_token(toy_kv *kv, int seq, int layer, int token, const void *src,
@@ -4389,7 +4398,7 @@ toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k
     size_t row = (size_t)TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM;
     float cs[TOY_KV_N_ROT + 1] = {0.0f};
     toy_kv__seq *q;
-    int i, held;
+    int i, j, held;
     if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
         layer >= TOY_KV_N_LAYERS || n < 1 || (unsigned)type > TOY_KV_BF16 ||
         (unsigned)keys > TOY_KV_KEYS_UNROTATED)
@@ -4412,8 +4421,11 @@ toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k
         return TOY_KV_E_ORDER;
     }
     for (i = 0; i < n; i++) {
-        if (keys == TOY_KV_KEYS_UNROTATED)
+        if (keys == TOY_KV_KEYS_UNROTATED) {
             toy_kv__angles(held + i, cs);
+            for (j = 0; j < TOY_KV_N_ROT; j++)
+                cs[j] *= TOY_KV__ROPE_SCALE;
+        }
         toy_kv__store_token(kv, seq, layer, held + i, k, (size_t)i * row, type, TOY_KV_KEY,
                           keys == TOY_KV_KEYS_UNROTATED ? cs : NULL);
         toy_kv__store_token(kv, seq, layer, held + i, v, (size_t)i * row, type, TOY_KV_VALUE, NULL);
