@@ -38,7 +38,7 @@ FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(BUILD)/fuzz/%)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all help deps test run-tests demo figures bench lint lint-clang cppcheck sanitize fuzz run-fuzz \
+.PHONY: all help deps test run-tests demo figures regress bench lint lint-clang cppcheck sanitize fuzz run-fuzz \
 	install uninstall clean FORCE
 
 all: $(BUILD)/libvqkvc.a $(PROGRAM) ## build the compiler, build/vqkvc
@@ -65,6 +65,10 @@ demo: deps ## from the bundled model to a header, a table and two generated text
 figures: deps ## measure and print one line a figure: name value unit
 	@+$(MAKE) --no-print-directory all >&2
 	@scripts/figures.sh
+
+regress: deps ## measure tests/regress.csv and docs/fidelity.svg anew (needs ../shared/data)
+	@+$(MAKE) --no-print-directory all >&2
+	@scripts/regress.sh
 
 bench: deps ## time the emitted kernels (results, not tests)
 	@+$(MAKE) --no-print-directory all >&2

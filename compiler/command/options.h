@@ -49,6 +49,9 @@ typedef struct vqkvc_options {
     vqkvc_words headers;
     const char *schemes;
     int windows, context, step, speed, layers, markdown, figures;
+    /* suite */
+    vqkvc_words calibrate;
+    const char *rates, *long_text, *isa, *csv, *svg;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;
@@ -82,7 +85,8 @@ typedef struct vqkvc_option {
 
 /* Ended by an option without a name. */
 extern const vqkvc_option vqkvc_options_general[], vqkvc_options_store[], vqkvc_options_source[],
-    vqkvc_options_scheme[], vqkvc_options_emit[], vqkvc_options_json[], vqkvc_options_eval[];
+    vqkvc_options_scheme[], vqkvc_options_emit[], vqkvc_options_json[], vqkvc_options_eval[],
+    vqkvc_options_suite[];
 
 enum { VQKVC_MAX_GROUPS = 8 };
 

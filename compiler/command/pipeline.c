@@ -81,7 +81,7 @@ const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
 
 static vqkvc_code name_capture(vqkvc_pipeline *p, vqkvc_err *err)
 {
-    if (!p->calibrated)
+    if (!p->calibrated || p->capture_recipe != NULL)
         return VQKVC_OK;
     if (p->model != NULL) {
         VQKVC_TRY(open_source(p, err));
@@ -92,6 +92,16 @@ static vqkvc_code name_capture(vqkvc_pipeline *p, vqkvc_err *err)
     }
     if (p->capture_recipe != NULL)
         p->capture_hash = kvdb_recipe_hash("capture", p->capture_recipe);
+    return err->code;
+}
+
+static vqkvc_code name_plan(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    p->plan_recipe =
+        vqkvc_plan_recipe(p->options, p->model != NULL ? &p->geometry.weights_hash : NULL,
+                          &p->capture_hash, &p->arena, err);
+    if (p->plan_recipe != NULL)
+        p->plan_hash = kvdb_recipe_hash("plan", p->plan_recipe);
     return err->code;
 }
 
@@ -117,13 +127,19 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
     VQKVC_TRY(vqkvc_store_open(&p->db, o, KVDB_READ_WRITE, err));
     if (p->model != NULL)
         VQKVC_TRY(vqkvc_store_keep_model(p->db, &p->geometry, err));
-    if (capture_only)
-        return VQKVC_OK;
-    p->plan_recipe = vqkvc_plan_recipe(o, p->model != NULL ? &p->geometry.weights_hash : NULL,
-                                       &p->capture_hash, &p->arena, err);
-    if (p->plan_recipe != NULL)
-        p->plan_hash = kvdb_recipe_hash("plan", p->plan_recipe);
-    return err->code;
+    return capture_only ? VQKVC_OK : name_plan(p, err);
+}
+
+vqkvc_code vqkvc_pipeline_next(vqkvc_pipeline *p, const vqkvc_options *o, vqkvc_err *err)
+{
+    vqkvc_plan_free(&p->plan);
+    free(p->header.data);
+    p->header = (vqkvc_buf){0};
+    p->options = o;
+    p->calibrated = is_auto(o) || o->import_path != NULL;
+    VQKVC_TRY(check_options(o, 0, err));
+    VQKVC_TRY(name_capture(p, err));
+    return name_plan(p, err);
 }
 
 void vqkvc_pipeline_close(vqkvc_pipeline *p, const vqkvc_err *err)
@@ -209,6 +225,8 @@ static vqkvc_code make_capture(vqkvc_pipeline *p, vqkvc_err *err)
 vqkvc_code vqkvc_pipeline_capture(vqkvc_pipeline *p, vqkvc_err *err)
 {
     int found;
+    if (p->capture.n_tokens > 0)
+        return VQKVC_OK;
     VQKVC_TRY(
         vqkvc_store_fetch_capture(p->db, p->capture_recipe, p->log, &p->capture, &found, err));
     if (found)

@@ -34,7 +34,10 @@ typedef struct vqkvc_pipeline {
  * vqkvc_pipeline_close(), after a failure too. */
 vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int capture_only,
                                const vqkvc_log *log, vqkvc_err *err);
-/* Fills p->capture. */
+/* The same model, store, source and capture for another scheme: o takes the place of the options
+ * (it may differ in those of the scheme alone) and must outlive p; plan and header are dropped. */
+vqkvc_code vqkvc_pipeline_next(vqkvc_pipeline *p, const vqkvc_options *o, vqkvc_err *err);
+/* Fills p->capture, if it is not there yet. */
 vqkvc_code vqkvc_pipeline_capture(vqkvc_pipeline *p, vqkvc_err *err);
 /* Fills p->plan, and p->capture if it takes one and the plan is not in the store. */
 vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err);

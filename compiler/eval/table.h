@@ -32,6 +32,11 @@ void vqkvc_table_markdown(const vqkvc_table_info *info, const vqkvc_row *rows, i
 /* One line a figure: "fidelity.kl.auto2 0.00095 nats" (figures.c). */
 void vqkvc_table_figures(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
                          vqkvc_buf *out);
+/* One line a scheme (csv.c), the columns' names in front if `head`: text, context, windows, step,
+ * scheme, bits (codes, stored, total, scan), KL, perplexity ratio, top-1, worst KL. Figures in
+ * fixed formats; empty where nothing is known. */
+void vqkvc_table_csv(const vqkvc_table_info *info, const vqkvc_row *rows, int n, int head,
+                     vqkvc_buf *out);
 /* Everything, the per-layer errors too; keys sorted, one object. */
 vqkvc_code vqkvc_table_json(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
                             vqkvc_buf *out, vqkvc_err *err);
