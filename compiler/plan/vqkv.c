@@ -13,7 +13,7 @@
 enum { PUBLISHED_DIM = 128 };
 static const int published_stages[2] = {56, 16}, published_bits[2] = {10, 9};
 
-enum { MAX_STAGES = 128 };
+enum { MAX_STAGES = 128, MAX_SWEEPS = 8 };
 
 static vqkvc_vqkv_params with_defaults(const vqkvc_vqkv_params *given, int head_dim)
 {
@@ -25,7 +25,7 @@ static vqkvc_vqkv_params with_defaults(const vqkvc_vqkv_params *given, int head_
         if (p.bits[part] == 0)
             p.bits[part] = published_bits[part];
     }
-    p.sweeps = p.sweeps == 0 ? 2 : p.sweeps < 0 ? 0 : p.sweeps;
+    p.sweeps = p.sweeps == 0 ? 2 : p.sweeps < 0 ? 0 : p.sweeps > MAX_SWEEPS ? MAX_SWEEPS : p.sweeps;
     p.max_points = p.max_points > 0 ? p.max_points : 65536;
     p.window.n_sink = p.window.n_sink > 0 ? p.window.n_sink : 4;
     p.window.n_recent = p.window.n_recent > 0 ? p.window.n_recent : 32;
@@ -110,7 +110,7 @@ static vqkvc_code codebooks_of(const vqkvc_capture *c, const vqkvc_vqkv_params *
                                  .sweeps = p->sweeps,
                                  .seed = p->seed};
     size_t bytes = (size_t)table->rows * (size_t)table->cols * sizeof *table->f16;
-    double objective[MAX_STAGES + 16];
+    double objective[MAX_STAGES + 1 + MAX_SWEEPS];
     vqkvc_arena arena = {0};
     float *x = NULL;
     int n, found = 0;
