@@ -11,7 +11,7 @@
 
 /* The first stages hold the structure; what later ones code is close to noise, where Lloyd's
  * iterations soon stop to pay. */
-enum { FIRST_STAGES = 4, FIRST_ITERS = 16, LATER_ITERS = 6 };
+enum { FIRST_STAGES = 4, FIRST_ITERS = 12, LATER_ITERS = 4 };
 
 typedef struct residual {
     const vqkvc_residual_params *p;

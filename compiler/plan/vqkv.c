@@ -25,7 +25,7 @@ static vqkvc_vqkv_params with_defaults(const vqkvc_vqkv_params *given, int head_
         if (p.bits[part] == 0)
             p.bits[part] = published_bits[part];
     }
-    p.sweeps = p.sweeps == 0 ? 2 : p.sweeps < 0 ? 0 : p.sweeps > MAX_SWEEPS ? MAX_SWEEPS : p.sweeps;
+    p.sweeps = p.sweeps == 0 ? 1 : p.sweeps < 0 ? 0 : p.sweeps > MAX_SWEEPS ? MAX_SWEEPS : p.sweeps;
     p.max_points = p.max_points > 0 ? p.max_points : 65536;
     p.window.n_sink = p.window.n_sink > 0 ? p.window.n_sink : 4;
     p.window.n_recent = p.window.n_recent > 0 ? p.window.n_recent : 32;

@@ -7,7 +7,14 @@
  * so that the bits a value stay the same. The first 4 tokens are exact and, as published, the
  * latest 1024; here the latest 32 unless asked otherwise, so that schemes are compared alike.
  * Not published: how many vectors share codebooks, which is a parameter here, and how they are
- * trained but for the objective; here residual k-means with joint refinement. */
+ * trained but for the objective; here residual k-means with joint refinement.
+ *
+ * Codebooks are shared over the model unless asked otherwise, for two reasons. Bytes: one set takes
+ * 4.2 MB at a head_dim of 64, 12 MB of header, and every layer or head would add as much. Samples:
+ * 8192 tokens give one layer of the bundled model 16 vectors a codeword. Behind 10 stages of keys,
+ * 4 of values, layers 0 and 1, the squared error left of fitted and of held-out tokens was 0.076
+ * and 0.096 (keys), 0.27 and 0.29 (values) with codebooks of the model, 0.016 and 0.076, 0.065 and
+ * 0.11 with those of a layer: better still, but most of what more stages would learn is noise. */
 #ifndef VQKVC_PLAN_VQKV_H
 #define VQKVC_PLAN_VQKV_H
 
@@ -22,7 +29,7 @@ typedef enum vqkvc_share { VQKVC_SHARE_MODEL, VQKVC_SHARE_LAYER, VQKVC_SHARE_HEA
 typedef struct vqkvc_vqkv_params {
     int stages[2], bits[2]; /* by part, K and V; 0: as published, stages for the head_dim */
     vqkvc_share share;
-    int sweeps;     /* joint refinements at most; 0: 2, negative: none */
+    int sweeps;     /* joint refinements at most; 0: 1, negative: none */
     int max_points; /* vectors that codebooks are fitted to; 0: 65536 */
     vqkvc_window window;
     uint64_t seed;
