@@ -20,11 +20,8 @@ static int reserve(gen_lowered *low, const char *title, int n)
     return section->first;
 }
 
-/* Bytes of one plane: the codes of one group of channels for all tokens of a block. */
-static int plane_bytes(const vqkvc_plan *plan, gen_coder coder)
-{
-    return coder == GEN_NIBBLES ? plan->block / 2 : plan->block * (coder == GEN_HALVES ? 2 : 1);
-}
+/* The most floats of score tables or bins for one row: 64 MiB. */
+enum { MAX_WIDE = 1 << 24 };
 
 static vqkvc_code coder_of(const vqkvc_stream *s, const vqkvc_run *run, gen_coder *coder,
                            vqkvc_err *err)
@@ -35,12 +32,12 @@ static vqkvc_code coder_of(const vqkvc_stream *s, const vqkvc_run *run, gen_code
         *coder = GEN_BYTES;
     else if (run->bits == 4)
         *coder = GEN_NIBBLES;
+    else if (run->coder == VQKVC_CODER_VQ)
+        *coder = GEN_WIDE;
     else
-        return vqkvc_fail(
-            err, VQKVC_E_UNSUPPORTED,
-            "stream %s: the runtime has no codes of %d bits (VQ of 4, uniform of 4 or "
-            "8, f16)",
-            s->name, run->bits);
+        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
+                          "stream %s: the runtime has no uniform codes of %d bits, but of 4 and 8",
+                          s->name, run->bits);
     return VQKVC_OK;
 }
 
@@ -53,6 +50,7 @@ static vqkvc_code lower_runs(const vqkvc_plan *plan, const vqkvc_stream *s, gen_
         gen_run *out = &low->runs[low->n_runs++];
         VQKVC_TRY(coder_of(s, run, &out->coder, err));
         out->stages = run->stages;
+        out->bits = run->bits;
         out->width = run->width;
         out->first = run->first;
         out->planes = run->groups * run->stages;
@@ -61,12 +59,14 @@ static vqkvc_code lower_runs(const vqkvc_plan *plan, const vqkvc_stream *s, gen_
         if (run->coder == VQKVC_CODER_VQ) {
             out->book = table_first[run->book];
             int shared = plan->tables[run->book].rows == run->stages && run->groups > 1;
-            out->book_step = shared ? 0 : run->stages * run->width * 16;
+            out->book_step = shared ? 0 : run->stages * (run->width << run->bits);
         } else if (out->coder == GEN_NIBBLES) {
             out->book = linear;
         }
-        *at += out->planes * plane_bytes(plan, out->coder);
+        *at += out->planes * (plan->block * run->bits / 8); /* a block is a multiple of 8 */
         low->max_width = larger(low->max_width, run->width);
+        if (out->coder == GEN_NIBBLES) /* books on their way to bytes pass through score tables */
+            low->max_lut = larger(low->max_lut, 2 * run->width);
     }
     return VQKVC_OK;
 }
@@ -132,8 +132,7 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
     out->first_run = low->n_runs;
     int at = out->n_gains * plan->block * s->gain_bits / 8;
     VQKVC_TRY(lower_runs(plan, s, low, table_first, linear, &at, err));
-    out->bytes =
-        at; /* a multiple of 16: planes are, and gains; no bit is stored that is not counted */
+    out->bytes = at; /* no bit is stored that is not counted */
     out->start = low->block_bytes;
     if (at > INT32_MAX - low->block_bytes)
         return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "a block of %d tokens takes more than 2 GiB",
@@ -154,6 +153,7 @@ static void lower_uses(const vqkvc_plan *plan, gen_lowered *low)
         for (int layer = 0; layer < g->n_layers; layer++)
             for (int head = 0; head < g->n_kv_heads; head++) {
                 int lut = 0, book = 0, latents = 0, runs = 0;
+                int64_t wide = 0;
                 low->use_first[slot++] = low->n_uses;
                 for (int i = 0; i < plan->n_streams; i++) {
                     const vqkvc_stream *s = &plan->streams[i];
@@ -166,7 +166,10 @@ static void lower_uses(const vqkvc_plan *plan, gen_lowered *low)
                         runs += s->n_runs;
                         for (int r = 0; r < s->n_runs; r++) {
                             const gen_run *run = &low->runs[low->streams[i].first_run + r];
-                            lut += run->planes * (run->coder == GEN_NIBBLES ? 16 : 1);
+                            if (run->coder == GEN_WIDE)
+                                wide += (int64_t)run->planes << run->bits;
+                            else
+                                lut += run->planes * (run->coder == GEN_NIBBLES ? 16 : 1);
                             if (run->coder == GEN_NIBBLES)
                                 book += run->planes * run->width * 16;
                         }
@@ -175,8 +178,10 @@ static void lower_uses(const vqkvc_plan *plan, gen_lowered *low)
                 if (part == VQKVC_PART_K) {
                     low->max_lut = larger(low->max_lut, lut);
                     low->max_runs = larger(low->max_runs, runs);
+                    low->max_wide_lut = wide > low->max_wide_lut ? wide : low->max_wide_lut;
                 } else {
                     low->max_book = larger(low->max_book, book);
+                    low->max_wide_bins = wide > low->max_wide_bins ? wide : low->max_wide_bins;
                     low->max_sum_latents = larger(low->max_sum_latents, latents);
                 }
             }
@@ -211,8 +216,16 @@ vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err)
     for (int i = 0; i < plan->n_streams; i++)
         VQKVC_TRY(lower_stream(plan, i, low, table_first, linear, err));
     lower_uses(plan, low);
+<<<<<<< HEAD
     /* The runtime also unpacks one plane's codewords, width * 16 values, where the score tables of
      * all rows go. */
     low->max_lut = larger(low->max_lut, 2 * low->max_width);
+=======
+    if (low->max_wide_lut + low->max_wide_bins > MAX_WIDE)
+        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
+                          "codes of one head have %lld codewords: tables for one query would be "
+                          "larger than %d MiB",
+                          (long long)(low->max_wide_lut + low->max_wide_bins), MAX_WIDE >> 18);
+>>>>>>> wide
     return VQKVC_OK;
 }

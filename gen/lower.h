@@ -5,11 +5,12 @@
 #include "base/memory.h"
 #include "plan/plan.h"
 
-typedef enum gen_coder { GEN_NIBBLES, GEN_BYTES, GEN_HALVES } gen_coder; /* as in runtime/types.h */
+/* as in runtime/types.h */
+typedef enum gen_coder { GEN_NIBBLES, GEN_BYTES, GEN_HALVES, GEN_WIDE } gen_coder;
 
 typedef struct gen_run {
     gen_coder coder;
-    int stages, width, first, planes, codes, book, book_step, gain;
+    int stages, bits, width, first, planes, codes, book, book_step, gain;
 } gen_run;
 
 typedef struct gen_stream {
@@ -41,6 +42,7 @@ typedef struct gen_lowered {
     int block_bytes;
     /* the most that any stream or head needs */
     int max_in, max_latents, max_gains, max_width, max_lut, max_book, max_sum_latents, max_runs;
+    int64_t max_wide_lut, max_wide_bins; /* floats for one row of queries */
 } gen_lowered;
 
 /* low starts as {0}; the caller frees low->arena in any case. */

@@ -16,6 +16,7 @@
     X(kernels)                                                                                     \
     X(bytes_avx512)                                                                                \
     X(dispatch)                                                                                    \
+    X(wide)                                                                                        \
     X(codec)                                                                                       \
     X(attend)                                                                                      \
     X(kvcache)                                                                                     \

@@ -56,15 +56,16 @@ static void print_streams(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_
 
 static void print_runs(const gen_lowered *low, vqkvc_buf *out)
 {
-    static const char *const coders[] = {"VQKV__NIBBLES", "VQKV__BYTES", "VQKV__HALVES"};
-    vqkvc_buf_puts(out,
-                   "\n/* coder, stages, width; first latent, planes, codes; book, its step; gain "
-                   "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
+    static const char *const coders[] = {"VQKV__NIBBLES", "VQKV__BYTES", "VQKV__HALVES",
+                                         "VQKV__WIDE"};
+    vqkvc_buf_puts(
+        out, "\n/* coder, stages, bits, width; first latent, planes, codes; book, its step; gain "
+             "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
     for (int i = 0; i < low->n_runs; i++) {
         const gen_run *r = &low->runs[i];
-        vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d},\n", coders[r->coder],
-                         r->stages, r->width, r->first, r->planes, r->codes, r->book, r->book_step,
-                         r->gain);
+        vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d, %d},\n", coders[r->coder],
+                         r->stages, r->bits, r->width, r->first, r->planes, r->codes, r->book,
+                         r->book_step, r->gain);
     }
     vqkvc_buf_puts(out, "};\n");
 }
@@ -117,6 +118,8 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
         {"MAX_WIDTH", low->max_width},
         {"MAX_LUT", low->max_lut},
         {"MAX_BOOK", low->max_book},
+        {"MAX_WIDE_LUT", (int)low->max_wide_lut},
+        {"MAX_WIDE_BINS", (int)low->max_wide_bins},
         {"MAX_SUM_LATENTS", low->max_sum_latents},
         {"MAX_RUNS", low->max_runs},
     };

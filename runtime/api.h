@@ -49,7 +49,8 @@ typedef struct vqkv vqkv; /* lives in the caller's memory; holds no pointers: ma
 vqkv_status vqkv_size(const vqkv_config *config, size_t *bytes);
 /* Makes an empty cache in memory[bytes], aligned to 64. *kv points into memory. */
 vqkv_status vqkv_init(vqkv **kv, const vqkv_config *config, void *memory, size_t bytes);
-/* Bytes of scratch that attend needs, aligned to 64; one scratch a thread. */
+/* Bytes of scratch that attend needs, aligned to 64; one scratch a thread. Codecs with codebooks of
+ * thousands of codewords need megabytes: a table of scores with an entry for each of them. */
 size_t vqkv_scratch_size(void);
 /* The instruction set in use. */
 vqkv_isa vqkv_isa_in_use(const vqkv *kv);

@@ -19,6 +19,8 @@ typedef struct vqkv__pass {
     float *y;             /* [rows, MAX_LATENTS] query in latents */
     float *lut;           /* score tables of all K streams of the head */
     float *packed;        /* the same in bytes: vqkv__packed, then tables, for each run of planes */
+    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
@@ -40,11 +42,21 @@ typedef struct vqkv__pass {
 #define VQKV__PACKED_ROOM                                                                          \
     ((size_t)VQKV__MAX_RUNS * (sizeof(vqkv__packed) / 4 + (size_t)VQKV__MAX_ROWS * 24) +           \
      (size_t)VQKV__MAX_ROWS * VQKV__MAX_LUT / 2)
+/* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
+ * where one row does. */
+#define VQKV__MAX_WIDE (VQKV__MAX_WIDE_LUT + VQKV__MAX_WIDE_BINS)
+#define VQKV__PASS_ROWS                                                                            \
+    (VQKV__MAX_WIDE <= (1 << 18) / VQKV__MAX_ROWS ? VQKV__MAX_ROWS                                 \
+     : VQKV__MAX_WIDE <= 1 << 16                  ? 4                                              \
+     : VQKV__MAX_WIDE <= 1 << 17                  ? 2                                              \
+                                                  : 1)
 #define VQKV__TILE_FLOATS ((size_t)VQKV__TILE * VQKV__MAX_ROWS * VQKV_BLOCK)
 #define VQKV__SCRATCH_FLOATS                                                                       \
     (VQKV__ROOM(VQKV__MAX_ROWS * VQKV_HEAD_DIM) * 3 +                                              \
      VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LATENTS) + VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LUT) + \
-     VQKV__ROOM(VQKV__PACKED_ROOM) + VQKV__ROOM(VQKV__MAX_BOOK) +                                  \
+     VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT) +                                    \
+     VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS) + VQKV__ROOM(VQKV__PACKED_ROOM) +   \
+     VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
      VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV_BLOCK) +                                  \
      VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2 +                          \
@@ -65,6 +77,8 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->o = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
     a->y = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_LATENTS);
     a->lut = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_LUT);
+    a->wide = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT);
+    a->bins = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS);
     a->packed = vqkv__take(&room, VQKV__PACKED_ROOM);
     a->book = vqkv__take(&room, VQKV__MAX_BOOK);
     a->acc = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16);
@@ -130,6 +144,7 @@ static void vqkv__fill_tables(vqkv__pass *a)
 {
     int u, i, r, planes = 0;
     float *lut = a->lut, *start = a->lut;
+    size_t wide = 0;
     char *packed = (char *)a->packed;
     for (r = 0; r < a->rows; r++)
         a->bias[r] = 0.0f;
@@ -145,6 +160,13 @@ static void vqkv__fill_tables(vqkv__pass *a)
             if (!vqkv__continues(s, i)) {
                 start = lut;
                 planes = 0;
+            }
+            if (run->coder == VQKV__WIDE) {
+                for (r = 0; r < a->rows; r++)
+                    vqkv__fill_wide(a->ops, run, a->y + (size_t)r * (size_t)s->n_latents,
+                                    a->wide + (size_t)r * VQKV__MAX_WIDE_LUT + wide);
+                wide += (size_t)run->planes << run->bits;
+                continue;
             }
             lut = vqkv__fill_run(a, s, run, lut);
             planes += run->planes;
@@ -205,7 +227,7 @@ static void vqkv__fill_books(vqkv__pass *a)
 static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
 {
     int u, i, r, t, planes = 0, first = 0;
-    const float *lut = a->lut;
+    const float *lut = a->lut, *wide = a->wide;
     const char *packed = (const char *)a->packed;
     for (r = 0; r < a->rows; r++)
         for (t = 0; t < VQKV_BLOCK; t++)
@@ -226,7 +248,10 @@ static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
                 first = run->codes;
             }
             planes += run->planes;
-            if (run->coder != VQKV__NIBBLES) {
+            if (run->coder == VQKV__WIDE) {
+                vqkv__score_wide(run, codes + run->codes, wide, a->rows, dst);
+                wide += (size_t)run->planes << run->bits;
+            } else if (run->coder != VQKV__NIBBLES) {
                 a->ops->score_scalars(codes + run->codes, run->planes, run->coder == VQKV__HALVES,
                                       lut, a->rows, dst);
                 lut += run->planes * a->rows;
@@ -273,7 +298,7 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
     const float *book = a->book, *book_scale = a->book + VQKV__MAX_BOOK / 2;
     const signed char *book_bytes = (const signed char *)a->book;
     unsigned char *rest = a->bytes + VQKV__TILE_FLOATS;
-    float *acc = a->acc;
+    float *acc = a->acc, *bins = a->bins;
     int u, i, b, r, packed;
     for (u = 0; u < a->n_v_uses; u++) {
         int stream = a->v_uses[u].stream;
@@ -294,6 +319,13 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
                 }
                 p = a->part;
                 packed = 0;
+            }
+            if (run->coder == VQKV__WIDE) {
+                for (b = 0; b < n; b++)
+                    vqkv__sum_wide(run, codes[b] + run->codes, p + b * a->rows * VQKV_BLOCK,
+                                   a->rows, bins);
+                bins += (size_t)run->planes << run->bits;
+                continue;
             }
             if (run->coder != VQKV__NIBBLES || !a->in_bytes) {
                 vqkv__sum_run(a, codes, n, run, book, p, dst);
@@ -379,6 +411,9 @@ static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
             if (a->coded)
                 a->ops->shrink(a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes,
                                VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes, shrink);
+            if (a->coded)
+                a->ops->shrink(a->bins + (size_t)r * VQKV__MAX_WIDE_BINS, VQKV__MAX_WIDE_BINS,
+                               shrink);
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
@@ -460,6 +495,7 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
         if (!a->coded) {
             memset(a->acc, 0,
                    sizeof(float) * (size_t)a->rows * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
+            memset(a->bins, 0, sizeof(float) * (size_t)a->rows * VQKV__MAX_WIDE_BINS);
             vqkv__fill_books(a);
         }
         a->coded = 1;
@@ -487,15 +523,19 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
 /* Adds dec * acc + mean of every V stream to o. */
 static void vqkv__collect(vqkv__pass *a)
 {
-    int u, r, d;
+    int u, r, d, i;
     for (r = 0; r < a->rows; r++) {
         const float *acc = a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
+        const float *bins = a->bins + (size_t)r * VQKV__MAX_WIDE_BINS;
         float *o = a->o + r * VQKV_HEAD_DIM;
         for (u = 0; u < a->n_v_uses; u++) {
             const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
             int row = a->v_uses[u].member * VQKV_HEAD_DIM;
             a->ops->reduce(acc, s->n_latents, a->y);
             acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
+            for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+                if (vqkv__runs[i].coder == VQKV__WIDE)
+                    bins = vqkv__collect_wide(a->ops, &vqkv__runs[i], bins, a->y);
             if (s->transform == VQKV__HADAMARD)
                 vqkv__hadamard(a->y, s->n_in);
             for (d = 0; d < VQKV_HEAD_DIM; d++)
@@ -578,7 +618,7 @@ static vqkv_status vqkv__attend_some(const vqkv *kv, int seq, int layer, int kv_
     a.window = attention != NULL ? attention->sliding_window : 0;
     vqkv__carve(&a, scratch);
     for (row = 0; row < rows; row += a.rows) {
-        a.rows = rows - row < VQKV__MAX_ROWS ? rows - row : VQKV__MAX_ROWS;
+        a.rows = rows - row < VQKV__PASS_ROWS ? rows - row : VQKV__PASS_ROWS;
         for (r = 0; r < a.rows; r++) {
             const float *src = q + ((size_t)((row + r) / VQKV_GROUP) * VQKV_N_HEADS +
                                     (size_t)(kv_head * VQKV_GROUP + (row + r) % VQKV_GROUP)) *

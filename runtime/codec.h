@@ -34,7 +34,10 @@ static void vqkv__read_codewords(const vqkv__stream *s, const unsigned char *cod
         const unsigned char *plane = codes + run->codes;
         for (p = 0; p < run->planes; p++) {
             float *dst = z + run->first + p / run->stages * run->width;
-            if (run->coder == VQKV__HALVES) {
+            if (run->coder == VQKV__WIDE) {
+                if (p % run->stages == 0)
+                    vqkv__read_wide_group(run, plane, p / run->stages, t, dst);
+            } else if (run->coder == VQKV__HALVES) {
                 dst[0] = vqkv__half_at(plane + p * 2 * VQKV_BLOCK, (size_t)t);
             } else if (run->coder == VQKV__BYTES) {
                 dst[0] = (float)(plane[p * VQKV_BLOCK + t] - 128);
@@ -164,7 +167,13 @@ static void vqkv__encode_run(const vqkv__ops *ops, const vqkv__stream *s, const 
         inverse_exact = inverse;
     for (p = 0; p < run->planes; p++) {
         const float *src = z + p / run->stages * run->width;
-        if (run->coder == VQKV__HALVES) {
+        if (run->coder == VQKV__WIDE) {
+            if (p % run->stages != 0)
+                continue;
+            for (w = 0; w < run->width; w++)
+                rest[w] = src[w] * inverse;
+            vqkv__encode_wide_group(ops, run, plane, p / run->stages, t, rest);
+        } else if (run->coder == VQKV__HALVES) {
             uint16_t half = vqkv__to_half(src[0] * inverse);
             memcpy(plane + (p * VQKV_BLOCK + t) * 2, &half, 2);
         } else if (run->coder == VQKV__BYTES) {

@@ -361,12 +361,59 @@ VQKV__TARGET_ISA static int vqkv__nearest_ISA(const unsigned char *book, int wid
     return best;
 }
 
+/* The same among n codewords, binary16 [width, n]. */
+VQKV__TARGET_ISA static int vqkv__nearest_wide_ISA(const unsigned char *book, int n, int width,
+                                                   const float *z)
+{
+    enum { STEP = 4 * VQKV__LANES_ISA };
+    float negative[STEP], top = -3.4e38f; /* of negative distances */
+    int i, k, w, best = 0;
+    for (i = 0; i + STEP <= n; i += STEP) {
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
+        VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        for (w = 0; w < width; w++) {
+            const unsigned char *row = book + 2 * ((size_t)w * (size_t)n + (size_t)i);
+            vqkv__vf_ISA minus = vqkv__set1_ISA(-z[w]), one = vqkv__set1_ISA(-1.0f);
+#define VQKV__X(k)                                                                                 \
+    {                                                                                              \
+        vqkv__vf_ISA d = vqkv__add_ISA(vqkv__loadh_ISA(row + 2 * k * VQKV__LANES_ISA), minus);     \
+        a##k = vqkv__fma_ISA(d, vqkv__mul_ISA(d, one), a##k);                                      \
+    }
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        if (!(vqkv__hmax_ISA(vqkv__max_ISA(vqkv__max_ISA(a0, a1), vqkv__max_ISA(a2, a3))) > top))
+            continue;
+#define VQKV__X(k) vqkv__store_ISA(negative + k * VQKV__LANES_ISA, a##k);
+        VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        for (k = 0; k < STEP; k++)
+            if (negative[k] > top) {
+                top = negative[k];
+                best = i + k;
+            }
+    }
+    for (; i < n; i++) {
+        float sum = 0.0f;
+        for (w = 0; w < width; w++) {
+            float d = z[w] - vqkv__half_at(book, (size_t)w * (size_t)n + (size_t)i);
+            sum -= d * d;
+        }
+        if (sum > top) {
+            top = sum;
+            best = i;
+        }
+    }
+    return best;
+}
+
 static const vqkv__ops vqkv__ops_ISA = {
     VQKV__LANES_ISA,        vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA, vqkv__score_scalars_ISA,
     vqkv__sum_scalars_ISA,  vqkv__scale_rows_ISA,    vqkv__gains_ISA,       vqkv__add_row_ISA,
     vqkv__dot_row_ISA,      vqkv__map_ISA,           vqkv__fill_table_ISA,  vqkv__largest_ISA,
     vqkv__exponentials_ISA, vqkv__reduce_ISA,        vqkv__shrink_ISA,      vqkv__nearest_ISA,
-    VQKV__BYTE_OPS_ISA,
+    vqkv__nearest_wide_ISA, VQKV__BYTE_OPS_ISA,
 };
 
 #undef VQKV__ROWS4

@@ -3,19 +3,19 @@
 #define VQKV__MASKED   (-1e30f) /* the score of a token that a query does not see */
 #define VQKV__MAX_ROWS 8        /* queries that share one pass over the codes */
 
-enum vqkv__coder { VQKV__NIBBLES, VQKV__BYTES, VQKV__HALVES };
+enum vqkv__coder { VQKV__NIBBLES, VQKV__BYTES, VQKV__HALVES, VQKV__WIDE };
 enum vqkv__frame { VQKV__PRE, VQKV__POST, VQKV__BLOCKWISE };
 enum vqkv__transform { VQKV__IDENTITY, VQKV__HADAMARD, VQKV__BASIS };
 enum vqkv__gain { VQKV__NO_GAIN, VQKV__RMS, VQKV__ABSMAX, VQKV__SIGNMAX };
 
 /* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
 typedef struct vqkv__run {
-    unsigned char coder, stages;
+    unsigned char coder, stages, bits;
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
     int codes;            /* offset of the first plane in the stream's part of a block, bytes */
-    int book;             /* offset of the codewords [width, 16] of the first plane */
+    int book;             /* offset of the codewords [width, 2^bits] of the first plane */
     int book_step;        /* from one group's codewords to the next's; 0: one book for all */
     int gain;             /* gain group */
 } vqkv__run;
@@ -27,7 +27,7 @@ typedef struct vqkv__stream {
     int mean, enc, dec;                  /* offsets of tables, -1: none */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
     int first_run, n_runs;
-    int bytes; /* of a block, a multiple of 16 */
+    int bytes; /* of a block */
     int start; /* bytes of the streams before this one */
 } vqkv__stream;
 
@@ -91,6 +91,7 @@ typedef struct vqkv__ops {
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
     int (*nearest)(const unsigned char *, int, const float *);
+    int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const vqkv__byte_ops *bytes; /* NULL: none */
 } vqkv__ops;
 

@@ -112,7 +112,8 @@ Test(plan, presets_cost_what_they_are_known_for)
     static const struct {
         const char *scheme;
         double bits;
-    } known[] = {{"f16", 16}, {"q8_0", 8.5}, {"q4_0", 4.5}, {"higgs2", 2.125}};
+    } known[] = {{"f16", 16},       {"q8_0", 8.5},     {"q4_0", 4.5},
+                 {"higgs2", 2.125}, {"higgs3", 3.125}, {"higgs4", 4.125}};
     vqkvc_geometry g = toy_geometry(2, 1, 128);
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         vqkvc_plan plan;
@@ -178,7 +179,7 @@ static void write_plan(const vqkvc_plan *plan, vqkvc_buf *out)
 
 Test(plan, storage_is_byte_identical_after_a_round_trip)
 {
-    static const char *const schemes[] = {NULL, "f16", "q8_0", "q4_0", "higgs2"};
+    static const char *const schemes[] = {NULL, "f16", "q8_0", "q4_0", "higgs2", "higgs3"};
     vqkvc_geometry g = toy_geometry(2, 3, 64);
     memcpy(g.name, "caf\xc3", 5); /* a character cut short, as fixed buffers do */
     for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++) {

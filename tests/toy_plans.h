@@ -26,7 +26,8 @@ typedef struct toy_case {
     vqkvc_frame frame; /* of keys */
     vqkvc_gain gain;   /* of VQ streams */
     int gain_bits, gain_groups;
-    int share; /* layers that share a V stream; K streams hold all layers */
+    int share; /* layers that share a V stream; K streams hold all layers. 0: none is shared, and
+                  codes have other widths than 4 bits */
     int mean;
 } toy_case;
 
@@ -50,6 +51,9 @@ static const toy_case toy_cases[] = {
     {"q8_0", "q8_0", 2, 1, 2, 80, PAIRS, 80, 4, 32, 32, PRE, NO_GAIN, 0, 0, 0, 0},
     {"q4_0", "q4_0", 2, 2, 3, 96, HALVES, 48, 4, 32, 128, IN_BLOCK, NO_GAIN, 0, 0, 0, 0},
     {"higgs2", "higgs2", 2, 2, 4, 128, HALVES, 128, 4, 32, 64, POST, NO_GAIN, 0, 0, 0, 0},
+    {"wide", NULL, 2, 1, 5, 48, HALVES, 48, 4, 32, 64, POST, RMS, 16, 1, 0, 0},
+    {"wide block", NULL, 1, 2, 2, 48, PAIRS, 24, 0, 8, 32, IN_BLOCK, NO_GAIN, 0, 1, 0, 1},
+    {"higgs3", "higgs3", 1, 2, 1, 64, HALVES, 64, 4, 32, 32, PRE, NO_GAIN, 0, 0, 0, 0},
 };
 enum { N_TOY_CASES = sizeof toy_cases / sizeof *toy_cases };
 
@@ -213,9 +217,40 @@ static inline void toy_own(vqkvc_plan *plan, const toy_case *c, vqkvc_part part,
         runs[1] = (vqkvc_run){VQKVC_CODER_F16, 6, s->n_latents - 6, 1, 16, 1, -1};
 }
 
+/* One head: all of it by two stages of 10 bits, then what is left in runs of 3, 4, 6, 13 and 8
+ * bits, books of their own and shared. */
+static inline void toy_wide(vqkvc_plan *plan, const toy_case *c, vqkvc_part part, int layer,
+                            int head)
+{
+    static const struct {
+        int groups, width, bits, stages, own_books;
+    } pattern[] = {
+        {4, 2, 3, 2, 1}, {8, 1, 4, 1, 1}, {8, 2, 6, 1, 0}, {2, 4, 13, 1, 0}, {8, 1, 8, 1, 1}};
+    vqkvc_err err = {0};
+    vqkvc_stream *s = toy_stream(plan, c, part, layer, 1, head, "whole");
+    vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, 1, &err);
+    cr_assert_not_null(runs, "%s", err.msg);
+    runs[0] = (vqkvc_run){VQKVC_CODER_VQ, 0, 1, s->n_in, 10, 2, -1};
+    runs[0].book = toy_table(plan, 2, s->n_in * 1024, 0.4, "whole");
+    s = toy_stream(plan, c, part, layer, 1, head, "rest");
+    toy_gain(c, s);
+    runs = vqkvc_plan_set_runs(plan, s, 5, &err);
+    cr_assert_not_null(runs, "%s", err.msg);
+    for (int r = 0, at = 0; r < 5; at += runs[r].groups * runs[r].width, r++) {
+        int rows = (pattern[r].own_books ? pattern[r].groups : 1) * pattern[r].stages;
+        runs[r] =
+            (vqkvc_run){VQKVC_CODER_VQ,    at, pattern[r].groups, pattern[r].width, pattern[r].bits,
+                        pattern[r].stages, -1};
+        runs[r].book = toy_table(plan, rows, pattern[r].width << pattern[r].bits, 0.9, "book");
+    }
+}
+
 static inline void toy_plan_streams(vqkvc_plan *plan, const toy_case *c)
 {
-    for (int head = 0; head < c->n_kv_heads; head++) {
+    for (int slot = 0; c->share == 0 && slot < 2 * c->n_layers * c->n_kv_heads; slot++)
+        toy_wide(plan, c, slot % 2 ? VQKVC_PART_V : VQKVC_PART_K, slot / 2 / c->n_kv_heads,
+                 slot / 2 % c->n_kv_heads);
+    for (int head = 0; head < c->n_kv_heads && c->share > 0; head++) {
         toy_shared(plan, c, VQKVC_PART_K, 0, c->n_layers, head);
         for (int layer = 0; layer < c->n_layers; layer++)
             toy_own(plan, c, VQKVC_PART_K, layer, head);

@@ -126,11 +126,11 @@ const vqkvc_option vqkvc_options_source[] = {
 const vqkvc_option vqkvc_options_scheme[] = {
     {.name = "scheme",
      .always = 1,
-     .arg = "auto|f16|q8_0|q4_0|higgs2",
+     .arg = "auto|vqkv|f16|q8_0|q4_0|higgs2|higgs3|higgs4",
      .type = VQKVC_OPT_CHOICE,
      .offset = AT(scheme),
      .fallback = "auto",
-     .help = "how to code; all but auto need no calibration"},
+     .help = "how to code; all but auto and vqkv need no calibration"},
     {.name = "bits",
      .always = 1,
      .arg = "B",
@@ -165,6 +165,13 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .fallback = "block",
      .mark = VQKVC_GIVEN_AUTO,
      .help = "of auto: which rotation coded keys carry"},
+    {.name = "share",
+     .arg = "model|layer|head",
+     .type = VQKVC_OPT_CHOICE,
+     .offset = AT(share),
+     .fallback = "model",
+     .mark = VQKVC_GIVEN_VQKV,
+     .help = "of vqkv: where codebooks are the same"},
     {.name = "block",
      .arg = "N",
      .type = VQKVC_OPT_INT,
@@ -185,7 +192,8 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .offset = AT(recent),
      .low = 1,
      .high = 1 << 20,
-     .help = "latest tokens, kept exact at least (default: the scheme's, 32 in most)"},
+     .help = "latest tokens, kept exact at least (default: the scheme's, 32 in most; VQKV was "
+             "published with 1024)"},
     END};
 
 const vqkvc_option vqkvc_options_emit[] = {

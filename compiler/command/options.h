@@ -22,7 +22,7 @@ typedef struct vqkvc_words {
 } vqkvc_words;
 
 /* Which groups of options have been used (vqkvc_options.given). */
-enum { VQKVC_GIVEN_SOURCE = 1, VQKVC_GIVEN_AUTO = 2 };
+enum { VQKVC_GIVEN_SOURCE = 1, VQKVC_GIVEN_AUTO = 2, VQKVC_GIVEN_VQKV = 4 };
 
 /* The values of all options of all commands; a command sees those of its own groups. Strings are
  * borrowed from argv. */
@@ -40,7 +40,7 @@ typedef struct vqkvc_options {
     uint64_t seed;
     double temperature;
     /* scheme */
-    const char *scheme, *frame;
+    const char *scheme, *frame, *share;
     double bits, max_scan;
     int layers_shared, block, sink, recent;
     /* output */

@@ -11,12 +11,29 @@
 #include "command/keep.h"
 #include "gen/gen.h"
 #include "plan/auto.h"
+#include "plan/vqkv.h"
 
 /* ---- opening ---- */
 
 static int is_auto(const vqkvc_options *o)
 {
     return strcmp(o->scheme, "auto") == 0;
+}
+
+static int is_vqkv(const vqkvc_options *o)
+{
+    return strcmp(o->scheme, "vqkv") == 0;
+}
+
+/* Options of other schemes than the one that is asked for. */
+static unsigned foreign_options(const vqkvc_options *o)
+{
+    return (is_auto(o) ? 0u : VQKVC_GIVEN_AUTO) | (is_vqkv(o) ? 0u : VQKVC_GIVEN_VQKV);
+}
+
+static int needs_capture(const vqkvc_options *o)
+{
+    return is_auto(o) || is_vqkv(o) || o->import_path != NULL;
 }
 
 static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_err *err)
@@ -35,6 +52,9 @@ static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "--bits, --max-scan, --layers-shared and --frame belong to the scheme "
                           "auto, not to %s",
+                          o->scheme);
+    if (!capture_only && !is_vqkv(o) && (o->given & VQKVC_GIVEN_VQKV))
+        return vqkvc_fail(err, VQKVC_E_USAGE, "--share belongs to the scheme vqkv, not to %s",
                           o->scheme);
     return VQKVC_OK;
 }
@@ -68,6 +88,12 @@ const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
                               const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err)
 {
     const char *from = weights != NULL ? weights->hex : capture->hex;
+    if (is_vqkv(o))
+        return vqkvc_arena_printf(arena, err,
+                                  "plan v1;scheme=vqkv;share=%s;block=%d;sink=%d;recent=%d;"
+                                  "seed=%llu;from=%s",
+                                  o->share, o->block, o->sink, o->recent,
+                                  (unsigned long long)o->seed, capture->hex);
     if (!is_auto(o))
         return vqkvc_arena_printf(arena, err,
                                   "plan v1;scheme=%s;block=%d;sink=%d;recent=%d;from=%s", o->scheme,
@@ -110,7 +136,7 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
 {
     *p = (vqkvc_pipeline){.options = o, .log = log};
     VQKVC_TRY(check_options(o, capture_only, err));
-    p->calibrated = capture_only || is_auto(o) || o->import_path != NULL;
+    p->calibrated = capture_only || needs_capture(o);
     if (!p->calibrated && (o->given & VQKVC_GIVEN_SOURCE))
         vqkvc_say(log, 0, "scheme %s needs no calibration: its source is not used", o->scheme);
     p->params = (vqkvc_capture_params){.n_tokens = o->n_tokens,
@@ -257,6 +283,17 @@ static vqkvc_code fit_auto(vqkvc_pipeline *p, vqkvc_err *err)
     return vqkvc_plan_auto(&p->plan, &p->capture, &params, p->db, &p->capture_hash, p->log, err);
 }
 
+static vqkvc_code fit_vqkv(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    const vqkvc_options *o = p->options;
+    vqkvc_vqkv_params params = {.share = strcmp(o->share, "model") == 0   ? VQKVC_SHARE_MODEL
+                                         : strcmp(o->share, "layer") == 0 ? VQKVC_SHARE_LAYER
+                                                                          : VQKVC_SHARE_HEAD,
+                                .window = window_of(o),
+                                .seed = o->seed};
+    return vqkvc_plan_vqkv(&p->plan, &p->capture, &params, p->db, &p->capture_hash, p->log, err);
+}
+
 /* Emits the f16 baseline into nothing: what cannot be emitted for this model, or under this prefix,
  * is found out before the capture. */
 static vqkvc_code rehearse(vqkvc_pipeline *p, vqkvc_err *err)
@@ -301,6 +338,8 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
     vqkvc_window window = window_of(p->options);
     if (is_auto(p->options))
         VQKVC_TRY(fit_auto(p, err));
+    else if (is_vqkv(p->options))
+        VQKVC_TRY(fit_vqkv(p, err));
     else
         VQKVC_TRY(vqkvc_plan_preset(&p->plan, &p->geometry, p->options->scheme, &window, err));
     VQKVC_TRY(vqkvc_plan_write(&p->plan, bytes, err));
@@ -341,11 +380,11 @@ vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err)
 void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out)
 {
     vqkvc_options shown = *o;
-    int calibrated = is_auto(o) || o->import_path != NULL;
+    int calibrated = needs_capture(o);
     vqkvc_buf_puts(out, "vqkvc build");
     if (o->import_path == NULL)
         vqkvc_options_canonical_word(vqkvc_base_name(o->args[0]), out);
-    vqkvc_options_canonical(o, vqkvc_options_scheme, is_auto(o) ? 0 : VQKVC_GIVEN_AUTO, out);
+    vqkvc_options_canonical(o, vqkvc_options_scheme, foreign_options(o), out);
     shown.self = o->import_path == NULL && o->text.n == 0 && o->tokens.n == 0;
     if (calibrated)
         vqkvc_options_canonical(&shown, vqkvc_options_source, 0, out);

@@ -43,6 +43,8 @@ typedef struct vqkvc_kmeans_params {
     int restarts;     /* k-means++ seedings, the best objective is kept; 0: 1 */
     double tolerance; /* stop when the objective falls by less than this fraction; 0: 1e-4 */
     uint64_t seed;
+    int seed_by_rows; /* start from k rows of x, spread evenly, instead of k-means++, which for
+                         thousands of centroids takes longer than the iterations */
 } vqkvc_kmeans_params;
 
 /* x [n, d] rows at distance ldx, weights [n] or NULL. centroids [k, d] out; assign [n] out or NULL;
@@ -56,6 +58,24 @@ vqkvc_code vqkvc_fit_kmeans(int n, int d, const float *x, size_t ldx, const floa
 /* The nearest centroid of each row: ties go to the lower index. */
 void vqkvc_kmeans_assign(int n, int d, const float *x, size_t ldx, int k, const float *centroids,
                          int32_t *assign);
+
+/* ---- codebooks in stages (residual.c) ---- */
+
+typedef struct vqkvc_residual_params {
+    int stages, bits; /* of one code: 1..16 */
+    int sweeps;       /* at most so many joint refinements */
+    uint64_t seed;
+} vqkvc_residual_params;
+
+/* Residual k-means of x [n, d]: stage after stage on what the ones before have left, then joint
+ * refinements: each stage's codewords become the means of what all other stages leave of their
+ * points, and the points are coded afresh. books [stages, d, 2^bits] out, binary16, channel by
+ * channel as plans have them; objective [stages + 1 + sweeps] out: the mean squared norm of what
+ * greedy coding leaves of the sample before any stage, after each of them, and after each
+ * refinement; it never rises from the last stage on, because a refinement that does not help is
+ * given up, and with it the rest. */
+vqkvc_code vqkvc_fit_residual(int n, int d, const float *x, const vqkvc_residual_params *params,
+                              uint16_t *books, double *objective, vqkvc_err *err);
 
 /* ---- predictors (ridge.c) ---- */
 

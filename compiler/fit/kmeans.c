@@ -170,6 +170,17 @@ vqkvc_code vqkvc_kmeans_lloyd(const vqkvc_points *p, int k, int max_iters, doubl
     return code;
 }
 
+/* One row of each of k stretches of equal length. */
+static void seed_by_rows(const vqkvc_points *p, int k, vqkvc_rng *rng, float *centroids)
+{
+    size_t d = (size_t)p->d;
+    for (int c = 0; c < k; c++) {
+        size_t row = (size_t)((c + vqkvc_rng_uniform(rng)) * p->n / k);
+        row = row < (size_t)p->n ? row : (size_t)p->n - 1;
+        memcpy(centroids + (size_t)c * d, p->x + row * p->ldx, d * sizeof *centroids);
+    }
+}
+
 /* One run from a seeding of its own; replaces best and best_assign where it is better. */
 static vqkvc_code try_run(const vqkvc_points *p, const vqkvc_kmeans_params *params, int run,
                           float *centroids, int32_t *assign, float *best, int32_t *best_assign,
@@ -177,7 +188,10 @@ static vqkvc_code try_run(const vqkvc_points *p, const vqkvc_kmeans_params *para
 {
     vqkvc_rng rng = vqkvc_rng_make(params->seed, (uint64_t)run);
     double reached;
-    VQKVC_TRY(vqkvc_kmeans_seed(p, params->k, &rng, centroids, err));
+    if (params->seed_by_rows)
+        seed_by_rows(p, params->k, &rng, centroids);
+    else
+        VQKVC_TRY(vqkvc_kmeans_seed(p, params->k, &rng, centroids, err));
     VQKVC_TRY(vqkvc_kmeans_lloyd(p, params->k, params->max_iters ? params->max_iters : 25,
                                  params->tolerance > 0 ? params->tolerance : 1e-4, centroids,
                                  assign, &reached, err));

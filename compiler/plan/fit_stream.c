@@ -67,9 +67,8 @@ static vqkvc_code fit_basis(basis_part *b, int n, int n_in, int dim, const float
     return err->code;
 }
 
-/* Looks an artifact up; *found. The bytes must have the size that the recipe implies. */
-static vqkvc_code find(const vqkvc_fit_store *store, const char *kind, const char *recipe,
-                       size_t bytes, void *dst, int *found, vqkvc_err *err)
+vqkvc_code vqkvc_fit_find(const vqkvc_fit_store *store, const char *kind, const char *recipe,
+                          size_t bytes, void *dst, int *found, vqkvc_err *err)
 {
     vqkvc_arena arena = {0};
     kvdb_artifact a;
@@ -88,9 +87,9 @@ static vqkvc_code find(const vqkvc_fit_store *store, const char *kind, const cha
     return err->code;
 }
 
-static vqkvc_code keep(const vqkvc_fit_store *store, const char *kind, const char *recipe,
-                       const vqkvc_hash *parent, const char *measure, double error,
-                       const void *bytes, size_t n, vqkvc_err *err)
+vqkvc_code vqkvc_fit_keep(const vqkvc_fit_store *store, const char *kind, const char *recipe,
+                          const vqkvc_hash *parent, const char *measure, double error,
+                          const void *bytes, size_t n, vqkvc_err *err)
 {
     if (store->db == NULL)
         return VQKVC_OK;
@@ -299,7 +298,7 @@ static vqkvc_code basis_of(const vqkvc_stream_spec *spec, int dim, int n, const 
     int n_in = spec->n_members * dim, found;
     basis_part b;
     basis_point(&b, bytes, n_in);
-    VQKVC_TRY(find(store, "basis", recipe, basis_bytes(n_in), bytes, &found, err));
+    VQKVC_TRY(vqkvc_fit_find(store, "basis", recipe, basis_bytes(n_in), bytes, &found, err));
     if (found)
         return VQKVC_OK;
     VQKVC_TRY(fit_basis(&b, n, n_in, dim, x, metric, err));
@@ -308,9 +307,9 @@ static vqkvc_code basis_of(const vqkvc_stream_spec *spec, int dim, int n, const 
         total += b.lambda[i];
         head += i < n_in / 4 ? b.lambda[i] : 0;
     }
-    return keep(store, "basis", recipe, &store->parent,
-                "variance outside the first quarter of the latents",
-                total > 0 ? 1 - head / total : 0, bytes, basis_bytes(n_in), err);
+    return vqkvc_fit_keep(store, "basis", recipe, &store->parent,
+                          "variance outside the first quarter of the latents",
+                          total > 0 ? 1 - head / total : 0, bytes, basis_bytes(n_in), err);
 }
 
 static vqkvc_code codebooks_of(vqkvc_plan *plan, vqkvc_stream *s, int n, const float *x,
@@ -321,13 +320,14 @@ static vqkvc_code codebooks_of(vqkvc_plan *plan, vqkvc_stream *s, int n, const f
     int found;
     double relative = 0;
     char *bytes = vqkvc_alloc(size, 1, err);
-    if (bytes != NULL && find(store, "codebook", recipe, size, bytes, &found, err) == VQKVC_OK) {
+    if (bytes != NULL &&
+        vqkvc_fit_find(store, "codebook", recipe, size, bytes, &found, err) == VQKVC_OK) {
         if (found) {
             move_codebooks(plan, s, bytes, 0);
         } else if (fit_codebooks(plan, s, n, x, seed, &relative, err) == VQKVC_OK) {
             move_codebooks(plan, s, bytes, 1);
-            keep(store, "codebook", recipe, parent, "relative squared error of coded latents",
-                 relative, bytes, size, err);
+            vqkvc_fit_keep(store, "codebook", recipe, parent,
+                           "relative squared error of coded latents", relative, bytes, size, err);
         }
         *hash = vqkvc_hash_bytes(bytes, size);
     }

@@ -14,6 +14,14 @@ typedef struct vqkvc_fit_store {
     const char *settings; /* what the samples depend on: goes into every recipe */
 } vqkvc_fit_store;
 
+/* Looks an artifact up; *found. The bytes must have the size that the recipe implies. */
+vqkvc_code vqkvc_fit_find(const vqkvc_fit_store *store, const char *kind, const char *recipe,
+                          size_t bytes, void *dst, int *found, vqkvc_err *err);
+/* Keeps one, with its error in the words of `measure`. */
+vqkvc_code vqkvc_fit_keep(const vqkvc_fit_store *store, const char *kind, const char *recipe,
+                          const vqkvc_hash *parent, const char *measure, double error,
+                          const void *bytes, size_t n, vqkvc_err *err);
+
 typedef struct vqkvc_stream_spec {
     const char *name;
     const vqkvc_member *members;

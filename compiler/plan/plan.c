@@ -9,7 +9,7 @@
 #include <string.h>
 
 /* Bounds that keep every product of counts inside an int, whatever a file says. */
-enum { MAX_WINDOW = 1 << 20, MAX_STAGES = 16, MAX_ROWS_COLS = 1 << 28 };
+enum { MAX_WINDOW = 1 << 20, MAX_STAGES = 128, MAX_ROWS_COLS = 1 << 28 };
 
 #define DEFINE_WORD(name, ...)                                                                     \
     const char *vqkvc_##name##_word(int name)                                                      \

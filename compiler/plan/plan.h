@@ -217,8 +217,8 @@ typedef struct vqkvc_window {
     int n_sink, n_recent, block; /* negative or 0: the scheme's default */
 } vqkvc_window;
 
-/* Schemes without calibration: "f16", "q8_0", "q4_0", "higgs2". *plan is overwritten; after a
- * failure it is empty. */
+/* Schemes without calibration: "f16", "q8_0", "q4_0", "higgs2", "higgs3", "higgs4". *plan is
+ * overwritten; after a failure it is empty. */
 vqkvc_code vqkvc_plan_preset(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
                              const vqkvc_window *window, vqkvc_err *err);
 

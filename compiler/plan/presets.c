@@ -14,8 +14,7 @@ enum {
     DEFAULT_BLOCK = 64,
     QUANT_GROUP = 32, /* channels a scale in q8_0 and q4_0 */
     HIGGS_MAX_IN = 1024,
-    HIGGS_WIDTH = 2,
-    HIGGS_BITS = 4
+    HIGGS_WIDTH = 2
 };
 
 /* A stream over one head, named "K 3 h1"; NULL with *err. */
@@ -106,24 +105,26 @@ static vqkvc_code build_q4_0(vqkvc_plan *plan, vqkvc_err *err)
 
 /* ---- HIGGS ---- */
 
-/* The 16-point Gaussian grid in the plane as a shared book [1, 2 * 16]; its index or -1. */
-static int add_gaussian_book(vqkvc_plan *plan, vqkvc_err *err)
+/* The Gaussian grid of 2^bits points in the plane as a shared book [1, 2 * 2^bits]; its index or
+ * -1. */
+static int add_gaussian_book(vqkvc_plan *plan, int bits, vqkvc_err *err)
 {
-    enum { N = 1 << HIGGS_BITS };
-    float points[N * HIGGS_WIDTH];
+    int n = 1 << bits, book = -1;
     double distortion;
-    if (vqkvc_fit_gaussian_grid(HIGGS_WIDTH, N, 1, points, &distortion, err) != VQKVC_OK)
-        return -1;
-    int book =
-        vqkvc_plan_add_table(plan, 1, HIGGS_WIDTH * N, err, "gaussian grid %dx%d", HIGGS_WIDTH, N);
-    for (int i = 0; book >= 0 && i < N * HIGGS_WIDTH; i++)
-        plan->tables[book].f16[i % HIGGS_WIDTH * N + i / HIGGS_WIDTH] = vqkvc_f32_to_f16(points[i]);
+    float *points = vqkvc_alloc((size_t)n * HIGGS_WIDTH, sizeof *points, err);
+    if (points != NULL &&
+        vqkvc_fit_gaussian_grid(HIGGS_WIDTH, n, 1, points, &distortion, err) == VQKVC_OK)
+        book = vqkvc_plan_add_table(plan, 1, HIGGS_WIDTH * n, err, "gaussian grid %dx%d",
+                                    HIGGS_WIDTH, n);
+    for (int i = 0; book >= 0 && i < n * HIGGS_WIDTH; i++)
+        plan->tables[book].f16[i % HIGGS_WIDTH * n + i / HIGGS_WIDTH] = vqkvc_f32_to_f16(points[i]);
+    free(points);
     return book;
 }
 
 /* A stream over heads first .. first + n - 1 of one part of one layer. */
 static vqkvc_code add_higgs_stream(vqkvc_plan *plan, vqkvc_part part, int layer, int first, int n,
-                                   int book, vqkvc_err *err)
+                                   int bits, int book, vqkvc_err *err)
 {
     vqkvc_member members[HIGGS_MAX_IN]; /* of one channel at least */
     for (int i = 0; i < n; i++)
@@ -141,30 +142,45 @@ static vqkvc_code add_higgs_stream(vqkvc_plan *plan, vqkvc_part part, int layer,
     run->coder = VQKVC_CODER_VQ;
     run->groups = s->n_latents / HIGGS_WIDTH;
     run->width = HIGGS_WIDTH;
-    run->bits = HIGGS_BITS;
+    run->bits = bits;
     run->book = book;
     return VQKVC_OK;
 }
 
 /* All KV heads of a layer joined and cut into the largest Hadamard blocks that divide them. */
-static vqkvc_code build_higgs2(vqkvc_plan *plan, vqkvc_err *err)
+static vqkvc_code build_higgs(vqkvc_plan *plan, int bits, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &plan->geometry;
     if (g->head_dim < HIGGS_WIDTH || (g->head_dim & (g->head_dim - 1)) != 0)
         return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
-                          "scheme higgs2 needs a head_dim that is a power of two, not %d",
-                          g->head_dim);
+                          "it needs a head_dim that is a power of two, not %d", g->head_dim);
     int heads = 1; /* of one block */
     while (g->n_kv_heads % (2 * heads) == 0 && 2 * heads * g->head_dim <= HIGGS_MAX_IN)
         heads *= 2;
-    int book = add_gaussian_book(plan, err);
+    int book = add_gaussian_book(plan, bits, err);
     if (book < 0)
         return err->code;
     for (int layer = 0; layer < g->n_layers; layer++)
         for (int part = VQKVC_PART_K; part <= VQKVC_PART_V; part++)
             for (int first = 0; first < g->n_kv_heads; first += heads)
-                VQKVC_TRY(add_higgs_stream(plan, (vqkvc_part)part, layer, first, heads, book, err));
+                VQKVC_TRY(
+                    add_higgs_stream(plan, (vqkvc_part)part, layer, first, heads, bits, book, err));
     return VQKVC_OK;
+}
+
+static vqkvc_code build_higgs2(vqkvc_plan *plan, vqkvc_err *err)
+{
+    return build_higgs(plan, 4, err);
+}
+
+static vqkvc_code build_higgs3(vqkvc_plan *plan, vqkvc_err *err)
+{
+    return build_higgs(plan, 6, err);
+}
+
+static vqkvc_code build_higgs4(vqkvc_plan *plan, vqkvc_err *err)
+{
+    return build_higgs(plan, 8, err);
 }
 
 /* ---- by name ---- */
@@ -172,8 +188,8 @@ static vqkvc_code build_higgs2(vqkvc_plan *plan, vqkvc_err *err)
 static const struct preset {
     const char *scheme;
     vqkvc_code (*build)(vqkvc_plan *plan, vqkvc_err *err);
-} PRESETS[] = {
-    {"f16", build_f16}, {"q8_0", build_q8_0}, {"q4_0", build_q4_0}, {"higgs2", build_higgs2}};
+} PRESETS[] = {{"f16", build_f16},       {"q8_0", build_q8_0},     {"q4_0", build_q4_0},
+               {"higgs2", build_higgs2}, {"higgs3", build_higgs3}, {"higgs4", build_higgs4}};
 
 static const struct preset *find_preset(const char *scheme)
 {

@@ -1,0 +1,210 @@
+#include "plan/vqkv.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fit/fit.h"
+#include "plan/calibration.h"
+#include "plan/fit_stream.h"
+
+/* As published, by part. */
+enum { PUBLISHED_DIM = 128 };
+static const int published_stages[2] = {56, 16}, published_bits[2] = {10, 9};
+
+enum { MAX_STAGES = 128, MAX_SWEEPS = 8 };
+
+static vqkvc_vqkv_params with_defaults(const vqkvc_vqkv_params *given, int head_dim)
+{
+    vqkvc_vqkv_params p = *given;
+    for (int part = 0; part < 2; part++) {
+        int stages = (published_stages[part] * head_dim + PUBLISHED_DIM / 2) / PUBLISHED_DIM;
+        if (p.stages[part] == 0)
+            p.stages[part] = stages > 0 ? stages : 1;
+        if (p.bits[part] == 0)
+            p.bits[part] = published_bits[part];
+    }
+    p.sweeps = p.sweeps == 0 ? 1 : p.sweeps < 0 ? 0 : p.sweeps > MAX_SWEEPS ? MAX_SWEEPS : p.sweeps;
+    p.max_points = p.max_points > 0 ? p.max_points : 65536;
+    p.window.n_sink = p.window.n_sink > 0 ? p.window.n_sink : 4;
+    p.window.n_recent = p.window.n_recent > 0 ? p.window.n_recent : 32;
+    p.window.block = p.window.block > 0 ? p.window.block : 64;
+    p.seed = p.seed > 0 ? p.seed : 1;
+    return p;
+}
+
+static vqkvc_code check(const vqkvc_capture *c, const vqkvc_vqkv_params *p, vqkvc_err *err)
+{
+    for (int part = 0; part < 2; part++)
+        if (p->bits[part] < 1 || p->bits[part] > 16 || p->stages[part] < 1 ||
+            p->stages[part] > MAX_STAGES)
+            return vqkvc_fail(err, VQKVC_E_USAGE,
+                              "vqkv: %d stages of %d bits for %s: wanted 1 to %d of 1 to 16",
+                              p->stages[part], p->bits[part], vqkvc_part_word(part), MAX_STAGES);
+    if ((unsigned)p->share > VQKVC_SHARE_HEAD)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "vqkv: share is %d", (int)p->share);
+    if (c->n_sample < 256)
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "%d sampled tokens are too few to fit codebooks (wanted 256 or more)",
+                          c->n_sample);
+    return VQKVC_OK;
+}
+
+/* The heads of one part that share codebooks: layers first .. first + n_layers - 1, and of them one
+ * head or all (head -1). */
+typedef struct share_set {
+    vqkvc_part part;
+    int first, n_layers, head;
+    char name[48];
+} share_set;
+
+static share_set set_of(const vqkvc_geometry *g, vqkvc_share share, vqkvc_part part, int layer,
+                        int head)
+{
+    share_set s = {.part = part, .first = layer, .n_layers = 1, .head = -1};
+    if (share == VQKVC_SHARE_MODEL) {
+        s.first = 0;
+        s.n_layers = g->n_layers;
+        snprintf(s.name, sizeof s.name, "%s", vqkvc_part_word(part));
+    } else if (share == VQKVC_SHARE_LAYER) {
+        snprintf(s.name, sizeof s.name, "%s %d", vqkvc_part_word(part), layer);
+    } else {
+        s.head = head;
+        snprintf(s.name, sizeof s.name, "%s %d h%d", vqkvc_part_word(part), layer, head);
+    }
+    return s;
+}
+
+/* Every step-th sampled vector of each head of a set, another one in each head, so that at most
+ * max_points are taken: *x [*n, head_dim], which the caller frees. */
+static vqkvc_code gather(const vqkvc_capture *c, const vqkvc_vqkv_params *p, const share_set *set,
+                         float **x, int *n, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &c->geometry;
+    int heads = set->n_layers * (set->head < 0 ? g->n_kv_heads : 1);
+    size_t dim = (size_t)g->head_dim, total = (size_t)heads * (size_t)c->n_sample;
+    size_t step = (total + (size_t)p->max_points - 1) / (size_t)p->max_points, at = 0;
+    float *all = vqkvc_alloc((size_t)c->n_sample * dim, sizeof *all, err);
+    *x = vqkvc_alloc((total / step + (size_t)heads) * dim, sizeof **x, err);
+    for (int h = 0; h < heads && err->code == VQKVC_OK; h++) {
+        int per_layer = set->head < 0 ? g->n_kv_heads : 1;
+        vqkvc_member m = {set->part, set->first + h / per_layer,
+                          set->head < 0 ? h % per_layer : set->head};
+        vqkvc_sample_members(c, &m, 1, VQKVC_FRAME_POST, p->window.block, p->seed, all);
+        for (size_t i = (size_t)h % step; i < (size_t)c->n_sample; i += step)
+            memcpy(*x + at++ * dim, all + i * dim, dim * sizeof *all);
+    }
+    *n = (int)at;
+    free(all);
+    return err->code;
+}
+
+/* Codebooks of one set, from the store or fitted. */
+static vqkvc_code codebooks_of(const vqkvc_capture *c, const vqkvc_vqkv_params *p,
+                               const share_set *set, const vqkvc_fit_store *store,
+                               const vqkvc_log *log, vqkvc_table *table, vqkvc_err *err)
+{
+    vqkvc_residual_params fit = {.stages = p->stages[set->part],
+                                 .bits = p->bits[set->part],
+                                 .sweeps = p->sweeps,
+                                 .seed = p->seed};
+    size_t bytes = (size_t)table->rows * (size_t)table->cols * sizeof *table->f16;
+    double objective[MAX_STAGES + 1 + MAX_SWEEPS];
+    vqkvc_arena arena = {0};
+    float *x = NULL;
+    int n, found = 0;
+    const char *recipe = vqkvc_arena_printf(
+        &arena, err,
+        "vqkv codebook v1 set='%s' stages=%d bits=%d sweeps=%d points=%d seed=%llu from=%s",
+        set->name, fit.stages, fit.bits, fit.sweeps, p->max_points, (unsigned long long)fit.seed,
+        store->parent.hex);
+    if (recipe != NULL &&
+        vqkvc_fit_find(store, "codebook", recipe, bytes, table->f16, &found, err) == VQKVC_OK &&
+        !found && gather(c, p, set, &x, &n, err) == VQKVC_OK &&
+        vqkvc_fit_residual(n, c->geometry.head_dim, x, &fit, table->f16, objective, err) ==
+            VQKVC_OK) {
+        double first = objective[0] > 0 ? objective[0] : 1;
+        double left = objective[fit.stages + fit.sweeps] / first;
+        vqkvc_say(log, 1, "vqkv: %s: %d vectors; left %.4f, %.4f before refinement", set->name, n,
+                  left, objective[fit.stages] / first);
+        vqkvc_fit_keep(store, "codebook", recipe, &store->parent, "relative squared error", left,
+                       table->f16, bytes, err);
+    }
+    if (err->code != VQKVC_OK)
+        vqkvc_err_prefix(err, "codebooks %s", set->name);
+    free(x);
+    vqkvc_arena_free(&arena);
+    return err->code;
+}
+
+static vqkvc_code add_stream(vqkvc_plan *plan, const vqkvc_vqkv_params *p, vqkvc_member member,
+                             int book, vqkvc_err *err)
+{
+    char name[48];
+    snprintf(name, sizeof name, "%s %d h%d", vqkvc_part_word(member.part), member.layer,
+             member.head);
+    vqkvc_stream *s = vqkvc_plan_add_stream(plan, name, 1, &member, err);
+    vqkvc_run *run = s == NULL ? NULL : vqkvc_plan_set_runs(plan, s, 1, err);
+    if (run == NULL)
+        return err->code;
+    s->frame = VQKVC_FRAME_POST;
+    s->n_latents = s->n_in;
+    *run = (vqkvc_run){.coder = VQKVC_CODER_VQ,
+                       .groups = 1,
+                       .width = s->n_in,
+                       .bits = p->bits[member.part],
+                       .stages = p->stages[member.part],
+                       .book = book};
+    return VQKVC_OK;
+}
+
+/* Streams of all heads of a part; codebooks where a set begins. */
+static vqkvc_code build_part(vqkvc_plan *plan, const vqkvc_capture *c, const vqkvc_vqkv_params *p,
+                             vqkvc_part part, const vqkvc_fit_store *store, const vqkvc_log *log,
+                             vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    int book = -1;
+    for (int layer = 0; layer < g->n_layers; layer++)
+        for (int head = 0; head < g->n_kv_heads; head++) {
+            share_set set = set_of(g, p->share, part, layer, head);
+            int begins = layer == set.first && (set.head >= 0 || head == 0);
+            if (vqkvc_interrupted())
+                return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted while fitting");
+            if (begins) {
+                book = vqkvc_plan_add_table(plan, p->stages[part], g->head_dim << p->bits[part],
+                                            err, "codebooks %s", set.name);
+                if (book < 0 ||
+                    codebooks_of(c, p, &set, store, log, &plan->tables[book], err) != VQKVC_OK)
+                    return err->code;
+            }
+            VQKVC_TRY(add_stream(plan, p, (vqkvc_member){part, layer, head}, book, err));
+        }
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_plan_vqkv(vqkvc_plan *plan, const vqkvc_capture *capture,
+                           const vqkvc_vqkv_params *params, kvdb *db, const vqkvc_hash *parent,
+                           const vqkvc_log *log, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &capture->geometry;
+    vqkvc_vqkv_params p = with_defaults(params, g->head_dim);
+    memset(plan, 0, sizeof *plan);
+    VQKVC_TRY(check(capture, &p, err));
+    plan->geometry = *g;
+    plan->n_sink = p.window.n_sink;
+    plan->n_recent = p.window.n_recent;
+    plan->block = p.window.block;
+    plan->calibration = *parent;
+    snprintf(plan->scheme, sizeof plan->scheme, "vqkv%.4g",
+             (double)(p.stages[0] * p.bits[0] + p.stages[1] * p.bits[1]) / (2 * g->head_dim));
+    vqkvc_fit_store store = {
+        .db = db, .model = g->weights_hash, .parent = *parent, .settings = "frame=post"};
+    if (build_part(plan, capture, &p, VQKVC_PART_K, &store, log, err) == VQKVC_OK &&
+        build_part(plan, capture, &p, VQKVC_PART_V, &store, log, err) == VQKVC_OK)
+        vqkvc_plan_validate(plan, err);
+    if (err->code != VQKVC_OK)
+        vqkvc_plan_free(plan);
+    return err->code;
+}
