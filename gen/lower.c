@@ -216,16 +216,13 @@ vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err)
     for (int i = 0; i < plan->n_streams; i++)
         VQKVC_TRY(lower_stream(plan, i, low, table_first, linear, err));
     lower_uses(plan, low);
-<<<<<<< HEAD
     /* The runtime also unpacks one plane's codewords, width * 16 values, where the score tables of
      * all rows go. */
     low->max_lut = larger(low->max_lut, 2 * low->max_width);
-=======
     if (low->max_wide_lut + low->max_wide_bins > MAX_WIDE)
         return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
                           "codes of one head have %lld codewords: tables for one query would be "
                           "larger than %d MiB",
                           (long long)(low->max_wide_lut + low->max_wide_bins), MAX_WIDE >> 18);
->>>>>>> wide
     return VQKVC_OK;
 }
