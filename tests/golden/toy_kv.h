@@ -118,7 +118,8 @@ typedef struct toy_kv toy_kv; /* lives in the caller's memory; holds no pointers
 toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes);
 /* Makes an empty cache in memory[bytes], aligned to 64. *kv points into memory. */
 toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory, size_t bytes);
-/* Bytes of scratch that attend needs, aligned to 64; one scratch a thread. */
+/* Bytes of scratch that attend needs, aligned to 64; one scratch a thread. Codecs with codebooks of
+ * thousands of codewords need megabytes: a table of scores with an entry for each of them. */
 size_t toy_kv_scratch_size(void);
 /* The instruction set in use. */
 toy_kv_isa toy_kv_isa_in_use(const toy_kv *kv);
@@ -235,19 +236,19 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #define TOY_KV__MASKED   (-1e30f) /* the score of a token that a query does not see */
 #define TOY_KV__MAX_ROWS 8        /* queries that share one pass over the codes */
 
-enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES };
+enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES, TOY_KV__WIDE };
 enum toy_kv__frame { TOY_KV__PRE, TOY_KV__POST, TOY_KV__BLOCKWISE };
 enum toy_kv__transform { TOY_KV__IDENTITY, TOY_KV__HADAMARD, TOY_KV__BASIS };
 enum toy_kv__gain { TOY_KV__NO_GAIN, TOY_KV__RMS, TOY_KV__ABSMAX, TOY_KV__SIGNMAX };
 
 /* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
 typedef struct toy_kv__run {
-    unsigned char coder, stages;
+    unsigned char coder, stages, bits;
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
     int codes;            /* offset of the first plane in the stream's part of a block, bytes */
-    int book;             /* offset of the codewords [width, 16] of the first plane */
+    int book;             /* offset of the codewords [width, 2^bits] of the first plane */
     int book_step;        /* from one group's codewords to the next's; 0: one book for all */
     int gain;             /* gain group */
 } toy_kv__run;
@@ -259,7 +260,7 @@ typedef struct toy_kv__stream {
     int mean, enc, dec;                  /* offsets of tables, -1: none */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
     int first_run, n_runs;
-    int bytes; /* of a block, a multiple of 16 */
+    int bytes; /* of a block */
     int start; /* bytes of the streams before this one */
 } toy_kv__stream;
 
@@ -323,6 +324,7 @@ typedef struct toy_kv__ops {
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
     int (*nearest)(const unsigned char *, int, const float *);
+    int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const toy_kv__byte_ops *bytes; /* NULL: none */
 } toy_kv__ops;
 
@@ -361,6 +363,8 @@ struct toy_kv {
 #define TOY_KV__MAX_WIDTH 8
 #define TOY_KV__MAX_LUT 288
 #define TOY_KV__MAX_BOOK 384
+#define TOY_KV__MAX_WIDE_LUT 0
+#define TOY_KV__MAX_WIDE_BINS 0
 #define TOY_KV__MAX_SUM_LATENTS 32
 #define TOY_KV__MAX_RUNS 7
 
@@ -384,24 +388,24 @@ static const int toy_kv__use_first[] = {
     0, 2, 4, 6, 8, 9, 10,
 };
 
-/* coder, stages, width; first latent, planes, codes; book, its step; gain */
+/* coder, stages, bits, width; first latent, planes, codes; book, its step; gain */
 static const toy_kv__run toy_kv__runs[] = {
-    {TOY_KV__NIBBLES, 2, 1, 0, 8, 32, 2352, 32, 0},
-    {TOY_KV__NIBBLES, 1, 2, 4, 2, 160, 2480, 0, 0},
-    {TOY_KV__NIBBLES, 2, 4, 8, 2, 192, 2512, 128, 0},
-    {TOY_KV__NIBBLES, 1, 8, 12, 1, 224, 2640, 128, 0},
-    {TOY_KV__NIBBLES, 1, 1, 20, 4, 240, 4608, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 0, 8, 128, 0, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 8, 8, 384, 0, 0, 1},
-    {TOY_KV__BYTES, 1, 1, 0, 16, 64, 0, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 0, 16, 0, 0, 0, 0},
-    {TOY_KV__NIBBLES, 2, 1, 0, 8, 32, 3872, 32, 0},
-    {TOY_KV__NIBBLES, 1, 2, 4, 2, 160, 4000, 0, 0},
-    {TOY_KV__NIBBLES, 2, 4, 8, 2, 192, 4032, 128, 0},
-    {TOY_KV__NIBBLES, 1, 1, 12, 4, 224, 4608, 0, 0},
-    {TOY_KV__NIBBLES, 2, 1, 0, 8, 32, 4432, 32, 0},
-    {TOY_KV__NIBBLES, 1, 2, 4, 2, 160, 4560, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 0, 16, 0, 0, 0, 0},
+    {TOY_KV__NIBBLES, 2, 4, 1, 0, 8, 32, 2352, 32, 0},
+    {TOY_KV__NIBBLES, 1, 4, 2, 4, 2, 160, 2480, 0, 0},
+    {TOY_KV__NIBBLES, 2, 4, 4, 8, 2, 192, 2512, 128, 0},
+    {TOY_KV__NIBBLES, 1, 4, 8, 12, 1, 224, 2640, 128, 0},
+    {TOY_KV__NIBBLES, 1, 4, 1, 20, 4, 240, 4608, 0, 0},
+    {TOY_KV__BYTES, 1, 8, 1, 0, 8, 128, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 8, 1, 8, 8, 384, 0, 0, 1},
+    {TOY_KV__BYTES, 1, 8, 1, 0, 16, 64, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 8, 1, 0, 16, 0, 0, 0, 0},
+    {TOY_KV__NIBBLES, 2, 4, 1, 0, 8, 32, 3872, 32, 0},
+    {TOY_KV__NIBBLES, 1, 4, 2, 4, 2, 160, 4000, 0, 0},
+    {TOY_KV__NIBBLES, 2, 4, 4, 8, 2, 192, 4032, 128, 0},
+    {TOY_KV__NIBBLES, 1, 4, 1, 12, 4, 224, 4608, 0, 0},
+    {TOY_KV__NIBBLES, 2, 4, 1, 0, 8, 32, 4432, 32, 0},
+    {TOY_KV__NIBBLES, 1, 4, 2, 4, 2, 160, 4560, 0, 0},
+    {TOY_KV__BYTES, 1, 8, 1, 0, 16, 0, 0, 0, 0},
 };
 
 /* frame, transform, gain, its bytes; members, first; n_in, n_latents; mean, enc, dec;
@@ -1387,12 +1391,59 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_portable(const unsigned char 
     return best;
 }
 
+/* The same among n codewords, binary16 [width, n]. */
+TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned char *book, int n, int width,
+                                                   const float *z)
+{
+    enum { STEP = 4 * TOY_KV__LANES_portable };
+    float negative[STEP], top = -3.4e38f; /* of negative distances */
+    int i, k, w, best = 0;
+    for (i = 0; i + STEP <= n; i += STEP) {
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (w = 0; w < width; w++) {
+            const unsigned char *row = book + 2 * ((size_t)w * (size_t)n + (size_t)i);
+            toy_kv__vf_portable minus = toy_kv__set1_portable(-z[w]), one = toy_kv__set1_portable(-1.0f);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable d = toy_kv__add_portable(toy_kv__loadh_portable(row + 2 * k * TOY_KV__LANES_portable), minus);     \
+        a##k = toy_kv__fma_portable(d, toy_kv__mul_portable(d, one), a##k);                                      \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        if (!(toy_kv__hmax_portable(toy_kv__max_portable(toy_kv__max_portable(a0, a1), toy_kv__max_portable(a2, a3))) > top))
+            continue;
+#define TOY_KV__X(k) toy_kv__store_portable(negative + k * TOY_KV__LANES_portable, a##k);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (k = 0; k < STEP; k++)
+            if (negative[k] > top) {
+                top = negative[k];
+                best = i + k;
+            }
+    }
+    for (; i < n; i++) {
+        float sum = 0.0f;
+        for (w = 0; w < width; w++) {
+            float d = z[w] - toy_kv__half_at(book, (size_t)w * (size_t)n + (size_t)i);
+            sum -= d * d;
+        }
+        if (sum > top) {
+            top = sum;
+            best = i;
+        }
+    }
+    return best;
+}
+
 static const toy_kv__ops toy_kv__ops_portable = {
     TOY_KV__LANES_portable,        toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable, toy_kv__score_scalars_portable,
     toy_kv__sum_scalars_portable,  toy_kv__scale_rows_portable,    toy_kv__gains_portable,       toy_kv__add_row_portable,
     toy_kv__dot_row_portable,      toy_kv__map_portable,           toy_kv__fill_table_portable,  toy_kv__largest_portable,
     toy_kv__exponentials_portable, toy_kv__reduce_portable,        toy_kv__shrink_portable,      toy_kv__nearest_portable,
-    TOY_KV__BYTE_OPS_portable,
+    toy_kv__nearest_wide_portable, TOY_KV__BYTE_OPS_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -1864,12 +1915,59 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_avx2(const unsigned char *book, i
     return best;
 }
 
+/* The same among n codewords, binary16 [width, n]. */
+TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *book, int n, int width,
+                                                   const float *z)
+{
+    enum { STEP = 4 * TOY_KV__LANES_avx2 };
+    float negative[STEP], top = -3.4e38f; /* of negative distances */
+    int i, k, w, best = 0;
+    for (i = 0; i + STEP <= n; i += STEP) {
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (w = 0; w < width; w++) {
+            const unsigned char *row = book + 2 * ((size_t)w * (size_t)n + (size_t)i);
+            toy_kv__vf_avx2 minus = toy_kv__set1_avx2(-z[w]), one = toy_kv__set1_avx2(-1.0f);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 d = toy_kv__add_avx2(toy_kv__loadh_avx2(row + 2 * k * TOY_KV__LANES_avx2), minus);     \
+        a##k = toy_kv__fma_avx2(d, toy_kv__mul_avx2(d, one), a##k);                                      \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        if (!(toy_kv__hmax_avx2(toy_kv__max_avx2(toy_kv__max_avx2(a0, a1), toy_kv__max_avx2(a2, a3))) > top))
+            continue;
+#define TOY_KV__X(k) toy_kv__store_avx2(negative + k * TOY_KV__LANES_avx2, a##k);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (k = 0; k < STEP; k++)
+            if (negative[k] > top) {
+                top = negative[k];
+                best = i + k;
+            }
+    }
+    for (; i < n; i++) {
+        float sum = 0.0f;
+        for (w = 0; w < width; w++) {
+            float d = z[w] - toy_kv__half_at(book, (size_t)w * (size_t)n + (size_t)i);
+            sum -= d * d;
+        }
+        if (sum > top) {
+            top = sum;
+            best = i;
+        }
+    }
+    return best;
+}
+
 static const toy_kv__ops toy_kv__ops_avx2 = {
     TOY_KV__LANES_avx2,        toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2, toy_kv__score_scalars_avx2,
     toy_kv__sum_scalars_avx2,  toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,       toy_kv__add_row_avx2,
     toy_kv__dot_row_avx2,      toy_kv__map_avx2,           toy_kv__fill_table_avx2,  toy_kv__largest_avx2,
     toy_kv__exponentials_avx2, toy_kv__reduce_avx2,        toy_kv__shrink_avx2,      toy_kv__nearest_avx2,
-    TOY_KV__BYTE_OPS_avx2,
+    toy_kv__nearest_wide_avx2, TOY_KV__BYTE_OPS_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -2692,12 +2790,59 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_avx512(const unsigned char *boo
     return best;
 }
 
+/* The same among n codewords, binary16 [width, n]. */
+TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char *book, int n, int width,
+                                                   const float *z)
+{
+    enum { STEP = 4 * TOY_KV__LANES_avx512 };
+    float negative[STEP], top = -3.4e38f; /* of negative distances */
+    int i, k, w, best = 0;
+    for (i = 0; i + STEP <= n; i += STEP) {
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (w = 0; w < width; w++) {
+            const unsigned char *row = book + 2 * ((size_t)w * (size_t)n + (size_t)i);
+            toy_kv__vf_avx512 minus = toy_kv__set1_avx512(-z[w]), one = toy_kv__set1_avx512(-1.0f);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 d = toy_kv__add_avx512(toy_kv__loadh_avx512(row + 2 * k * TOY_KV__LANES_avx512), minus);     \
+        a##k = toy_kv__fma_avx512(d, toy_kv__mul_avx512(d, one), a##k);                                      \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        if (!(toy_kv__hmax_avx512(toy_kv__max_avx512(toy_kv__max_avx512(a0, a1), toy_kv__max_avx512(a2, a3))) > top))
+            continue;
+#define TOY_KV__X(k) toy_kv__store_avx512(negative + k * TOY_KV__LANES_avx512, a##k);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (k = 0; k < STEP; k++)
+            if (negative[k] > top) {
+                top = negative[k];
+                best = i + k;
+            }
+    }
+    for (; i < n; i++) {
+        float sum = 0.0f;
+        for (w = 0; w < width; w++) {
+            float d = z[w] - toy_kv__half_at(book, (size_t)w * (size_t)n + (size_t)i);
+            sum -= d * d;
+        }
+        if (sum > top) {
+            top = sum;
+            best = i;
+        }
+    }
+    return best;
+}
+
 static const toy_kv__ops toy_kv__ops_avx512 = {
     TOY_KV__LANES_avx512,        toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512, toy_kv__score_scalars_avx512,
     toy_kv__sum_scalars_avx512,  toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,       toy_kv__add_row_avx512,
     toy_kv__dot_row_avx512,      toy_kv__map_avx512,           toy_kv__fill_table_avx512,  toy_kv__largest_avx512,
     toy_kv__exponentials_avx512, toy_kv__reduce_avx512,        toy_kv__shrink_avx512,      toy_kv__nearest_avx512,
-    TOY_KV__BYTE_OPS_avx512,
+    toy_kv__nearest_wide_avx512, TOY_KV__BYTE_OPS_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -3165,12 +3310,59 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_neon(const unsigned char *book, i
     return best;
 }
 
+/* The same among n codewords, binary16 [width, n]. */
+TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *book, int n, int width,
+                                                   const float *z)
+{
+    enum { STEP = 4 * TOY_KV__LANES_neon };
+    float negative[STEP], top = -3.4e38f; /* of negative distances */
+    int i, k, w, best = 0;
+    for (i = 0; i + STEP <= n; i += STEP) {
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (w = 0; w < width; w++) {
+            const unsigned char *row = book + 2 * ((size_t)w * (size_t)n + (size_t)i);
+            toy_kv__vf_neon minus = toy_kv__set1_neon(-z[w]), one = toy_kv__set1_neon(-1.0f);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon d = toy_kv__add_neon(toy_kv__loadh_neon(row + 2 * k * TOY_KV__LANES_neon), minus);     \
+        a##k = toy_kv__fma_neon(d, toy_kv__mul_neon(d, one), a##k);                                      \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        if (!(toy_kv__hmax_neon(toy_kv__max_neon(toy_kv__max_neon(a0, a1), toy_kv__max_neon(a2, a3))) > top))
+            continue;
+#define TOY_KV__X(k) toy_kv__store_neon(negative + k * TOY_KV__LANES_neon, a##k);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (k = 0; k < STEP; k++)
+            if (negative[k] > top) {
+                top = negative[k];
+                best = i + k;
+            }
+    }
+    for (; i < n; i++) {
+        float sum = 0.0f;
+        for (w = 0; w < width; w++) {
+            float d = z[w] - toy_kv__half_at(book, (size_t)w * (size_t)n + (size_t)i);
+            sum -= d * d;
+        }
+        if (sum > top) {
+            top = sum;
+            best = i;
+        }
+    }
+    return best;
+}
+
 static const toy_kv__ops toy_kv__ops_neon = {
     TOY_KV__LANES_neon,        toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon, toy_kv__score_scalars_neon,
     toy_kv__sum_scalars_neon,  toy_kv__scale_rows_neon,    toy_kv__gains_neon,       toy_kv__add_row_neon,
     toy_kv__dot_row_neon,      toy_kv__map_neon,           toy_kv__fill_table_neon,  toy_kv__largest_neon,
     toy_kv__exponentials_neon, toy_kv__reduce_neon,        toy_kv__shrink_neon,      toy_kv__nearest_neon,
-    TOY_KV__BYTE_OPS_neon,
+    toy_kv__nearest_wide_neon, TOY_KV__BYTE_OPS_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -3229,6 +3421,165 @@ static const toy_kv__ops *toy_kv__select(toy_kv_isa isa)
     }
 }
 
+/* Codes of 1 to 16 bits but 4: codebooks of any size, over any number of channels.
+ *
+ * A plane holds one code of each token of a block in BLOCK * bits / 8 bytes: for each whole byte of
+ * a code BLOCK of them, low ones first, then the bits that are left, packed token behind token from
+ * the lowest bit up. Scores are looked up in a table with one entry a codeword; probabilities are
+ * added up in bins, one a codeword, and meet the codewords only once, behind the last token: no
+ * vector is rebuilt. Tables and bins of one row are contiguous, plane behind plane. */
+
+static inline size_t toy_kv__wide_bytes(const toy_kv__run *run)
+{
+    return (size_t)(TOY_KV_BLOCK / 8) * run->bits;
+}
+
+/* Codewords of one plane: binary16 [width, 2^bits]. */
+static inline int toy_kv__wide_book(const toy_kv__run *run, int plane)
+{
+    return run->book + plane / run->stages * run->book_step +
+           plane % run->stages * (run->width << run->bits);
+}
+
+static int toy_kv__read_wide(const unsigned char *plane, int bits, int t)
+{
+    int whole = bits / 8, rest = bits % 8, shift = t * rest % 8, code = 0, i;
+    const unsigned char *p = plane + whole * TOY_KV_BLOCK + t * rest / 8;
+    for (i = 0; i < whole; i++)
+        code |= plane[i * TOY_KV_BLOCK + t] << 8 * i;
+    if (rest == 0)
+        return code;
+    i = *p >> shift;
+    if (shift + rest > 8)
+        i |= p[1] << (8 - shift);
+    return code | (i & ((1 << rest) - 1)) << 8 * whole;
+}
+
+/* Into a plane that is zero at token t. */
+static void toy_kv__write_wide(unsigned char *plane, int bits, int t, int code)
+{
+    int whole = bits / 8, rest = bits % 8, shift = t * rest % 8, i;
+    unsigned char *p = plane + whole * TOY_KV_BLOCK + t * rest / 8;
+    for (i = 0; i < whole; i++, code >>= 8)
+        plane[i * TOY_KV_BLOCK + t] = (unsigned char)(code & 255);
+    if (rest == 0)
+        return;
+    *p = (unsigned char)(*p | (code << shift & 255));
+    if (shift + rest > 8)
+        p[1] = (unsigned char)(p[1] | code >> (8 - shift));
+}
+
+/* code [BLOCK] of a plane. */
+static void toy_kv__unpack_wide(const unsigned char *plane, int bits, unsigned short *code)
+{
+    int t, i, rest = bits % 8, whole = bits / 8;
+    const unsigned char *p = plane + whole * TOY_KV_BLOCK;
+    for (t = 0; t < TOY_KV_BLOCK; t++)
+        code[t] = whole > 0 ? plane[t] : 0;
+    for (t = 0; t < TOY_KV_BLOCK && whole > 1; t++)
+        code[t] = (unsigned short)(code[t] | plane[TOY_KV_BLOCK + t] << 8);
+    /* Eight tokens fill `rest` bytes. */
+    for (t = 0; t < TOY_KV_BLOCK && rest > 0; t += 8, p += rest) {
+        uint64_t word = 0;
+        for (i = 0; i < rest; i++)
+            word |= (uint64_t)p[i] << 8 * i;
+        for (i = 0; i < 8; i++)
+            code[t + i] = (unsigned short)(code[t + i] | (word >> i * rest & ((1u << rest) - 1))
+                                                             << 8 * whole);
+    }
+}
+
+/* dst [width] = the codewords of all stages of a group at token t. */
+static void toy_kv__read_wide_group(const toy_kv__run *run, const unsigned char *codes, int group,
+                                  int t, float *dst)
+{
+    int stage, w, plane = group * run->stages;
+    for (w = 0; w < run->width; w++)
+        dst[w] = 0.0f;
+    for (stage = 0; stage < run->stages; stage++, plane++) {
+        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane));
+        int code = toy_kv__read_wide(codes + (size_t)plane * toy_kv__wide_bytes(run), run->bits, t);
+        for (w = 0; w < run->width; w++)
+            dst[w] += toy_kv__half_at(book, ((size_t)w << run->bits) + (size_t)code);
+    }
+}
+
+/* Codes rest [width], which is destroyed, by all stages of a group, each what the ones before it
+ * have left. */
+static void toy_kv__encode_wide_group(const toy_kv__ops *ops, const toy_kv__run *run,
+                                    unsigned char *codes, int group, int t, float *rest)
+{
+    int stage, w, plane = group * run->stages;
+    for (stage = 0; stage < run->stages; stage++, plane++) {
+        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane));
+        int code = ops->nearest_wide(book, 1 << run->bits, run->width, rest);
+        for (w = 0; w < run->width; w++)
+            rest[w] -= toy_kv__half_at(book, ((size_t)w << run->bits) + (size_t)code);
+        toy_kv__write_wide(codes + (size_t)plane * toy_kv__wide_bytes(run), run->bits, t, code);
+    }
+}
+
+/* table [2^bits] of each plane = query . codeword, for one row's latents y; returns its end. */
+static float *toy_kv__fill_wide(const toy_kv__ops *ops, const toy_kv__run *run, const float *y,
+                              float *table)
+{
+    int p, w, n = 1 << run->bits;
+    for (p = 0; p < run->planes; p++, table += n) {
+        const float *q = y + run->first + p / run->stages * run->width;
+        memset(table, 0, sizeof(float) * (size_t)n);
+        for (w = 0; w < run->width; w++)
+            ops->add_row(toy_kv__table(toy_kv__wide_book(run, p) + w * n), n, q[w], table);
+    }
+    return table;
+}
+
+/* s [rows, BLOCK] += the entries at the codes of each plane; tables of rows at distance
+ * MAX_WIDE_LUT.
+ */
+static void toy_kv__score_wide(const toy_kv__run *run, const unsigned char *codes, const float *table,
+                             int rows, float *s)
+{
+    unsigned short code[TOY_KV_BLOCK];
+    int p, r, t;
+    for (p = 0; p < run->planes; p++, table += (size_t)1 << run->bits) {
+        toy_kv__unpack_wide(codes + (size_t)p * toy_kv__wide_bytes(run), run->bits, code);
+        for (r = 0; r < rows; r++) {
+            const float *row = table + (size_t)r * TOY_KV__MAX_WIDE_LUT;
+            for (t = 0; t < TOY_KV_BLOCK; t++)
+                s[r * TOY_KV_BLOCK + t] += row[code[t]];
+        }
+    }
+}
+
+/* bins at the codes of each plane += p [rows, BLOCK]; bins of rows at distance MAX_WIDE_BINS. */
+static void toy_kv__sum_wide(const toy_kv__run *run, const unsigned char *codes, const float *p,
+                           int rows, float *bins)
+{
+    unsigned short code[TOY_KV_BLOCK];
+    int i, r, t;
+    for (i = 0; i < run->planes; i++, bins += (size_t)1 << run->bits) {
+        toy_kv__unpack_wide(codes + (size_t)i * toy_kv__wide_bytes(run), run->bits, code);
+        for (r = 0; r < rows; r++) {
+            float *row = bins + (size_t)r * TOY_KV__MAX_WIDE_BINS;
+            for (t = 0; t < TOY_KV_BLOCK; t++)
+                row[code[t]] += p[r * TOY_KV_BLOCK + t];
+        }
+    }
+}
+
+/* y [n_latents] += codewords * bins of one row; returns the end of the run's bins. */
+static const float *toy_kv__collect_wide(const toy_kv__ops *ops, const toy_kv__run *run,
+                                       const float *bins, float *y)
+{
+    int p, w, n = 1 << run->bits;
+    for (p = 0; p < run->planes; p++, bins += n) {
+        float *dst = y + run->first + p / run->stages * run->width;
+        for (w = 0; w < run->width; w++)
+            dst[w] += ops->dot_row(toy_kv__table(toy_kv__wide_book(run, p) + w * n), n, bins);
+    }
+    return bins;
+}
+
 /* Encoding a block and decoding it back, on any instruction set. */
 
 /* The gains of one group for all tokens of a block. */
@@ -3265,7 +3616,10 @@ static void toy_kv__read_codewords(const toy_kv__stream *s, const unsigned char 
         const unsigned char *plane = codes + run->codes;
         for (p = 0; p < run->planes; p++) {
             float *dst = z + run->first + p / run->stages * run->width;
-            if (run->coder == TOY_KV__HALVES) {
+            if (run->coder == TOY_KV__WIDE) {
+                if (p % run->stages == 0)
+                    toy_kv__read_wide_group(run, plane, p / run->stages, t, dst);
+            } else if (run->coder == TOY_KV__HALVES) {
                 dst[0] = toy_kv__half_at(plane + p * 2 * TOY_KV_BLOCK, (size_t)t);
             } else if (run->coder == TOY_KV__BYTES) {
                 dst[0] = (float)(plane[p * TOY_KV_BLOCK + t] - 128);
@@ -3395,7 +3749,13 @@ static void toy_kv__encode_run(const toy_kv__ops *ops, const toy_kv__stream *s, 
         inverse_exact = inverse;
     for (p = 0; p < run->planes; p++) {
         const float *src = z + p / run->stages * run->width;
-        if (run->coder == TOY_KV__HALVES) {
+        if (run->coder == TOY_KV__WIDE) {
+            if (p % run->stages != 0)
+                continue;
+            for (w = 0; w < run->width; w++)
+                rest[w] = src[w] * inverse;
+            toy_kv__encode_wide_group(ops, run, plane, p / run->stages, t, rest);
+        } else if (run->coder == TOY_KV__HALVES) {
             uint16_t half = toy_kv__to_half(src[0] * inverse);
             memcpy(plane + (p * TOY_KV_BLOCK + t) * 2, &half, 2);
         } else if (run->coder == TOY_KV__BYTES) {
@@ -3536,6 +3896,8 @@ typedef struct toy_kv__pass {
     float *y;             /* [rows, MAX_LATENTS] query in latents */
     float *lut;           /* score tables of all K streams of the head */
     float *packed;        /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
+    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
@@ -3557,11 +3919,21 @@ typedef struct toy_kv__pass {
 #define TOY_KV__PACKED_ROOM                                                                          \
     ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24) +           \
      (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT / 2)
+/* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
+ * where one row does. */
+#define TOY_KV__MAX_WIDE (TOY_KV__MAX_WIDE_LUT + TOY_KV__MAX_WIDE_BINS)
+#define TOY_KV__PASS_ROWS                                                                            \
+    (TOY_KV__MAX_WIDE <= (1 << 18) / TOY_KV__MAX_ROWS ? TOY_KV__MAX_ROWS                                 \
+     : TOY_KV__MAX_WIDE <= 1 << 16                  ? 4                                              \
+     : TOY_KV__MAX_WIDE <= 1 << 17                  ? 2                                              \
+                                                  : 1)
 #define TOY_KV__TILE_FLOATS ((size_t)TOY_KV__TILE * TOY_KV__MAX_ROWS * TOY_KV_BLOCK)
 #define TOY_KV__SCRATCH_FLOATS                                                                       \
     (TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM) * 3 +                                              \
      TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + \
-     TOY_KV__ROOM(TOY_KV__PACKED_ROOM) + TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                  \
+     TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT) +                                    \
+     TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS) + TOY_KV__ROOM(TOY_KV__PACKED_ROOM) +   \
+     TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                                  \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2 +                          \
@@ -3582,6 +3954,8 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->o = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
     a->y = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS);
     a->lut = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT);
+    a->wide = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT);
+    a->bins = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS);
     a->packed = toy_kv__take(&room, TOY_KV__PACKED_ROOM);
     a->book = toy_kv__take(&room, TOY_KV__MAX_BOOK);
     a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
@@ -3647,6 +4021,7 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
 {
     int u, i, r, planes = 0;
     float *lut = a->lut, *start = a->lut;
+    size_t wide = 0;
     char *packed = (char *)a->packed;
     for (r = 0; r < a->rows; r++)
         a->bias[r] = 0.0f;
@@ -3662,6 +4037,13 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
             if (!toy_kv__continues(s, i)) {
                 start = lut;
                 planes = 0;
+            }
+            if (run->coder == TOY_KV__WIDE) {
+                for (r = 0; r < a->rows; r++)
+                    toy_kv__fill_wide(a->ops, run, a->y + (size_t)r * (size_t)s->n_latents,
+                                    a->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT + wide);
+                wide += (size_t)run->planes << run->bits;
+                continue;
             }
             lut = toy_kv__fill_run(a, s, run, lut);
             planes += run->planes;
@@ -3722,7 +4104,7 @@ static void toy_kv__fill_books(toy_kv__pass *a)
 static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
 {
     int u, i, r, t, planes = 0, first = 0;
-    const float *lut = a->lut;
+    const float *lut = a->lut, *wide = a->wide;
     const char *packed = (const char *)a->packed;
     for (r = 0; r < a->rows; r++)
         for (t = 0; t < TOY_KV_BLOCK; t++)
@@ -3743,7 +4125,10 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
                 first = run->codes;
             }
             planes += run->planes;
-            if (run->coder != TOY_KV__NIBBLES) {
+            if (run->coder == TOY_KV__WIDE) {
+                toy_kv__score_wide(run, codes + run->codes, wide, a->rows, dst);
+                wide += (size_t)run->planes << run->bits;
+            } else if (run->coder != TOY_KV__NIBBLES) {
                 a->ops->score_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES,
                                       lut, a->rows, dst);
                 lut += run->planes * a->rows;
@@ -3790,7 +4175,7 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     const float *book = a->book, *book_scale = a->book + TOY_KV__MAX_BOOK / 2;
     const signed char *book_bytes = (const signed char *)a->book;
     unsigned char *rest = a->bytes + TOY_KV__TILE_FLOATS;
-    float *acc = a->acc;
+    float *acc = a->acc, *bins = a->bins;
     int u, i, b, r, packed;
     for (u = 0; u < a->n_v_uses; u++) {
         int stream = a->v_uses[u].stream;
@@ -3811,6 +4196,13 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
                 }
                 p = a->part;
                 packed = 0;
+            }
+            if (run->coder == TOY_KV__WIDE) {
+                for (b = 0; b < n; b++)
+                    toy_kv__sum_wide(run, codes[b] + run->codes, p + b * a->rows * TOY_KV_BLOCK,
+                                   a->rows, bins);
+                bins += (size_t)run->planes << run->bits;
+                continue;
             }
             if (run->coder != TOY_KV__NIBBLES || !a->in_bytes) {
                 toy_kv__sum_run(a, codes, n, run, book, p, dst);
@@ -3896,6 +4288,9 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
             if (a->coded)
                 a->ops->shrink(a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes,
                                TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes, shrink);
+            if (a->coded)
+                a->ops->shrink(a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS, TOY_KV__MAX_WIDE_BINS,
+                               shrink);
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
@@ -3977,6 +4372,7 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
         if (!a->coded) {
             memset(a->acc, 0,
                    sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
+            memset(a->bins, 0, sizeof(float) * (size_t)a->rows * TOY_KV__MAX_WIDE_BINS);
             toy_kv__fill_books(a);
         }
         a->coded = 1;
@@ -4004,15 +4400,19 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
 /* Adds dec * acc + mean of every V stream to o. */
 static void toy_kv__collect(toy_kv__pass *a)
 {
-    int u, r, d;
+    int u, r, d, i;
     for (r = 0; r < a->rows; r++) {
         const float *acc = a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
+        const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS;
         float *o = a->o + r * TOY_KV_HEAD_DIM;
         for (u = 0; u < a->n_v_uses; u++) {
             const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
             int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
             a->ops->reduce(acc, s->n_latents, a->y);
             acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
+            for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+                if (toy_kv__runs[i].coder == TOY_KV__WIDE)
+                    bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, a->y);
             if (s->transform == TOY_KV__HADAMARD)
                 toy_kv__hadamard(a->y, s->n_in);
             for (d = 0; d < TOY_KV_HEAD_DIM; d++)
@@ -4095,7 +4495,7 @@ static toy_kv_status toy_kv__attend_some(const toy_kv *kv, int seq, int layer, i
     a.window = attention != NULL ? attention->sliding_window : 0;
     toy_kv__carve(&a, scratch);
     for (row = 0; row < rows; row += a.rows) {
-        a.rows = rows - row < TOY_KV__MAX_ROWS ? rows - row : TOY_KV__MAX_ROWS;
+        a.rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
         for (r = 0; r < a.rows; r++) {
             const float *src = q + ((size_t)((row + r) / TOY_KV_GROUP) * TOY_KV_N_HEADS +
                                     (size_t)(kv_head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
