@@ -3,7 +3,7 @@
 set -euo pipefail
 
 required=(gcc g++ libc6-dev make pkg-config libsqlite3-dev libopenblas-dev liblapacke-dev
-    libcriterion-dev libjansson-dev libpcre2-dev libxxhash-dev libstb-dev)
+    libcriterion-dev libjansson-dev libpcre2-dev libxxhash-dev)
 # Lint, and the tests of the NEON code, which skip with a message where these are absent.
 optional=(git clang clang-format libomp-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 

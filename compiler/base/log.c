@@ -40,6 +40,9 @@ static void draw(const vqkvc_progress *p, uint64_t done, double now, int last)
     if (last)
         snprintf(line, sizeof line, "%s: %llu %s in %.1f s (%.0f/s)", p->what,
                  (unsigned long long)done, p->unit, spent, rate);
+    else if (!tty)
+        snprintf(line, sizeof line, "%s: %llu of %llu %s, %.0f/s, %.0f s left", p->what,
+                 (unsigned long long)done, (unsigned long long)p->total, p->unit, rate, left);
     else
         snprintf(line, sizeof line, "%s [%s] %llu/%llu %s, %.0f/s, %.0f s left", p->what, bar,
                  (unsigned long long)done, (unsigned long long)p->total, p->unit, rate, left);

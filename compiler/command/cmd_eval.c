@@ -91,7 +91,7 @@ static vqkvc_code keep_baseline(evaluation *e, subject *s, vqkvc_err *err)
     if (recipe == NULL || vqkvc_plan_write(&s->plan, &bytes, err) != VQKVC_OK)
         return err->code;
     s->plan_hash = kvdb_recipe_hash("plan", recipe);
-    vqkvc_keep_plan(e->db, &o, recipe, weights, NULL, &bytes, err);
+    vqkvc_keep_plan(e->db, &o, recipe, &s->plan, NULL, &bytes, err);
     free(bytes.data);
     return err->code;
 }
@@ -134,6 +134,11 @@ static vqkvc_code choose_text(evaluation *e, vqkvc_err *err)
     int trained = vqkvc_model_geometry(e->model)->n_ctx_train;
     e->context = trained > 0 && trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
     e->context = o->context > 0 ? o->context : e->context;
+    if (trained > 0 && e->context > trained && o->text.n == 0 && o->tokens.n == 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "--context is %d, but the model was trained for %d tokens: it cannot "
+                          "sample such a text itself (give one with --text)",
+                          e->context, trained);
     size_t n = (size_t)o->windows * (size_t)e->context;
     e->windows = vqkvc_alloc(n, sizeof *e->windows, err);
     if (e->windows == NULL)

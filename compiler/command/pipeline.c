@@ -171,7 +171,9 @@ vqkvc_code vqkvc_pipeline_next(vqkvc_pipeline *p, const vqkvc_options *o, vqkvc_
 void vqkvc_pipeline_close(vqkvc_pipeline *p, const vqkvc_err *err)
 {
     if (err->code == VQKVC_E_INTERRUPTED && p->db != NULL)
-        vqkvc_say(p->log, 0, "%s keeps what is done: the same command again goes on from there",
+        vqkvc_say(p->log, 0,
+                  "%s keeps what was finished (shards, captures, fitted parts): the same command "
+                  "again goes on from there",
                   vqkvc_store_path(p->options));
     free(p->header.data);
     vqkvc_plan_free(&p->plan);
@@ -310,20 +312,26 @@ static vqkvc_code rehearse(vqkvc_pipeline *p, vqkvc_err *err)
 }
 
 vqkvc_code vqkvc_keep_plan(kvdb *db, const vqkvc_options *o, const char *recipe,
-                           const vqkvc_hash *weights, const vqkvc_hash *capture,
+                           const vqkvc_plan *plan, const vqkvc_hash *capture,
                            const vqkvc_buf *bytes, vqkvc_err *err)
 {
+    const vqkvc_hash *weights = &plan->geometry.weights_hash;
+    size_t n = 0;
     vqkvc_buf request = {0};
+    vqkvc_hash *parents = vqkvc_alloc((size_t)plan->n_parents + 2, sizeof *parents, err);
     vqkvc_pipeline_command(o, &request);
     if (request.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a command line");
-    else if (vqkvc_store_keep(db, "request", request.data, weights, 0, NULL, &request, err) ==
-             VQKVC_OK) {
-        vqkvc_hash parents[2] = {kvdb_recipe_hash("request", request.data)};
+    if (err->code == VQKVC_OK && vqkvc_store_keep(db, "request", request.data, weights, 0, NULL,
+                                                  &request, err) == VQKVC_OK) {
+        parents[n++] = kvdb_recipe_hash("request", request.data);
         if (capture != NULL)
-            parents[1] = *capture;
-        vqkvc_store_keep(db, "plan", recipe, weights, capture != NULL ? 2 : 1, parents, bytes, err);
+            parents[n++] = *capture;
+        for (int i = 0; i < plan->n_parents; i++)
+            parents[n++] = plan->parents[i];
+        vqkvc_store_keep(db, "plan", recipe, weights, n, parents, bytes, err);
     }
+    free(parents);
     free(request.data);
     return err->code;
 }
@@ -364,9 +372,9 @@ vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err)
 {
     vqkvc_buf bytes = {0};
     int found = 0;
-    if (fetch_plan(p, &bytes, &found, err) == VQKVC_OK &&
-        (found || make_plan(p, &bytes, err) == VQKVC_OK))
-        vqkvc_keep_plan(p->db, p->options, p->plan_recipe, &p->plan.geometry.weights_hash,
+    if (fetch_plan(p, &bytes, &found, err) == VQKVC_OK && !found &&
+        make_plan(p, &bytes, err) == VQKVC_OK)
+        vqkvc_keep_plan(p->db, p->options, p->plan_recipe, &p->plan,
                         p->calibrated ? &p->capture_hash : NULL, &bytes, err);
     free(bytes.data);
     if (err->code == VQKVC_OK && vqkvc_interrupted())

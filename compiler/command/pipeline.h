@@ -56,10 +56,10 @@ void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out);
 const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
                               const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err);
 
-/* Keeps the bytes of a plan, made from its capture (NULL: none) and from a "request": the command
- * line, which whoever emits the plan from the store alone has to know. */
+/* Keeps the bytes of a plan, made from its fitted parts, its capture (NULL: none) and from a
+ * "request": the command line, which whoever emits the plan from the store alone has to know. */
 vqkvc_code vqkvc_keep_plan(kvdb *db, const vqkvc_options *o, const char *recipe,
-                           const vqkvc_hash *weights, const vqkvc_hash *capture,
+                           const vqkvc_plan *plan, const vqkvc_hash *capture,
                            const vqkvc_buf *bytes, vqkvc_err *err);
 
 /* Emits a plan. command: as above; " --prefix P" and " -o P.h" are added. prefix NULL: the default,

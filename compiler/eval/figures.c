@@ -6,7 +6,7 @@
 static void put(vqkvc_buf *out, const char *name, const char *scheme, double value,
                 const char *unit)
 {
-    vqkvc_buf_printf(out, "%s.%s %.6g %s\n", name, scheme, value, unit);
+    vqkvc_buf_printf(out, "%s.%s %.9g %s\n", name, scheme, value, unit);
 }
 
 void vqkvc_table_figures(const vqkvc_table_info *info, const vqkvc_row *rows, int n, vqkvc_buf *out)

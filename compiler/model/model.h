@@ -24,7 +24,7 @@ int vqkvc_model_vocab_size(const vqkvc_model *model);
  * factor is not in it: it is in the rotated queries and keys. */
 float vqkvc_model_attention_scale(const vqkvc_model *model);
 /* The output projection of one layer, [d_model, n_heads * head_dim] fp32, copied to dst. Values
- * matter through it (DESIGN: the metric of values). */
+ * matter through it. */
 vqkvc_code vqkvc_model_output_projection(const vqkvc_model *model, int layer, float *dst,
                                          vqkvc_err *err);
 

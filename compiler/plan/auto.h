@@ -1,6 +1,6 @@
 /* auto.h - the scheme of our own: a learned basis in the metric of what errors do, streams shared
  * over groups of layers and streams of each layer for what is left, one gain a token, every code a
- * nibble, nibbles allocated by dynamic programming (DESIGN section 5, ideas 1 to 5). */
+ * nibble, nibbles allocated by dynamic programming. */
 #ifndef VQKVC_PLAN_AUTO_H
 #define VQKVC_PLAN_AUTO_H
 

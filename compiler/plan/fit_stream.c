@@ -358,8 +358,11 @@ vqkvc_code vqkvc_fit_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec, int
         if (books != NULL &&
             vqkvc_allocate_layout(n_in, b.lambda, spec->n_nibbles, &layout, err) == VQKVC_OK)
             s = add_stream(plan, spec, &b, &layout, err);
-        if (s != NULL)
-            codebooks_of(plan, s, n, x, seed, store, books, &parent, codebooks, err);
+        if (s != NULL &&
+            codebooks_of(plan, s, n, x, seed, store, books, &parent, codebooks, err) == VQKVC_OK) {
+            vqkvc_hash fitted = kvdb_recipe_hash("codebook", books);
+            vqkvc_plan_add_parent(plan, &fitted, err);
+        }
     }
     if (err->code != VQKVC_OK)
         vqkvc_err_prefix(err, "stream %s", spec->name);

@@ -419,3 +419,19 @@ uint16_t vqkvc_stream_gain(const vqkvc_stream *s, int code)
 {
     return vqkvc_f32_to_f16(fminf(exp2f(s->gain_lo + s->gain_step * (float)code), 65504.0f));
 }
+
+vqkvc_code vqkvc_plan_add_parent(vqkvc_plan *plan, const vqkvc_hash *recipe, vqkvc_err *err)
+{
+    int n = plan->n_parents;
+    if ((n & (n - 1)) == 0) { /* a power of two, or none: full */
+        vqkvc_hash *grown =
+            vqkvc_arena_alloc(&plan->arena, n > 0 ? (size_t)n * 2 : 1, sizeof *grown, err);
+        if (grown == NULL)
+            return err->code;
+        if (n > 0)
+            memcpy(grown, plan->parents, (size_t)n * sizeof *grown);
+        plan->parents = grown;
+    }
+    plan->parents[plan->n_parents++] = *recipe;
+    return VQKVC_OK;
+}

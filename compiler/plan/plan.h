@@ -122,6 +122,9 @@ typedef struct vqkvc_plan {
     int n_tables;
     vqkvc_table *tables;
     vqkvc_hash calibration; /* of the capture; empty for schemes without one */
+    /* Recipe hashes of the fitted parts, for the store's lineage; no part of the plan's bytes. */
+    int n_parents;
+    vqkvc_hash *parents;
 } vqkvc_plan;
 
 void vqkvc_plan_free(vqkvc_plan *plan);
@@ -145,6 +148,8 @@ int vqkvc_plan_add_table(vqkvc_plan *plan, int rows, int cols, vqkvc_err *err, c
  * after it. */
 vqkvc_stream *vqkvc_plan_add_stream(vqkvc_plan *plan, const char *name, int n_members,
                                     const vqkvc_member *members, vqkvc_err *err);
+/* Notes a fitted part that the plan was made from. */
+vqkvc_code vqkvc_plan_add_parent(vqkvc_plan *plan, const vqkvc_hash *recipe, vqkvc_err *err);
 /* Gives a stream n_runs zeroed runs (book -1, width and stages 1), owned by the arena. */
 vqkvc_run *vqkvc_plan_set_runs(vqkvc_plan *plan, vqkvc_stream *s, int n_runs, vqkvc_err *err);
 /* The binary16 value of an 8-bit gain code. */

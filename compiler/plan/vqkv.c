@@ -105,8 +105,9 @@ static vqkvc_code gather(const vqkvc_capture *c, const vqkvc_vqkv_params *p, con
 /* Codebooks of one set, from the store or fitted. */
 static vqkvc_code codebooks_of(const vqkvc_capture *c, const vqkvc_vqkv_params *p,
                                const share_set *set, const vqkvc_fit_store *store,
-                               const vqkvc_log *log, vqkvc_table *table, vqkvc_err *err)
+                               const vqkvc_log *log, vqkvc_plan *plan, int book, vqkvc_err *err)
 {
+    const vqkvc_table *table = &plan->tables[book];
     vqkvc_residual_params fit = {.stages = p->stages[set->part],
                                  .bits = p->bits[set->part],
                                  .sweeps = p->sweeps,
@@ -133,8 +134,12 @@ static vqkvc_code codebooks_of(const vqkvc_capture *c, const vqkvc_vqkv_params *
         vqkvc_fit_keep(store, "codebook", recipe, &store->parent, "relative squared error", left,
                        table->f16, bytes, err);
     }
-    if (err->code != VQKVC_OK)
+    if (err->code == VQKVC_OK) {
+        vqkvc_hash fitted = kvdb_recipe_hash("codebook", recipe);
+        vqkvc_plan_add_parent(plan, &fitted, err);
+    } else {
         vqkvc_err_prefix(err, "codebooks %s", set->name);
+    }
     free(x);
     vqkvc_arena_free(&arena);
     return err->code;
@@ -177,8 +182,7 @@ static vqkvc_code build_part(vqkvc_plan *plan, const vqkvc_capture *c, const vqk
             if (begins) {
                 book = vqkvc_plan_add_table(plan, p->stages[part], g->head_dim << p->bits[part],
                                             err, "codebooks %s", set.name);
-                if (book < 0 ||
-                    codebooks_of(c, p, &set, store, log, &plan->tables[book], err) != VQKVC_OK)
+                if (book < 0 || codebooks_of(c, p, &set, store, log, plan, book, err) != VQKVC_OK)
                     return err->code;
             }
             VQKVC_TRY(add_stream(plan, p, (vqkvc_member){part, layer, head}, book, err));
