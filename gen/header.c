@@ -209,7 +209,8 @@ static void print_implementation(const vqkvc_plan *plan, const gen_lowered *low,
         "#elif !defined(VQKV_NO_SIMD) && defined(__GNUC__) && defined(__aarch64__)\n"
         "#define VQKV__ARM\n#include <arm_neon.h>\n#endif\n\n";
     static const char close[] = "\n#endif /* VQKV_IMPLEMENTATION */\n";
-    static const char *const rest[] = {"dispatch", "wide", "codec", "attend", "kvcache", "save"};
+    static const char *const rest[] = {"dispatch", "wide",   "codec",   "pass",
+                                       "absorbed", "attend", "kvcache", "save"};
     vqkvc_buf text = {0};
     gen_text(out, open, sizeof open - 1, prefix, NULL);
     gen_part(out, "types", prefix, NULL);

@@ -18,6 +18,8 @@
     X(dispatch)                                                                                    \
     X(wide)                                                                                        \
     X(codec)                                                                                       \
+    X(pass)                                                                                        \
+    X(absorbed)                                                                                    \
     X(attend)                                                                                      \
     X(kvcache)                                                                                     \
     X(save)

@@ -91,6 +91,8 @@ vqkvc_stream *vqkvc_plan_add_stream(vqkvc_plan *plan, const char *name, int n_me
     *s = (vqkvc_stream){.n_members = n_members,
                         .frame = VQKVC_FRAME_POST,
                         .mean = -1,
+                        .gain_tokens = 1,
+                        .spread = -1,
                         .enc = -1,
                         .dec = -1,
                         .n_in = (int)n_in,
@@ -413,6 +415,44 @@ vqkvc_code vqkvc_plan_validate(const vqkvc_plan *plan, vqkvc_err *err)
     vqkvc_code code = check_streams(plan, slots, err);
     free(slots);
     return code;
+}
+
+vqkvc_predictor *vqkvc_plan_add_predictor(vqkvc_plan *plan, vqkvc_part part, int layer,
+                                          vqkvc_err *err)
+{
+    size_t n = (size_t)plan->n_predictors;
+    vqkvc_predictor *grown = vqkvc_arena_alloc(&plan->arena, n + 1, sizeof *grown, err);
+    if (grown == NULL)
+        return NULL;
+    if (n > 0)
+        memcpy(grown, plan->predictors, n * sizeof *grown);
+    grown[n] = (vqkvc_predictor){.part = part, .layer = layer, .bias = -1, .map = -1, .out = -1};
+    plan->predictors = grown;
+    plan->n_predictors++;
+    return &grown[n];
+}
+
+const vqkvc_predictor *vqkvc_plan_predictor(const vqkvc_plan *plan, vqkvc_part part, int layer)
+{
+    for (int i = 0; i < plan->n_predictors; i++)
+        if (plan->predictors[i].part == part && plan->predictors[i].layer == layer)
+            return &plan->predictors[i];
+    return NULL;
+}
+
+int vqkvc_plan_rebuilds(const vqkvc_plan *plan, vqkvc_part part, int layer)
+{
+    if (vqkvc_plan_predictor(plan, part, layer) != NULL)
+        return 1;
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        int special = s->gain == VQKVC_GAIN_RANGE || s->gain == VQKVC_GAIN_NSN || s->outliers > 0 ||
+                      s->frame == VQKVC_FRAME_PRE;
+        for (int m = 0; m < s->n_members && special; m++)
+            if (s->members[m].part == part && s->members[m].layer == layer)
+                return 1;
+    }
+    return 0;
 }
 
 uint16_t vqkvc_stream_gain(const vqkvc_stream *s, int code)

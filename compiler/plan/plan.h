@@ -1,18 +1,20 @@
 /* plan.h - the intermediate representation: everything an emitted header does, frozen.
  *
- * A plan is geometry, window policy and a list of streams of codes over tables. A stream takes the
- * concatenated vectors of its members (one member: K or V of one KV head in one layer), and codes
- * what the streams before it have left of them:
+ * A plan is geometry, window policy, predictors and a list of streams of codes over tables. A
+ * stream takes the concatenated vectors of its members (one member: K or V of one KV head in one
+ * layer), and codes what its predictor and the streams before it have left of them:
  *
- *     x = members, keys in the stream's frame, minus the reconstructions of earlier streams
+ *     x = members, keys in the stream's frame, minus the prediction of their layer, minus the
+ *         reconstructions of earlier streams
  *     z = enc' (x - mean)                        transform: latents, one per coded channel
  *     s = gain of z (per gain group)             quantized itself
  *     code = nearest codeword of z / s           per group of channels, by the runs
  *     x^ = mean + dec (s * codeword)
  *
- * What a layer attends to is the sum of the streams that hold its members: its own, and those that
- * it shares with other layers or heads. Because every map is linear, scores and sums are taken on
- * latents: q . x^ = q . mean + (dec' q) . (s * codeword).
+ * What a layer attends to is the prediction plus the sum of the streams that hold its members: its
+ * own, and those that it shares with other layers or heads. Because every map is linear, scores and
+ * sums are taken on latents: q . x^ = q . mean + (dec' q) . (s * codeword). Not so where
+ * vqkvc_plan_rebuilds() says that vectors must be rebuilt before queries meet them.
  *
  * The published methods and the baselines are presets of this one form (plan/presets.c); `auto` is
  * ours (plan/auto.c). */
@@ -35,9 +37,10 @@ typedef struct vqkvc_member {
 } vqkvc_member;
 
 /* Rules that plan.c checks and the words below leave open: ABSMAX and SIGNMAX are for UNI runs, of
- * equal bits inside a gain group, and SIGNMAX has gains of 16 bits; F16 runs take no gain; every
- * value of every layer and head is in a stream. reference.c states the arithmetic to the last bit.
- */
+ * equal bits inside a gain group, and SIGNMAX has gains of 16 bits, as RANGE and NSN have; F16 runs
+ * take no gain; every value of every layer and head is in a stream; where there are predictors, all
+ * keys are in frame PRE, and the streams of a predictor's sources stand before those of its target,
+ * which hold no other part or layer. reference.c states the arithmetic to the last bit. */
 
 /* Which rotation keys carry when they are coded. Streams over the same key agree. */
 #define VQKVC_FRAME_LIST(X)                                                                        \
@@ -52,7 +55,9 @@ typedef struct vqkvc_member {
     X(NONE, "none")                                                                                \
     X(RMS, "rms")         /* root mean square of the group's latents */                            \
     X(ABSMAX, "absmax")   /* largest magnitude / (levels / 2 - 1): q8_0 */                         \
-    X(SIGNMAX, "signmax") /* the value of largest magnitude / -(levels / 2): q4_0 */
+    X(SIGNMAX, "signmax") /* the value of largest magnitude / -(levels / 2): q4_0 */               \
+    X(RANGE, "range")     /* offset and step from the smallest and the largest value: KIVI */      \
+    X(NSN, "nsn")         /* rms, then shift of each channel, then rms again: NSNQuant */
 #define VQKVC_CODER_LIST(X)                                                                        \
     X(VQ, "vq")   /* nearest of `codes` codewords a stage, for each group of `width` channels */   \
     X(UNI, "uni") /* codeword = code - 2^(bits - 1), each channel by itself */                     \
@@ -87,6 +92,7 @@ typedef struct vqkvc_run {
     int width;  /* channels a group (1 for UNI and F16) */
     int bits;   /* of one code: log2 of the codewords a stage; 16 for F16 */
     int stages; /* residual stages (1 for UNI and F16) */
+    int beam;   /* VQ: candidates kept from stage to stage when encoding; 0 or 1: greedy */
     int book;   /* VQ: table [groups * stages, width * 2^bits], a row holds channel by channel the
                    2^bits values of that channel, row group * stages + stage; one row block for all
                    groups if the table has `stages` rows only. -1 otherwise */
@@ -103,12 +109,38 @@ typedef struct vqkvc_stream {
     int n_in;     /* n_members * head_dim */
     int n_latents;
     vqkvc_gain gain;
-    int gain_bits;  /* 16: binary16; 8: binary16(exp2(gain_lo + gain_step * code)) */
-    int gain_width; /* latents that share a gain; n_latents: one gain a token */
+    int gain_bits;   /* 16: binary16; 8: binary16(exp2(gain_lo + gain_step * code)) */
+    int gain_width;  /* latents that share a gain; n_latents: one gain a token */
+    int gain_tokens; /* consecutive tokens of a block that share a RANGE, or the shift of NSN; 1
+                        otherwise; divides the block */
     float gain_lo, gain_step;
+    int outliers; /* latents of every token that are kept in binary16 beside the codes: those
+                     farthest from their channel's centre in units of its spread */
+    int spread;   /* table [2, n_latents]: centres and 1 / spreads that outliers are judged by, or
+                     -1: the token's mean and 1 */
     int n_runs;
     vqkvc_run *runs;
 } vqkvc_stream;
+
+/* What an earlier reconstruction says of K or V of one layer, all KV heads joined, before any
+ * stream codes them: W x + b with x the joined reconstructions of the sources (AQUA-KV, section 3;
+ * keys un-rotated). d = n_kv_heads * head_dim. */
+typedef struct vqkvc_predictor_source {
+    vqkvc_part part;
+    int layer;
+} vqkvc_predictor_source;
+
+typedef struct vqkvc_predictor {
+    vqkvc_part part; /* the target */
+    int layer;
+    int n_sources; /* 1 or 2 */
+    vqkvc_predictor_source sources[2];
+    int per_head; /* a head is predicted from the same head of the sources only */
+    int bias;     /* table [1, d] */
+    int map;      /* full: table [n_sources * d, d]; reduced rank: [n_sources * d, rank]; per_head:
+                     [n_sources * d, head_dim], rows by source, head, channel */
+    int out;      /* reduced rank: table [rank, d]; -1 otherwise */
+} vqkvc_predictor;
 
 typedef struct vqkvc_plan {
     vqkvc_arena arena; /* owns everything below */
@@ -119,6 +151,8 @@ typedef struct vqkvc_plan {
     int block;    /* tokens a block: encoded together */
     int n_streams;
     vqkvc_stream *streams; /* in coding order */
+    int n_predictors;
+    vqkvc_predictor *predictors; /* one for a target at most; by layer, K before V */
     int n_tables;
     vqkvc_table *tables;
     vqkvc_hash calibration; /* of the capture; empty for schemes without one */
@@ -148,12 +182,21 @@ int vqkvc_plan_add_table(vqkvc_plan *plan, int rows, int cols, vqkvc_err *err, c
  * after it. */
 vqkvc_stream *vqkvc_plan_add_stream(vqkvc_plan *plan, const char *name, int n_members,
                                     const vqkvc_member *members, vqkvc_err *err);
+/* Adds a predictor of `part` of `layer`: zeroed, no sources, tables -1; NULL with *err. Pointers to
+ * earlier predictors are invalid after it. */
+vqkvc_predictor *vqkvc_plan_add_predictor(vqkvc_plan *plan, vqkvc_part part, int layer,
+                                          vqkvc_err *err);
 /* Notes a fitted part that the plan was made from. */
 vqkvc_code vqkvc_plan_add_parent(vqkvc_plan *plan, const vqkvc_hash *recipe, vqkvc_err *err);
 /* Gives a stream n_runs zeroed runs (book -1, width and stages 1), owned by the arena. */
 vqkvc_run *vqkvc_plan_set_runs(vqkvc_plan *plan, vqkvc_stream *s, int n_runs, vqkvc_err *err);
 /* The binary16 value of an 8-bit gain code. */
 uint16_t vqkvc_stream_gain(const vqkvc_stream *s, int code);
+/* The predictor of a target, or NULL. */
+const vqkvc_predictor *vqkvc_plan_predictor(const vqkvc_plan *plan, vqkvc_part part, int layer);
+/* Whether attending to this part of a layer takes rebuilt vectors: keys in frame PRE, a predictor,
+ * or a stream with outliers or a gain of RANGE or NSN. */
+int vqkvc_plan_rebuilds(const vqkvc_plan *plan, vqkvc_part part, int layer);
 /* Checks all that the emitter relies on; the message names the stream and the run. */
 vqkvc_code vqkvc_plan_validate(const vqkvc_plan *plan, vqkvc_err *err);
 
@@ -161,9 +204,10 @@ vqkvc_code vqkvc_plan_validate(const vqkvc_plan *plan, vqkvc_err *err);
 
 typedef struct vqkvc_cost {
     double code_bits;   /* a value: codes alone */
-    double gain_bits;   /* a value: gains */
+    double gain_bits;   /* a value: gains, ranges, shifts and outliers */
     double scan_bits;   /* bits read per cached token for a layer's K and V, a value: shared streams
-                           count for every layer, joint streams for every head */
+                           count for every layer, joint streams for every head, and what a
+                           layer is predicted from for that layer */
     double window_bits; /* a value, at the context: what exact tokens take beyond their codes */
     double table_bits;  /* a value, at the context: constant tables */
     double total_bits;  /* code + gain + window + tables */
@@ -174,7 +218,10 @@ typedef struct vqkvc_cost {
 /* context > 0 */
 void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost);
 
-/* Of one stream, a token: codes, their bits, and the bits of its gains. */
+/* Of one stream, a token: codes, their bits, and the bits of its gains, shifts and outliers. An
+ * outlier takes 16 bits and its index 8, or 16 where there are more than 256 latents; a RANGE two
+ * binary16 for gain_tokens tokens; NSN two gains a token and gain_width binary16 for gain_tokens
+ * tokens. */
 int vqkvc_stream_codes(const vqkvc_stream *s);
 double vqkvc_stream_code_bits(const vqkvc_stream *s);
 double vqkvc_stream_gain_bits(const vqkvc_stream *s);

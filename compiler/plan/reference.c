@@ -16,16 +16,38 @@
  *              takes the codeword nearest to 0 and reconstructs 0.
  *              8 bits: code = round((log2(s) - gain_lo) / gain_step) clamped to 0..255 (s = 0:
  *              code 0), s^ = binary16(exp2(gain_lo + gain_step * code)), at most its largest.
- *   VQ         t = z / s^; each stage takes the codeword nearest to what the stages before left
- *              (the lower index on a tie); z^ = s^ * (sum of the codewords).
- *   UNI        z^ = s^ * (code - 2^(bits-1)), code clamped to 0 .. 2^bits - 1 of
+ *                RANGE    over the gain_width latents of gain_tokens tokens, without outliers: low
+ * = min z, high = max z. Offset o and step s in float: UNI  o = low, s = (high - low) / (2^bits -
+ * 1) VQ   o = (low + high) / 2, s = (high - low) / 2 both rounded to binary16 (o^, s^), at most its
+ * largest value. UNI codes round((z - o^) / s^) clamped, halves away from 0, and z^ = o^ + s^ *
+ *                         code; VQ codes t = (z - o^) / s^, and z^ = o^ + s^ * (sum of the
+ *                         codewords). s^ = 0: code 0 of UNI, the codewords nearest to 0 of VQ, and
+ *                         z^ = o^.
+ *                NSN      s1 = rms of the token's gain group (as RMS, 16 bits), u = z / s1^; shift
+ *                         m[c] = binary16(mean of u[c] over gain_tokens tokens), w = u - m^; s2 =
+ *                         rms of w (16 bits); VQ codes t = w / s2^, z^ = s1^ * (m^ + s2^ * (sum of
+ *                         the codewords)). s1^ = 0: u = 0; s2^ = 0: the codewords nearest to 0.
+ *   outliers   before gains: the `outliers` latents of a token with the largest |z[c] - centre[c]|
+ * * inverse[c] (table spread; without it |z[c] - mean over c of z|), the lower index on a tie, are
+ * kept as binary16(z), at most its largest value, by descending rank. RMS, ABSMAX, SIGNMAX, RANGE
+ * and NSN leave them out of their sums and extremes (means are over what is left; with nothing left
+ * 0); codes are taken of z all the same, with an outlier replaced by its channel's centre (without
+ * a table: by the token's mean); z^ is then replaced by what was kept. VQ         t = z / s^; each
+ * stage takes the codeword nearest to what the stages before left (the lower index on a tie); z^ =
+ * s^ * (sum of the codewords). With a beam of b > 1 the b best sums of codewords are kept from
+ * stage to stage (by squared distance to t; on a tie the one whose parent came first, then the
+ * lower code), and the best of the last stage is taken. UNI        z^ = s^ * (code - 2^(bits-1)),
+ * code clamped to 0 .. 2^bits - 1 of
  *              - gains NONE and RMS: round(z / s^) + 2^(bits-1), halves away from 0;
  *              - ABSMAX: round(z * (1 / s)) + 2^(bits-1), halves away from 0;
  *              - SIGNMAX: floor(z * (1 / s) + 2^(bits-1) + 0.5).
  *              The last two are q8_0 and q4_0 of llama.cpp (ggml-quants.c): the float reciprocal
  *              of the gain before it is rounded to binary16, and products in float.
  *   F16        z^ = z as binary16.
- *   back       x^ = mean + dec z^, and later streams see x - x^. */
+ *   back       x^ = mean + dec z^, and later streams see x - x^.
+ *
+ * A predictor is applied to all heads of its target before the target's first stream: streams see
+ * x - (W y + b), y being the reconstructions of the sources, which are complete by then. */
 #include "plan/plan.h"
 
 #include <math.h>

@@ -1,0 +1,308 @@
+/* Coded blocks whose vectors are never rebuilt: queries are mapped into latents, scores are looked
+ * up, probabilities are summed in latents and mapped back once. */
+
+/* y [rows, n_latents] = dec' q for one member of a stream. */
+static void vqkv__map_queries(vqkv__pass *a, const vqkv__stream *s, int member)
+{
+    int r, d, row = member * VQKV_HEAD_DIM;
+    if (s->transform == VQKV__BASIS) {
+        a->ops->map(vqkv__table(s->dec + row * s->n_latents), VQKV_HEAD_DIM, s->n_latents,
+                    a->turned, VQKV_HEAD_DIM, a->rows, a->y);
+        return;
+    }
+    memset(a->y, 0, sizeof(float) * (size_t)a->rows * (size_t)s->n_latents);
+    for (r = 0; r < a->rows; r++) {
+        float *y = a->y + (size_t)r * (size_t)s->n_latents;
+        for (d = 0; d < VQKV_HEAD_DIM; d++)
+            y[row + d] = a->turned[r * VQKV_HEAD_DIM + d];
+        if (s->transform == VQKV__HADAMARD)
+            vqkv__hadamard(y, s->n_in);
+    }
+}
+
+/* Whether run i of a stream goes on from the one before: the same gain, and nibbles both. */
+static int vqkv__continues(const vqkv__stream *s, int i)
+{
+    const vqkv__run *run = &vqkv__runs[s->first_run + i];
+    return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == VQKV__NIBBLES &&
+           run[-1].coder == VQKV__NIBBLES;
+}
+
+/* Score tables in fp32 of one run for the queries in a->y; returns their end. */
+static float *vqkv__fill_run(vqkv__pass *a, const vqkv__stream *s, const vqkv__run *run, float *lut)
+{
+    int p, r;
+    for (p = 0; p < run->planes; p++)
+        for (r = 0; r < a->rows; r++) {
+            const float *y =
+                a->y + (size_t)r * (size_t)s->n_latents + run->first + p / run->stages * run->width;
+            if (run->coder != VQKV__NIBBLES) {
+                *lut++ = *y;
+                continue;
+            }
+            a->ops->fill_table(vqkv__table(run->book + p / run->stages * run->book_step +
+                                           p % run->stages * run->width * 16),
+                               run->width, y, lut);
+            lut += 16;
+        }
+    return lut;
+}
+
+/* Score tables of every K stream of the head for the queries as turned; also bias. Nibbles end up
+ * in a->packed where there are byte kernels, else in a->lut like the others. */
+static void vqkv__fill_tables(vqkv__pass *a)
+{
+    int u, i, r, planes = 0;
+    float *lut = a->lut, *start = a->lut;
+    size_t wide = 0;
+    char *packed = (char *)a->packed;
+    for (r = 0; r < a->rows; r++)
+        a->bias[r] = 0.0f;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
+        int row = a->k_uses[u].member * VQKV_HEAD_DIM;
+        vqkv__map_queries(a, s, a->k_uses[u].member);
+        for (r = 0; r < a->rows && s->mean >= 0; r++)
+            a->bias[r] += a->ops->dot_row(vqkv__table(s->mean + row), VQKV_HEAD_DIM,
+                                          a->turned + r * VQKV_HEAD_DIM);
+        for (i = 0; i < s->n_runs; i++) {
+            const vqkv__run *run = &vqkv__runs[s->first_run + i];
+            if (!vqkv__continues(s, i)) {
+                start = lut;
+                planes = 0;
+            }
+            if (run->coder == VQKV__WIDE) {
+                for (r = 0; r < a->rows; r++)
+                    vqkv__fill_wide(a->ops, run, a->y + (size_t)r * (size_t)s->n_latents,
+                                    a->wide + (size_t)r * VQKV__MAX_WIDE_LUT + wide);
+                wide += (size_t)run->planes << run->bits;
+                continue;
+            }
+            lut = vqkv__fill_run(a, s, run, lut);
+            planes += run->planes;
+            if (a->ops->bytes != NULL && run->coder == VQKV__NIBBLES &&
+                !vqkv__continues(s, i + 1)) {
+                vqkv__packed *head = (vqkv__packed *)(void *)packed;
+                packed += sizeof *head;
+                packed +=
+                    a->ops->bytes->pack_tables(start, planes, a->rows, head, (signed char *)packed);
+                lut = start;
+            }
+        }
+    }
+}
+
+/* Whether the head's V streams are summed in bytes: weights must not be negative then, as they are
+ * with q4_0's gains. */
+static int vqkv__sums_bytes(const vqkv__pass *a)
+{
+    int u;
+    for (u = 0; u < a->n_v_uses; u++)
+        if (vqkv__streams[a->v_uses[u].stream].gain == VQKV__SIGNMAX)
+            return 0;
+    return a->ops->bytes != NULL;
+}
+
+/* The codewords of every V stream of the head as the sums want them: fp32, or bytes with a scale
+ * for each sixteen, which begin at a->book + MAX_BOOK / 2. */
+static void vqkv__fill_books(vqkv__pass *a)
+{
+    int u, i, p, n;
+    float *book = a->book, *scale = a->book + VQKV__MAX_BOOK / 2;
+    signed char *bytes = (signed char *)a->book;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
+        for (i = 0; i < s->n_runs; i++) {
+            const vqkv__run *run = &vqkv__runs[s->first_run + i];
+            for (p = 0; p < run->planes && run->coder == VQKV__NIBBLES; p++) {
+                float *dst = a->in_bytes ? a->lut : book;
+                n = run->width * 16;
+                memset(dst, 0, sizeof(float) * (size_t)n);
+                a->ops->add_row(
+                    vqkv__table(run->book + p / run->stages * run->book_step + p % run->stages * n),
+                    n, 1.0f, dst);
+                if (!a->in_bytes) {
+                    book += n;
+                    continue;
+                }
+                a->ops->bytes->pack_books(dst, run->width, bytes, scale);
+                bytes += n;
+                scale += run->width;
+            }
+        }
+    }
+}
+
+/* s [rows, BLOCK] of a block through the score tables. */
+static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
+{
+    int u, i, r, t, planes = 0, first = 0;
+    const float *lut = a->lut, *wide = a->wide;
+    const char *packed = (const char *)a->packed;
+    for (r = 0; r < a->rows; r++)
+        for (t = 0; t < VQKV_BLOCK; t++)
+            scores[r * VQKV_BLOCK + t] = a->bias[r];
+    for (u = 0; u < a->n_k_uses; u++) {
+        int stream = a->k_uses[u].stream;
+        const vqkv__stream *s = &vqkv__streams[stream];
+        const unsigned char *codes = vqkv__codes(a->kv, stream, block);
+        float *dst = s->gain == VQKV__NO_GAIN ? scores : a->part;
+        for (i = 0; i < s->n_runs; i++) {
+            const vqkv__run *run = &vqkv__runs[s->first_run + i];
+            int opens = i == 0 || run[-1].gain != run->gain;
+            int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
+            if (dst == a->part && opens)
+                memset(a->part, 0, sizeof(float) * (size_t)a->rows * VQKV_BLOCK);
+            if (!vqkv__continues(s, i)) {
+                planes = 0;
+                first = run->codes;
+            }
+            planes += run->planes;
+            if (run->coder == VQKV__WIDE) {
+                vqkv__score_wide(run, codes + run->codes, wide, a->rows, dst);
+                wide += (size_t)run->planes << run->bits;
+            } else if (run->coder != VQKV__NIBBLES) {
+                a->ops->score_scalars(codes + run->codes, run->planes, run->coder == VQKV__HALVES,
+                                      lut, a->rows, dst);
+                lut += run->planes * a->rows;
+            } else if (a->ops->bytes == NULL) {
+                a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
+                lut += run->planes * a->rows * 16;
+            } else if (!vqkv__continues(s, i + 1)) {
+                const vqkv__packed *head = (const vqkv__packed *)(const void *)packed;
+                packed += sizeof *head;
+                a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,
+                                     a->rows, dst);
+                packed += (size_t)a->rows * 64 * (size_t)((planes + 3) / 4 + head->wide);
+            }
+            if (dst == a->part && closes) {
+                vqkv__read_gains(a->ops, s, codes, run->gain, a->gain);
+                a->ops->scale_rows(a->gain, a->part, a->rows, 1, scores);
+            }
+        }
+    }
+}
+
+/* One run of a V stream over a tile, in fp32. p: weights [n, rows, BLOCK]. */
+static void vqkv__sum_run(vqkv__pass *a, const unsigned char *const *codes, int n,
+                          const vqkv__run *run, const float *book, const float *p, float *acc)
+{
+    int b;
+    for (b = 0; b < n; b++, p += a->rows * VQKV_BLOCK) {
+        if (run->coder == VQKV__NIBBLES)
+            a->ops->sum_nibbles(codes[b] + run->codes, run->planes, run->stages, run->width, book,
+                                p, a->rows, acc, VQKV__MAX_SUM_LATENTS);
+        else
+            a->ops->sum_scalars(codes[b] + run->codes, run->planes, run->coder == VQKV__HALVES, p,
+                                a->rows, acc, VQKV__MAX_SUM_LATENTS);
+    }
+}
+
+/* Adds probability * value of the n blocks of a tile, in latents. a->s holds the probabilities;
+ * fine: one of them is so large that 8 bits would not do. */
+static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int fine)
+{
+    const vqkv__byte_ops *ops = a->ops->bytes;
+    const unsigned char *codes[VQKV__TILE];
+    float scale[VQKV__MAX_ROWS], rest_scale[VQKV__MAX_ROWS];
+    const float *book = a->book, *book_scale = a->book + VQKV__MAX_BOOK / 2;
+    const signed char *book_bytes = (const signed char *)a->book;
+    unsigned char *rest = a->bytes + VQKV__TILE_FLOATS;
+    float *acc = a->acc, *bins = a->bins;
+    int u, i, b, r, packed;
+    for (u = 0; u < a->n_v_uses; u++) {
+        int stream = a->v_uses[u].stream;
+        const vqkv__stream *s = &vqkv__streams[stream];
+        const float *p = a->s;
+        packed = 0; /* the weights at hand are in a->bytes */
+        for (b = 0; b < n; b++)
+            codes[b] = vqkv__codes(a->kv, stream, entries[b].block);
+        for (i = 0; i < s->n_runs; i++) {
+            const vqkv__run *run = &vqkv__runs[s->first_run + i];
+            float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
+            int opens = i == 0 || run[-1].gain != run->gain;
+            if (s->gain != VQKV__NO_GAIN && opens) {
+                for (b = 0; b < n; b++) {
+                    int at = b * a->rows * VQKV_BLOCK;
+                    vqkv__read_gains(a->ops, s, codes[b], run->gain, a->gain);
+                    a->ops->scale_rows(a->gain, a->s + at, a->rows, 0, a->part + at);
+                }
+                p = a->part;
+                packed = 0;
+            }
+            if (run->coder == VQKV__WIDE) {
+                for (b = 0; b < n; b++)
+                    vqkv__sum_wide(run, codes[b] + run->codes, p + b * a->rows * VQKV_BLOCK,
+                                   a->rows, bins);
+                bins += (size_t)run->planes << run->bits;
+                continue;
+            }
+            if (run->coder != VQKV__NIBBLES || !a->in_bytes) {
+                vqkv__sum_run(a, codes, n, run, book, p, dst);
+                book += run->coder == VQKV__NIBBLES ? run->planes * run->width * 16 : 0;
+                continue;
+            }
+            if (!packed) {
+                ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
+                for (r = 0; r < a->rows; r++)
+                    rest_scale[r] = scale[r] / 255.0f;
+                packed = 1;
+            }
+            ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
+                     a->rows, dst, VQKV__MAX_SUM_LATENTS);
+            if (fine)
+                ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
+                         rest_scale, a->rows, dst, VQKV__MAX_SUM_LATENTS);
+            book_bytes += run->planes * run->width * 16;
+            book_scale += run->planes * run->width;
+        }
+        acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
+    }
+}
+
+/* Turns the queries into the frame of a block at `position`. The angles go on from block to block
+ * by one complex product a pair, and start afresh every 64 blocks. */
+static void vqkv__turn_queries(vqkv__pass *a, int position, int previous)
+{
+    int i, r;
+    if (previous < 0 || position != previous + VQKV_BLOCK || position / VQKV_BLOCK % 64 == 0) {
+        vqkv__angles(position, a->cs);
+    } else {
+        for (i = 0; i < VQKV_N_ROT / 2; i++) {
+            float c = a->cs[2 * i], s = a->cs[2 * i + 1];
+            a->cs[2 * i] = c * a->step[2 * i] - s * a->step[2 * i + 1];
+            a->cs[2 * i + 1] = s * a->step[2 * i] + c * a->step[2 * i + 1];
+        }
+    }
+    for (r = 0; r < a->rows; r++)
+        vqkv__turn(a->cs, -1.0f, a->q + r * VQKV_HEAD_DIM, a->turned + r * VQKV_HEAD_DIM);
+}
+
+/* Adds dec * acc + mean of every V stream to o. */
+static void vqkv__collect(vqkv__pass *a)
+{
+    int u, r, d, i;
+    for (r = 0; r < a->rows; r++) {
+        const float *acc = a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
+        const float *bins = a->bins + (size_t)r * VQKV__MAX_WIDE_BINS;
+        float *o = a->o + r * VQKV_HEAD_DIM;
+        for (u = 0; u < a->n_v_uses; u++) {
+            const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
+            int row = a->v_uses[u].member * VQKV_HEAD_DIM;
+            a->ops->reduce(acc, s->n_latents, a->y);
+            acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
+            for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+                if (vqkv__runs[i].coder == VQKV__WIDE)
+                    bins = vqkv__collect_wide(a->ops, &vqkv__runs[i], bins, a->y);
+            if (s->transform == VQKV__HADAMARD)
+                vqkv__hadamard(a->y, s->n_in);
+            for (d = 0; d < VQKV_HEAD_DIM; d++)
+                o[d] += s->transform == VQKV__BASIS
+                            ? a->ops->dot_row(vqkv__table(s->dec + (row + d) * s->n_latents),
+                                              s->n_latents, a->y)
+                            : a->y[row + d];
+            if (s->mean >= 0)
+                a->ops->add_row(vqkv__table(s->mean + row), VQKV_HEAD_DIM, a->l_coded[r], o);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+/* One pass of attention for a few queries: its state in the scratch, the online softmax, and tokens
+ * that are exact. */
+
+/* The state of up to VQKV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
+ * is VQKV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
+ * block: [blocks, rows, BLOCK]. */
+typedef struct vqkv__pass {
+    const vqkv *kv;
+    const vqkv__ops *ops;
+    const vqkv__entry *blocks;
+    int seq, layer, head, rows, first, last; /* tokens first .. last - 1 */
+    int position[VQKV__MAX_ROWS];            /* of each query */
+    float soft_cap;
+    int window, coded; /* coded: some block was attended, so acc holds something */
+    int in_bytes;      /* V streams are summed by byte kernels */
+    const vqkv__use *k_uses, *v_uses;
+    int n_k_uses, n_v_uses, k_frame;
+    float *q;             /* [rows, HEAD_DIM], scaled */
+    float *turned;        /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;             /* [rows, MAX_LATENTS] query in latents */
+    float *lut;           /* score tables of all K streams of the head */
+    float *packed;        /* the same in bytes: vqkv__packed, then tables, for each run of planes */
+    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
+    float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
+    float *s, *part;      /* [TILE, rows, BLOCK] */
+    float *gain;          /* [BLOCK] */
+    unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
+    float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
+    float *tile;          /* [BLOCK, HEAD_DIM] and room to decode */
+    float bias[VQKV__MAX_ROWS]; /* q . mean of the coded keys */
+    float m[VQKV__MAX_ROWS], l[VQKV__MAX_ROWS], l_coded[VQKV__MAX_ROWS];
+    float *o; /* [rows, HEAD_DIM] */
+} vqkv__pass;
+
+#define VQKV__TILE (512 / VQKV_BLOCK > 0 ? 512 / VQKV_BLOCK : 1)
+
+/* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
+#define VQKV__ROOM(n)     (((size_t)(n) + 15u) / 16u * 16u)
+#define VQKV__DECODE_ROOM (VQKV__MAX_LATENTS + VQKV_BLOCK * VQKV__MAX_GAINS)
+/* Each run of planes has a head, up to three planes to fill a quad, and two bytes an entry. */
+#define VQKV__PACKED_ROOM                                                                          \
+    ((size_t)VQKV__MAX_RUNS * (sizeof(vqkv__packed) / 4 + (size_t)VQKV__MAX_ROWS * 24) +           \
+     (size_t)VQKV__MAX_ROWS * VQKV__MAX_LUT / 2)
+/* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
+ * where one row does. */
+#define VQKV__MAX_WIDE (VQKV__MAX_WIDE_LUT + VQKV__MAX_WIDE_BINS)
+#define VQKV__PASS_ROWS                                                                            \
+    (VQKV__MAX_WIDE <= (1 << 18) / VQKV__MAX_ROWS ? VQKV__MAX_ROWS                                 \
+     : VQKV__MAX_WIDE <= 1 << 16                  ? 4                                              \
+     : VQKV__MAX_WIDE <= 1 << 17                  ? 2                                              \
+                                                  : 1)
+#define VQKV__TILE_FLOATS ((size_t)VQKV__TILE * VQKV__MAX_ROWS * VQKV_BLOCK)
+#define VQKV__SCRATCH_FLOATS                                                                       \
+    (VQKV__ROOM(VQKV__MAX_ROWS * VQKV_HEAD_DIM) * 3 +                                              \
+     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LATENTS) + VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LUT) + \
+     VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT) +                                    \
+     VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS) + VQKV__ROOM(VQKV__PACKED_ROOM) +   \
+     VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \
+     VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
+     VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV_BLOCK) +                                  \
+     VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2 +                          \
+     VQKV__ROOM(VQKV_BLOCK * VQKV_HEAD_DIM) + VQKV__ROOM(VQKV__DECODE_ROOM))
+
+static float *vqkv__take(float **room, size_t n)
+{
+    float *p = *room;
+    *room += VQKV__ROOM(n);
+    return p;
+}
+
+static void vqkv__carve(vqkv__pass *a, void *scratch)
+{
+    float *room = (float *)scratch;
+    a->q = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
+    a->turned = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
+    a->o = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
+    a->y = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_LATENTS);
+    a->lut = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_LUT);
+    a->wide = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT);
+    a->bins = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS);
+    a->packed = vqkv__take(&room, VQKV__PACKED_ROOM);
+    a->book = vqkv__take(&room, VQKV__MAX_BOOK);
+    a->acc = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16);
+    a->s = vqkv__take(&room, VQKV__TILE_FLOATS);
+    a->part = vqkv__take(&room, VQKV__TILE_FLOATS);
+    a->gain = vqkv__take(&room, VQKV_BLOCK);
+    a->bytes = (unsigned char *)vqkv__take(&room, VQKV__TILE_FLOATS / 2);
+    a->step = vqkv__take(&room, VQKV_N_ROT + 1);
+    a->cs = vqkv__take(&room, VQKV_N_ROT + 1);
+    a->tile = vqkv__take(&room, VQKV_BLOCK * VQKV_HEAD_DIM);
+}
+
+/* Which of the n tokens from `token` on a row sees: *from .. *to - 1, counted from `token`. */
+static void vqkv__seen(const vqkv__pass *a, int r, int token, int n, int *from, int *to)
+{
+    *from = a->first;
+    *to = a->last;
+    if (a->window > 0 && *from < a->position[r] - a->window + 1)
+        *from = a->position[r] - a->window + 1;
+    if (*to > a->position[r] + 1)
+        *to = a->position[r] + 1;
+    *from = *from < token ? 0 : *from - token;
+    *to = *to > token + n ? n : *to - token;
+}
+
+/* Soft cap and masks on one block of a row; tokens from .. to - 1 of it are seen. */
+static void vqkv__mask(const vqkv__pass *a, float *s, int from, int to)
+{
+    int t;
+    from = from < 0 ? 0 : from > VQKV_BLOCK ? VQKV_BLOCK : from;
+    to = to < from ? from : to > VQKV_BLOCK ? VQKV_BLOCK : to;
+    if (a->soft_cap > 0.0f)
+        for (t = from; t < to; t++)
+            s[t] = a->soft_cap * tanhf(s[t] / a->soft_cap);
+    for (t = 0; t < from; t++)
+        s[t] = VQKV__MASKED;
+    for (t = to; t < VQKV_BLOCK; t++)
+        s[t] = VQKV__MASKED;
+}
+
+/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
+ * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
+ * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
+static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
+{
+    int r, b, blocks = (n + VQKV_BLOCK - 1) / VQKV_BLOCK, seen = 0;
+    for (r = 0; r < a->rows; r++) {
+        float *s = a->s + r * VQKV_BLOCK, top = VQKV__MASKED, sum = 0.0f, shrink = 1.0f;
+        int from, to, step = a->rows * VQKV_BLOCK;
+        vqkv__seen(a, r, token, n, &from, &to);
+        if (from >= to) {
+            for (b = 0; b < blocks; b++)
+                memset(s + b * step, 0, sizeof(float) * VQKV_BLOCK);
+            continue;
+        }
+        for (b = 0; b < blocks; b++) {
+            float high;
+            if (a->soft_cap > 0.0f || from > b * VQKV_BLOCK || to < (b + 1) * VQKV_BLOCK)
+                vqkv__mask(a, s + b * step, from - b * VQKV_BLOCK, to - b * VQKV_BLOCK);
+            high = a->ops->largest(s + b * step, VQKV_BLOCK);
+            top = high > top ? high : top;
+        }
+        if (top > a->m[r]) {
+            shrink = a->m[r] > VQKV__MASKED ? expf(a->m[r] - top) : 0.0f;
+            a->m[r] = top;
+        }
+        for (b = 0; b < blocks; b++)
+            sum += a->ops->exponentials(s + b * step, VQKV_BLOCK, a->m[r]);
+        if (shrink != 1.0f) {
+            a->ops->shrink(a->o + r * VQKV_HEAD_DIM, VQKV_HEAD_DIM, shrink);
+            if (a->coded)
+                a->ops->shrink(a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes,
+                               VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes, shrink);
+            if (a->coded)
+                a->ops->shrink(a->bins + (size_t)r * VQKV__MAX_WIDE_BINS, VQKV__MAX_WIDE_BINS,
+                               shrink);
+        }
+        a->l[r] = a->l[r] * shrink + sum;
+        a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
+        seen = seen > 1 || expf(top - a->m[r]) > VQKV__FINE * a->l[r] ? 2 : 1;
+    }
+    return seen;
+}
+
+/* Exact tokens token .. token + n - 1, n <= BLOCK and contiguous in memory. */
+static void vqkv__attend_exact(vqkv__pass *a, int token, int n)
+{
+    int r, t;
+    const unsigned char *k = vqkv__exact(a->kv, a->seq, a->layer, VQKV_KEY, a->head, token);
+    const unsigned char *v = vqkv__exact(a->kv, a->seq, a->layer, VQKV_VALUE, a->head, token);
+    for (t = 0; t < n; t++)
+        for (r = 0; r < a->rows; r++)
+            a->s[r * VQKV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * VQKV_HEAD_DIM * 2,
+                                                       VQKV_HEAD_DIM, a->q + r * VQKV_HEAD_DIM);
+    if (!vqkv__soft_max(a, token, n, 0))
+        return;
+    for (t = 0; t < n; t++)
+        for (r = 0; r < a->rows; r++)
+            if (a->s[r * VQKV_BLOCK + t] != 0.0f)
+                a->ops->add_row(v + (size_t)t * VQKV_HEAD_DIM * 2, VQKV_HEAD_DIM,
+                                a->s[r * VQKV_BLOCK + t], a->o + r * VQKV_HEAD_DIM);
+}
