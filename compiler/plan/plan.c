@@ -417,32 +417,32 @@ vqkvc_code vqkvc_plan_validate(const vqkvc_plan *plan, vqkvc_err *err)
     return code;
 }
 
-vqkvc_predictor *vqkvc_plan_add_predictor(vqkvc_plan *plan, vqkvc_part part, int layer,
-                                          vqkvc_err *err)
+vqkvc_prediction *vqkvc_plan_add_prediction(vqkvc_plan *plan, vqkvc_part part, int layer,
+                                            vqkvc_err *err)
 {
-    size_t n = (size_t)plan->n_predictors;
-    vqkvc_predictor *grown = vqkvc_arena_alloc(&plan->arena, n + 1, sizeof *grown, err);
+    size_t n = (size_t)plan->n_predictions;
+    vqkvc_prediction *grown = vqkvc_arena_alloc(&plan->arena, n + 1, sizeof *grown, err);
     if (grown == NULL)
         return NULL;
     if (n > 0)
-        memcpy(grown, plan->predictors, n * sizeof *grown);
-    grown[n] = (vqkvc_predictor){.part = part, .layer = layer, .bias = -1, .map = -1, .out = -1};
-    plan->predictors = grown;
-    plan->n_predictors++;
+        memcpy(grown, plan->predictions, n * sizeof *grown);
+    grown[n] = (vqkvc_prediction){.part = part, .layer = layer, .bias = -1, .map = -1, .out = -1};
+    plan->predictions = grown;
+    plan->n_predictions++;
     return &grown[n];
 }
 
-const vqkvc_predictor *vqkvc_plan_predictor(const vqkvc_plan *plan, vqkvc_part part, int layer)
+const vqkvc_prediction *vqkvc_plan_prediction(const vqkvc_plan *plan, vqkvc_part part, int layer)
 {
-    for (int i = 0; i < plan->n_predictors; i++)
-        if (plan->predictors[i].part == part && plan->predictors[i].layer == layer)
-            return &plan->predictors[i];
+    for (int i = 0; i < plan->n_predictions; i++)
+        if (plan->predictions[i].part == part && plan->predictions[i].layer == layer)
+            return &plan->predictions[i];
     return NULL;
 }
 
 int vqkvc_plan_rebuilds(const vqkvc_plan *plan, vqkvc_part part, int layer)
 {
-    if (vqkvc_plan_predictor(plan, part, layer) != NULL)
+    if (vqkvc_plan_prediction(plan, part, layer) != NULL)
         return 1;
     for (int i = 0; i < plan->n_streams; i++) {
         const vqkvc_stream *s = &plan->streams[i];

@@ -125,22 +125,22 @@ typedef struct vqkvc_stream {
 /* What an earlier reconstruction says of K or V of one layer, all KV heads joined, before any
  * stream codes them: W x + b with x the joined reconstructions of the sources (AQUA-KV, section 3;
  * keys un-rotated). d = n_kv_heads * head_dim. */
-typedef struct vqkvc_predictor_source {
+typedef struct vqkvc_prediction_source {
     vqkvc_part part;
     int layer;
-} vqkvc_predictor_source;
+} vqkvc_prediction_source;
 
-typedef struct vqkvc_predictor {
+typedef struct vqkvc_prediction {
     vqkvc_part part; /* the target */
     int layer;
     int n_sources; /* 1 or 2 */
-    vqkvc_predictor_source sources[2];
+    vqkvc_prediction_source sources[2];
     int per_head; /* a head is predicted from the same head of the sources only */
     int bias;     /* table [1, d] */
     int map;      /* full: table [n_sources * d, d]; reduced rank: [n_sources * d, rank]; per_head:
                      [n_sources * d, head_dim], rows by source, head, channel */
     int out;      /* reduced rank: table [rank, d]; -1 otherwise */
-} vqkvc_predictor;
+} vqkvc_prediction;
 
 typedef struct vqkvc_plan {
     vqkvc_arena arena; /* owns everything below */
@@ -151,8 +151,8 @@ typedef struct vqkvc_plan {
     int block;    /* tokens a block: encoded together */
     int n_streams;
     vqkvc_stream *streams; /* in coding order */
-    int n_predictors;
-    vqkvc_predictor *predictors; /* one for a target at most; by layer, K before V */
+    int n_predictions;
+    vqkvc_prediction *predictions; /* one for a target at most; by layer, K before V */
     int n_tables;
     vqkvc_table *tables;
     vqkvc_hash calibration; /* of the capture; empty for schemes without one */
@@ -184,8 +184,8 @@ vqkvc_stream *vqkvc_plan_add_stream(vqkvc_plan *plan, const char *name, int n_me
                                     const vqkvc_member *members, vqkvc_err *err);
 /* Adds a predictor of `part` of `layer`: zeroed, no sources, tables -1; NULL with *err. Pointers to
  * earlier predictors are invalid after it. */
-vqkvc_predictor *vqkvc_plan_add_predictor(vqkvc_plan *plan, vqkvc_part part, int layer,
-                                          vqkvc_err *err);
+vqkvc_prediction *vqkvc_plan_add_prediction(vqkvc_plan *plan, vqkvc_part part, int layer,
+                                            vqkvc_err *err);
 /* Notes a fitted part that the plan was made from. */
 vqkvc_code vqkvc_plan_add_parent(vqkvc_plan *plan, const vqkvc_hash *recipe, vqkvc_err *err);
 /* Gives a stream n_runs zeroed runs (book -1, width and stages 1), owned by the arena. */
@@ -193,7 +193,7 @@ vqkvc_run *vqkvc_plan_set_runs(vqkvc_plan *plan, vqkvc_stream *s, int n_runs, vq
 /* The binary16 value of an 8-bit gain code. */
 uint16_t vqkvc_stream_gain(const vqkvc_stream *s, int code);
 /* The predictor of a target, or NULL. */
-const vqkvc_predictor *vqkvc_plan_predictor(const vqkvc_plan *plan, vqkvc_part part, int layer);
+const vqkvc_prediction *vqkvc_plan_prediction(const vqkvc_plan *plan, vqkvc_part part, int layer);
 /* Whether attending to this part of a layer takes rebuilt vectors: keys in frame PRE, a predictor,
  * or a stream with outliers or a gain of RANGE or NSN. */
 int vqkvc_plan_rebuilds(const vqkvc_plan *plan, vqkvc_part part, int layer);
