@@ -11,8 +11,7 @@ enum { VQKV__DEPTH_ISA = 128, VQKV__STRIP_ISA = 16 };
 /* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
  * macro, so that both strides are constants: coefficients are operands in memory then. */
 #define VQKV__EIGHT(name, of_in, of_out)                                                           \
-    VQKV__TARGET_ISA static void vqkv__##name##_ISA(const float *coef, int n, int m,               \
-                                                    const float *x, float *y)                      \
+    VQKV__TARGET_ISA static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
         for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {                                        \
@@ -38,8 +37,8 @@ enum { VQKV__DEPTH_ISA = 128, VQKV__STRIP_ISA = 16 };
     if (k < m)                                                                                     \
         vqkv__store_ISA(y + k * VQKV_BLOCK + t,                                                    \
                         vqkv__add_ISA(vqkv__load_ISA(y + k * VQKV_BLOCK + t), a##k));
-VQKV__EIGHT(eight_down, VQKV__STRIP_ISA, 1)
-VQKV__EIGHT(eight_across, 1, VQKV__DEPTH_ISA)
+VQKV__EIGHT(vqkv__eight_down_ISA, VQKV__STRIP_ISA, 1)
+VQKV__EIGHT(vqkv__eight_across_ISA, 1, VQKV__DEPTH_ISA)
 #undef VQKV__EIGHT
 #undef VQKV__ZERO
 #undef VQKV__STEP

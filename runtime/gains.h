@@ -3,9 +3,9 @@
 
 /* Which latents of a token are outliers, and so no part of means and extremes: [n_latents, BLOCK],
  * or NULL where a stream keeps none. */
-typedef const unsigned char *vqkv__mask;
+typedef const unsigned char *vqkv__outs;
 
-static inline int vqkv__is_out(vqkv__mask mask, int c, int t)
+static inline int vqkv__is_out(vqkv__outs mask, int c, int t)
 {
     return mask != NULL && mask[(size_t)c * VQKV_BLOCK + (size_t)t];
 }
@@ -77,7 +77,7 @@ static void vqkv__encode_outliers(const vqkv__stream *s, unsigned char *codes, f
 }
 
 /* rms [BLOCK] of every token's group of latents. */
-static void vqkv__group_rms(const vqkv__stream *s, int group, const float *z, vqkv__mask mask,
+static void vqkv__group_rms(const vqkv__stream *s, int group, const float *z, vqkv__outs mask,
                             float *rms)
 {
     double sum[VQKV_BLOCK] = {0.0};
@@ -94,7 +94,7 @@ static void vqkv__group_rms(const vqkv__stream *s, int group, const float *z, vq
 }
 
 /* top [BLOCK]: the first latent of largest magnitude in every token's group. */
-static void vqkv__group_top(const vqkv__stream *s, int group, const float *z, vqkv__mask mask,
+static void vqkv__group_top(const vqkv__stream *s, int group, const float *z, vqkv__outs mask,
                             float *top)
 {
     int c, t;
@@ -135,7 +135,7 @@ static inline float vqkv__inverse(float x)
 
 /* RMS, and gains by the largest magnitude; levels: codewords of the group's uniform coder. */
 static void vqkv__encode_plain(const vqkv__ops *ops, const vqkv__stream *s, unsigned char *codes,
-                               int group, int levels, float *z, vqkv__mask mask)
+                               int group, int levels, float *z, vqkv__outs mask)
 {
     float gain[VQKV_BLOCK], inverse[VQKV_BLOCK], *rows = vqkv__row(z, group * s->gain_width);
     int t;
@@ -157,7 +157,7 @@ static void vqkv__encode_plain(const vqkv__ops *ops, const vqkv__stream *s, unsi
 
 /* levels: codewords of uniform codes; 0: others. */
 static void vqkv__encode_range(const vqkv__stream *s, unsigned char *codes, int group, int levels,
-                               float *z, vqkv__mask mask)
+                               float *z, vqkv__outs mask)
 {
     int first = group * s->gain_width, i, c, t;
     for (i = 0; i < VQKV_BLOCK / s->gain_tokens; i++) {
@@ -188,7 +188,7 @@ static void vqkv__encode_range(const vqkv__stream *s, unsigned char *codes, int 
 
 /* Stores one of the two planes of gains of NSN and divides by it. */
 static void vqkv__divide_rms(const vqkv__ops *ops, const vqkv__stream *s, unsigned char *plane,
-                             int group, float *z, vqkv__mask mask)
+                             int group, float *z, vqkv__outs mask)
 {
     float gain[VQKV_BLOCK], *rows = vqkv__row(z, group * s->gain_width);
     int t;
@@ -199,7 +199,7 @@ static void vqkv__divide_rms(const vqkv__ops *ops, const vqkv__stream *s, unsign
 }
 
 static void vqkv__encode_shifts(const vqkv__ops *ops, const vqkv__stream *s, unsigned char *codes,
-                                int group, float *z, vqkv__mask mask)
+                                int group, float *z, vqkv__outs mask)
 {
     int first = group * s->gain_width, i, c, t;
     unsigned char *planes = codes + group * 4 * VQKV_BLOCK;
@@ -223,7 +223,7 @@ static void vqkv__encode_shifts(const vqkv__ops *ops, const vqkv__stream *s, uns
 }
 
 static void vqkv__encode_gains(const vqkv__ops *ops, const vqkv__stream *s, unsigned char *codes,
-                               float *z, vqkv__mask mask)
+                               float *z, vqkv__outs mask)
 {
     const vqkv__run *run = &vqkv__runs[s->first_run];
     int group;
