@@ -261,8 +261,8 @@ Test(plan_gains, outliers_are_exact_and_leave_the_gain_to_the_others)
         }
         cr_assert_eq(vqkvc_plan_validate(&plan, &err), VQKVC_OK, "%s", err.msg);
         fill(x, N * D, 5);
-        for (int c = 0; c < D; c++)
-            x[c] = c % 2 == 0 ? 2.0f : -2.0f; /* ties without a spread: the lower indices */
+        for (int c = 0; c < D; c++) /* without a spread: ties, of which the lowest index counts */
+            x[c] = (c % 2 == 0 ? 1.0f : -1.0f) * (c < D - 2 ? 2 : 3);
         apply(&plan, x, x_hat, codes);
         for (int t = 0; t < N; t++) {
             double mean = 0, square = 0, centre[D], score[D];
