@@ -150,6 +150,7 @@ static inline int toy_runs(vqkvc_plan *plan, vqkvc_run *runs, int first, int n)
                                   width,
                                   4,
                                   stages,
+                                  0,
                                   toy_table(plan, pattern[k].own_books ? groups * stages : stages,
                                             width * 16, 0.9, "book")};
         at += groups * width;
@@ -240,7 +241,7 @@ static inline void toy_wide(vqkvc_plan *plan, const toy_case *c, vqkvc_part part
         int rows = (pattern[r].own_books ? pattern[r].groups : 1) * pattern[r].stages;
         runs[r] =
             (vqkvc_run){VQKVC_CODER_VQ,    at, pattern[r].groups, pattern[r].width, pattern[r].bits,
-                        pattern[r].stages, -1};
+                        pattern[r].stages, 0, -1};
         runs[r].book = toy_table(plan, rows, pattern[r].width << pattern[r].bits, 0.9, "book");
     }
 }
