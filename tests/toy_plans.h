@@ -239,9 +239,14 @@ static inline void toy_wide(vqkvc_plan *plan, const toy_case *c, vqkvc_part part
     cr_assert_not_null(runs, "%s", err.msg);
     for (int r = 0, at = 0; r < 5; at += runs[r].groups * runs[r].width, r++) {
         int rows = (pattern[r].own_books ? pattern[r].groups : 1) * pattern[r].stages;
-        runs[r] =
-            (vqkvc_run){VQKVC_CODER_VQ,    at, pattern[r].groups, pattern[r].width, pattern[r].bits,
-                        pattern[r].stages, 0, -1};
+        runs[r] = (vqkvc_run){VQKVC_CODER_VQ,
+                              at,
+                              pattern[r].groups,
+                              pattern[r].width,
+                              pattern[r].bits,
+                              pattern[r].stages,
+                              0,
+                              -1};
         runs[r].book = toy_table(plan, rows, pattern[r].width << pattern[r].bits, 0.9, "book");
     }
 }
