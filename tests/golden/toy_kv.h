@@ -119,7 +119,9 @@ toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes);
 /* Makes an empty cache in memory[bytes], aligned to 64. *kv points into memory. */
 toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory, size_t bytes);
 /* Bytes of scratch that attend needs, aligned to 64; one scratch a thread. Codecs with codebooks of
- * thousands of codewords need megabytes: a table of scores with an entry for each of them. */
+ * thousands of codewords need megabytes: a table of scores with an entry for each of them. Codecs
+ * whose vectors are rebuilt hold a few blocks of one layer, all KV heads, in fp32; those with
+ * predictions also the blocks of the layers that are predicted from, one at a time. */
 size_t toy_kv_scratch_size(void);
 /* The instruction set in use. */
 toy_kv_isa toy_kv_isa_in_use(const toy_kv *kv);
@@ -161,7 +163,9 @@ typedef struct toy_kv_attention {
 
 /* Causal attention of the latest n_q tokens of a layer. q, out: [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM]
  * fp32, queries rotated. attention may be NULL. The cache is only read: any number of threads may
- * attend at once, each with its own scratch. */
+ * attend at once, each with its own scratch. Where the codec must rebuild vectors, that is done
+ * once for all heads and up to 32 queries of a call; with predictions it takes time in proportion
+ * to the layers below that are predicted from. */
 toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const float *q, float *out,
                         const toy_kv_attention *attention, void *scratch, size_t scratch_bytes);
 
@@ -175,7 +179,8 @@ typedef struct toy_kv_partial {
 
 /* As toy_kv_attend, for one KV head and the tokens first .. first + count - 1 only; sink_logits are
  * not applied here. Ranges that start and end at multiples of TOY_KV_BLOCK (counted from
- * TOY_KV_N_SINK) are quickest. q: [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM] as in toy_kv_attend. */
+ * TOY_KV_N_SINK) are quickest; threads that split the context rather than the heads rebuild vectors
+ * once only, where the codec must. q: [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM] as in toy_kv_attend. */
 toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_head, int n_q,
                              const float *q, int first, int count, const toy_kv_attention *attention,
                              toy_kv_partial *partial, void *scratch, size_t scratch_bytes);
