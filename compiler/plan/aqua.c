@@ -136,8 +136,10 @@ static vqkvc_code predict(chain *c, vqkvc_part part, int layer, vqkvc_explained 
                                   c->inputs, c->predicted, err));
     e->n_sources = shape.n_sources;
     memcpy(e->sources, shape.sources, sizeof e->sources);
-    e->relative_mse = vqkvc_relative_mse(c->n - c->n_fit, c->d, (size_t)c->d, c->exact + held_out,
-                                         c->predicted + held_out);
+    vqkvc_unexplained u = {0};
+    vqkvc_unexplained_add(&u, c->n - c->n_fit, c->d, (size_t)c->d, c->exact + held_out,
+                          c->predicted + held_out);
+    e->relative_mse = vqkvc_relative_mse(&u);
     vqkvc_explained_text(e, text, sizeof text);
     vqkvc_say(c->log, 0, "aqua: %s", text);
     return VQKVC_OK;

@@ -34,9 +34,9 @@ void vqkvc_explained_text(const vqkvc_explained *e, char *dst, size_t size)
              second, vqkvc_explained_bits(e));
 }
 
-double vqkvc_relative_mse(int n, int d, size_t ld, const float *y, const float *y_hat)
+void vqkvc_unexplained_add(vqkvc_unexplained *u, int n, int d, size_t ld, const float *y,
+                           const float *y_hat)
 {
-    double left = 0, spread = 0, energy = 0;
     for (int j = 0; j < d; j++) {
         double mean = 0;
         for (int i = 0; i < n; i++)
@@ -44,12 +44,16 @@ double vqkvc_relative_mse(int n, int d, size_t ld, const float *y, const float *
         for (int i = 0; i < n; i++) {
             double v = (double)y[(size_t)i * ld + (size_t)j];
             double e = v - (double)y_hat[(size_t)i * ld + (size_t)j];
-            left += e * e;
-            spread += (v - mean) * (v - mean);
-            energy += v * v;
+            u->left += e * e;
+            u->spread += (v - mean) * (v - mean);
+            u->energy += v * v;
         }
     }
-    return spread > 1e-24 * energy ? left / spread : 1;
+}
+
+double vqkvc_relative_mse(const vqkvc_unexplained *u)
+{
+    return u->spread > 1e-24 * u->energy ? u->left / u->spread : 1;
 }
 
 /* ---- fitting ---- */

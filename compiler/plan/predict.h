@@ -36,8 +36,15 @@ vqkvc_code vqkvc_fit_prediction(vqkvc_plan *plan, const vqkvc_prediction *shape,
 vqkvc_code vqkvc_predict_apply(const vqkvc_plan *plan, const vqkvc_prediction *p, int n,
                                const float *x, float *y_hat, vqkvc_err *err);
 
-/* |Y - Y^|^2 / |Y - mean Y|^2 of y and y_hat [n, d], rows at distance ld; 1 where Y does not vary
- * or n is 0. */
-double vqkvc_relative_mse(int n, int d, size_t ld, const float *y, const float *y_hat);
+/* Squared errors of predictions, summed over the parts of one target. Starts as {0}. */
+typedef struct vqkvc_unexplained {
+    double left, spread, energy; /* |Y - Y^|^2, |Y - mean Y|^2, |Y|^2 */
+} vqkvc_unexplained;
+
+/* Adds y and y_hat [n, d], rows at distance ld. */
+void vqkvc_unexplained_add(vqkvc_unexplained *u, int n, int d, size_t ld, const float *y,
+                           const float *y_hat);
+/* left / spread; 1 where Y does not vary. */
+double vqkvc_relative_mse(const vqkvc_unexplained *u);
 
 #endif
