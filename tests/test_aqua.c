@@ -104,6 +104,23 @@ static void by_reference(const vqkvc_plan *plan, const vqkvc_capture *c, int n, 
     free(x[1]);
 }
 
+/* Rates, Hadamard blocks, gains, frames and the window as published. */
+static void expect_published(const vqkvc_plan *plan, int bits)
+{
+    cr_expect(plan->n_sink == 4 && plan->block == 128 && plan->n_recent <= 1);
+    cr_expect_eq(plan->n_streams, 2 * LAYERS, "all heads of a layer are joined");
+    cr_expect_eq(plan->n_predictions, 2 * (LAYERS - 1));
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        cr_expect_eq(s->transform, VQKVC_TRANSFORM_HADAMARD);
+        cr_expect(s->gain == VQKVC_GAIN_RMS && s->gain_bits == 16 && s->gain_width == D);
+        cr_expect_eq(s->frame,
+                     s->members[0].part == VQKVC_PART_K ? VQKVC_FRAME_PRE : VQKVC_FRAME_POST);
+        cr_expect_float_eq(vqkvc_stream_code_bits(s) / D, s->members[0].layer == 0 ? 4 : bits,
+                           1e-12);
+    }
+}
+
 static void compare_with_definition(const vqkvc_aqua_params *params)
 {
     enum { BLOCK = 64 };
@@ -113,8 +130,7 @@ static void compare_with_definition(const vqkvc_aqua_params *params)
     float *x_hat[2];
     make_linear(&capture, LINKED, 1, VQKVC_ROPE_HALVES);
     make_plan(&plan, &capture, params);
-    cr_assert_eq(plan.n_streams, 2 * LAYERS);
-    cr_assert_eq(plan.n_predictions, 2 * (LAYERS - 1));
+    expect_published(&plan, params->bits == 0 ? 2 : params->bits);
     for (int part = 0; part < 2; part++)
         x_hat[part] = need((size_t)BLOCK * LAYERS * D, sizeof(float));
     by_reference(&plan, &capture, BLOCK, 1000, x_hat);
@@ -138,31 +154,6 @@ Test(aqua, tables_and_reconstructions_are_the_definitions, .timeout = 60)
     compare_with_definition(&(vqkvc_aqua_params){0});
     compare_with_definition(&(vqkvc_aqua_params){.grid = 4});
     compare_with_definition(&(vqkvc_aqua_params){.bits = 3});
-}
-
-Test(aqua, streams_are_the_published_ones)
-{
-    static const int bits[] = {2, 3, 4};
-    vqkvc_capture capture;
-    make_linear(&capture, LINKED, 1, VQKVC_ROPE_HALVES);
-    for (int i = 0; i < 3; i++) {
-        vqkvc_plan plan;
-        make_plan(&plan, &capture, &(vqkvc_aqua_params){.bits = bits[i]});
-        cr_expect(plan.n_sink == 4 && plan.block == 128 && plan.n_recent <= 1);
-        for (int s = 0; s < plan.n_streams; s++) {
-            const vqkvc_stream *stream = &plan.streams[s];
-            cr_expect_eq(stream->n_in, D, "all heads are joined");
-            cr_expect_eq(stream->transform, VQKVC_TRANSFORM_HADAMARD);
-            cr_expect(stream->gain == VQKVC_GAIN_RMS && stream->gain_bits == 16 &&
-                      stream->gain_width == D);
-            cr_expect_eq(stream->frame, stream->members[0].part == VQKVC_PART_K ? VQKVC_FRAME_PRE
-                                                                                : VQKVC_FRAME_POST);
-            cr_expect_float_eq(vqkvc_stream_code_bits(stream) / D,
-                               stream->members[0].layer == 0 ? 4 : bits[i], 1e-12);
-        }
-        vqkvc_plan_free(&plan);
-    }
-    vqkvc_capture_free(&capture);
 }
 
 static void explained_of(links how, int two, const vqkvc_aqua_params *given,
