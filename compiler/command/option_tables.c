@@ -1,5 +1,6 @@
 /* Every option of every command, in the groups that commands pick from. */
 #include "command/options.h"
+#include "command/schemes.h"
 
 #define AT(field) offsetof(vqkvc_options, field)
 #define END                                                                                        \
@@ -123,14 +124,18 @@ const vqkvc_option vqkvc_options_source[] = {
      .help = "of --self"},
     END};
 
+#define FIRST_NAME(name, ...) name
+#define NEXT_NAME(name, ...)  "|" name
+
 const vqkvc_option vqkvc_options_scheme[] = {
     {.name = "scheme",
      .always = 1,
-     .arg = "auto|vqkv|f16|q8_0|q4_0|higgs2|higgs3|higgs4",
+     .arg = "NAME",
+     .choices = VQKVC_SCHEME_LIST(FIRST_NAME, NEXT_NAME),
      .type = VQKVC_OPT_CHOICE,
      .offset = AT(scheme),
      .fallback = "auto",
-     .help = "how to code; all but auto and vqkv need no calibration"},
+     .help = "how to code: one of the schemes below"},
     {.name = "bits",
      .always = 1,
      .arg = "B",
@@ -139,8 +144,8 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .low = 0.05,
      .high = 8,
      .fallback = "2",
-     .mark = VQKVC_GIVEN_AUTO,
-     .help = "of auto: bits a value that codes and gains may take"},
+     .mark = VQKVC_GIVEN_BITS,
+     .help = "bits a value that codes and gains may take"},
     {.name = "max-scan",
      .arg = "B",
      .type = VQKVC_OPT_NUMBER,
@@ -224,7 +229,22 @@ const vqkvc_option vqkvc_options_eval[] = {
      .type = VQKVC_OPT_TEXT,
      .offset = AT(schemes),
      .fallback = "f16,q8_0,q4_0,higgs2",
-     .help = "baselines to measure as well, or none"},
+     .help = "schemes to build and measure as well, with their rate where they have one (kivi2, "
+             "auto1.5), or none; `vqkvc build --help` lists them"},
+    {.name = "calibrate",
+     .arg = "FILE",
+     .type = VQKVC_OPT_WORDS,
+     .offset = AT(calibrate),
+     .is_file = 1,
+     .help = "calibrate those of --schemes that take it on UTF-8 text; once for each file "
+             "(default: text that the model samples itself)"},
+    {.name = "n-tokens",
+     .arg = "N",
+     .type = VQKVC_OPT_INT64,
+     .offset = AT(n_tokens),
+     .low = 1,
+     .high = 2147483647,
+     .help = "tokens to calibrate on (default: 32768)"},
     {.name = "self",
      .type = VQKVC_OPT_FLAG,
      .offset = AT(self),
@@ -310,7 +330,8 @@ const vqkvc_option vqkvc_options_suite[] = {
      .type = VQKVC_OPT_TEXT,
      .offset = AT(schemes),
      .fallback = "f16,q8_0,q4_0,higgs2",
-     .help = "baselines to measure as well, or none"},
+     .help = "schemes to measure as well, with their rate where they have one (kivi2, auto1.5), or "
+             "none; `vqkvc build --help` lists them"},
     {.name = "calibrate",
      .arg = "FILE",
      .type = VQKVC_OPT_WORDS,
