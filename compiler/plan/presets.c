@@ -2,18 +2,15 @@
 #include "plan/plan.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/half.h"
-#include "fit/fit.h"
+#include "plan/higgs.h"
 
 enum {
     DEFAULT_SINK = 4,
     DEFAULT_RECENT = 32,
     DEFAULT_BLOCK = 64,
     QUANT_GROUP = 32, /* channels a scale in q8_0 and q4_0 */
-    HIGGS_MAX_IN = 1024,
     HIGGS_WIDTH = 2
 };
 
@@ -105,66 +102,20 @@ static vqkvc_code build_q4_0(vqkvc_plan *plan, vqkvc_err *err)
 
 /* ---- HIGGS ---- */
 
-/* The Gaussian grid of 2^bits points in the plane as a shared book [1, 2 * 2^bits]; its index or
- * -1. */
-static int add_gaussian_book(vqkvc_plan *plan, int bits, vqkvc_err *err)
-{
-    int n = 1 << bits, book = -1;
-    double distortion;
-    float *points = vqkvc_alloc((size_t)n * HIGGS_WIDTH, sizeof *points, err);
-    if (points != NULL &&
-        vqkvc_fit_gaussian_grid(HIGGS_WIDTH, n, 1, points, &distortion, err) == VQKVC_OK)
-        book = vqkvc_plan_add_table(plan, 1, HIGGS_WIDTH * n, err, "gaussian grid %dx%d",
-                                    HIGGS_WIDTH, n);
-    for (int i = 0; book >= 0 && i < n * HIGGS_WIDTH; i++)
-        plan->tables[book].f16[i % HIGGS_WIDTH * n + i / HIGGS_WIDTH] = vqkvc_f32_to_f16(points[i]);
-    free(points);
-    return book;
-}
-
-/* A stream over heads first .. first + n - 1 of one part of one layer. */
-static vqkvc_code add_higgs_stream(vqkvc_plan *plan, vqkvc_part part, int layer, int first, int n,
-                                   int bits, int book, vqkvc_err *err)
-{
-    vqkvc_member members[HIGGS_MAX_IN]; /* of one channel at least */
-    for (int i = 0; i < n; i++)
-        members[i] = (vqkvc_member){part, layer, first + i};
-    char name[64];
-    snprintf(name, sizeof name, "%s %d h%d-%d", vqkvc_part_word(part), layer, first, first + n - 1);
-    vqkvc_stream *s = vqkvc_plan_add_stream(plan, name, n, members, err);
-    vqkvc_run *run = s == NULL ? NULL : vqkvc_plan_set_runs(plan, s, 1, err);
-    if (run == NULL)
-        return err->code;
-    s->transform = VQKVC_TRANSFORM_HADAMARD;
-    s->gain = VQKVC_GAIN_RMS;
-    s->gain_bits = 16;
-    s->gain_width = s->n_latents;
-    run->coder = VQKVC_CODER_VQ;
-    run->groups = s->n_latents / HIGGS_WIDTH;
-    run->width = HIGGS_WIDTH;
-    run->bits = bits;
-    run->book = book;
-    return VQKVC_OK;
-}
-
 /* All KV heads of a layer joined and cut into the largest Hadamard blocks that divide them. */
 static vqkvc_code build_higgs(vqkvc_plan *plan, int bits, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &plan->geometry;
-    if (g->head_dim < HIGGS_WIDTH || (g->head_dim & (g->head_dim - 1)) != 0)
-        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
-                          "it needs a head_dim that is a power of two, not %d", g->head_dim);
-    int heads = 1; /* of one block */
-    while (g->n_kv_heads % (2 * heads) == 0 && 2 * heads * g->head_dim <= HIGGS_MAX_IN)
-        heads *= 2;
-    int book = add_gaussian_book(plan, bits, err);
-    if (book < 0)
-        return err->code;
+    vqkvc_higgs_grid grid = {.width = HIGGS_WIDTH, .bits = bits};
+    int heads; /* of one block */
+    VQKVC_TRY(vqkvc_higgs_heads(g, HIGGS_WIDTH, &heads, err));
+    VQKVC_TRY(vqkvc_higgs_add_grid(plan, &grid, err));
     for (int layer = 0; layer < g->n_layers; layer++)
         for (int part = VQKVC_PART_K; part <= VQKVC_PART_V; part++)
             for (int first = 0; first < g->n_kv_heads; first += heads)
-                VQKVC_TRY(
-                    add_higgs_stream(plan, (vqkvc_part)part, layer, first, heads, bits, book, err));
+                if (vqkvc_higgs_add_stream(plan, (vqkvc_part)part, layer, first, heads, &grid,
+                                           err) == NULL)
+                    return err->code;
     return VQKVC_OK;
 }
 

@@ -1,53 +1,60 @@
 /* The definition of every stream's arithmetic, in double and without tricks. The runtime in the
  * emitted header must agree with it up to rounding, and with its codes wherever no two codewords
- * are about equally near. For one token of one stream:
+ * are about equally near. A block is coded by its streams in order; one stream does, in this order:
  *
  *   frame      keys arrive rotated by their position p. PRE turns them back by p, POST leaves them,
  *              BLOCK turns them back by the position of the block's first token, so that the
  *              rotation by the offset in the block stays. Reconstructions are turned forward again.
+ *   predict    before the first stream of a target of a prediction, all its heads lose, and its
+ *              reconstruction gains, W'y + b; y are the joined reconstructions of the sources
+ *              (every head of the first, then of the second), complete by then, keys un-rotated:
+ *                full      sum of y[i] * map[i][j], i over sources, heads and channels
+ *                reduced   sum of (sum of y[i] * map[i][k]) * out[k][j]
+ *                per_head  head h, channel j: sum over sources s and channels c of y[s][h][c] *
+ *                          map[(s * n_kv_heads + h) * head_dim + c][j]
  *   transform  z = enc' (x - mean); IDENTITY takes x - mean itself; HADAMARD multiplies with
  *              H[i][j] = (-1)^popcount(i & j) / sqrt(n_in), which is its own inverse.
- *   gain       of the latents of one gain group, in the order of the latents:
- *                NONE     s = 1
+ *   outliers   the `outliers` latents of a token with the largest |z[c] - centre[c]| * inverse[c]
+ *              (rows 0 and 1 of the table `spread`; without it centre is the mean of the token's z,
+ *              over all latents, and inverse 1), the lower index on a tie, are kept as binary16(z),
+ *              by descending rank. From here on their z is centre[c], which is coded like any
+ *              other; but means, sums and extremes of gains are over the latents that are left (0
+ *              where none is), and at the end z^ of an outlier is what was kept.
+ *   gain       a gain group is gain_width latents of one token; of RANGE and of the shift of NSN,
+ *              of gain_tokens tokens, counted from the block's first (fewer at the end of what is
+ *              coded, if that is no whole block):
+ *                NONE     t = z, z^ = w
  *                RMS      s = sqrt(mean z^2), rounded to float
  *                ABSMAX   s = max |z| / (2^(bits-1) - 1)               in float
  *                SIGNMAX  s = (first z of largest magnitude) / -2^(bits-1), in float
- *              16 bits: s^ = s as binary16, at most its largest value; if that is 0, every group
- *              takes the codeword nearest to 0 and reconstructs 0.
- *              8 bits: code = round((log2(s) - gain_lo) / gain_step) clamped to 0..255 (s = 0:
- *              code 0), s^ = binary16(exp2(gain_lo + gain_step * code)), at most its largest.
- *                RANGE    over the gain_width latents of gain_tokens tokens, without outliers: low
- * = min z, high = max z. Offset o and step s in float: UNI  o = low, s = (high - low) / (2^bits -
- * 1) VQ   o = (low + high) / 2, s = (high - low) / 2 both rounded to binary16 (o^, s^), at most its
- * largest value. UNI codes round((z - o^) / s^) clamped, halves away from 0, and z^ = o^ + s^ *
- *                         code; VQ codes t = (z - o^) / s^, and z^ = o^ + s^ * (sum of the
- *                         codewords). s^ = 0: code 0 of UNI, the codewords nearest to 0 of VQ, and
- *                         z^ = o^.
- *                NSN      s1 = rms of the token's gain group (as RMS, 16 bits), u = z / s1^; shift
- *                         m[c] = binary16(mean of u[c] over gain_tokens tokens), w = u - m^; s2 =
- *                         rms of w (16 bits); VQ codes t = w / s2^, z^ = s1^ * (m^ + s2^ * (sum of
- *                         the codewords)). s1^ = 0: u = 0; s2^ = 0: the codewords nearest to 0.
- *   outliers   before gains: the `outliers` latents of a token with the largest |z[c] - centre[c]|
- * * inverse[c] (table spread; without it |z[c] - mean over c of z|), the lower index on a tie, are
- * kept as binary16(z), at most its largest value, by descending rank. RMS, ABSMAX, SIGNMAX, RANGE
- * and NSN leave them out of their sums and extremes (means are over what is left; with nothing left
- * 0); codes are taken of z all the same, with an outlier replaced by its channel's centre (without
- * a table: by the token's mean); z^ is then replaced by what was kept. VQ         t = z / s^; each
- * stage takes the codeword nearest to what the stages before left (the lower index on a tie); z^ =
- * s^ * (sum of the codewords). With a beam of b > 1 the b best sums of codewords are kept from
- * stage to stage (by squared distance to t; on a tie the one whose parent came first, then the
- * lower code), and the best of the last stage is taken. UNI        z^ = s^ * (code - 2^(bits-1)),
- * code clamped to 0 .. 2^bits - 1 of
- *              - gains NONE and RMS: round(z / s^) + 2^(bits-1), halves away from 0;
- *              - ABSMAX: round(z * (1 / s)) + 2^(bits-1), halves away from 0;
- *              - SIGNMAX: floor(z * (1 / s) + 2^(bits-1) + 0.5).
- *              The last two are q8_0 and q4_0 of llama.cpp (ggml-quants.c): the float reciprocal
- *              of the gain before it is rounded to binary16, and products in float.
- *   F16        z^ = z as binary16.
- *   back       x^ = mean + dec z^, and later streams see x - x^.
- *
- * A predictor is applied to all heads of its target before the target's first stream: streams see
- * x - (W y + b), y being the reconstructions of the sources, which are complete by then. */
+ *                         all three: t = z / s^, z^ = s^ * w
+ *                RANGE    low = min z, high = max z, in float
+ *                         UNI  o = low,              s = (high - low) / (2^bits - 1)
+ *                         VQ   o = (low + high) / 2, s = (high - low) / 2
+ *                         t = (z - o^) / s^, z^ = o^ + s^ * w
+ *                NSN      s1 = rms of the token's group, as RMS; u = z / s1^;
+ *                         m[c] = mean of u[c] over the tokens; v = u - m^; s2 = rms of the token's
+ *                         v, as RMS; t = v / s2^, z^ = s1^ * (m^[c] + s2^ * w)
+ *              A quotient by 0 is 0. s^, o^, m^ are binary16 of s, o, m, at most its largest value
+ *              in magnitude. Gains of 8 bits: code = round((log2(s) - gain_lo) / gain_step)
+ *              clamped to 0..255 (s = 0: code 0), s^ = binary16(exp2(gain_lo + gain_step * code)),
+ *              at most its largest.
+ *   coders     of t, by run; w is the codeword:
+ *                VQ       each stage takes the codeword nearest to what the stages before left (the
+ *                         lower index on a tie); w is the sum. With a beam of b > 1 the b best sums
+ *                         of codewords are kept from stage to stage (by squared distance to t; on a
+ *                         tie the one whose parent came first, then the lower code), and the best
+ *                         of the last stage is taken.
+ *                UNI      w = code - 2^(bits-1), code clamped to 0 .. 2^bits - 1 of
+ *                         - gains NONE and RMS: round(t) + 2^(bits-1), halves away from 0;
+ *                         - ABSMAX: round(z * (1 / s)) + 2^(bits-1), halves away from 0;
+ *                         - SIGNMAX: floor(z * (1 / s) + 2^(bits-1) + 0.5).
+ *                         The last two are q8_0 and q4_0 of llama.cpp (ggml-quants.c): the float
+ *                         reciprocal of the gain before it is rounded to binary16, and products in
+ *                         float; s^ = 0: 2^(bits-1).
+ *                         - RANGE: w = code = round(t), halves away from 0.
+ *                F16      w = t as binary16.
+ *   back       x^ = mean + dec z^, and later streams see x - x^. */
 #include "plan/plan.h"
 
 #include <math.h>
