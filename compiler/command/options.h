@@ -28,6 +28,11 @@ enum {
     VQKVC_GIVEN_BITS = 2, /* --bits alone, which several schemes take */
     VQKVC_GIVEN_AUTO = 4,
     VQKVC_GIVEN_VQKV = 8,
+    VQKVC_GIVEN_SVDQ = 16,
+    VQKVC_GIVEN_KVQUANT = 32,
+    VQKVC_GIVEN_HEADS = 64, /* --per-head of what is predicted from other layers */
+    VQKVC_GIVEN_AQUA = 128,
+    VQKVC_GIVEN_ANCHOR = 256,
     VQKVC_GIVEN_SCHEME = ~VQKVC_GIVEN_SOURCE
 };
 
@@ -47,7 +52,9 @@ typedef struct vqkvc_options {
     uint64_t seed;
     double temperature;
     /* scheme */
-    const char *scheme, *frame, *share;
+    const char *scheme, *frame, *share, *schedule, *values;
+    double outliers;
+    int group, rank, grid, per_head, anchor_every, anchor_bits;
     double bits, max_scan;
     int layers_shared, block, sink, recent;
     /* output */

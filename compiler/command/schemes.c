@@ -1,10 +1,15 @@
 #include "command/schemes.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "plan/anchor.h"
+#include "plan/aqua.h"
 #include "plan/auto.h"
+#include "plan/kvquant.h"
+#include "plan/svdq.h"
 #include "plan/vqkv.h"
 
 /* ---- makers ---- */
@@ -42,6 +47,75 @@ static vqkvc_code make_preset(const vqkvc_scheme_input *in, vqkvc_plan *plan, vq
 {
     vqkvc_window window = window_of(in->options);
     return vqkvc_plan_preset(plan, in->geometry, in->options->scheme, &window, err);
+}
+
+static vqkvc_code make_svdq(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
+{
+    const vqkvc_options *o = in->options;
+    vqkvc_svdq_params params = {
+        .schedule = o->schedule, .values = o->values, .group = o->group, .window = window_of(o)};
+    return vqkvc_plan_svdq(plan, in->capture, &params, in->db, in->parent, in->log, err);
+}
+
+static vqkvc_code make_kvquant(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
+{
+    const vqkvc_options *o = in->options;
+    vqkvc_kvquant_params params = {.bits = o->scheme[strlen("kvquant")] - '0',
+                                   .outliers = o->outliers,
+                                   .window = window_of(o),
+                                   .seed = o->seed};
+    return vqkvc_plan_kvquant(plan, in->capture, &params, in->db, in->parent, in->log, err);
+}
+
+/* --bits as a whole number. */
+static vqkvc_code whole_bits(const vqkvc_options *o, int *bits, vqkvc_err *err)
+{
+    *bits = (int)o->bits;
+    if (o->bits != 2 && o->bits != 3 && o->bits != 4)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "--bits is %.9g, but %s has 2, 3 or 4", o->bits,
+                          o->scheme);
+    return VQKVC_OK;
+}
+
+/* What a fit has learned about each layer, to the log. */
+static void say_explained(const vqkvc_scheme_input *in, const vqkvc_explained *report)
+{
+    char text[160];
+    for (int i = 0; i < 2 * in->capture->geometry.n_layers; i++) {
+        vqkvc_explained_text(&report[i], text, sizeof text);
+        vqkvc_say(in->log, 0, "%s: %s", in->options->scheme, text);
+    }
+}
+
+static vqkvc_code make_aqua(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
+{
+    const vqkvc_options *o = in->options;
+    vqkvc_explained report[2 * VQKVC_MAX_LAYERS];
+    vqkvc_aqua_params params = {.grid = o->grid,
+                                .rank = o->rank,
+                                .per_head = o->per_head,
+                                .window = window_of(o),
+                                .report = report};
+    VQKVC_TRY(whole_bits(o, &params.bits, err));
+    VQKVC_TRY(vqkvc_plan_aqua(plan, in->capture, &params, in->db, in->parent, in->log, err));
+    say_explained(in, report);
+    return VQKVC_OK;
+}
+
+static vqkvc_code make_anchor(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
+{
+    const vqkvc_options *o = in->options;
+    vqkvc_explained report[2 * VQKVC_MAX_LAYERS];
+    vqkvc_anchor_params params = {.every = o->anchor_every,
+                                  .anchor_bits = o->anchor_bits,
+                                  .per_head = o->per_head,
+                                  .window = window_of(o),
+                                  .seed = o->seed,
+                                  .report = report};
+    VQKVC_TRY(whole_bits(o, &params.bits, err));
+    VQKVC_TRY(vqkvc_plan_anchor(plan, in->capture, &params, in->db, in->parent, in->log, err));
+    say_explained(in, report);
+    return VQKVC_OK;
 }
 
 /* ---- the table ---- */
@@ -88,12 +162,46 @@ static int parse_value(const char *name, const char *text, double *value)
     return 0;
 }
 
+static const struct {
+    const char *rate, *schedule;
+} svdq_rates[] = {{"1.25", "4,2,2,1,1,0,0,0"}, {"2", "8,4,2,1,1,0,0,0"}};
+
+/* The rate of n characters behind a scheme's name; 0 if it means nothing. */
+static int take_rate(const vqkvc_scheme *s, const char *rate, size_t n, vqkvc_options *o)
+{
+    char text[16];
+    if (n == 0 || (strlen(s->rate) == n && strncmp(rate, s->rate, n) == 0))
+        return 1;
+    if (n >= sizeof text)
+        return 0;
+    memcpy(text, rate, n);
+    text[n] = '\0';
+    for (size_t i = 0; (s->takes & VQKVC_GIVEN_SVDQ) != 0 && i < 2; i++)
+        if (strcmp(text, svdq_rates[i].rate) == 0) {
+            o->schedule = svdq_rates[i].schedule;
+            return 1;
+        }
+    return (s->takes & VQKVC_GIVEN_BITS) != 0 && parse_value("bits", text, &o->bits);
+}
+
+/* What stands behind a hyphen; 0 if it means nothing. */
+static int take_suffix(const vqkvc_scheme *s, const char *suffix, vqkvc_options *o)
+{
+    if ((s->takes & VQKVC_GIVEN_KVQUANT) != 0)
+        return parse_value("outliers", suffix, &o->outliers);
+    for (int i = 0; (s->takes & VQKVC_GIVEN_SVDQ) != 0 && i < N_SCHEMES; i++)
+        if (!schemes[i].calibrated && strcmp(schemes[i].name, suffix) == 0) {
+            o->values = schemes[i].name;
+            return 1;
+        }
+    return 0;
+}
+
 /* Takes what follows a scheme's name in a word; 0 if it means nothing. */
 static int take_rest(const vqkvc_scheme *s, const char *rest, vqkvc_options *o)
 {
-    if (rest[0] == '\0' || strcmp(rest, s->rate) == 0)
-        return 1;
-    return (s->takes & VQKVC_GIVEN_BITS) != 0 && parse_value("bits", rest, &o->bits);
+    size_t n = strcspn(rest, "-");
+    return take_rate(s, rest, n, o) && (rest[n] == '\0' || take_suffix(s, rest + n + 1, o));
 }
 
 vqkvc_code vqkvc_scheme_apply(const char *word, vqkvc_options *o, vqkvc_err *err)

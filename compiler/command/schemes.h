@@ -24,7 +24,23 @@
     X("q4_0", "", 0, 0, make_preset, "llama.cpp's q4_0: 4 bits, a scale for 32 channels")          \
     X("higgs2", "", 0, 0, make_preset, "HIGGS: Hadamard and a Gaussian grid, 2 bits")              \
     X("higgs3", "", 0, 0, make_preset, "the same at 3 bits")                                       \
-    X("higgs4", "", 0, 0, make_preset, "the same at 4 bits")
+    X("higgs4", "", 0, 0, make_preset, "the same at 4 bits")                                       \
+    X("kivi2", "", 0, 0, make_preset, "KIVI: ranges of channels for K, of tokens for V, 2 bits")   \
+    X("kivi4", "", 0, 0, make_preset, "the same at 4 bits")                                        \
+    X("turbo2", "", 0, 0, make_preset, "TurboQuant: random rotation and scalar levels, 2 bits")    \
+    X("turbo3", "", 0, 0, make_preset, "the same at 3 bits")                                       \
+    X("turbo4", "", 0, 0, make_preset, "the same at 4 bits")                                       \
+    X("nsn2", "", 0, 0, make_preset, "NSNQuant: normalise, shift, normalise, Gaussian grid, 2 bits") \
+    X("kvquant2", "", 1, VQKVC_GIVEN_KVQUANT, make_kvquant,                                        \
+      "KVQuant: non-uniform levels, un-rotated keys, 2 bits")                                      \
+    X("kvquant3", "", 1, VQKVC_GIVEN_KVQUANT, make_kvquant, "the same at 3 bits")                  \
+    X("kvquant4", "", 1, VQKVC_GIVEN_KVQUANT, make_kvquant, "the same at 4 bits")                  \
+    X("svdq", "1.25", 1, VQKVC_GIVEN_SVDQ, make_svdq,                                              \
+      "SVDq: singular vectors of un-rotated keys, mixed bits; values of another scheme")           \
+    X("aqua", "", 1, VQKVC_GIVEN_BITS | VQKVC_GIVEN_HEADS | VQKVC_GIVEN_AQUA, make_aqua,           \
+      "AQUA-KV: predicted from the layer below, HIGGS for the rest; bits 2, 3 or 4")               \
+    X("anchor", "", 1, VQKVC_GIVEN_BITS | VQKVC_GIVEN_HEADS | VQKVC_GIVEN_ANCHOR, make_anchor,     \
+      "ours: predicted from every n-th layer, nothing rebuilt; bits 2, 3 or 4")
 
 /* What a plan is made from. */
 typedef struct vqkvc_scheme_input {
@@ -51,8 +67,9 @@ const vqkvc_scheme *vqkvc_scheme_at(int i);
 /* The scheme of a command line, whose --scheme has been checked by the parser. */
 const vqkvc_scheme *vqkvc_scheme_of(const vqkvc_options *o);
 
-/* Sets scheme and rate as a word of a list names them: a scheme ("kivi2"), one with its bits behind
- * it ("auto1.5", where --bits is an option of the scheme). Fails with VQKVC_E_USAGE if there is no
+/* Sets scheme and rate as a word of a list names them: a scheme ("kivi2"); one with its bits behind
+ * it ("auto1.5", where --bits is an option of the scheme, "svdq2"); one with what makes it another
+ * behind a hyphen (the percentage of outliers in "kvquant2-1", the values in "svdq-higgs2"). Fails with VQKVC_E_USAGE if there is no
  * such scheme. The other options stay as they are. word is not kept. */
 vqkvc_code vqkvc_scheme_apply(const char *word, vqkvc_options *o, vqkvc_err *err);
 
