@@ -69,6 +69,7 @@ typedef struct block {
     int64_t base;
     double *rest[2], *sum[2]; /* by part: [n, n_layers, n_kv_heads, head_dim] */
     uint8_t *frame;           /* of keys: [n_layers, n_kv_heads] */
+    uint8_t *predicted;       /* [2, n_layers]: whether the prediction of a target is taken off */
 } block;
 
 static void block_free(block *b)
@@ -78,6 +79,7 @@ static void block_free(block *b)
         free(b->sum[part]);
     }
     free(b->frame);
+    free(b->predicted);
 }
 
 static vqkvc_code block_init(block *b, const vqkvc_plan *plan, int n, int64_t base, const float *k,
@@ -87,6 +89,7 @@ static vqkvc_code block_init(block *b, const vqkvc_plan *plan, int n, int64_t ba
     size_t heads = (size_t)g->n_layers * g->n_kv_heads, values = (size_t)n * heads * g->head_dim;
     *b = (block){.n = n, .base = base};
     b->frame = vqkvc_alloc(heads, 1, err);
+    b->predicted = vqkvc_alloc(2 * (size_t)g->n_layers, 1, err);
     for (int part = 0; part < 2; part++) {
         const float *from = part == VQKVC_PART_K ? k : v;
         b->rest[part] = vqkvc_alloc(values, sizeof(double), err);
@@ -149,6 +152,96 @@ static size_t member_at(const vqkvc_geometry *g, int t, const vqkvc_member *m)
     return (((size_t)t * g->n_layers + m->layer) * g->n_kv_heads + m->head) * g->head_dim;
 }
 
+/* The tables of a prediction. */
+typedef struct maps {
+    double *bias, *map, *out; /* out: NULL unless of reduced rank */
+} maps;
+
+static void maps_free(maps *m)
+{
+    free(m->bias);
+    free(m->map);
+    free(m->out);
+}
+
+static vqkvc_code maps_load(const vqkvc_plan *plan, const vqkvc_prediction *p, maps *m,
+                            vqkvc_err *err)
+{
+    *m = (maps){vqkvc_table_f64(plan, p->bias, err), vqkvc_table_f64(plan, p->map, err), NULL};
+    if (p->out >= 0)
+        m->out = vqkvc_table_f64(plan, p->out, err);
+    if (err->code != VQKVC_OK)
+        maps_free(m);
+    return err->code;
+}
+
+/* to [cols] += from [rows] * map [rows, cols] */
+static void add_product(int rows, int cols, const double *from, const double *map, double *to)
+{
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++)
+            to[j] += from[i] * map[(size_t)i * cols + j];
+}
+
+/* What one token's sources say: y [n_sources, n_kv_heads, head_dim] to x [n_kv_heads, head_dim];
+ * mid [n_kv_heads * head_dim] is scratch. */
+static void predict_token(const vqkvc_plan *plan, const vqkvc_prediction *p, const maps *m,
+                          const double *y, double *mid, double *x)
+{
+    int heads = plan->geometry.n_kv_heads, dim = plan->geometry.head_dim, d = heads * dim;
+    memcpy(x, m->bias, (size_t)d * sizeof *x);
+    if (p->per_head) {
+        for (int i = 0; i < p->n_sources * heads; i++)
+            add_product(dim, dim, y + (size_t)i * dim, m->map + (size_t)i * dim * dim,
+                        x + (size_t)(i % heads) * dim);
+    } else if (m->out == NULL) {
+        add_product(p->n_sources * d, d, y, m->map, x);
+    } else {
+        int rank = plan->tables[p->out].rows;
+        memset(mid, 0, (size_t)rank * sizeof *mid);
+        add_product(p->n_sources * d, rank, y, m->map, mid);
+        add_product(rank, d, mid, m->out, x);
+    }
+}
+
+/* Moves a prediction from rest to sum of its target. */
+static vqkvc_code take_prediction(const vqkvc_plan *plan, const vqkvc_prediction *p, const block *b,
+                                  vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    size_t d = (size_t)g->n_kv_heads * g->head_dim;
+    maps m;
+    VQKVC_TRY(maps_load(plan, p, &m, err));
+    double *y = vqkvc_alloc((size_t)(p->n_sources + 2) * d, sizeof *y, err);
+    for (int t = 0; y != NULL && t < b->n; t++) {
+        double *mid = y + (size_t)p->n_sources * d, *x = mid + d;
+        for (int i = 0; i < p->n_sources; i++) {
+            vqkvc_member source = {p->sources[i].part, p->sources[i].layer, 0};
+            memcpy(y + i * d, b->sum[source.part] + member_at(g, t, &source), d * sizeof *y);
+        }
+        predict_token(plan, p, &m, y, mid, x);
+        size_t at = member_at(g, t, &(vqkvc_member){p->part, p->layer, 0});
+        for (size_t c = 0; c < d; c++) {
+            b->rest[p->part][at + c] -= x[c];
+            b->sum[p->part][at + c] += x[c];
+        }
+    }
+    free(y);
+    maps_free(&m);
+    return err->code;
+}
+
+/* Before the first stream of a target. */
+static vqkvc_code predict_target(const vqkvc_plan *plan, const vqkvc_member *target, const block *b,
+                                 vqkvc_err *err)
+{
+    uint8_t *done = &b->predicted[(size_t)target->part * plan->geometry.n_layers + target->layer];
+    const vqkvc_prediction *p =
+        *done ? NULL : vqkvc_plan_prediction(plan, target->part, target->layer);
+    *done = 1;
+    return p == NULL ? VQKVC_OK : take_prediction(plan, p, b, err);
+}
+
 /* Codes what is left of a stream's members and moves the reconstruction from rest to sum. */
 static vqkvc_code code_stream(const vqkvc_plan *plan, const vqkvc_stream *s, const block *b,
                               vqkvc_err *err)
@@ -157,6 +250,7 @@ static vqkvc_code code_stream(const vqkvc_plan *plan, const vqkvc_stream *s, con
     size_t head_dim = (size_t)g->head_dim;
     double *rest = b->rest[s->members[0].part], *sum = b->sum[s->members[0].part];
     vqkvc_stream_work w;
+    VQKVC_TRY(predict_target(plan, &s->members[0], b, err));
     VQKVC_TRY(vqkvc_stream_work_init(&w, plan, s, b->n, 1, err));
     double *x = vqkvc_alloc((size_t)b->n * s->n_in, sizeof *x, err);
     if (x == NULL) {
