@@ -145,8 +145,9 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .high = 8,
      .fallback = "2",
      .mark = VQKVC_GIVEN_BITS,
-     .help = "of auto: bits a value that codes and gains may take; of aqua and anchor: of a code, 2, 3 "
-             "or 4"},
+     .help =
+         "of auto: bits a value that codes and gains may take; of aqua and anchor: of a code, 2, 3 "
+         "or 4"},
     {.name = "max-scan",
      .arg = "B",
      .type = VQKVC_OPT_NUMBER,
