@@ -38,6 +38,8 @@ static vqkvc_code make_vqkv(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkv
     vqkvc_vqkv_params params = {.share = strcmp(o->share, "model") == 0   ? VQKVC_SHARE_MODEL
                                          : strcmp(o->share, "layer") == 0 ? VQKVC_SHARE_LAYER
                                                                           : VQKVC_SHARE_HEAD,
+                                .beam = o->beam,
+                                .branches = o->branches,
                                 .window = window_of(o),
                                 .seed = o->seed};
     return vqkvc_plan_vqkv(plan, in->capture, &params, in->db, in->parent, in->log, err);

@@ -241,7 +241,8 @@ static vqkvc_code build_keys(svdq *q, vqkvc_plan *plan, vqkvc_svdq_claim *claims
 static vqkvc_code add_values(vqkvc_plan *plan, const char *preset, vqkvc_err *err)
 {
     vqkvc_plan from;
-    if (vqkvc_plan_preset(&from, &plan->geometry, preset, NULL, err) == VQKVC_OK)
+    vqkvc_window window = {.block = plan->block};
+    if (vqkvc_plan_preset(&from, &plan->geometry, preset, &window, err) == VQKVC_OK)
         vqkvc_preset_copy(plan, &from, VQKVC_PART_V, err);
     vqkvc_plan_free(&from);
     return err->code;
