@@ -31,7 +31,7 @@ static unsigned foreign_options(const vqkvc_options *o)
     return (is_auto(o) ? 0u : VQKVC_GIVEN_AUTO) | (is_vqkv(o) ? 0u : VQKVC_GIVEN_VQKV);
 }
 
-static int needs_capture(const vqkvc_options *o)
+int vqkvc_needs_capture(const vqkvc_options *o)
 {
     return is_auto(o) || is_vqkv(o) || o->import_path != NULL;
 }
@@ -136,7 +136,7 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
 {
     *p = (vqkvc_pipeline){.options = o, .log = log};
     VQKVC_TRY(check_options(o, capture_only, err));
-    p->calibrated = capture_only || needs_capture(o);
+    p->calibrated = capture_only || vqkvc_needs_capture(o);
     if (!p->calibrated && (o->given & VQKVC_GIVEN_SOURCE))
         vqkvc_say(log, 0, "scheme %s needs no calibration: its source is not used", o->scheme);
     p->params = (vqkvc_capture_params){.n_tokens = o->n_tokens,
@@ -162,7 +162,7 @@ vqkvc_code vqkvc_pipeline_next(vqkvc_pipeline *p, const vqkvc_options *o, vqkvc_
     free(p->header.data);
     p->header = (vqkvc_buf){0};
     p->options = o;
-    p->calibrated = is_auto(o) || o->import_path != NULL;
+    p->calibrated = vqkvc_needs_capture(o);
     VQKVC_TRY(check_options(o, 0, err));
     VQKVC_TRY(name_capture(p, err));
     return name_plan(p, err);
@@ -388,7 +388,7 @@ vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err)
 void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out)
 {
     vqkvc_options shown = *o;
-    int calibrated = needs_capture(o);
+    int calibrated = vqkvc_needs_capture(o);
     vqkvc_buf_puts(out, "vqkvc build");
     if (o->import_path == NULL)
         vqkvc_options_canonical_word(vqkvc_base_name(o->args[0]), out);

@@ -1,0 +1,230 @@
+/* Which rows the fidelity table has: one list of schemes, auto's rates, its ablations, and other
+ * calibrations. */
+#include <stdio.h>
+#include <string.h>
+
+#include "command/commands.h"
+#include "command/pipeline.h"
+#include "command/suite.h"
+
+enum { WORD = 64, MAX_EXTRAS = 4, DEFAULT_TOKENS = 32768 };
+
+/* The row that ablations and calibrations are about. */
+#define MAIN_RATE "--bits=2"
+
+/* ---- calibrations ---- */
+
+static const char *words_name(vqkvc_suite *s, const vqkvc_words *text, vqkvc_err *err)
+{
+    const char *first = text->n > 0 ? vqkvc_base_name(text->at[0]) : "self";
+    return text->n < 2 ? vqkvc_arena_strndup(&s->arena, first, strlen(first), err)
+                       : vqkvc_arena_printf(&s->arena, err, "%s and %d more", first, text->n - 1);
+}
+
+static vqkvc_code add_calibration(vqkvc_suite *s, const vqkvc_words *text, int share,
+                                  vqkvc_err *err)
+{
+    vqkvc_suite_calibration *c = &s->calibrations[s->n_calibrations++];
+    *c = (vqkvc_suite_calibration){.text = *text, .n_tokens = s->options->n_tokens, .share = share};
+    c->name = words_name(s, text, err);
+    if (share > 1 && c->name != NULL) {
+        c->name = vqkvc_arena_printf(&s->arena, err, "%s 1/%d", c->name, share);
+        c->n_tokens = (c->n_tokens > 0 ? c->n_tokens : DEFAULT_TOKENS) / share;
+    }
+    return err->code;
+}
+
+/* The first one is what the table's rows are fitted to. With --robust: the other kind of text, an
+ * eighth of the first, and, where the first is text, the model's own samples. */
+static vqkvc_code choose_calibrations(vqkvc_suite *s, vqkvc_err *err)
+{
+    const vqkvc_options *o = s->options;
+    const vqkvc_words none = {0};
+    VQKVC_TRY(add_calibration(s, &o->calibrate, 1, err));
+    if (o->robust.n == 0)
+        return VQKVC_OK;
+    VQKVC_TRY(add_calibration(s, &o->robust, 1, err));
+    VQKVC_TRY(add_calibration(s, &o->calibrate, 8, err));
+    return o->calibrate.n > 0 ? add_calibration(s, &none, 1, err) : VQKVC_OK;
+}
+
+/* ---- subjects ---- */
+
+/* Parses `vqkvc build MODEL extras...`, so that a suite and a build find each other's work in the
+ * store. */
+static vqkvc_code parse(vqkvc_suite *s, int n, const char *const *extras, vqkvc_options *made,
+                        vqkvc_err *err)
+{
+    const vqkvc_options *o = s->options;
+    char **words = vqkvc_arena_alloc(&s->arena, MAX_EXTRAS + 2, sizeof *words, err);
+    if (words == NULL)
+        return err->code;
+    words[0] = vqkvc_arena_strndup(&s->arena, "build", 5, err);
+    words[1] = o->args[0];
+    for (int i = 0; i < n; i++)
+        words[2 + i] = vqkvc_arena_strndup(&s->arena, extras[i], strlen(extras[i]), err);
+    VQKVC_TRY(err->code);
+    VQKVC_TRY(vqkvc_options_parse(&vqkvc_command_build, 2 + n, words, made, err));
+    made->given = 0;
+    made->db = o->db;
+    made->no_db = o->no_db;
+    made->seed = o->seed;
+    if (strcmp(made->scheme, "auto") == 0)
+        made->max_scan = o->max_scan;
+    return VQKVC_OK;
+}
+
+static vqkvc_code add_parsed(vqkvc_suite *s, vqkvc_suite_kind kind, const char *label,
+                             int calibration, const vqkvc_options *made, vqkvc_err *err)
+{
+    const vqkvc_suite_calibration *c = &s->calibrations[calibration];
+    if (s->n == VQKVC_SUITE_MAX_SUBJECTS)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "suite: more than %d rows", VQKVC_SUITE_MAX_SUBJECTS);
+    vqkvc_suite_subject *to = &s->subjects[s->n++];
+    *to = (vqkvc_suite_subject){
+        .kind = kind, .calibration = calibration, .label = label, .options = *made, .twin = -1};
+    to->calibrated = vqkvc_needs_capture(made);
+    to->options.text = c->text;
+    to->options.n_tokens = c->n_tokens;
+    to->options.sample /= c->share;
+    return VQKVC_OK;
+}
+
+static vqkvc_code add_extras(vqkvc_suite *s, vqkvc_suite_kind kind, const char *label, int n,
+                             const char *const *extras, vqkvc_err *err)
+{
+    vqkvc_options made;
+    VQKVC_TRY(parse(s, n, extras, &made, err));
+    return add_parsed(s, kind, label, 0, &made, err);
+}
+
+/* "aqua3" where no scheme has this name: the scheme aqua at 3 bits. */
+static vqkvc_code add_scheme_at_rate(vqkvc_suite *s, const char *word, vqkvc_err *err)
+{
+    char scheme[WORD + 16], bits[WORD + 16];
+    size_t n = strcspn(word, "0123456789.");
+    snprintf(scheme, sizeof scheme, "--scheme=%.*s", (int)n, word);
+    snprintf(bits, sizeof bits, "--bits=%s", word + n);
+    const char *extras[] = {scheme, bits};
+    return add_extras(s, VQKVC_SUITE_TABLE, NULL, 2, extras, err);
+}
+
+static vqkvc_code add_scheme(vqkvc_suite *s, const char *word, vqkvc_err *err)
+{
+    char scheme[WORD + 16];
+    const char *extras[] = {scheme};
+    vqkvc_err first = {0}, second = {0};
+    snprintf(scheme, sizeof scheme, "--scheme=%s", word);
+    if (add_extras(s, VQKVC_SUITE_TABLE, NULL, 1, extras, &first) == VQKVC_OK ||
+        add_scheme_at_rate(s, word, &second) == VQKVC_OK)
+        return VQKVC_OK;
+    return vqkvc_fail(err, first.code, "%s", first.msg);
+}
+
+static vqkvc_code add_rate(vqkvc_suite *s, const char *word, vqkvc_err *err)
+{
+    char bits[WORD + 16];
+    const char *extras[] = {bits};
+    snprintf(bits, sizeof bits, "--bits=%s", word);
+    return add_extras(s, VQKVC_SUITE_TABLE, NULL, 1, extras, err);
+}
+
+/* Calls add() for each word of a list with commas. */
+static vqkvc_code each_word(vqkvc_suite *s, const char *list,
+                            vqkvc_code (*add)(vqkvc_suite *, const char *, vqkvc_err *),
+                            vqkvc_err *err)
+{
+    char word[WORD];
+    if (strcmp(list, "none") == 0)
+        return VQKVC_OK;
+    while (*list != '\0') {
+        size_t n = strcspn(list, ",");
+        if (n == 0 || n >= WORD)
+            return vqkvc_fail(err, VQKVC_E_USAGE, "suite: '%.80s' is no list of words with commas",
+                              list);
+        snprintf(word, sizeof word, "%.*s", (int)n, list);
+        VQKVC_TRY(add(s, word, err));
+        list += n + (list[n] == ',');
+    }
+    return VQKVC_OK;
+}
+
+/* ---- ablations ---- */
+
+static vqkvc_code add_ablation(vqkvc_suite *s, const char *idea, const char *extra, vqkvc_err *err)
+{
+    const char *extras[] = {MAIN_RATE, extra};
+    const char *label = vqkvc_arena_printf(&s->arena, err, "auto2 without %s", idea);
+    return label == NULL ? err->code : add_extras(s, VQKVC_SUITE_ABLATION, label, 2, extras, err);
+}
+
+static const vqkvc_option *find_option(const vqkvc_option *group, const char *name)
+{
+    for (const vqkvc_option *opt = group; opt->name != NULL; opt++)
+        if (strcmp(opt->name, name) == 0)
+            return opt;
+    return NULL;
+}
+
+/* auto itself, without what its own options switch off, and without each word of --without. */
+static vqkvc_code choose_ablations(vqkvc_suite *s, vqkvc_err *err)
+{
+    const char *whole[] = {MAIN_RATE};
+    const vqkvc_option *without = find_option(vqkvc_options_scheme, "without");
+    VQKVC_TRY(add_extras(s, VQKVC_SUITE_ABLATION, NULL, 1, whole, err));
+    if (without == NULL || without->arg == NULL) {
+        VQKVC_TRY(add_ablation(s, "sharing", "--layers-shared=1", err));
+        return add_ablation(s, "block frame", "--frame=post", err);
+    }
+    for (const char *at = without->arg; *at != '\0';) {
+        char idea[WORD], extra[WORD + 16];
+        size_t n = strcspn(at, "|");
+        snprintf(idea, sizeof idea, "%.*s", (int)n, at);
+        snprintf(extra, sizeof extra, "--without=%s", idea);
+        VQKVC_TRY(add_ablation(s, idea, extra, err));
+        at += n + (at[n] == '|');
+    }
+    return VQKVC_OK;
+}
+
+/* ---- other calibrations ---- */
+
+/* auto at 2 bits and every other calibrated scheme of the table, on every calibration. */
+static vqkvc_code choose_robust(vqkvc_suite *s, vqkvc_err *err)
+{
+    const char *whole[] = {MAIN_RATE};
+    vqkvc_options main_options;
+    int n = s->n;
+    VQKVC_TRY(parse(s, 1, whole, &main_options, err));
+    for (int c = 0; c < s->n_calibrations; c++) {
+        VQKVC_TRY(add_parsed(s, VQKVC_SUITE_ROBUST, NULL, c, &main_options, err));
+        for (int i = 0; i < n; i++) {
+            const vqkvc_suite_subject *one = &s->subjects[i];
+            if (one->kind == VQKVC_SUITE_TABLE && one->calibrated &&
+                strcmp(one->options.scheme, "auto") != 0)
+                VQKVC_TRY(add_parsed(s, VQKVC_SUITE_ROBUST, NULL, c, &one->options, err));
+        }
+    }
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_suite_choose_rows(vqkvc_suite *s, vqkvc_err *err)
+{
+    const vqkvc_options *o = s->options;
+    s->subjects = vqkvc_arena_alloc(&s->arena, VQKVC_SUITE_MAX_SUBJECTS, sizeof *s->subjects, err);
+    if (s->subjects == NULL)
+        return err->code;
+    VQKVC_TRY(choose_calibrations(s, err));
+    if (each_word(s, o->rates, add_rate, err) != VQKVC_OK) {
+        vqkvc_err_prefix(err, "--rates");
+        return err->code;
+    }
+    VQKVC_TRY(each_word(s, o->schemes, add_scheme, err));
+    if (o->ablations)
+        VQKVC_TRY(choose_ablations(s, err));
+    if (o->robust.n > 0)
+        VQKVC_TRY(choose_robust(s, err));
+    if (s->n == 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "suite: neither --rates nor --schemes to measure");
+    return VQKVC_OK;
+}
