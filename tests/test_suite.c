@@ -11,24 +11,42 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/rng.h"
 #include "eval/plot.h"
 #include "eval/table.h"
 
-#define MODEL  "examples/models/ref7m.gguf"
-#define TOKENS "tests/data/ref7m_tokens.i32"
+#define MODEL "tests/data/toy_llama.gguf"
 #define HEAD                                                                                       \
     "text,context,windows,step,scheme,calibration,vectors,codes,stored,total,scan,kl,ppl_percent," \
     "top1,worst_kl,factor\n"
 
 static char folder[64];
 
+static void write_file(const char *name, const char *text, size_t n)
+{
+    char path[96];
+    vqkvc_err err = {0};
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    cr_assert_eq(vqkvc_write_file(path, text, n, &err), VQKVC_OK, "%s", err.msg);
+}
+
+/* Most of the time would go into optimising headers that are run for a moment: a compiler that does
+ * not, and that leaves vector kernels out. */
+static void make_compiler(void)
+{
+    static const char text[] = "exec cc \"$@\" -O0 -DTOY_KV_NO_SIMD\n";
+    char command[96];
+    write_file("cc.sh", text, sizeof text - 1);
+    snprintf(command, sizeof command, "sh %s/cc.sh", folder);
+    setenv("CC", command, 1);
+}
+
 static void make_folder(void)
 {
     snprintf(folder, sizeof folder, "/tmp/vqkvc-suite-XXXXXX");
     cr_assert_not_null(mkdtemp(folder));
     unsetenv("VQKVC_DB");
-    /* Headers compile in a third of the time without vector kernels. */
-    setenv("CC", "cc -DREF7M_KV_NO_SIMD", 1);
+    make_compiler();
 }
 
 static void remove_folder(void)
@@ -120,8 +138,10 @@ typedef struct line {
 static line parse_line(const char *text)
 {
     line l = {.factor = 0};
-    int n = sscanf(text,
-                   "ref7m_tokens.i32,%*d,1,16,%31[^,],%39[^,],%15[^,],%lf,%lf,%lf,%lf,%lf,%lf,%lf,"
+    const char *at = strstr(text, ",1,16,"); /* behind the text's name, which may be quoted */
+    cr_assert_not_null(at);
+    int n = sscanf(at,
+                   ",1,16,%31[^,],%39[^,],%15[^,],%lf,%lf,%lf,%lf,%lf,%lf,%lf,"
                    "%lf,%lf\n",
                    l.scheme, l.calibration, l.vectors, &l.codes, &l.stored, &l.total, &l.scan,
                    &l.kl, &l.ppl_percent, &l.top1, &l.worst, &l.factor);
@@ -147,8 +167,8 @@ Test(suite, rates_and_schemes_make_one_table_and_a_picture)
 {
     static const char *const schemes[] = {"auto1", "auto3", "q8_0", "higgs2"};
     static const char *const legend[] = {"auto", "q_0", "higgs"};
-    cr_assert_eq(run("--rates 1,3 --schemes q8_0,higgs2 --n-tokens 512 --tokens " TOKENS
-                     " --windows 1 --context 192 --step 16 --csv %s/t.csv --svg %s/t.svg"),
+    cr_assert_eq(run("--rates 1,3 --schemes q8_0,higgs2 --n-tokens 1024 --windows 1 "
+                     "--context 192 --step 16 --csv %s/t.csv --svg %s/t.svg"),
                  0);
     char *csv = read_back("t.csv"), *svg = read_back("t.svg"), *out = read_back("out");
     line lines[16];
@@ -156,7 +176,7 @@ Test(suite, rates_and_schemes_make_one_table_and_a_picture)
     for (int i = 0; i < 4; i++) {
         cr_assert_str_eq(lines[i].scheme, schemes[i]);
         cr_assert_str_eq(lines[i].calibration, i < 2 ? "self" : "none");
-        cr_assert_str_eq(lines[i].vectors, i == 3 ? "K rebuilt" : "absorbed");
+        cr_assert_str_eq(lines[i].vectors, "absorbed");
         cr_assert_not_null(strstr(out, schemes[i]));
     }
     for (int i = 0; i < 3; i++) {
@@ -177,8 +197,8 @@ Test(suite, rates_and_schemes_make_one_table_and_a_picture)
 /* What a run measured, the next one finds; only what is new in it is measured. */
 Test(suite, figures_are_kept_and_not_measured_again)
 {
-    static const char words[] = "--db %s/t.db --rates none --tokens " TOKENS
-                                " --windows 1 --context 140 --step 16 --csv %s/t.csv --schemes ";
+    static const char words[] =
+        "--db %s/t.db --rates none --windows 1 --context 140 --step 16 --csv %s/t.csv --schemes ";
     char first[256], second[256];
     snprintf(first, sizeof first, "%sq8_0", words);
     snprintf(second, sizeof second, "%sq4_0,q8_0", words);
@@ -197,8 +217,8 @@ Test(suite, figures_are_kept_and_not_measured_again)
 Test(suite, ablations_are_held_against_the_whole)
 {
     line lines[16];
-    cr_assert_eq(run("--rates none --schemes none --ablations --n-tokens 512 --tokens " TOKENS
-                     " --windows 1 --context 160 --step 16 --csv %s/t.csv"),
+    cr_assert_eq(run("--rates none --schemes none --ablations --n-tokens 1024 "
+                     "--windows 1 --context 160 --step 16 --csv %s/t.csv"),
                  0);
     char *csv = read_back("t.csv");
     int n = parse_csv(csv, lines);
@@ -212,26 +232,29 @@ Test(suite, ablations_are_held_against_the_whole)
     free(csv);
 }
 
-/* Two texts and a calibration for each; the text is the same one here. */
+/* Words of letters that come and go, for the toy's tokenizer; seed: another text. */
+static void write_text(const char *name, uint64_t seed)
+{
+    char text[6000];
+    vqkvc_rng rng = vqkvc_rng_make(seed, 0);
+    for (size_t i = 0; i < sizeof text; i++)
+        text[i] = " abcdefghijklmnop"[vqkvc_rng_below(&rng, 8 + i % 9)];
+    write_file(name, text, sizeof text);
+}
+
+/* A text and a calibration of each of two kinds. */
 Test(suite, other_calibrations_are_held_against_the_matched_one)
 {
-    static const char text[] = "It was a bright cold day in April, and the clocks were striking. ";
     static const char *const names[] = {"a.txt", "b.txt", "a.txt 1/8", "self"};
-    char line_of_text[64 * sizeof text] = "";
+    char words[512];
     line lines[16];
-    for (int i = 0; i < 60; i++)
-        memcpy(line_of_text + i * (sizeof text - 1), text, sizeof text);
-    for (int i = 0; i < 2; i++) {
-        char path[96];
-        vqkvc_err err = {0};
-        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
-        cr_assert_eq(vqkvc_write_file(path, line_of_text, strlen(line_of_text) - (size_t)i, &err),
-                     VQKVC_OK);
-    }
-    cr_assert_eq(run("--rates none --schemes none --n-tokens 512 --calibrate %s/a.txt "
-                     "--robust %s/b.txt --tokens " TOKENS " --tokens " TOKENS
-                     " --windows 1 --context 140 --step 16 --csv %s/t.csv"),
-                 0);
+    write_text("a.txt", 1);
+    write_text("b.txt", 2);
+    snprintf(words, sizeof words,
+             "--rates none --schemes none --n-tokens 4096 --calibrate %s/a.txt --robust %s/b.txt "
+             "--text %s/a.txt --text %s/b.txt --windows 1 --context 140 --step 16 --csv %s/t.csv",
+             folder, folder, folder, folder, folder);
+    cr_assert_eq(run(words), 0);
     char *csv = read_back("t.csv");
     cr_assert_eq(parse_csv(csv, lines), 8);
     for (int i = 0; i < 8; i++) {
@@ -245,8 +268,7 @@ Test(suite, other_calibrations_are_held_against_the_matched_one)
 
 Test(suite, presets_alone_need_no_calibration_and_outputs_go_where_they_should)
 {
-    const char *words = "--rates none --schemes q8_0 --tokens " TOKENS
-                        " --windows 1 --context 140 --step 70 --csv -";
+    const char *words = "--rates none --schemes q8_0 --windows 1 --context 140 --step 70 --csv -";
     cr_assert_eq(run(words), 0);
     char *err = read_back("err"), *out = read_back("out");
     cr_assert_null(strstr(err, "capture"));
@@ -266,7 +288,7 @@ Test(suite, wrong_words_are_refused_before_any_work)
         {"--rates 1,,2", "list", 2},       {"--rates none --schemes none", "neither", 2},
         {"--schemes q4_9", "q4_9", 2},     {"--csv - --figures", "exclude", 2},
         {"--context 100", "at least", 2},  {"--text %s/absent.txt", "absent.txt", 3},
-        {"--svg %s/no/t.svg", "t.svg", 3}, {"--tokens " TOKENS " --windows 9", "do not fit", 2},
+        {"--svg %s/no/t.svg", "t.svg", 3}, {"--text Makefile --windows 999", "do not fit", 2},
         {"--robust %s/x", "two texts", 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
