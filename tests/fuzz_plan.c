@@ -82,9 +82,9 @@ static vqkvc_code add_mixed_streams(vqkvc_plan *plan, vqkvc_err *err)
     s->mean = mean;
     s->enc = s->dec = enc;
     s->n_latents = 12;
-    r[0] = (vqkvc_run){VQKVC_CODER_VQ, 0, 2, 2, 2, 2, book};
-    r[1] = (vqkvc_run){VQKVC_CODER_UNI, 4, 4, 1, 3, 1, -1};
-    r[2] = (vqkvc_run){VQKVC_CODER_F16, 8, 4, 1, 16, 1, -1};
+    r[0] = (vqkvc_run){VQKVC_CODER_VQ, 0, 2, 2, 2, 2, 0, book};
+    r[1] = (vqkvc_run){VQKVC_CODER_UNI, 4, 4, 1, 3, 1, 0, -1};
+    r[2] = (vqkvc_run){VQKVC_CODER_F16, 8, 4, 1, 16, 1, 0, -1};
     for (int layer = 0; layer < 2; layer++) {
         vqkvc_member value = {VQKVC_PART_V, layer, 0};
         s = vqkvc_plan_add_stream(plan, "V", 1, &value, err);
@@ -96,7 +96,7 @@ static vqkvc_code add_mixed_streams(vqkvc_plan *plan, vqkvc_err *err)
         s->gain_width = 8;
         s->gain_lo = -4;
         s->gain_step = 0.125f;
-        r[0] = (vqkvc_run){VQKVC_CODER_UNI, 0, 8, 1, 4, 1, -1};
+        r[0] = (vqkvc_run){VQKVC_CODER_UNI, 0, 8, 1, 4, 1, 0, -1};
     }
     return VQKVC_OK;
 }

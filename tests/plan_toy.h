@@ -113,8 +113,8 @@ static inline void make_toy(vqkvc_plan *plan)
     s->gain_lo = -6;
     s->gain_step = 0.0625f;
     vqkvc_run *r = vqkvc_plan_set_runs(plan, s, 2, &err);
-    r[0] = (vqkvc_run){VQKVC_CODER_VQ, 0, 8, 1, 4, 2, own};
-    r[1] = (vqkvc_run){VQKVC_CODER_VQ, 8, 12, 2, 4, 1, wide};
+    r[0] = (vqkvc_run){VQKVC_CODER_VQ, 0, 8, 1, 4, 2, 0, own};
+    r[1] = (vqkvc_run){VQKVC_CODER_VQ, 8, 12, 2, 4, 1, 0, wide};
     for (int i = 0; i < 2; i++) {
         s = vqkvc_plan_add_stream(plan, i == 0 ? "K 0 own" : "K 1 own", 1, &keys[i], &err);
         s->frame = VQKVC_FRAME_BLOCK;
@@ -122,8 +122,8 @@ static inline void make_toy(vqkvc_plan *plan)
         s->gain_bits = 16;
         s->gain_width = 8;
         r = vqkvc_plan_set_runs(plan, s, 2, &err);
-        r[0] = (vqkvc_run){VQKVC_CODER_UNI, 0, 8, 1, 3, 1, -1};
-        r[1] = (vqkvc_run){VQKVC_CODER_VQ, 8, 8, 1, 2, 2, rest};
+        r[0] = (vqkvc_run){VQKVC_CODER_UNI, 0, 8, 1, 3, 1, 0, -1};
+        r[1] = (vqkvc_run){VQKVC_CODER_VQ, 8, 8, 1, 2, 2, 0, rest};
     }
     for (int i = 0; i < 2; i++) {
         vqkvc_member value = {VQKVC_PART_V, i, 0};
@@ -132,7 +132,7 @@ static inline void make_toy(vqkvc_plan *plan)
         s->gain_bits = 16;
         s->gain_width = 16;
         r = vqkvc_plan_set_runs(plan, s, 1, &err);
-        r[0] = (vqkvc_run){VQKVC_CODER_UNI, 0, 16, 1, 4, 1, -1};
+        r[0] = (vqkvc_run){VQKVC_CODER_UNI, 0, 16, 1, 4, 1, 0, -1};
     }
     cr_assert_eq(vqkvc_plan_validate(plan, &err), VQKVC_OK, "%s", err.msg);
 }

@@ -47,9 +47,6 @@ vqkvc_code vqkvc_pipeline_emit(vqkvc_pipeline *p, vqkvc_err *err);
 /* After an interruption it says how to go on. */
 void vqkvc_pipeline_close(vqkvc_pipeline *p, const vqkvc_err *err);
 
-/* Whether what o asks for is fitted to something. */
-int vqkvc_needs_capture(const vqkvc_options *o);
-
 /* The command line that makes a plan, without output: base names only, no option that does not
  * matter. "vqkvc build ref7m.gguf --scheme q4_0". Appends. */
 void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out);

@@ -4,13 +4,13 @@
 #include <string.h>
 
 #include "command/commands.h"
-#include "command/pipeline.h"
+#include "command/schemes.h"
 #include "command/suite.h"
 
-enum { WORD = 64, MAX_EXTRAS = 4, DEFAULT_TOKENS = 32768 };
+enum { WORD = 64, DEFAULT_TOKENS = 32768 };
 
 /* The row that ablations and calibrations are about. */
-#define MAIN_RATE "--bits=2"
+#define MAIN_ROW "auto2"
 
 /* ---- calibrations ---- */
 
@@ -50,21 +50,22 @@ static vqkvc_code choose_calibrations(vqkvc_suite *s, vqkvc_err *err)
 
 /* ---- subjects ---- */
 
-/* Parses `vqkvc build MODEL extras...`, so that a suite and a build find each other's work in the
- * store. */
-static vqkvc_code parse(vqkvc_suite *s, int n, const char *const *extras, vqkvc_options *made,
+/* The options of `vqkvc build MODEL --scheme WORD extra`, so that a suite and a build find each
+ * other's work in the store. word: as vqkvc_scheme_apply() takes it; extra: an option, or NULL. */
+static vqkvc_code parse(vqkvc_suite *s, const char *word, const char *extra, vqkvc_options *made,
                         vqkvc_err *err)
 {
     const vqkvc_options *o = s->options;
-    char **words = vqkvc_arena_alloc(&s->arena, MAX_EXTRAS + 2, sizeof *words, err);
+    char **words = vqkvc_arena_alloc(&s->arena, 3, sizeof *words, err); /* options point into it */
     if (words == NULL)
         return err->code;
     words[0] = vqkvc_arena_strndup(&s->arena, "build", 5, err);
     words[1] = o->args[0];
-    for (int i = 0; i < n; i++)
-        words[2 + i] = vqkvc_arena_strndup(&s->arena, extras[i], strlen(extras[i]), err);
+    if (extra != NULL)
+        words[2] = vqkvc_arena_strndup(&s->arena, extra, strlen(extra), err);
     VQKVC_TRY(err->code);
-    VQKVC_TRY(vqkvc_options_parse(&vqkvc_command_build, 2 + n, words, made, err));
+    VQKVC_TRY(vqkvc_options_parse(&vqkvc_command_build, extra != NULL ? 3 : 2, words, made, err));
+    VQKVC_TRY(vqkvc_scheme_apply(word, made, err));
     made->given = 0;
     made->db = o->db;
     made->no_db = o->no_db;
@@ -83,67 +84,34 @@ static vqkvc_code add_parsed(vqkvc_suite *s, vqkvc_suite_kind kind, const char *
     vqkvc_suite_subject *to = &s->subjects[s->n++];
     *to = (vqkvc_suite_subject){
         .kind = kind, .calibration = calibration, .label = label, .options = *made, .twin = -1};
-    to->calibrated = vqkvc_needs_capture(made);
+    to->calibrated = vqkvc_scheme_of(made)->calibrated;
     to->options.text = c->text;
     to->options.n_tokens = c->n_tokens;
     to->options.sample /= c->share;
     return VQKVC_OK;
 }
 
-static vqkvc_code add_extras(vqkvc_suite *s, vqkvc_suite_kind kind, const char *label, int n,
-                             const char *const *extras, vqkvc_err *err)
+static vqkvc_code add_row(vqkvc_suite *s, vqkvc_suite_kind kind, const char *label,
+                          const char *word, const char *extra, vqkvc_err *err)
 {
     vqkvc_options made;
-    VQKVC_TRY(parse(s, n, extras, &made, err));
+    VQKVC_TRY(parse(s, word, extra, &made, err));
     return add_parsed(s, kind, label, 0, &made, err);
 }
 
-/* "aqua3" where no scheme has this name: the scheme aqua at 3 bits. */
-static vqkvc_code add_scheme_at_rate(vqkvc_suite *s, const char *word, vqkvc_err *err)
-{
-    char scheme[WORD + 16], bits[WORD + 16];
-    size_t n = strcspn(word, "0123456789.");
-    snprintf(scheme, sizeof scheme, "--scheme=%.*s", (int)n, word);
-    snprintf(bits, sizeof bits, "--bits=%s", word + n);
-    const char *extras[] = {scheme, bits};
-    return add_extras(s, VQKVC_SUITE_TABLE, NULL, 2, extras, err);
-}
-
-static vqkvc_code add_scheme(vqkvc_suite *s, const char *word, vqkvc_err *err)
-{
-    char scheme[WORD + 16];
-    const char *extras[] = {scheme};
-    vqkvc_err first = {0}, second = {0};
-    snprintf(scheme, sizeof scheme, "--scheme=%s", word);
-    if (add_extras(s, VQKVC_SUITE_TABLE, NULL, 1, extras, &first) == VQKVC_OK ||
-        add_scheme_at_rate(s, word, &second) == VQKVC_OK)
-        return VQKVC_OK;
-    return vqkvc_fail(err, first.code, "%s", first.msg);
-}
-
-static vqkvc_code add_rate(vqkvc_suite *s, const char *word, vqkvc_err *err)
-{
-    char bits[WORD + 16];
-    const char *extras[] = {bits};
-    snprintf(bits, sizeof bits, "--bits=%s", word);
-    return add_extras(s, VQKVC_SUITE_TABLE, NULL, 1, extras, err);
-}
-
-/* Calls add() for each word of a list with commas. */
-static vqkvc_code each_word(vqkvc_suite *s, const char *list,
-                            vqkvc_code (*add)(vqkvc_suite *, const char *, vqkvc_err *),
-                            vqkvc_err *err)
+/* Adds each word of a list with commas, `prefix` before it. */
+static vqkvc_code add_list(vqkvc_suite *s, const char *list, const char *prefix, vqkvc_err *err)
 {
     char word[WORD];
     if (strcmp(list, "none") == 0)
         return VQKVC_OK;
     while (*list != '\0') {
         size_t n = strcspn(list, ",");
-        if (n == 0 || n >= WORD)
+        if (n == 0 || n + strlen(prefix) >= WORD)
             return vqkvc_fail(err, VQKVC_E_USAGE, "suite: '%.80s' is no list of words with commas",
                               list);
-        snprintf(word, sizeof word, "%.*s", (int)n, list);
-        VQKVC_TRY(add(s, word, err));
+        snprintf(word, sizeof word, "%s%.*s", prefix, (int)n, list);
+        VQKVC_TRY(add_row(s, VQKVC_SUITE_TABLE, NULL, word, NULL, err));
         list += n + (list[n] == ',');
     }
     return VQKVC_OK;
@@ -153,9 +121,9 @@ static vqkvc_code each_word(vqkvc_suite *s, const char *list,
 
 static vqkvc_code add_ablation(vqkvc_suite *s, const char *idea, const char *extra, vqkvc_err *err)
 {
-    const char *extras[] = {MAIN_RATE, extra};
     const char *label = vqkvc_arena_printf(&s->arena, err, "auto2 without %s", idea);
-    return label == NULL ? err->code : add_extras(s, VQKVC_SUITE_ABLATION, label, 2, extras, err);
+    return label == NULL ? err->code
+                         : add_row(s, VQKVC_SUITE_ABLATION, label, MAIN_ROW, extra, err);
 }
 
 static const vqkvc_option *find_option(const vqkvc_option *group, const char *name)
@@ -169,14 +137,16 @@ static const vqkvc_option *find_option(const vqkvc_option *group, const char *na
 /* auto itself, without what its own options switch off, and without each word of --without. */
 static vqkvc_code choose_ablations(vqkvc_suite *s, vqkvc_err *err)
 {
-    const char *whole[] = {MAIN_RATE};
     const vqkvc_option *without = find_option(vqkvc_options_scheme, "without");
-    VQKVC_TRY(add_extras(s, VQKVC_SUITE_ABLATION, NULL, 1, whole, err));
-    if (without == NULL || without->arg == NULL) {
+    const char *ideas = without == NULL            ? NULL
+                        : without->choices != NULL ? without->choices
+                                                   : without->arg;
+    VQKVC_TRY(add_row(s, VQKVC_SUITE_ABLATION, NULL, MAIN_ROW, NULL, err));
+    if (ideas == NULL) {
         VQKVC_TRY(add_ablation(s, "sharing", "--layers-shared=1", err));
         return add_ablation(s, "block frame", "--frame=post", err);
     }
-    for (const char *at = without->arg; *at != '\0';) {
+    for (const char *at = ideas; *at != '\0';) {
         char idea[WORD], extra[WORD + 16];
         size_t n = strcspn(at, "|");
         snprintf(idea, sizeof idea, "%.*s", (int)n, at);
@@ -192,10 +162,9 @@ static vqkvc_code choose_ablations(vqkvc_suite *s, vqkvc_err *err)
 /* auto at 2 bits and every other calibrated scheme of the table, on every calibration. */
 static vqkvc_code choose_robust(vqkvc_suite *s, vqkvc_err *err)
 {
-    const char *whole[] = {MAIN_RATE};
     vqkvc_options main_options;
     int n = s->n;
-    VQKVC_TRY(parse(s, 1, whole, &main_options, err));
+    VQKVC_TRY(parse(s, MAIN_ROW, NULL, &main_options, err));
     for (int c = 0; c < s->n_calibrations; c++) {
         VQKVC_TRY(add_parsed(s, VQKVC_SUITE_ROBUST, NULL, c, &main_options, err));
         for (int i = 0; i < n; i++) {
@@ -215,11 +184,11 @@ vqkvc_code vqkvc_suite_choose_rows(vqkvc_suite *s, vqkvc_err *err)
     if (s->subjects == NULL)
         return err->code;
     VQKVC_TRY(choose_calibrations(s, err));
-    if (each_word(s, o->rates, add_rate, err) != VQKVC_OK) {
+    if (add_list(s, o->rates, "auto", err) != VQKVC_OK) {
         vqkvc_err_prefix(err, "--rates");
         return err->code;
     }
-    VQKVC_TRY(each_word(s, o->schemes, add_scheme, err));
+    VQKVC_TRY(add_list(s, o->schemes, "", err));
     if (o->ablations)
         VQKVC_TRY(choose_ablations(s, err));
     if (o->robust.n > 0)
