@@ -56,7 +56,7 @@ typedef struct vqkvc_options {
     double outliers;
     int group, rank, grid, per_head, anchor_every, anchor_bits;
     double bits, max_scan;
-    int layers_shared, block, sink, recent;
+    int layers_shared, beam, branches, block, sink, recent;
     /* output */
     const char *prefix, *output, *depfile, *show;
     /* evaluation */

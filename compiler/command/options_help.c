@@ -70,16 +70,19 @@ static void put_paragraphs(vqkvc_buf *out, const char *text)
 /* The table of schemes: name, what it is, the options that are its own. */
 static void put_schemes(vqkvc_buf *out)
 {
-    vqkvc_buf_puts(out, "\nschemes, with the options that are their own:\n");
+    vqkvc_buf_puts(out, "\nschemes [and the options that are theirs]:\n");
     for (int i = 0; vqkvc_scheme_at(i) != NULL; i++) {
         const vqkvc_scheme *s = vqkvc_scheme_at(i);
         vqkvc_buf text = {0};
+        int n = 0;
         vqkvc_buf_puts(&text, s->summary);
         if (s->calibrated)
-            vqkvc_buf_puts(&text, "; takes a calibration");
+            vqkvc_buf_puts(&text, "; calibrated");
         for (const vqkvc_option *opt = vqkvc_options_scheme; opt->name != NULL; opt++)
             if ((opt->mark & s->takes) != 0)
-                vqkvc_buf_printf(&text, " --%s", opt->name);
+                vqkvc_buf_printf(&text, "%s--%s", n++ == 0 ? " [" : " ", opt->name);
+        if (n > 0)
+            vqkvc_buf_puts(&text, "]");
         vqkvc_buf_printf(out, "  %s", s->name);
         put_wrapped(out, text.failed ? s->summary : text.data, 2 + (int)strlen(s->name),
                     SCHEME_INDENT);

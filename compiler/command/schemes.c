@@ -38,6 +38,8 @@ static vqkvc_code make_vqkv(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkv
     vqkvc_vqkv_params params = {.share = strcmp(o->share, "model") == 0   ? VQKVC_SHARE_MODEL
                                          : strcmp(o->share, "layer") == 0 ? VQKVC_SHARE_LAYER
                                                                           : VQKVC_SHARE_HEAD,
+                                .beam = o->beam,
+                                .branches = o->branches,
                                 .window = window_of(o),
                                 .seed = o->seed};
     return vqkvc_plan_vqkv(plan, in->capture, &params, in->db, in->parent, in->log, err);
@@ -77,45 +79,25 @@ static vqkvc_code whole_bits(const vqkvc_options *o, int *bits, vqkvc_err *err)
     return VQKVC_OK;
 }
 
-/* What a fit has learned about each layer, to the log. */
-static void say_explained(const vqkvc_scheme_input *in, const vqkvc_explained *report)
-{
-    char text[160];
-    for (int i = 0; i < 2 * in->capture->geometry.n_layers; i++) {
-        vqkvc_explained_text(&report[i], text, sizeof text);
-        vqkvc_say(in->log, 0, "%s: %s", in->options->scheme, text);
-    }
-}
-
 static vqkvc_code make_aqua(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
 {
     const vqkvc_options *o = in->options;
-    vqkvc_explained report[2 * VQKVC_MAX_LAYERS];
-    vqkvc_aqua_params params = {.grid = o->grid,
-                                .rank = o->rank,
-                                .per_head = o->per_head,
-                                .window = window_of(o),
-                                .report = report};
+    vqkvc_aqua_params params = {
+        .grid = o->grid, .rank = o->rank, .per_head = o->per_head, .window = window_of(o)};
     VQKVC_TRY(whole_bits(o, &params.bits, err));
-    VQKVC_TRY(vqkvc_plan_aqua(plan, in->capture, &params, in->db, in->parent, in->log, err));
-    say_explained(in, report);
-    return VQKVC_OK;
+    return vqkvc_plan_aqua(plan, in->capture, &params, in->db, in->parent, in->log, err);
 }
 
 static vqkvc_code make_anchor(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
 {
     const vqkvc_options *o = in->options;
-    vqkvc_explained report[2 * VQKVC_MAX_LAYERS];
     vqkvc_anchor_params params = {.every = o->anchor_every,
                                   .anchor_bits = o->anchor_bits,
                                   .per_head = o->per_head,
                                   .window = window_of(o),
-                                  .seed = o->seed,
-                                  .report = report};
+                                  .seed = o->seed};
     VQKVC_TRY(whole_bits(o, &params.bits, err));
-    VQKVC_TRY(vqkvc_plan_anchor(plan, in->capture, &params, in->db, in->parent, in->log, err));
-    say_explained(in, report);
-    return VQKVC_OK;
+    return vqkvc_plan_anchor(plan, in->capture, &params, in->db, in->parent, in->log, err);
 }
 
 /* ---- the table ---- */

@@ -30,7 +30,8 @@
     X("turbo2", "", 0, 0, make_preset, "TurboQuant: random rotation and scalar levels, 2 bits")    \
     X("turbo3", "", 0, 0, make_preset, "the same at 3 bits")                                       \
     X("turbo4", "", 0, 0, make_preset, "the same at 4 bits")                                       \
-    X("nsn2", "", 0, 0, make_preset, "NSNQuant: normalise, shift, normalise, Gaussian grid, 2 bits") \
+    X("nsn2", "", 0, 0, make_preset,                                                               \
+      "NSNQuant: normalise, shift, normalise, Gaussian grid, 2 bits")                              \
     X("kvquant2", "", 1, VQKVC_GIVEN_KVQUANT, make_kvquant,                                        \
       "KVQuant: non-uniform levels, un-rotated keys, 2 bits")                                      \
     X("kvquant3", "", 1, VQKVC_GIVEN_KVQUANT, make_kvquant, "the same at 3 bits")                  \
@@ -69,8 +70,9 @@ const vqkvc_scheme *vqkvc_scheme_of(const vqkvc_options *o);
 
 /* Sets scheme and rate as a word of a list names them: a scheme ("kivi2"); one with its bits behind
  * it ("auto1.5", where --bits is an option of the scheme, "svdq2"); one with what makes it another
- * behind a hyphen (the percentage of outliers in "kvquant2-1", the values in "svdq-higgs2"). Fails with VQKVC_E_USAGE if there is no
- * such scheme. The other options stay as they are. word is not kept. */
+ * behind a hyphen (the percentage of outliers in "kvquant2-1", the values in "svdq-higgs2"). Fails
+ * with VQKVC_E_USAGE if there is no such scheme. The other options stay as they are. word is not
+ * kept. */
 vqkvc_code vqkvc_scheme_apply(const char *word, vqkvc_options *o, vqkvc_err *err);
 
 /* Refuses options that belong to other schemes. */

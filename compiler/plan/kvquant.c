@@ -140,8 +140,8 @@ static vqkvc_code fit_channels(const kvquant *q, uint16_t *levels, double *error
     return err->code;
 }
 
-/* Values: levels [1, 2^bits] between the smallest and the largest of each token, from as many tokens
- * as have some 2^18 values: a few numbers are fitted to all of them. */
+/* Values: levels [1, 2^bits] between the smallest and the largest of each token, from as many
+ * tokens as have some 2^18 values: a few numbers are fitted to all of them. */
 static vqkvc_code fit_tokens(const kvquant *q, uint16_t *levels, double *error, vqkvc_err *err)
 {
     enum { MOST = 1 << 18 };

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/half.h"
+
 void vqkvc_preset_begin(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
                         const vqkvc_window *defaults, const vqkvc_window *window)
 {
@@ -42,8 +44,8 @@ vqkvc_stream *vqkvc_preset_joined(vqkvc_plan *plan, vqkvc_part part, int layer, 
 }
 
 vqkvc_code vqkvc_preset_heads(vqkvc_plan *plan,
-                              vqkvc_code (*fill)(vqkvc_plan *plan, vqkvc_stream *s,
-                                                 const void *how, vqkvc_err *err),
+                              vqkvc_code (*fill)(vqkvc_plan *plan, vqkvc_stream *s, const void *how,
+                                                 vqkvc_err *err),
                               const void *how, vqkvc_err *err)
 {
     for (int layer = 0; layer < plan->geometry.n_layers; layer++)
@@ -73,6 +75,34 @@ vqkvc_code vqkvc_preset_range(vqkvc_plan *plan, vqkvc_stream *s, int width, int 
     return runs == NULL ? err->code : VQKVC_OK;
 }
 
+/* The table of 2^bits centres in -1 .. 1, which all streams share; its index, or -1. */
+static int add_centres(vqkvc_plan *plan, int bits, vqkvc_err *err)
+{
+    char name[48];
+    int n = 1 << bits;
+    snprintf(name, sizeof name, "uniform levels %d", n);
+    for (int i = 0; i < plan->n_tables; i++)
+        if (strcmp(plan->tables[i].name, name) == 0)
+            return i;
+    int book = vqkvc_plan_add_table(plan, 1, n, err, "%s", name);
+    for (int i = 0; book >= 0 && i < n; i++)
+        plan->tables[book].f16[i] = vqkvc_f32_to_f16((float)(2 * i + 1 - n) / (float)n);
+    return book;
+}
+
+vqkvc_code vqkvc_preset_centres(vqkvc_plan *plan, vqkvc_stream *s, int width, int tokens,
+                                const uint8_t *bits, vqkvc_err *err)
+{
+    VQKVC_TRY(vqkvc_preset_range(plan, s, width, tokens, bits, err));
+    for (int r = 0; r < s->n_runs; r++) {
+        s->runs[r].coder = VQKVC_CODER_VQ;
+        s->runs[r].book = add_centres(plan, bits[r], err);
+        if (s->runs[r].book < 0)
+            return err->code;
+    }
+    return VQKVC_OK;
+}
+
 int vqkvc_preset_group(int n, int most)
 {
     int group = n < most ? n : most;
@@ -94,8 +124,7 @@ static vqkvc_code copy_table(vqkvc_plan *plan, const vqkvc_plan *from, int *map,
         int made = vqkvc_plan_add_table(plan, t->rows, t->cols, err, "%s", t->name);
         if (made < 0)
             return err->code;
-        memcpy(plan->tables[made].f16, t->f16,
-               (size_t)t->rows * (size_t)t->cols * sizeof *t->f16);
+        memcpy(plan->tables[made].f16, t->f16, (size_t)t->rows * (size_t)t->cols * sizeof *t->f16);
         map[*index] = 1 + made;
     }
     *index = map[*index] - 1;

@@ -17,14 +17,19 @@ vqkvc_stream *vqkvc_preset_joined(vqkvc_plan *plan, vqkvc_part part, int layer, 
 
 /* Calls `fill` for a new stream of every KV head: layer by layer, K before V. */
 vqkvc_code vqkvc_preset_heads(vqkvc_plan *plan,
-                              vqkvc_code (*fill)(vqkvc_plan *plan, vqkvc_stream *s,
-                                                 const void *how, vqkvc_err *err),
+                              vqkvc_code (*fill)(vqkvc_plan *plan, vqkvc_stream *s, const void *how,
+                                                 vqkvc_err *err),
                               const void *how, vqkvc_err *err);
 
 /* RANGE gains over `width` latents (a divisor of n_latents) and `tokens` tokens, and uniform codes:
  * bits[i] for gain group i. */
 vqkvc_code vqkvc_preset_range(vqkvc_plan *plan, vqkvc_stream *s, int width, int tokens,
                               const uint8_t *bits, vqkvc_err *err);
+
+/* The same with codes of the centres of 2^bits equal parts of the range, where uniform codes stand
+ * for its ends as well: far better at 1 and 2 bits, where most values lie inside. */
+vqkvc_code vqkvc_preset_centres(vqkvc_plan *plan, vqkvc_stream *s, int width, int tokens,
+                                const uint8_t *bits, vqkvc_err *err);
 
 /* Adds copies of the streams of one part of another plan with the tables that they use. */
 vqkvc_code vqkvc_preset_copy(vqkvc_plan *plan, const vqkvc_plan *from, vqkvc_part part,

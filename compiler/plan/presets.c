@@ -78,18 +78,12 @@ static const struct preset {
     int bits; /* of a code, a value */
     const vqkvc_window *window;
     vqkvc_code (*build)(vqkvc_plan *plan, int bits, vqkvc_err *err);
-} presets[] = {{"f16", 16, &usual, build_f16},
-               {"q8_0", 8, &usual, build_ggml},
-               {"q4_0", 4, &usual, build_ggml},
-               {"higgs2", 2, &usual, build_higgs},
-               {"higgs3", 3, &usual, build_higgs},
-               {"higgs4", 4, &usual, build_higgs},
-               {"kivi2", 2, &of_kivi, vqkvc_build_kivi},
-               {"kivi4", 4, &of_kivi, vqkvc_build_kivi},
-               {"turbo2", 2, &usual, vqkvc_build_turbo},
-               {"turbo3", 3, &usual, vqkvc_build_turbo},
-               {"turbo4", 4, &usual, vqkvc_build_turbo},
-               {"nsn2", 2, &usual, vqkvc_build_nsn}};
+} presets[] = {{"f16", 16, &usual, build_f16},           {"q8_0", 8, &usual, build_ggml},
+               {"q4_0", 4, &usual, build_ggml},          {"higgs2", 2, &usual, build_higgs},
+               {"higgs3", 3, &usual, build_higgs},       {"higgs4", 4, &usual, build_higgs},
+               {"kivi2", 2, &of_kivi, vqkvc_build_kivi}, {"kivi4", 4, &of_kivi, vqkvc_build_kivi},
+               {"turbo2", 2, &usual, vqkvc_build_turbo}, {"turbo3", 3, &usual, vqkvc_build_turbo},
+               {"turbo4", 4, &usual, vqkvc_build_turbo}, {"nsn2", 2, &usual, vqkvc_build_nsn}};
 
 static const struct preset *find_preset(const char *scheme)
 {

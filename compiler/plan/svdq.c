@@ -79,7 +79,7 @@ static vqkvc_code basis_of(const svdq *q, vqkvc_plan *plan, int layer, uint16_t 
     int d = plan->geometry.n_kv_heads * plan->geometry.head_dim, found;
     size_t bytes = ((size_t)d + (size_t)d * (size_t)d) * sizeof *mean_u;
     char recipe[160];
-    double left;
+    double left = 0;
     snprintf(recipe, sizeof recipe, "svdq basis v1 layer=%d from=%s", layer, q->store->parent.hex);
     VQKVC_TRY(vqkvc_fit_find(q->store, "basis", recipe, bytes, mean_u, &found, err));
     if (!found) {
@@ -128,7 +128,7 @@ static vqkvc_code add_keys(const svdq *q, vqkvc_plan *plan, int layer, vqkvc_err
     s->transform = VQKVC_TRANSFORM_BASIS;
     if (err->code == VQKVC_OK && basis_of(q, plan, layer, mean_u, err) == VQKVC_OK &&
         add_tables(q, plan, s, layer, mean_u, widths, err) == VQKVC_OK)
-        vqkvc_preset_range(plan, s, 1, q->group, widths, err);
+        vqkvc_preset_centres(plan, s, 1, q->group, widths, err);
     free(mean_u);
     free(widths);
     return err->code;
@@ -165,7 +165,7 @@ static vqkvc_code error_per_channel(const svdq *q, const vqkvc_geometry *g, int 
     vqkvc_stream *s = vqkvc_preset_joined(&plan, VQKVC_PART_K, 0, err);
     if (err->code == VQKVC_OK) {
         memset(widths, bits, (size_t)d);
-        if (vqkvc_preset_range(&plan, s, 1, q->group, widths, err) == VQKVC_OK &&
+        if (vqkvc_preset_centres(&plan, s, 1, q->group, widths, err) == VQKVC_OK &&
             vqkvc_stream_apply(&plan, s, q->capture->n_sample, q->x, q->x_hat, NULL, err) ==
                 VQKVC_OK)
             *error = relative_error(q, d);
@@ -182,8 +182,7 @@ static vqkvc_code check_claim(const svdq *q, const vqkvc_plan *plan, int layer,
     double below = 1, above; /* with no bits the mean is what is left */
     claim->bits = vqkvc_stream_code_bits(s) / s->n_in;
     int whole = (int)floor(claim->bits);
-    VQKVC_TRY(
-        vqkvc_stream_apply(plan, s, q->capture->n_sample, q->x, q->x_hat, NULL, err));
+    VQKVC_TRY(vqkvc_stream_apply(plan, s, q->capture->n_sample, q->x, q->x_hat, NULL, err));
     claim->error = relative_error(q, s->n_in);
     if (whole > 0)
         VQKVC_TRY(error_per_channel(q, &plan->geometry, whole, &below, err));
@@ -206,8 +205,8 @@ static vqkvc_code check(const vqkvc_capture *c, const svdq *q, int block, vqkvc_
 {
     int d = c->geometry.n_kv_heads * c->geometry.head_dim;
     if (d % VQKVC_SVDQ_GROUPS != 0)
-        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "svdq: %d channels cannot be cut into %d groups",
-                          d, VQKVC_SVDQ_GROUPS);
+        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
+                          "svdq: %d channels cannot be cut into %d groups", d, VQKVC_SVDQ_GROUPS);
     if (q->group < 1 || block % q->group != 0)
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "svdq: %d tokens share a range, which does not divide a block of %d",
@@ -242,7 +241,8 @@ static vqkvc_code build_keys(svdq *q, vqkvc_plan *plan, vqkvc_svdq_claim *claims
 static vqkvc_code add_values(vqkvc_plan *plan, const char *preset, vqkvc_err *err)
 {
     vqkvc_plan from;
-    if (vqkvc_plan_preset(&from, &plan->geometry, preset, NULL, err) == VQKVC_OK)
+    vqkvc_window window = {.block = plan->block};
+    if (vqkvc_plan_preset(&from, &plan->geometry, preset, &window, err) == VQKVC_OK)
         vqkvc_preset_copy(plan, &from, VQKVC_PART_V, err);
     vqkvc_plan_free(&from);
     return err->code;
