@@ -230,7 +230,8 @@ static vqkvc_row table_row(const evaluation *e, const subject *s)
                        .measured = &s->measured,
                        .cost = s->plan.n_streams > 0 ? &s->cost : NULL,
                        .codec = &s->codec,
-                       .timing = e->options->speed ? &s->timing : NULL};
+                       .timing = e->options->speed ? &s->timing : NULL,
+                       .vectors = s->plan.n_streams > 0 ? vqkvc_vectors_word(&s->plan) : NULL};
 }
 
 static vqkvc_code print_results(const evaluation *e, vqkvc_err *err)

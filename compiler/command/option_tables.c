@@ -421,9 +421,17 @@ const vqkvc_option vqkvc_options_suite[] = {
      .arg = "A,B,...",
      .type = VQKVC_OPT_TEXT,
      .offset = AT(schemes),
-     .fallback = "f16,q8_0,q4_0,higgs2",
+     .fallback = "aqua2,aqua3,anchor2,vqkv,svdq,svdq2,svdq-higgs2,kivi2,kivi4,kvquant2,kvquant2-1,"
+                 "kvquant3,kvquant3-1,kvquant4,nsn2,turbo2,turbo3,turbo4,higgs2,higgs3,higgs4,"
+                 "q4_0,q8_0,f16",
      .help = "schemes to measure as well, with their rate where they have one (kivi2, auto1.5), or "
              "none; `vqkvc build --help` lists them"},
+    {.name = "ablations",
+     .type = VQKVC_OPT_FLAG,
+     .offset = AT(ablations),
+     .help =
+         "measure auto at 2 bits without each of its ideas as well, on the first text (default: "
+         "off)"},
     {.name = "calibrate",
      .arg = "FILE",
      .type = VQKVC_OPT_WORDS,
@@ -431,6 +439,15 @@ const vqkvc_option vqkvc_options_suite[] = {
      .is_file = 1,
      .help = "calibrate on UTF-8 text; once for each file (default: text that the model samples "
              "itself)"},
+    {.name = "robust",
+     .arg = "FILE",
+     .type = VQKVC_OPT_WORDS,
+     .offset = AT(robust),
+     .is_file = 1,
+     .help = "calibrate auto at 2 bits and the other calibrated schemes on this text of another "
+             "kind as well, on an eighth of the usual tokens, and on the model's own samples; "
+             "evaluate them on the first text, which is of the usual kind, and on the last, which "
+             "is of this kind; once for each file (default: none)"},
     {.name = "n-tokens",
      .arg = "N",
      .type = VQKVC_OPT_INT64,

@@ -64,8 +64,9 @@ typedef struct vqkvc_options {
     const char *schemes;
     int windows, context, step, speed, layers, markdown, figures;
     /* suite */
-    vqkvc_words calibrate;
+    vqkvc_words calibrate, robust;
     const char *rates, *long_text, *isa, *csv, *svg;
+    int ablations;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;
