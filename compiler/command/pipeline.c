@@ -8,9 +8,9 @@
 #include "capture/blob.h"
 #include "capture/import.h"
 #include "capture/run.h"
+#include "command/fit_auto.h"
 #include "command/keep.h"
 #include "gen/gen.h"
-#include "plan/auto.h"
 #include "plan/vqkv.h"
 
 /* ---- opening ---- */
@@ -98,11 +98,12 @@ const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
         return vqkvc_arena_printf(arena, err,
                                   "plan v1;scheme=%s;block=%d;sink=%d;recent=%d;from=%s", o->scheme,
                                   o->block, o->sink, o->recent, from);
-    return vqkvc_arena_printf(arena, err,
-                              "plan v1;scheme=auto;bits=%.9g;max_scan=%.9g;layers_shared=%d;"
-                              "frame=%s;block=%d;sink=%d;recent=%d;seed=%llu;from=%s",
-                              o->bits, o->max_scan, o->layers_shared, o->frame, o->block, o->sink,
-                              o->recent, (unsigned long long)o->seed, capture->hex);
+    return vqkvc_arena_printf(
+        arena, err,
+        "plan v2;scheme=auto;bits=%.9g;max_scan=%.9g;layers_shared=%d;probes=%d;"
+        "frame=%s;block=%d;sink=%d;recent=%d;seed=%llu;from=%s",
+        o->bits, o->max_scan, o->layers_shared, o->probes, o->frame, o->block, o->sink, o->recent,
+        (unsigned long long)o->seed, capture->hex);
 }
 
 static vqkvc_code name_capture(vqkvc_pipeline *p, vqkvc_err *err)
@@ -272,19 +273,6 @@ static vqkvc_window window_of(const vqkvc_options *o)
     return (vqkvc_window){.n_sink = o->sink, .n_recent = o->recent, .block = o->block};
 }
 
-static vqkvc_code fit_auto(vqkvc_pipeline *p, vqkvc_err *err)
-{
-    const vqkvc_options *o = p->options;
-    vqkvc_auto_params params = {.bits = o->bits,
-                                .max_scan = o->max_scan > 0 ? o->max_scan : -1,
-                                .layers_shared = o->layers_shared,
-                                .frame = strcmp(o->frame, "post") == 0 ? VQKVC_FRAME_POST
-                                                                       : VQKVC_FRAME_BLOCK,
-                                .window = window_of(o),
-                                .seed = o->seed};
-    return vqkvc_plan_auto(&p->plan, &p->capture, &params, p->db, &p->capture_hash, p->log, err);
-}
-
 static vqkvc_code fit_vqkv(vqkvc_pipeline *p, vqkvc_err *err)
 {
     const vqkvc_options *o = p->options;
@@ -345,7 +333,7 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
     double start = vqkvc_seconds();
     vqkvc_window window = window_of(p->options);
     if (is_auto(p->options))
-        VQKVC_TRY(fit_auto(p, err));
+        VQKVC_TRY(vqkvc_fit_auto(p, err));
     else if (is_vqkv(p->options))
         VQKVC_TRY(fit_vqkv(p, err));
     else

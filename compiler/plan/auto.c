@@ -28,8 +28,9 @@ static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
 /* Everything that the samples and metrics of a stream depend on besides the capture. */
 static char *settings_text(const vqkvc_auto_params *p, vqkvc_arena *arena, vqkvc_err *err)
 {
-    return vqkvc_arena_printf(arena, err, "frame=%d block=%d seed=%llu", (int)p->frame,
-                              p->window.block, (unsigned long long)p->seed);
+    return vqkvc_arena_printf(arena, err, "frame=%d block=%d seed=%llu probes=%s", (int)p->frame,
+                              p->window.block, (unsigned long long)p->seed,
+                              p->sensitivity != NULL ? p->probes.hex : "none");
 }
 
 /* x [n, n_in] loses what `stream` codes of it. */
@@ -130,6 +131,16 @@ static vqkvc_code check(const vqkvc_capture *c, const vqkvc_auto_params *p, vqkv
     return VQKVC_OK;
 }
 
+static vqkvc_code make_metrics(const vqkvc_capture *c, const vqkvc_auto_params *p,
+                               vqkvc_arena *arena, vqkvc_metrics *m, vqkvc_err *err)
+{
+    VQKVC_TRY(vqkvc_sample_metrics(c, p->seed, arena, m, err));
+    if (p->sensitivity == NULL)
+        return VQKVC_OK;
+    VQKVC_TRY(vqkvc_metrics_weigh(c, p->sensitivity, p->seed, m, err));
+    return vqkvc_metrics_turn(c, p->frame, p->window.block, m, err);
+}
+
 vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
                            const vqkvc_auto_params *params, kvdb *db, const vqkvc_hash *parent,
                            const vqkvc_log *log, vqkvc_err *err)
@@ -151,8 +162,7 @@ vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
                              .model = capture->geometry.weights_hash,
                              .parent = *parent,
                              .settings = settings_text(&p, &arena, err)};
-    if (err->code == VQKVC_OK &&
-        vqkvc_sample_metrics(capture, p.seed, &arena, &metrics, err) == VQKVC_OK &&
+    if (err->code == VQKVC_OK && make_metrics(capture, &p, &arena, &metrics, err) == VQKVC_OK &&
         vqkvc_search(capture, &p, &metrics, &arena, log, &design, err) == VQKVC_OK) {
         vqkvc_say(log, 1, "auto: %d layers share; %.3f bits stored, %.3f read",
                   design.layers_shared, design.bits, design.scan);

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "calib_db/kvdb.h"
 #include "capture/capture.h"
+#include "plan/calibration.h"
 #include "plan/plan.h"
 
 typedef struct vqkvc_auto_params {
@@ -16,6 +17,8 @@ typedef struct vqkvc_auto_params {
     vqkvc_frame frame; /* of keys; BLOCK or POST */
     vqkvc_window window;
     uint64_t seed;
+    const vqkvc_sensitivity *sensitivity; /* NULL: the closed form of the metrics alone */
+    vqkvc_hash probes;                    /* recipe hash of the sensitivities */
 } vqkvc_auto_params;
 
 /* Fits and freezes a plan from a capture. Fitted streams are looked up in and put into db (may be
