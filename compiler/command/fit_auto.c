@@ -65,6 +65,16 @@ static vqkvc_code find_sensitivity(vqkvc_pipeline *p, vqkvc_sensitivity *s, vqkv
     return err->code;
 }
 
+/* Un-rotated keys compress best, but attention must rebuild them. */
+static vqkvc_frame frame_of(const vqkvc_options *o)
+{
+    if (strcmp(o->frame, "best") == 0)
+        return o->max_scan > 0 ? VQKVC_FRAME_BLOCK : VQKVC_FRAME_PRE;
+    return strcmp(o->frame, "post") == 0  ? VQKVC_FRAME_POST
+           : strcmp(o->frame, "pre") == 0 ? VQKVC_FRAME_PRE
+                                          : VQKVC_FRAME_BLOCK;
+}
+
 vqkvc_code vqkvc_fit_auto(vqkvc_pipeline *p, vqkvc_err *err)
 {
     const vqkvc_options *o = p->options;
@@ -74,7 +84,7 @@ vqkvc_code vqkvc_fit_auto(vqkvc_pipeline *p, vqkvc_err *err)
         .bits = o->bits,
         .max_scan = o->max_scan > 0 ? o->max_scan : -1,
         .layers_shared = o->layers_shared,
-        .frame = strcmp(o->frame, "post") == 0 ? VQKVC_FRAME_POST : VQKVC_FRAME_BLOCK,
+        .frame = frame_of(o),
         .window = {.n_sink = o->sink, .n_recent = o->recent, .block = o->block},
         .seed = o->seed};
     if (p->model != NULL && o->probes > 0) {

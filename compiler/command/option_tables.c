@@ -169,12 +169,13 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .help = "of auto: groups of latents of each head whose errors are probed in the model; 0 "
              "trusts a closed form"},
     {.name = "frame",
-     .arg = "block|post",
+     .arg = "best|block|post|pre",
      .type = VQKVC_OPT_CHOICE,
      .offset = AT(frame),
-     .fallback = "block",
+     .fallback = "best",
      .mark = VQKVC_GIVEN_AUTO,
-     .help = "of auto: which rotation coded keys carry"},
+     .help = "of auto: which rotation coded keys carry; pre is none, and attention rebuilds keys; "
+             "best is pre without a limit on the scan, else block"},
     {.name = "share",
      .arg = "model|layer|head",
      .type = VQKVC_OPT_CHOICE,

@@ -11,10 +11,12 @@
 #include "plan/plan.h"
 
 typedef struct vqkvc_auto_params {
-    double bits;       /* a value: codes and gains together; 0: 2 */
-    double max_scan;   /* bits a value that attention may read; 0: 5.5; negative: no limit */
-    int layers_shared; /* layers that share a stream; 0: chosen; 1: none */
-    vqkvc_frame frame; /* of keys; BLOCK or POST */
+    double bits;        /* a value: codes and gains together; 0: 2 */
+    double max_scan;    /* bits a value that attention may read; 0: 5.5; negative: no limit */
+    int layers_shared;  /* layers that share a stream; 0: chosen; 1: none */
+    int separate_heads; /* no stream over several heads */
+    int no_gain;        /* no gains */
+    vqkvc_frame frame;  /* of keys; PRE: attention rebuilds them */
     vqkvc_window window;
     uint64_t seed;
     const vqkvc_sensitivity *sensitivity; /* NULL: the closed form of the metrics alone */
