@@ -9,6 +9,7 @@
 #include "command/commands.h"
 #include "command/eval_text.h"
 #include "command/pipeline.h"
+#include "command/schemes.h"
 #include "eval/plot.h"
 #include "eval/table.h"
 
@@ -57,21 +58,23 @@ typedef struct suite {
 
 /* ---- what is built ---- */
 
-/* The options of `vqkvc build MODEL NAME VALUE`, so that both find each other's work in the store.
- */
-static vqkvc_code add_scheme(suite *s, const char *option, const char *value, vqkvc_err *err)
+/* The options of `vqkvc build MODEL --scheme WORD`, so that both find each other's work in the
+ * store. word: as vqkvc_scheme_apply() takes it. */
+static vqkvc_code add_scheme(suite *s, const char *word, vqkvc_err *err)
 {
     const vqkvc_options *o = s->options;
-    char *argv[] = {vqkvc_arena_strndup(&s->arena, "build", 5, err), o->args[0],
-                    vqkvc_arena_printf(&s->arena, err, "--%s=%s", option, value)};
-    char **words = vqkvc_arena_alloc(&s->arena, 3, sizeof *words, err);
+    char **words = vqkvc_arena_alloc(&s->arena, 2, sizeof *words, err); /* options point into it */
+    if (words == NULL)
+        return err->code;
+    words[0] = vqkvc_arena_strndup(&s->arena, "build", 5, err);
+    words[1] = o->args[0];
     if (err->code != VQKVC_OK)
         return err->code;
     if (s->n == MAX_SCHEMES)
         return vqkvc_fail(err, VQKVC_E_USAGE, "suite: more than %d rates and schemes", MAX_SCHEMES);
-    memcpy(words, argv, sizeof argv); /* the options point into it */
     scheme *to = &s->schemes[s->n];
-    VQKVC_TRY(vqkvc_options_parse(&vqkvc_command_build, 3, words, &to->options, err));
+    VQKVC_TRY(vqkvc_options_parse(&vqkvc_command_build, 2, words, &to->options, err));
+    VQKVC_TRY(vqkvc_scheme_apply(word, &to->options, err));
     vqkvc_options *made = &to->options;
     made->given = 0;
     made->db = o->db;
@@ -87,19 +90,19 @@ static vqkvc_code add_scheme(suite *s, const char *option, const char *value, vq
     return VQKVC_OK;
 }
 
-/* Adds each word of a list with commas. */
-static vqkvc_code add_list(suite *s, const char *list, const char *option, vqkvc_err *err)
+/* Adds each word of a list with commas, `prefix` before it. */
+static vqkvc_code add_list(suite *s, const char *list, const char *prefix, vqkvc_err *err)
 {
     char word[WORD];
     if (strcmp(list, "none") == 0)
         return VQKVC_OK;
     while (*list != '\0') {
         size_t n = strcspn(list, ",");
-        if (n == 0 || n >= WORD)
+        if (n == 0 || n + strlen(prefix) >= WORD)
             return vqkvc_fail(err, VQKVC_E_USAGE, "suite: '%.80s' is no list of words with commas",
                               list);
-        snprintf(word, sizeof word, "%.*s", (int)n, list);
-        VQKVC_TRY(add_scheme(s, option, word, err));
+        snprintf(word, sizeof word, "%s%.*s", prefix, (int)n, list);
+        VQKVC_TRY(add_scheme(s, word, err));
         list += n + (list[n] == ',');
     }
     return VQKVC_OK;
@@ -110,11 +113,11 @@ static vqkvc_code choose_schemes(suite *s, vqkvc_err *err)
     s->schemes = vqkvc_alloc(MAX_SCHEMES, sizeof *s->schemes, err);
     if (s->schemes == NULL)
         return err->code;
-    if (add_list(s, s->options->rates, "bits", err) != VQKVC_OK) {
+    if (add_list(s, s->options->rates, "auto", err) != VQKVC_OK) {
         vqkvc_err_prefix(err, "--rates");
         return err->code;
     }
-    VQKVC_TRY(add_list(s, s->options->schemes, "scheme", err));
+    VQKVC_TRY(add_list(s, s->options->schemes, "", err));
     if (s->n == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "suite: neither --rates nor --schemes to measure");
     return VQKVC_OK;

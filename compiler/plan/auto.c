@@ -28,9 +28,9 @@ static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
 /* Everything that the samples and metrics of a stream depend on besides the capture. */
 static char *settings_text(const vqkvc_auto_params *p, vqkvc_arena *arena, vqkvc_err *err)
 {
-    return vqkvc_arena_printf(arena, err, "frame=%d block=%d seed=%llu probes=%s", (int)p->frame,
-                              p->window.block, (unsigned long long)p->seed,
-                              p->sensitivity != NULL ? p->probes.hex : "none");
+    return vqkvc_arena_printf(arena, err, "frame=%d block=%d seed=%llu metric=%d probes=%s",
+                              (int)p->frame, p->window.block, (unsigned long long)p->seed,
+                              !p->no_metric, p->sensitivity != NULL ? p->probes.hex : "none");
 }
 
 /* x [n, n_in] loses what `stream` codes of it. */
@@ -168,6 +168,8 @@ static vqkvc_code make_metrics(const vqkvc_capture *c, const vqkvc_auto_params *
                                vqkvc_arena *arena, vqkvc_metrics *m, vqkvc_err *err)
 {
     VQKVC_TRY(vqkvc_sample_metrics(c, p->seed, arena, m, err));
+    if (p->no_metric)
+        vqkvc_metrics_level(c, m);
     if (p->sensitivity == NULL)
         return VQKVC_OK;
     VQKVC_TRY(vqkvc_metrics_weigh(c, p->sensitivity, p->seed, m, err));

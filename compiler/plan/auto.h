@@ -16,6 +16,8 @@ typedef struct vqkvc_auto_params {
     int layers_shared;  /* layers that share a stream; 0: chosen; 1: none */
     int separate_heads; /* no stream over several heads */
     int no_gain;        /* no gains */
+    int no_metric;      /* errors count alike in all channels of a head */
+    int tables_at;      /* tokens that tables are spread over to count as bits; 0: they do not */
     vqkvc_frame frame;  /* of keys; PRE: attention rebuilds them */
     vqkvc_window window;
     uint64_t seed;

@@ -49,6 +49,9 @@ vqkvc_code vqkvc_head_basis(const vqkvc_capture *c, vqkvc_member member, const v
 vqkvc_code vqkvc_metrics_weigh(const vqkvc_capture *c, const vqkvc_sensitivity *sensitivity,
                                uint64_t seed, vqkvc_metrics *m, vqkvc_err *err);
 
+/* Every metric becomes the identity times its mean eigenvalue, in place. */
+void vqkvc_metrics_level(const vqkvc_capture *c, vqkvc_metrics *m);
+
 /* Turns the metrics of un-rotated keys into those of keys in a frame, in place: BLOCK averages over
  * the offsets in a block, POST over positions of the sample. */
 vqkvc_code vqkvc_metrics_turn(const vqkvc_capture *c, vqkvc_frame frame, int block,

@@ -63,6 +63,18 @@ vqkvc_code vqkvc_metrics_weigh(const vqkvc_capture *c, const vqkvc_sensitivity *
     return err->code;
 }
 
+void vqkvc_metrics_level(const vqkvc_capture *c, vqkvc_metrics *m)
+{
+    int dim = c->geometry.head_dim, heads = c->geometry.n_layers * c->geometry.n_kv_heads;
+    for (int h = 0; h < 2 * heads; h++) {
+        double *metric = h < heads ? m->k[h] : m->v[h - heads], trace = 0;
+        for (int i = 0; i < dim; i++)
+            trace += metric[i * dim + i];
+        for (int i = 0; i < dim * dim; i++)
+            metric[i] = i % (dim + 1) == 0 ? trace / dim : 0;
+    }
+}
+
 /* metric = mean over the turns of R metric R': rows are turned, then columns. */
 static void turn_metric(const vqkvc_geometry *g, int n, const int *turns, double *metric,
                         float *work, double *sum)
