@@ -203,11 +203,11 @@ Test(auto, layouts_reach_their_curves)
     vqkvc_err err = {0};
     for (int i = 0; i < D; i++)
         lambda[i] = exp(-0.2 * i);
-    cr_assert_eq(vqkvc_allocate_curve(D, lambda, N, curve, &err), VQKVC_OK);
+    cr_assert_eq(vqkvc_allocate_curve(D, lambda, 0, N, curve, &err), VQKVC_OK);
     for (int j = 1; j <= N; j++) {
         vqkvc_layout layout;
         double sum = 0;
-        cr_assert_eq(vqkvc_allocate_layout(D, lambda, j, &layout, &err), VQKVC_OK);
+        cr_assert_eq(vqkvc_allocate_layout(D, lambda, 0, j, &layout, &err), VQKVC_OK);
         cr_assert_leq(layout.n_nibbles, j);
         cr_assert_leq(curve[j], curve[j - 1]);
         vqkvc_layout_distortions(&layout, D, lambda, each);

@@ -51,6 +51,7 @@ static double group_distortion(int w, const double *lambda, double bits, double 
  * the cells whose last group is of option o when options up to o are allowed. */
 typedef struct grid {
     int d, n_max;
+    int size[VQKVC_LAYOUT_RUNS]; /* nibbles of a group, its tables included */
     double *best;
     uint8_t *used[VQKVC_LAYOUT_RUNS];
 } grid;
@@ -67,9 +68,12 @@ static void grid_free(grid *g)
         free(g->used[o]);
 }
 
-static vqkvc_code grid_fill(grid *g, int d, const double *lambda, int n_max, vqkvc_err *err)
+static vqkvc_code grid_fill(grid *g, int d, const double *lambda, double table, int n_max,
+                            vqkvc_err *err)
 {
     *g = (grid){.d = d, .n_max = n_max};
+    for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
+        g->size[o] = options[o].stages + (int)(options[o].width * table + 0.5);
     size_t cells = (size_t)(d + 1) * (size_t)(n_max + 1);
     g->best = vqkvc_alloc(cells, sizeof(double), err);
     for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
@@ -82,8 +86,8 @@ static vqkvc_code grid_fill(grid *g, int d, const double *lambda, int n_max, vqk
         for (int i = 0; i + options[o].width <= d; i++) {
             double cost = group_distortion(options[o].width, lambda + i, options[o].bits,
                                            options[o].loss, NULL);
-            for (int j = 0; j + options[o].stages <= n_max; j++) {
-                size_t to = cell(g, i + options[o].width, j + options[o].stages);
+            for (int j = 0; j + g->size[o] <= n_max; j++) {
+                size_t to = cell(g, i + options[o].width, j + g->size[o]);
                 double total = g->best[cell(g, i, j)] + cost;
                 if (total < g->best[to]) {
                     g->best[to] = total;
@@ -113,12 +117,18 @@ static double grid_end(const grid *g, const double *lambda, int j, int *channels
     return least;
 }
 
-vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, int n_max, double *curve,
+double vqkvc_allocate_table(int d, int tables_at)
+{
+    /* A column of enc and one of dec, and 16 codewords, all binary16. */
+    return tables_at > 0 ? (2.0 * d + 16) * 16 / (4.0 * tables_at) : 0;
+}
+
+vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, double table, int n_max, double *curve,
                                 vqkvc_err *err)
 {
     grid g;
     int channels;
-    if (grid_fill(&g, d, lambda, n_max, err) == VQKVC_OK)
+    if (grid_fill(&g, d, lambda, table, n_max, err) == VQKVC_OK)
         for (int j = 0; j <= n_max; j++) {
             curve[j] = grid_end(&g, lambda, j, &channels);
             /* More nibbles than are of use are left unused. */
@@ -129,12 +139,12 @@ vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, int n_max, double *
     return err->code;
 }
 
-vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, int n_nibbles, vqkvc_layout *layout,
-                                 vqkvc_err *err)
+vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, double table, int n_nibbles,
+                                 vqkvc_layout *layout, vqkvc_err *err)
 {
     grid g;
     memset(layout, 0, sizeof *layout);
-    if (grid_fill(&g, d, lambda, n_nibbles, err) == VQKVC_OK) {
+    if (grid_fill(&g, d, lambda, table, n_nibbles, err) == VQKVC_OK) {
         int counts[VQKVC_LAYOUT_RUNS] = {0}, i, j = n_nibbles;
         layout->distortion = grid_end(&g, lambda, j, &i);
         while (j > 1 && isinf(layout->distortion))
@@ -148,7 +158,7 @@ vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, int n_nibbles, vqk
             }
             counts[o]++;
             i -= options[o].width;
-            j -= options[o].stages;
+            j -= g.size[o];
         }
         for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
             if (counts[o] > 0)

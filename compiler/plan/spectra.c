@@ -64,7 +64,9 @@ static vqkvc_code scope_spectrum(vqkvc_grouping *w, int i, const vqkvc_capture *
             vqkvc_fit_moments(c->n_sample, (int)n_in, x, n_in, NULL, mean, cov, err) == VQKVC_OK &&
             vqkvc_fit_basis((int)n_in, (int)n_in, cov, full, metric_ridge, &w->basis[i], err) ==
                 VQKVC_OK)
-            vqkvc_allocate_curve((int)n_in, w->basis[i].lambda, w->n_max, w->curve[i], err);
+            vqkvc_allocate_curve((int)n_in, w->basis[i].lambda,
+                                 vqkvc_allocate_table((int)n_in, w->tables_at), w->n_max,
+                                 w->curve[i], err);
     }
     free(members);
     free(x);
@@ -124,7 +126,8 @@ static vqkvc_code own_curve(const vqkvc_grouping *w, int i, int own, const vqkvc
             }
         block_metric(&w->scopes[i], own * w->own_heads, w->own_heads, g, metrics, full);
         if (vqkvc_fit_basis(dim, dim, cov, full, metric_ridge, &fitted, err) == VQKVC_OK)
-            vqkvc_allocate_curve(dim, fitted.lambda, n_max, curve, err);
+            vqkvc_allocate_curve(dim, fitted.lambda, vqkvc_allocate_table(dim, w->tables_at), n_max,
+                                 curve, err);
         vqkvc_basis_free(&fitted);
     }
     free(cov);
@@ -141,7 +144,8 @@ static vqkvc_code scope_own(const vqkvc_grouping *w, int i, const vqkvc_geometry
     vqkvc_layout layout = {0};
     double *distortion = vqkvc_alloc((size_t)b->d, sizeof *distortion, err);
     if (distortion != NULL && share > 0)
-        vqkvc_allocate_layout(b->d, b->lambda, share, &layout, err);
+        vqkvc_allocate_layout(b->d, b->lambda, vqkvc_allocate_table(b->d, w->tables_at), share,
+                              &layout, err);
     if (err->code == VQKVC_OK)
         vqkvc_layout_distortions(&layout, b->d, b->lambda, distortion);
     for (int own = 0; own < vqkvc_scope_own(&w->scopes[i]) && err->code == VQKVC_OK; own++)
