@@ -113,6 +113,30 @@ Test(auto, budgets_hold)
     vqkvc_capture_free(&c);
 }
 
+/* Where tables count, codes, gains and tables together keep the bits, but for rounding to a nibble
+ * a stream; and tables are smaller than where they do not count. */
+Test(auto, tables_count_where_asked)
+{
+    enum { CONTEXT = 2048 };
+    vqkvc_capture c;
+    vqkvc_plan plan;
+    vqkvc_cost counted, free_of_charge;
+    make_capture(&c);
+    vqkvc_auto_params p = {
+        .bits = 3, .max_scan = -1, .frame = VQKVC_FRAME_BLOCK, .tables_at = CONTEXT};
+    make_plan(&plan, &c, &p);
+    vqkvc_plan_cost(&plan, CONTEXT, &counted);
+    vqkvc_plan_free(&plan);
+    p.tables_at = 0;
+    make_plan(&plan, &c, &p);
+    vqkvc_plan_cost(&plan, CONTEXT, &free_of_charge);
+    vqkvc_plan_free(&plan);
+    cr_assert_leq(counted.code_bits + counted.gain_bits + counted.table_bits, 1.02 * 3,
+                  "%g + %g + %g", counted.code_bits, counted.gain_bits, counted.table_bits);
+    cr_assert_lt(counted.table_bits, free_of_charge.table_bits);
+    vqkvc_capture_free(&c);
+}
+
 /* A head that matters more is coded better, and more bits make less error. */
 Test(auto, sensitivity_moves_bits)
 {

@@ -51,7 +51,7 @@ static double group_distortion(int w, const double *lambda, double bits, double 
  * the cells whose last group is of option o when options up to o are allowed. */
 typedef struct grid {
     int d, n_max;
-    int size[VQKVC_LAYOUT_RUNS]; /* nibbles of a group, its tables included */
+    double table; /* nibbles of a coded channel for its tables */
     double *best;
     uint8_t *used[VQKVC_LAYOUT_RUNS];
 } grid;
@@ -59,6 +59,13 @@ typedef struct grid {
 static size_t cell(const grid *g, int i, int j)
 {
     return (size_t)i * (size_t)(g->n_max + 1) + (size_t)j;
+}
+
+/* Nibbles of a group of option o whose first channel is i. Its part of the tables is what rounding
+ * the running total leaves to it, so that a layout's is right to a nibble. */
+static int group_size(const grid *g, int o, int i)
+{
+    return options[o].stages + (int)((i + options[o].width) * g->table) - (int)(i * g->table);
 }
 
 static void grid_free(grid *g)
@@ -71,9 +78,7 @@ static void grid_free(grid *g)
 static vqkvc_code grid_fill(grid *g, int d, const double *lambda, double table, int n_max,
                             vqkvc_err *err)
 {
-    *g = (grid){.d = d, .n_max = n_max};
-    for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
-        g->size[o] = options[o].stages + (int)(options[o].width * table + 0.5);
+    *g = (grid){.d = d, .n_max = n_max, .table = table};
     size_t cells = (size_t)(d + 1) * (size_t)(n_max + 1);
     g->best = vqkvc_alloc(cells, sizeof(double), err);
     for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
@@ -86,8 +91,9 @@ static vqkvc_code grid_fill(grid *g, int d, const double *lambda, double table, 
         for (int i = 0; i + options[o].width <= d; i++) {
             double cost = group_distortion(options[o].width, lambda + i, options[o].bits,
                                            options[o].loss, NULL);
-            for (int j = 0; j + g->size[o] <= n_max; j++) {
-                size_t to = cell(g, i + options[o].width, j + g->size[o]);
+            int size = group_size(g, o, i);
+            for (int j = 0; j + size <= n_max; j++) {
+                size_t to = cell(g, i + options[o].width, j + size);
                 double total = g->best[cell(g, i, j)] + cost;
                 if (total < g->best[to]) {
                     g->best[to] = total;
@@ -158,7 +164,7 @@ vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, double table, int 
             }
             counts[o]++;
             i -= options[o].width;
-            j -= g.size[o];
+            j -= group_size(&g, o, i);
         }
         for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
             if (counts[o] > 0)
