@@ -43,8 +43,8 @@ typedef struct kvdb_model {
 /* What a row was made from and where its bytes are. One table serves captures, bases, codebooks,
  * adapters, grids, plans and headers: they differ by kind. */
 typedef struct kvdb_artifact {
-    const char *kind;   /* "capture", "capture-shard", "basis", "codebook", "predictor", "grid",
-                           "plan", "header" */
+    const char *kind;   /* "capture", "capture-shard", "sensitivity", "loss", "basis", "codebook",
+                           "predictor", "grid", "plan", "header" */
     const char *recipe; /* unique together with kind */
     vqkvc_hash content; /* blob */
     vqkvc_hash model;   /* weights hash, or "" for what belongs to no model */
@@ -76,6 +76,10 @@ vqkvc_code kvdb_put_artifact(kvdb *db, kvdb_artifact *a, const void *bytes, size
 vqkvc_code kvdb_find_artifact(kvdb *db, const char *kind, const char *recipe, vqkvc_arena *arena,
                               kvdb_artifact *a, int *found, vqkvc_err *err);
 vqkvc_code kvdb_put_evaluation(kvdb *db, const kvdb_evaluation *e, vqkvc_err *err);
+/* Appends the result of the evaluation with the key plan, text and label of *e (result_json is not
+ * looked at). *found = 0 and VQKVC_OK if there is none. */
+vqkvc_code kvdb_find_evaluation(kvdb *db, const kvdb_evaluation *e, vqkvc_buf *result_json,
+                                int *found, vqkvc_err *err);
 
 /* ---- for people ---- */
 

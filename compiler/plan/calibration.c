@@ -7,6 +7,9 @@
 #include "base/matrix.h"
 #include "base/rng.h"
 
+/* Of a dead head, next to the head that weighs most. */
+#define DEAD_WEIGHT 1e-6
+
 enum { STREAM_OFFSET = 101, STREAM_DISTANCE = 102, ROWS = 256 };
 
 /* Multiplies the rotated channels of n joined heads by YaRN's factor, as the model's rotation does.
@@ -107,6 +110,24 @@ static double value_spread(const vqkvc_capture *c, int layer, int head, const do
     return trace > 0 ? trace : 1;
 }
 
+/* A head that no query meets, or whose values do not vary, has a metric of zero, in which nothing
+ * could be fitted. It is coded all the same, in every direction alike and as if it hardly
+ * mattered. */
+static void revive_dead_heads(double **metrics, int heads, int dim)
+{
+    double largest = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (int h = 0; h < heads; h++) {
+            double trace = 0;
+            for (int i = 0; i < dim; i++)
+                trace += metrics[h][i * (dim + 1)];
+            if (pass == 0)
+                largest = trace > largest ? trace : largest;
+            for (int i = 0; pass == 1 && trace <= 0 && i < dim; i++)
+                metrics[h][i * (dim + 1)] = largest > 0 ? DEAD_WEIGHT * largest / dim : 1;
+        }
+}
+
 vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, uint64_t seed, vqkvc_arena *arena,
                                 vqkvc_metrics *m, vqkvc_err *err)
 {
@@ -135,5 +156,7 @@ vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, uint64_t seed, vqkvc_are
             for (int i = 0; i < dim * dim; i++)
                 m->k[h][i] *= spread;
         }
+    revive_dead_heads(m->k, heads, dim);
+    revive_dead_heads(m->v, heads, dim);
     return VQKVC_OK;
 }
