@@ -166,7 +166,7 @@ static int parse_csv(const char *csv, line lines[16])
 Test(suite, rates_and_schemes_make_one_table_and_a_picture)
 {
     static const char *const schemes[] = {"auto1", "auto3", "q8_0", "higgs2"};
-    static const char *const legend[] = {"auto", "q_0", "higgs"};
+    static const char *const legend[] = {"auto", "q8_0", "higgs2"};
     cr_assert_eq(run("--rates 1,3 --schemes q8_0,higgs2 --n-tokens 1024 --windows 1 "
                      "--context 192 --step 16 --csv %s/t.csv --svg %s/t.svg"),
                  0);
@@ -387,12 +387,12 @@ static int path_points(const char *svg, double x[8])
 Test(parts, a_picture_joins_families_in_order_and_is_the_same_bytes_each_time)
 {
     static const vqkvc_plot_point points[] = {{"d2", "d", 2, 3e-3},
-                                              {"c4", "c", 4, 1e-4},
-                                              {"zero", "zero & <none>", 16, 0},
                                               {"c1", "c", 1, 1e-2},
-                                              {"c2", "c", 2, 1e-3}};
-    const vqkvc_plot_panel panels[] = {{"left", 5, points}, {"right", 1, points}};
-    const vqkvc_plot plot = {"<T> & more\x01", "bits", "KL", "c"};
+                                              {"zero & <none>", "zero", 16, 0},
+                                              {"c2", "c", 2, 1e-3},
+                                              {"c4", "c", 4, 1e-4}};
+    const vqkvc_plot_panel panels[] = {{"left", "bits", 5, points}, {"right", "bits", 1, points}};
+    const vqkvc_plot plot = {"<T> & more\x01", "KL", "c"};
     vqkvc_buf a = {0}, b = {0};
     double x[8];
     vqkvc_plot_svg(&plot, panels, 2, &a);
@@ -413,10 +413,10 @@ Test(parts, a_picture_joins_families_in_order_and_is_the_same_bytes_each_time)
 Test(parts, a_picture_of_one_point_or_none_is_sound)
 {
     static const vqkvc_plot_point point = {"one", "one", 2, 1e-3};
-    const vqkvc_plot plot = {"t", "x", "y", NULL};
+    const vqkvc_plot plot = {"t", "y", NULL};
     for (int n = 0; n <= 1; n++) {
         vqkvc_buf out = {0};
-        const vqkvc_plot_panel panel = {"p", n, &point};
+        const vqkvc_plot_panel panel = {"p", "x", n, &point};
         vqkvc_plot_svg(&plot, &panel, 1, &out);
         expect_well_formed(out.data);
         cr_assert_null(strstr(out.data, "nan"));
