@@ -131,15 +131,15 @@ static inline double plain_half(double x)
 
 /* HIGGS of one vector of `dim` channels: z = H x / |x| with H of +-1, each group of `width` to the
  * nearest point of the grid (table [1, width * n_codes]), x^ = H (|x| * point) / dim. The gain is
- * kept as binary16(|x| / sqrt(dim)). */
-static inline void plain_higgs(const vqkvc_table *grid, int width, int dim, const double *x,
-                               double *x_hat)
+ * kept as binary16(unit |x| / sqrt(dim)) / unit. */
+static inline void plain_higgs(const vqkvc_table *grid, int width, double unit, int dim,
+                               const double *x, double *x_hat)
 {
     int n_codes = grid->cols / width;
     double norm = 0, z[D], point[D];
     for (int i = 0; i < dim; i++)
         norm += x[i] * x[i];
-    norm = plain_half((double)(float)sqrt(norm / dim)) * sqrt(dim);
+    norm = plain_half(unit * sqrt(norm / dim)) / unit * sqrt(dim);
     for (int i = 0; i < dim; i++) {
         z[i] = 0;
         for (int j = 0; j < dim; j++)

@@ -32,14 +32,16 @@ static void read_columns(const vqkvc_capture *c, vqkvc_part part, int layer, int
     free(all);
 }
 
-/* The anchor's reconstruction, mean + HIGGS of the rest; x [N, width] becomes it. */
+/* The anchor's reconstruction, mean + HIGGS of the rest; x [N, width] becomes it. Where the root of
+ * the width is no power of two, latents are longer by the root of 2, so that tables are exact. */
 static void plain_anchor(const vqkvc_plan *plan, const vqkvc_stream *s, int width, double *x)
 {
     for (int t = 0; t < N; t++) {
         double rest[D], coded[D];
         for (int j = 0; j < width; j++)
             rest[j] = x[t * width + j] - entry(plan, s->mean, 0, j);
-        plain_higgs(&plan->tables[s->runs[0].book], 2, width, rest, coded);
+        plain_higgs(&plan->tables[s->runs[0].book], 2, width == DIM ? sqrt(2) : 1, width, rest,
+                    coded);
         for (int j = 0; j < width; j++)
             x[t * width + j] = coded[j] + entry(plan, s->mean, 0, j);
     }

@@ -70,7 +70,7 @@ static void plain_target(const vqkvc_plan *plan, const vqkvc_capture *c, vqkvc_p
             said[j] += p == NULL ? 0 : entry(plan, p->bias, 0, j);
             rest[j] = y[t * D + j] - said[j];
         }
-        plain_higgs(&plan->tables[run->book], run->width, D, rest, coded);
+        plain_higgs(&plan->tables[run->book], run->width, 1, D, rest, coded);
         for (int j = 0; j < D; j++)
             hat[part][t * D + j] = said[j] + coded[j];
     }
