@@ -165,18 +165,19 @@ static int parse_csv(const char *csv, line lines[16])
 
 Test(suite, rates_and_schemes_make_one_table_and_a_picture)
 {
-    static const char *const schemes[] = {"auto1", "auto3", "q8_0", "higgs2"};
+    static const char *const schemes[] = {"auto1",     "auto3", "auto1-any",
+                                          "auto3-any", "q8_0",  "higgs2"};
     static const char *const legend[] = {"auto", "q8_0", "higgs2"};
-    cr_assert_eq(run("--rates 1,3 --schemes q8_0,higgs2 --n-tokens 1024 --windows 1 "
+    cr_assert_eq(run("--rates 1,3 --any-scan --schemes q8_0,higgs2 --n-tokens 1024 --windows 1 "
                      "--context 192 --step 16 --csv %s/t.csv --svg %s/t.svg"),
                  0);
     char *csv = read_back("t.csv"), *svg = read_back("t.svg"), *out = read_back("out");
     line lines[16];
-    cr_assert_eq(parse_csv(csv, lines), 4);
-    for (int i = 0; i < 4; i++) {
+    cr_assert_eq(parse_csv(csv, lines), 6);
+    for (int i = 0; i < 6; i++) {
         cr_assert_str_eq(lines[i].scheme, schemes[i]);
-        cr_assert_str_eq(lines[i].calibration, i < 2 ? "self" : "none");
-        cr_assert_str_eq(lines[i].vectors, "absorbed");
+        cr_assert_str_eq(lines[i].calibration, i < 4 ? "self" : "none");
+        cr_assert(i == 2 || i == 3 || strcmp(lines[i].vectors, "absorbed") == 0);
         cr_assert_not_null(strstr(out, schemes[i]));
     }
     for (int i = 0; i < 3; i++) {
@@ -187,8 +188,9 @@ Test(suite, rates_and_schemes_make_one_table_and_a_picture)
     expect_well_formed(svg);
     cr_assert(lines[0].stored <= 1 + 1e-9 && lines[1].stored <= 3 + 1e-9);
     cr_assert_lt(lines[1].kl, lines[0].kl, "3 bits are worse than 1");
-    cr_assert_lt(lines[2].kl, lines[3].kl, "8 bits are worse than 2");
-    cr_assert_lt(lines[2].kl, lines[1].kl, "8 bits are worse than 3");
+    cr_assert_lt(lines[3].kl, lines[2].kl, "3 bits are worse than 1");
+    cr_assert_lt(lines[4].kl, lines[5].kl, "8 bits are worse than 2");
+    cr_assert_lt(lines[4].kl, lines[1].kl, "8 bits are worse than 3");
     free(csv);
     free(svg);
     free(out);

@@ -3,12 +3,12 @@
 #include <math.h>
 #include <string.h>
 
-#define LEAST_Y 1e-7
+#define LEAST_Y 1e-6
 #define LEAST_X 1e-3
 
 enum {
     PANEL = 250, /* width of what lies inside a panel's axes */
-    HEIGHT = 440,
+    HEIGHT = 480,
     LEFT = 64, /* of each panel */
     LEGEND = 132,
     TOP = 66,

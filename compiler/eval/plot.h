@@ -10,7 +10,7 @@
  * they are given: that of their rates, though bits in all need not rise with them. */
 typedef struct vqkvc_plot_point {
     const char *label, *family;
-    double x, y; /* x > 0; a y below 1e-7 is drawn there */
+    double x, y; /* x > 0; a y below 1e-6 is drawn there */
 } vqkvc_plot_point;
 
 typedef struct vqkvc_plot_panel {
