@@ -62,10 +62,12 @@ static size_t cell(const grid *g, int i, int j)
 }
 
 /* Nibbles of a group of option o whose first channel is i. Its part of the tables is what rounding
- * the running total leaves to it, so that a layout's is right to a nibble. */
+ * the running total leaves to it, so that a layout's is
+ * right to a nibble, and rather too much. */
 static int group_size(const grid *g, int o, int i)
 {
-    return options[o].stages + (int)((i + options[o].width) * g->table) - (int)(i * g->table);
+    return options[o].stages + (int)ceil((i + options[o].width) * g->table) -
+           (int)ceil(i * g->table);
 }
 
 static void grid_free(grid *g)

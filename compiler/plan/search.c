@@ -39,7 +39,7 @@ typedef struct trial {
 /* Nibbles that a stream over d channels takes whatever it codes: its gain, and its means. */
 static int fixed(const search *s, int d)
 {
-    return s->gain + (s->tables_at > 0 ? (int)(4.0 * d / s->tables_at + 0.5) : 0);
+    return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * d / s->tables_at) : 0);
 }
 
 static void trial_free(trial *t, const vqkvc_grouping *w)
