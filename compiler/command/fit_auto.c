@@ -74,12 +74,19 @@ static vqkvc_frame frame_of(const vqkvc_options *o)
                                           : VQKVC_FRAME_BLOCK;
 }
 
+static const char *const ideas[] = {"gain", "metric", "probes", "sharing", "joint", "block-frame"};
+
+enum { N_IDEAS = sizeof ideas / sizeof *ideas };
+
+const char *vqkvc_auto_idea(int i)
+{
+    return i < N_IDEAS ? ideas[i] : NULL;
+}
+
 /* One word of --without, n characters; 0 if it is none. */
 static int leave_out(const char *word, size_t n, vqkvc_auto_params *p, int *probes)
 {
-    static const char *const ideas[] = {"gain",    "metric", "probes",
-                                        "sharing", "joint",  "block-frame"};
-    for (size_t i = 0; i < sizeof ideas / sizeof *ideas; i++) {
+    for (int i = 0; i < N_IDEAS; i++) {
         if (strlen(ideas[i]) != n || strncmp(ideas[i], word, n) != 0)
             continue;
         p->no_gain |= i == 0;

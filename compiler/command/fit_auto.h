@@ -10,6 +10,9 @@
  * found in the store. *plan is empty after a failure. */
 vqkvc_code vqkvc_fit_auto(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err);
 
+/* Word i of --without, NULL behind the last. */
+const char *vqkvc_auto_idea(int i);
+
 /* The plan of fewest bits that keeps --max-kl and --max-ppl, for the parameters *params but their
  * bits, where the search begins. The loss is measured through the emitted header on text that
  * neither the calibration nor an evaluation sees; figures and fitted parts are kept in the store,

@@ -473,6 +473,11 @@ const vqkvc_option vqkvc_options_suite[] = {
                  "q4_0,q8_0,f16",
      .help = "schemes to measure as well, with their rate where they have one (kivi2, auto1.5), or "
              "none; `vqkvc build --help` lists them"},
+    {.name = "any-scan",
+     .type = VQKVC_OPT_FLAG,
+     .offset = AT(any_scan),
+     .help = "measure auto at the same rates without a limit on what attention reads as well "
+             "(default: off)"},
     {.name = "ablations",
      .type = VQKVC_OPT_FLAG,
      .offset = AT(ablations),

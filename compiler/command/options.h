@@ -66,7 +66,7 @@ typedef struct vqkvc_options {
     /* suite */
     vqkvc_words calibrate, robust;
     const char *rates, *long_text, *isa, *csv, *svg;
-    int ablations;
+    int ablations, any_scan;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;
