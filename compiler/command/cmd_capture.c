@@ -52,7 +52,8 @@ const vqkvc_command vqkvc_command_capture = {
         "head dimension x (heads + 2 x KV heads).",
     .examples = "  vqkvc capture model.gguf --self --n-tokens 65536\n"
                 "  vqkvc capture model.gguf --text a.txt --text b.txt --seed 7\n"
-                "  vqkvc capture --import dump.safetensors --json\n",
+                "  vqkvc capture --import dump.safetensors --json\n"
+                "  vqkvc capture --simulate 32x32x8x128 --n-tokens 65536\n",
     .min_args = 0,
     .max_args = 1,
     .groups = {vqkvc_options_source, vqkvc_options_json, vqkvc_options_store,

@@ -8,6 +8,7 @@
 #include "capture/blob.h"
 #include "capture/import.h"
 #include "capture/run.h"
+#include "capture/simulate.h"
 #include "command/keep.h"
 #include "gen/gen.h"
 #include "plan/auto.h"
@@ -31,22 +32,30 @@ static unsigned foreign_options(const vqkvc_options *o)
     return (is_auto(o) ? 0u : VQKVC_GIVEN_AUTO) | (is_vqkv(o) ? 0u : VQKVC_GIVEN_VQKV);
 }
 
+/* A dump and a simulation bring their own geometry. */
+static int without_model(const vqkvc_options *o)
+{
+    return o->import_path != NULL || o->simulate != NULL;
+}
+
 static int needs_capture(const vqkvc_options *o)
 {
-    return is_auto(o) || is_vqkv(o) || o->import_path != NULL;
+    return is_auto(o) || is_vqkv(o) || without_model(o);
 }
 
 static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_err *err)
 {
-    int sources = (o->self != 0) + (o->text.n > 0) + (o->tokens.n > 0) + (o->import_path != NULL);
+    int sources = (o->self != 0) + (o->text.n > 0) + (o->tokens.n > 0) + (o->import_path != NULL) +
+                  (o->simulate != NULL);
     if (sources > 1)
         return vqkvc_fail(err, VQKVC_E_USAGE,
-                          "--self, --text, --tokens and --import exclude each other");
-    if (o->import_path != NULL && o->n_args > 0)
-        return vqkvc_fail(err, VQKVC_E_USAGE,
-                          "'%.200s' is not used with --import: a dump describes its model itself",
-                          o->args[0]);
-    if (o->import_path == NULL && o->n_args == 0)
+                          "--self, --text, --tokens, --import and --simulate exclude each other");
+    if (without_model(o) && o->n_args > 0)
+        return vqkvc_fail(
+            err, VQKVC_E_USAGE,
+            "'%.200s' is not used with --%s, which says itself what the model is like", o->args[0],
+            o->simulate != NULL ? "simulate" : "import");
+    if (!without_model(o) && o->n_args == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "which model? (a GGUF file, or --import FILE)");
     if (!capture_only && !is_auto(o) && (o->given & VQKVC_GIVEN_AUTO))
         return vqkvc_fail(err, VQKVC_E_USAGE,
@@ -84,6 +93,20 @@ static const char *import_recipe(vqkvc_pipeline *p, vqkvc_err *err)
                               (unsigned long long)o->seed, (long long)o->n_tokens, o->sample);
 }
 
+static const char *simulation_recipe(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    const vqkvc_options *o = p->options;
+    vqkvc_capture_params resolved;
+    if (vqkvc_simulate_geometry(o->simulate, &p->geometry, err) != VQKVC_OK ||
+        vqkvc_capture_params_resolve(&p->params, &p->geometry, 0, &resolved, err) != VQKVC_OK)
+        return NULL;
+    return vqkvc_arena_printf(&p->arena, err,
+                              "capture v2;simulation v1=%s;seed=%llu;n_tokens=%lld;sample=%d;"
+                              "window=%d",
+                              p->geometry.name, (unsigned long long)o->seed,
+                              (long long)resolved.n_tokens, resolved.n_sample, resolved.window);
+}
+
 const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
                               const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err)
 {
@@ -113,6 +136,8 @@ static vqkvc_code name_capture(vqkvc_pipeline *p, vqkvc_err *err)
         VQKVC_TRY(open_source(p, err));
         p->capture_recipe =
             vqkvc_capture_recipe(p->model, &p->source, &p->params, -1, &p->arena, err);
+    } else if (p->options->simulate != NULL) {
+        p->capture_recipe = simulation_recipe(p, err);
     } else {
         p->capture_recipe = import_recipe(p, err);
     }
@@ -144,7 +169,7 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
                                        .window = o->window,
                                        .seed = o->seed,
                                        .temperature = (float)o->temperature};
-    if (o->import_path == NULL) {
+    if (!without_model(o)) {
         p->model_path = o->args[0];
         VQKVC_TRY(vqkvc_model_open(&p->model, p->model_path, 0, err));
         p->geometry = *vqkvc_model_geometry(p->model);
@@ -162,7 +187,7 @@ vqkvc_code vqkvc_pipeline_next(vqkvc_pipeline *p, const vqkvc_options *o, vqkvc_
     free(p->header.data);
     p->header = (vqkvc_buf){0};
     p->options = o;
-    p->calibrated = is_auto(o) || o->import_path != NULL;
+    p->calibrated = needs_capture(o);
     VQKVC_TRY(check_options(o, 0, err));
     VQKVC_TRY(name_capture(p, err));
     return name_plan(p, err);
@@ -241,8 +266,11 @@ static vqkvc_code make_capture(vqkvc_pipeline *p, vqkvc_err *err)
     if (p->model != NULL) {
         VQKVC_TRY(run_model(p, err));
     } else {
-        VQKVC_TRY(
-            vqkvc_capture_import(p->options->import_path, &p->params, p->log, &p->capture, err));
+        const vqkvc_options *o = p->options;
+        if (o->simulate != NULL)
+            VQKVC_TRY(vqkvc_capture_simulate(&p->geometry, &p->params, p->log, &p->capture, err));
+        else
+            VQKVC_TRY(vqkvc_capture_import(o->import_path, &p->params, p->log, &p->capture, err));
         VQKVC_TRY(vqkvc_store_keep_model(p->db, &p->capture.geometry, err));
     }
     VQKVC_TRY(vqkvc_store_keep_capture(p->db, p->capture_recipe, &p->capture, err));
@@ -390,10 +418,10 @@ void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out)
     vqkvc_options shown = *o;
     int calibrated = needs_capture(o);
     vqkvc_buf_puts(out, "vqkvc build");
-    if (o->import_path == NULL)
+    if (!without_model(o))
         vqkvc_options_canonical_word(vqkvc_base_name(o->args[0]), out);
     vqkvc_options_canonical(o, vqkvc_options_scheme, foreign_options(o), out);
-    shown.self = o->import_path == NULL && o->text.n == 0 && o->tokens.n == 0;
+    shown.self = !without_model(o) && o->text.n == 0 && o->tokens.n == 0;
     if (calibrated)
         vqkvc_options_canonical(&shown, vqkvc_options_source, 0, out);
 }
