@@ -66,7 +66,7 @@ figures: deps ## measure and print one line a figure: name value unit
 	@+$(MAKE) --no-print-directory all >&2
 	@scripts/figures.sh
 
-regress: deps ## measure tests/regress.csv and docs/fidelity.svg anew (needs ../shared/data)
+regress: deps ## measure tests/regress.csv and docs/fidelity.svg anew (long; needs ../shared/data)
 	@+$(MAKE) --no-print-directory all >&2
 	@scripts/regress.sh
 

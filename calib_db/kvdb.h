@@ -76,6 +76,10 @@ vqkvc_code kvdb_put_artifact(kvdb *db, kvdb_artifact *a, const void *bytes, size
 vqkvc_code kvdb_find_artifact(kvdb *db, const char *kind, const char *recipe, vqkvc_arena *arena,
                               kvdb_artifact *a, int *found, vqkvc_err *err);
 vqkvc_code kvdb_put_evaluation(kvdb *db, const kvdb_evaluation *e, vqkvc_err *err);
+/* Appends the result of the evaluation with the key plan, text and label of *e (result_json is not
+ * looked at). *found = 0 and VQKVC_OK if there is none. */
+vqkvc_code kvdb_find_evaluation(kvdb *db, const kvdb_evaluation *e, vqkvc_buf *result_json,
+                                int *found, vqkvc_err *err);
 
 /* ---- for people ---- */
 

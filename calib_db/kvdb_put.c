@@ -103,6 +103,25 @@ vqkvc_code kvdb_put_evaluation(kvdb *db, const kvdb_evaluation *e, vqkvc_err *er
     return kvdb_end(db, err);
 }
 
+vqkvc_code kvdb_find_evaluation(kvdb *db, const kvdb_evaluation *e, vqkvc_buf *result_json,
+                                int *found, vqkvc_err *err)
+{
+    kvdb_stmt *st = kvdb_prepare(db->sql, "look up an evaluation",
+                                 "SELECT result FROM evaluation "
+                                 "WHERE plan = ?1 AND text = ?2 AND label = ?3",
+                                 err);
+    kvdb_bind_text(st, 1, e->plan.hex);
+    kvdb_bind_text(st, 2, e->text.hex);
+    kvdb_bind_text(st, 3, e->label == NULL ? "" : e->label);
+    *found = kvdb_step(st, err);
+    if (*found)
+        vqkvc_buf_puts(result_json, kvdb_col_text(st, 0));
+    kvdb_finish(st);
+    if (result_json->failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for an evaluation");
+    return err->code;
+}
+
 /* ---- artifacts ---- */
 
 static vqkvc_code put_parents(kvdb *db, const vqkvc_hash *child, const kvdb_artifact *a,

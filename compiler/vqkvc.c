@@ -76,6 +76,18 @@ static vqkvc_code run_command(const vqkvc_command *command, int argc, char **arg
     return command->run(&o, &log, err);
 }
 
+/* `vqkvc eval MODEL --suite` is `vqkvc suite MODEL`: takes the word out and says so. */
+static int take_suite_word(int *argc, char **argv)
+{
+    for (int i = 2; i < *argc; i++)
+        if (strcmp(argv[i], "--suite") == 0) {
+            memmove(argv + i, argv + i + 1, (size_t)(*argc - i) * sizeof *argv);
+            --*argc;
+            return 1;
+        }
+    return 0;
+}
+
 static int is_any(const char *word, const char *a, const char *b, const char *c)
 {
     return strcmp(word, a) == 0 || strcmp(word, b) == 0 || strcmp(word, c) == 0;
@@ -103,6 +115,8 @@ static vqkvc_code dispatch(int argc, char **argv, vqkvc_err *err)
                           "commands",
                           argv[1]);
     const vqkvc_command *command = find_command(argv[1], err);
+    if (command == &vqkvc_command_eval && take_suite_word(&argc, argv))
+        command = &vqkvc_command_suite;
     return command == NULL ? err->code : run_command(command, argc - 1, argv + 1, err);
 }
 

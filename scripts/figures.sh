@@ -27,6 +27,8 @@ echo "figures: fidelity on ${text[1]##*/}" >&2
 "$vqkvc" eval "$model" --header "$out/ref7m_kv.h" --db "$out/figures.db" "${text[@]}" \
     --speed --figures -q | sed -E 's/^header\.(bytes|compile_seconds)\.auto2 /header.\1 /'
 
-# The other rates of auto: the store has the capture. auto2 is above.
-"$vqkvc" suite "$model" --rates 0.5,1,1.25,1.5,3 --schemes none --db "$out/figures.db" "${text[@]}" \
-    --figures -q | grep -E '^(fidelity\.kl|bits|scan)\.auto'
+# The other rates of auto and the published methods, on the same text: the store has the capture.
+# auto2 is above.
+"$vqkvc" suite "$model" --rates 0.5,1,1.25,1.5,3 --schemes vqkv,aqua2,svdq,kivi2,kvquant2 \
+    --db "$out/figures.db" "${text[@]}" --figures -q |
+    grep -E '^(fidelity\.(kl|ppl)|bits|bits\.total|scan)\.(auto|vqkv|aqua|svdq|kivi|kvquant)[0-9. ]'

@@ -594,6 +594,31 @@ Test(import, what_fp16_cannot_hold_is_named)
     }
 }
 
+Test(import, a_value_that_is_none_is_found_at_the_offset_in_the_message)
+{
+    for (int post = 0; post < 2; post++) {
+        char path[256];
+        vqkvc_err err = {0};
+        vqkvc_capture c;
+        vqkvc_buf file = {0};
+        size_t offset = 0;
+        float found = 0;
+        write_dump(scratch(path, sizeof path, "nan.safetensors"), post, 1, INFINITY);
+        cr_assert_eq(vqkvc_read_file(path, 1 << 20, &file, &err), VQKVC_OK);
+        cr_expect_eq(vqkvc_capture_import(path, &(vqkvc_capture_params){0}, &QUIET, &c, &err),
+                     VQKVC_E_NUMERIC);
+        const char *at = strstr(err.msg, "layer.1.v, byte offset ");
+        cr_assert_not_null(at, "%s", err.msg);
+        cr_assert_eq(sscanf(at, "layer.1.v, byte offset %zu", &offset), 1);
+        cr_assert_leq(offset + sizeof found, file.len);
+        memcpy(&found, file.data + offset, sizeof found);
+        cr_expect(isinf(found), "%s: it is %g there", err.msg, (double)found);
+        vqkvc_capture_free(&c);
+        free(file.data);
+        unlink(path);
+    }
+}
+
 /* Imports the dump with the first `from` in its header overwritten by `to`, of the same length. */
 static vqkvc_code import_edited(const char *from, const char *to, vqkvc_err *err)
 {

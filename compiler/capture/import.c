@@ -370,6 +370,27 @@ static void rotate_back(const dump *d, int position, int heads, float *x)
             x[(size_t)h * (size_t)d->g.head_dim + (size_t)i] /= d->g.rope_mscale;
 }
 
+/* Before a rotation spreads what is wrong: elements first .. first + n - 1 of t are in d->x. */
+static vqkvc_code check_elements(const dump *d, const vqkvc_st_tensor *t, vqkvc_kind kind,
+                                 int layer, int64_t first, int64_t n, vqkvc_err *err)
+{
+    int width = vqkvc_kind_width(&d->g, kind);
+    size_t bytes = t->type == VQKVC_ST_F32 ? 4 : 2;
+    for (int64_t i = 0; i < n; i++) {
+        int token = (int)((first + i) / width), channel = (int)((first + i) % width);
+        if (fabsf(d->x[i]) < 65520.0f) /* false for a NaN */
+            continue;
+        return vqkvc_fail(
+            err, VQKVC_E_NUMERIC,
+            "layer %d: %s of head %d, channel %d, at token %d (%s, byte offset %zu) is "
+            "%g, which fp16 cannot hold",
+            layer, vqkvc_kind_name(kind), channel / d->g.head_dim, channel % d->g.head_dim, token,
+            t->name, (size_t)(t->data - d->st.map.data) + (size_t)(first + i) * bytes,
+            (double)d->x[i]);
+    }
+    return VQKVC_OK;
+}
+
 static vqkvc_code import_layer(dump *d, vqkvc_kind kind, int layer, vqkvc_err *err)
 {
     const vqkvc_st_tensor *t = find(d, layer, tensor_name(kind));
@@ -380,6 +401,8 @@ static vqkvc_code import_layer(dump *d, vqkvc_kind kind, int layer, vqkvc_err *e
         if (vqkvc_interrupted())
             return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "import interrupted in layer %d", layer);
         vqkvc_st_read_f32(t, (int64_t)first * width, (int64_t)n * width, d->x);
+        VQKVC_TRY(
+            check_elements(d, t, kind, layer, (int64_t)first * width, (int64_t)n * width, err));
         for (int i = 0; i < n; i++) {
             int token = first + i, kept = slot < d->n_kept && d->kept[slot] == token;
             d->where[i] =

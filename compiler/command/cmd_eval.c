@@ -8,6 +8,7 @@
 #include "command/eval_text.h"
 #include "command/keep.h"
 #include "command/pipeline.h"
+#include "command/schemes.h"
 #include "command/stored.h"
 #include "eval/table.h"
 
@@ -16,6 +17,7 @@ enum { MAX_SUBJECTS = 64, DEFAULT_CONTEXT = 1024, FIRST_COUNTED = 128 };
 /* One scheme under test. */
 typedef struct subject {
     char name[96];
+    vqkvc_options options; /* of a baseline, as a build has them */
     vqkvc_codec codec;
     vqkvc_plan plan; /* n_streams 0: not known */
     vqkvc_cost cost;
@@ -29,8 +31,9 @@ typedef struct evaluation {
     const vqkvc_log *log;
     vqkvc_arena arena;
     vqkvc_model *model;
-    kvdb *db;  /* NULL: none */
-    int keeps; /* results go into it */
+    kvdb *db;                /* NULL: none */
+    int keeps;               /* results go into it */
+    vqkvc_pipeline pipeline; /* of the baselines */
     int context;
     int32_t *windows; /* [options->windows, context] */
     char text[256];   /* what they are, for the caption */
@@ -80,33 +83,45 @@ static vqkvc_code add_headers(evaluation *e, vqkvc_err *err)
     return VQKVC_OK;
 }
 
-/* The plan of a baseline goes into the store as a build of it would put it there. */
-static vqkvc_code keep_baseline(evaluation *e, subject *s, vqkvc_err *err)
+/* The options of `vqkvc build MODEL --scheme WORD`, calibrated on --calibrate, so that a build and
+ * an evaluation find each other's work in the store. */
+static vqkvc_code build_options(evaluation *e, const char *word, vqkvc_options *made,
+                                vqkvc_err *err)
 {
-    vqkvc_options o = *e->options;
-    const vqkvc_hash *weights = &s->plan.geometry.weights_hash;
-    vqkvc_buf bytes = {0};
-    o.scheme = s->name;
-    const char *recipe = vqkvc_plan_recipe(&o, weights, NULL, &e->arena, err);
-    if (recipe == NULL || vqkvc_plan_write(&s->plan, &bytes, err) != VQKVC_OK)
+    const vqkvc_options *o = e->options;
+    char **words = vqkvc_arena_alloc(&e->arena, 2, sizeof *words, err); /* options point into it */
+    if (words == NULL)
         return err->code;
-    s->plan_hash = kvdb_recipe_hash("plan", recipe);
-    vqkvc_keep_plan(e->db, &o, recipe, &s->plan, NULL, &bytes, err);
-    free(bytes.data);
-    return err->code;
+    words[0] = vqkvc_arena_strndup(&e->arena, "build", 5, err);
+    words[1] = o->args[0];
+    if (words[0] == NULL)
+        return err->code;
+    VQKVC_TRY(vqkvc_options_parse(&vqkvc_command_build, 2, words, made, err));
+    VQKVC_TRY(vqkvc_scheme_apply(word, made, err));
+    made->db = o->db;
+    made->no_db = !e->keeps;
+    made->text = o->calibrate;
+    made->n_tokens = o->n_tokens;
+    return VQKVC_OK;
 }
 
+/* Plan, header and codec of a scheme as a build of it would make them; one capture serves all. */
 static vqkvc_code load_baseline(evaluation *e, subject *s, vqkvc_err *err)
 {
-    const char *prefix;
-    vqkvc_buf header = {0};
-    VQKVC_TRY(vqkvc_plan_preset(&s->plan, vqkvc_model_geometry(e->model), s->name, NULL, err));
-    if (vqkvc_emit_plan(&s->plan, "vqkvc eval", "baseline_kv", &e->arena, &prefix, &header, err) ==
-        VQKVC_OK)
-        vqkvc_codec_load(&s->codec, s->name, header.data, header.len, err);
-    free(header.data);
-    VQKVC_TRY(err->code);
-    return e->keeps ? keep_baseline(e, s, err) : VQKVC_OK;
+    vqkvc_pipeline *p = &e->pipeline;
+    VQKVC_TRY(build_options(e, s->name, &s->options, err));
+    if (p->options == NULL)
+        VQKVC_TRY(vqkvc_pipeline_open(p, &s->options, 0, e->log, err));
+    else
+        VQKVC_TRY(vqkvc_pipeline_next(p, &s->options, err));
+    VQKVC_TRY(vqkvc_pipeline_plan(p, err));
+    VQKVC_TRY(vqkvc_pipeline_emit(p, err));
+    VQKVC_TRY(vqkvc_codec_load(&s->codec, s->name, p->header.data, p->header.len, err));
+    s->plan = p->plan;
+    p->plan = (vqkvc_plan){0};
+    if (e->keeps)
+        s->plan_hash = p->plan_hash;
+    return VQKVC_OK;
 }
 
 static vqkvc_code add_baselines(evaluation *e, vqkvc_err *err)
@@ -215,7 +230,8 @@ static vqkvc_row table_row(const evaluation *e, const subject *s)
                        .measured = &s->measured,
                        .cost = s->plan.n_streams > 0 ? &s->cost : NULL,
                        .codec = &s->codec,
-                       .timing = e->options->speed ? &s->timing : NULL};
+                       .timing = e->options->speed ? &s->timing : NULL,
+                       .vectors = s->plan.n_streams > 0 ? vqkvc_vectors_word(&s->plan) : NULL};
 }
 
 static vqkvc_code print_results(const evaluation *e, vqkvc_err *err)
@@ -301,6 +317,7 @@ static vqkvc_code run_eval(const vqkvc_options *o, const vqkvc_log *log, vqkvc_e
         vqkvc_codec_free(&e.subjects[i].codec);
         vqkvc_plan_free(&e.subjects[i].plan);
     }
+    vqkvc_pipeline_close(&e.pipeline, err);
     free(e.subjects);
     free(e.windows);
     vqkvc_model_close(e.model);

@@ -92,9 +92,10 @@ static int choice_word(const char *choices, int i, char *word)
 static vqkvc_code set_choice(const accepted *all, const vqkvc_option *opt, const char *text,
                              const char **out, vqkvc_err *err)
 {
+    const char *choices = opt->choices != NULL ? opt->choices : opt->arg;
     char word[MAX_TYPED], nearest[MAX_TYPED] = "";
     int least = 2 + (int)strlen(text) / 4;
-    for (int i = 0; choice_word(opt->arg, i, word); i++) {
+    for (int i = 0; choice_word(choices, i, word); i++) {
         int d = distance(text, word);
         if (d == 0) {
             *out = text;
@@ -106,7 +107,7 @@ static vqkvc_code set_choice(const accepted *all, const vqkvc_option *opt, const
         }
     }
     return vqkvc_fail(err, VQKVC_E_USAGE, "%s: --%s is '%.60s', not one of %s%s%s%s", all->command,
-                      opt->name, text, opt->arg, nearest[0] != '\0' ? "; did you mean '" : "",
+                      opt->name, text, choices, nearest[0] != '\0' ? "; did you mean '" : "",
                       nearest, nearest[0] != '\0' ? "'?" : "");
 }
 
@@ -405,4 +406,21 @@ void vqkvc_options_canonical(const vqkvc_options *o, const vqkvc_option *group, 
     for (const vqkvc_option *opt = group; opt->name != NULL; opt++)
         if ((opt->mark & without) == 0)
             put_canonical(opt, (const char *)o + opt->offset, out);
+}
+
+void vqkvc_options_values(const vqkvc_options *o, const vqkvc_option *group, unsigned without,
+                          vqkvc_buf *out)
+{
+    for (const vqkvc_option *opt = group; opt->name != NULL; opt++) {
+        const void *value = (const char *)o + opt->offset;
+        char number[32];
+        const char *text;
+        if ((opt->mark & without) != 0)
+            continue;
+        if (opt->type == VQKVC_OPT_FLAG)
+            text = *(const int *)value ? "1" : NULL;
+        else
+            text = value_text(opt, value, number);
+        vqkvc_buf_printf(out, ";%s=%s", opt->name, text != NULL ? text : "");
+    }
 }

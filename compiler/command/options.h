@@ -21,8 +21,20 @@ typedef struct vqkvc_words {
     const char *at[VQKVC_MAX_WORDS]; /* borrowed from argv */
 } vqkvc_words;
 
-/* Which groups of options have been used (vqkvc_options.given). */
-enum { VQKVC_GIVEN_SOURCE = 1, VQKVC_GIVEN_AUTO = 2, VQKVC_GIVEN_VQKV = 4 };
+/* Which options have been used (vqkvc_options.given): those of a calibration source, and those that
+ * only some schemes take, a mark for each set of options that always go together. */
+enum {
+    VQKVC_GIVEN_SOURCE = 1,
+    VQKVC_GIVEN_BITS = 2, /* --bits alone, which several schemes take */
+    VQKVC_GIVEN_AUTO = 4,
+    VQKVC_GIVEN_VQKV = 8,
+    VQKVC_GIVEN_SVDQ = 16,
+    VQKVC_GIVEN_KVQUANT = 32,
+    VQKVC_GIVEN_HEADS = 64, /* --per-head of what is predicted from other layers */
+    VQKVC_GIVEN_AQUA = 128,
+    VQKVC_GIVEN_ANCHOR = 256,
+    VQKVC_GIVEN_SCHEME = ~VQKVC_GIVEN_SOURCE
+};
 
 /* The values of all options of all commands; a command sees those of its own groups. Strings are
  * borrowed from argv. */
@@ -40,9 +52,11 @@ typedef struct vqkvc_options {
     uint64_t seed;
     double temperature;
     /* scheme */
-    const char *scheme, *frame, *share;
+    const char *scheme, *frame, *share, *schedule, *values;
+    double outliers;
+    int group, rank, grid, per_head, anchor_every, anchor_bits;
     double bits, max_scan;
-    int layers_shared, block, sink, recent;
+    int layers_shared, beam, branches, block, sink, recent;
     /* output */
     const char *prefix, *output, *depfile, *show;
     /* evaluation */
@@ -50,8 +64,9 @@ typedef struct vqkvc_options {
     const char *schemes;
     int windows, context, step, speed, layers, markdown, figures;
     /* suite */
-    vqkvc_words calibrate;
+    vqkvc_words calibrate, robust;
     const char *rates, *long_text, *isa, *csv, *svg;
+    int ablations;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;
@@ -65,14 +80,15 @@ typedef enum vqkvc_option_type {
     VQKVC_OPT_UINT64, /* uint64_t */
     VQKVC_OPT_NUMBER, /* double, low .. high */
     VQKVC_OPT_TEXT,   /* const char *, not empty */
-    VQKVC_OPT_CHOICE, /* const char *, one of the words in arg */
+    VQKVC_OPT_CHOICE, /* const char *, one of the words in choices */
     VQKVC_OPT_WORDS   /* vqkvc_words: may be repeated */
 } vqkvc_option_type;
 
 typedef struct vqkvc_option {
     char letter; /* 0: none */
     const char *name;
-    const char *arg; /* what help calls its argument; of a choice "one|two"; NULL for flags */
+    const char *arg;     /* what help calls its argument; NULL for flags */
+    const char *choices; /* of a choice "one|two"; NULL: arg is that */
     vqkvc_option_type type;
     size_t offset; /* in vqkvc_options */
     double low, high;
@@ -112,6 +128,11 @@ vqkvc_code vqkvc_options_parse(const vqkvc_command *command, int argc, char **ar
  * names. The same options give the same text in whatever order they were given. */
 void vqkvc_options_canonical(const vqkvc_options *o, const vqkvc_option *group, unsigned without,
                              vqkvc_buf *out);
+
+/* Appends the values of all options of a group but those whose mark is in `without`, defaults too:
+ * ";bits=2;frame=block". */
+void vqkvc_options_values(const vqkvc_options *o, const vqkvc_option *group, unsigned without,
+                          vqkvc_buf *out);
 
 /* Appends a space and the word, in quotes where a shell would want them. */
 void vqkvc_options_canonical_word(const char *word, vqkvc_buf *out);

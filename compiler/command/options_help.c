@@ -1,11 +1,13 @@
 /* The help of a command, made from its tables. */
 #include "command/options.h"
 
+#include "command/schemes.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { WIDTH = 92, INDENT = 26 };
+enum { WIDTH = 92, INDENT = 26, SCHEME_INDENT = 14 };
 
 /* Words of text, wrapped at WIDTH and begun at `indent`; the cursor stands in column `at`. */
 static void put_wrapped(vqkvc_buf *out, const char *text, int at, int indent)
@@ -65,6 +67,29 @@ static void put_paragraphs(vqkvc_buf *out, const char *text)
     }
 }
 
+/* The table of schemes: name, what it is, the options that are its own. */
+static void put_schemes(vqkvc_buf *out)
+{
+    vqkvc_buf_puts(out, "\nschemes [and the options that are theirs]:\n");
+    for (int i = 0; vqkvc_scheme_at(i) != NULL; i++) {
+        const vqkvc_scheme *s = vqkvc_scheme_at(i);
+        vqkvc_buf text = {0};
+        int n = 0;
+        vqkvc_buf_puts(&text, s->summary);
+        if (s->calibrated)
+            vqkvc_buf_puts(&text, "; calibrated");
+        for (const vqkvc_option *opt = vqkvc_options_scheme; opt->name != NULL; opt++)
+            if ((opt->mark & s->takes) != 0)
+                vqkvc_buf_printf(&text, "%s--%s", n++ == 0 ? " [" : " ", opt->name);
+        if (n > 0)
+            vqkvc_buf_puts(&text, "]");
+        vqkvc_buf_printf(out, "  %s", s->name);
+        put_wrapped(out, text.failed ? s->summary : text.data, 2 + (int)strlen(s->name),
+                    SCHEME_INDENT);
+        free(text.data);
+    }
+}
+
 void vqkvc_options_help(const vqkvc_command *command, vqkvc_buf *out)
 {
     vqkvc_buf_printf(out, "usage: vqkvc %s %s\n\n", command->name, command->usage);
@@ -73,5 +98,8 @@ void vqkvc_options_help(const vqkvc_command *command, vqkvc_buf *out)
     for (int g = 0; command->groups[g] != NULL; g++)
         for (const vqkvc_option *opt = command->groups[g]; opt->name != NULL; opt++)
             put_option(opt, out);
+    for (int g = 0; command->groups[g] != NULL; g++)
+        if (command->groups[g] == vqkvc_options_scheme)
+            put_schemes(out);
     vqkvc_buf_printf(out, "\nexamples:\n%s", command->examples);
 }

@@ -10,27 +10,10 @@
 #include "capture/run.h"
 #include "capture/simulate.h"
 #include "command/keep.h"
+#include "command/schemes.h"
 #include "gen/gen.h"
-#include "plan/auto.h"
-#include "plan/vqkv.h"
 
 /* ---- opening ---- */
-
-static int is_auto(const vqkvc_options *o)
-{
-    return strcmp(o->scheme, "auto") == 0;
-}
-
-static int is_vqkv(const vqkvc_options *o)
-{
-    return strcmp(o->scheme, "vqkv") == 0;
-}
-
-/* Options of other schemes than the one that is asked for. */
-static unsigned foreign_options(const vqkvc_options *o)
-{
-    return (is_auto(o) ? 0u : VQKVC_GIVEN_AUTO) | (is_vqkv(o) ? 0u : VQKVC_GIVEN_VQKV);
-}
 
 /* A dump and a simulation bring their own geometry. */
 static int without_model(const vqkvc_options *o)
@@ -40,7 +23,7 @@ static int without_model(const vqkvc_options *o)
 
 static int needs_capture(const vqkvc_options *o)
 {
-    return is_auto(o) || is_vqkv(o) || without_model(o);
+    return vqkvc_scheme_of(o)->calibrated || without_model(o);
 }
 
 static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_err *err)
@@ -57,15 +40,7 @@ static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_
             o->simulate != NULL ? "simulate" : "import");
     if (!without_model(o) && o->n_args == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "which model? (a GGUF file, or --import FILE)");
-    if (!capture_only && !is_auto(o) && (o->given & VQKVC_GIVEN_AUTO))
-        return vqkvc_fail(err, VQKVC_E_USAGE,
-                          "--bits, --max-scan, --layers-shared and --frame belong to the scheme "
-                          "auto, not to %s",
-                          o->scheme);
-    if (!capture_only && !is_vqkv(o) && (o->given & VQKVC_GIVEN_VQKV))
-        return vqkvc_fail(err, VQKVC_E_USAGE, "--share belongs to the scheme vqkv, not to %s",
-                          o->scheme);
-    return VQKVC_OK;
+    return capture_only ? VQKVC_OK : vqkvc_scheme_check(o, err);
 }
 
 static vqkvc_code open_source(vqkvc_pipeline *p, vqkvc_err *err)
@@ -89,7 +64,7 @@ static const char *import_recipe(vqkvc_pipeline *p, vqkvc_err *err)
     vqkvc_hash hash = vqkvc_hash_bytes(map.data, map.size);
     vqkvc_map_close(&map);
     return vqkvc_arena_printf(&p->arena, err,
-                              "capture v1;import=%s;seed=%llu;n_tokens=%lld;sample=%d", hash.hex,
+                              "capture v2;import=%s;seed=%llu;n_tokens=%lld;sample=%d", hash.hex,
                               (unsigned long long)o->seed, (long long)o->n_tokens, o->sample);
 }
 
@@ -110,22 +85,17 @@ static const char *simulation_recipe(vqkvc_pipeline *p, vqkvc_err *err)
 const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
                               const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err)
 {
-    const char *from = weights != NULL ? weights->hex : capture->hex;
-    if (is_vqkv(o))
-        return vqkvc_arena_printf(arena, err,
-                                  "plan v1;scheme=vqkv;share=%s;block=%d;sink=%d;recent=%d;"
-                                  "seed=%llu;from=%s",
-                                  o->share, o->block, o->sink, o->recent,
-                                  (unsigned long long)o->seed, capture->hex);
-    if (!is_auto(o))
-        return vqkvc_arena_printf(arena, err,
-                                  "plan v1;scheme=%s;block=%d;sink=%d;recent=%d;from=%s", o->scheme,
-                                  o->block, o->sink, o->recent, from);
-    return vqkvc_arena_printf(arena, err,
-                              "plan v1;scheme=auto;bits=%.9g;max_scan=%.9g;layers_shared=%d;"
-                              "frame=%s;block=%d;sink=%d;recent=%d;seed=%llu;from=%s",
-                              o->bits, o->max_scan, o->layers_shared, o->frame, o->block, o->sink,
-                              o->recent, (unsigned long long)o->seed, capture->hex);
+    const char *from =
+        weights != NULL && !vqkvc_scheme_of(o)->calibrated ? weights->hex : capture->hex;
+    vqkvc_buf values = {0};
+    vqkvc_scheme_recipe(o, &values);
+    if (values.failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a recipe");
+    const char *recipe = err->code != VQKVC_OK ? NULL
+                                               : vqkvc_arena_printf(arena, err, "plan v2%s;from=%s",
+                                                                    values.data, from);
+    free(values.data);
+    return recipe;
 }
 
 static vqkvc_code name_capture(vqkvc_pipeline *p, vqkvc_err *err)
@@ -295,41 +265,13 @@ vqkvc_code vqkvc_pipeline_capture(vqkvc_pipeline *p, vqkvc_err *err)
 
 /* ---- plan ---- */
 
-static vqkvc_window window_of(const vqkvc_options *o)
-{
-    return (vqkvc_window){.n_sink = o->sink, .n_recent = o->recent, .block = o->block};
-}
-
-static vqkvc_code fit_auto(vqkvc_pipeline *p, vqkvc_err *err)
-{
-    const vqkvc_options *o = p->options;
-    vqkvc_auto_params params = {.bits = o->bits,
-                                .max_scan = o->max_scan > 0 ? o->max_scan : -1,
-                                .layers_shared = o->layers_shared,
-                                .frame = strcmp(o->frame, "post") == 0 ? VQKVC_FRAME_POST
-                                                                       : VQKVC_FRAME_BLOCK,
-                                .window = window_of(o),
-                                .seed = o->seed};
-    return vqkvc_plan_auto(&p->plan, &p->capture, &params, p->db, &p->capture_hash, p->log, err);
-}
-
-static vqkvc_code fit_vqkv(vqkvc_pipeline *p, vqkvc_err *err)
-{
-    const vqkvc_options *o = p->options;
-    vqkvc_vqkv_params params = {.share = strcmp(o->share, "model") == 0   ? VQKVC_SHARE_MODEL
-                                         : strcmp(o->share, "layer") == 0 ? VQKVC_SHARE_LAYER
-                                                                          : VQKVC_SHARE_HEAD,
-                                .window = window_of(o),
-                                .seed = o->seed};
-    return vqkvc_plan_vqkv(&p->plan, &p->capture, &params, p->db, &p->capture_hash, p->log, err);
-}
-
 /* Emits the f16 baseline into nothing: what cannot be emitted for this model, or under this prefix,
  * is found out before the capture. */
 static vqkvc_code rehearse(vqkvc_pipeline *p, vqkvc_err *err)
 {
     vqkvc_plan plan = {0};
-    vqkvc_window window = window_of(p->options);
+    const vqkvc_options *o = p->options;
+    vqkvc_window window = {.n_sink = o->sink, .n_recent = o->recent, .block = o->block};
     vqkvc_buf header = {0};
     const char *prefix;
     if (vqkvc_plan_preset(&plan, &p->geometry, "f16", &window, err) == VQKVC_OK)
@@ -371,13 +313,13 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
     if (p->calibrated)
         VQKVC_TRY(vqkvc_pipeline_capture(p, err));
     double start = vqkvc_seconds();
-    vqkvc_window window = window_of(p->options);
-    if (is_auto(p->options))
-        VQKVC_TRY(fit_auto(p, err));
-    else if (is_vqkv(p->options))
-        VQKVC_TRY(fit_vqkv(p, err));
-    else
-        VQKVC_TRY(vqkvc_plan_preset(&p->plan, &p->geometry, p->options->scheme, &window, err));
+    vqkvc_scheme_input in = {.options = p->options,
+                             .geometry = &p->geometry,
+                             .capture = &p->capture,
+                             .parent = &p->capture_hash,
+                             .db = p->db,
+                             .log = p->log};
+    VQKVC_TRY(vqkvc_scheme_of(p->options)->make(&in, &p->plan, err));
     VQKVC_TRY(vqkvc_plan_write(&p->plan, bytes, err));
     vqkvc_say(p->log, 0, "plan: %.1f s", vqkvc_seconds() - start);
     return VQKVC_OK;
@@ -420,7 +362,7 @@ void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out)
     vqkvc_buf_puts(out, "vqkvc build");
     if (!without_model(o))
         vqkvc_options_canonical_word(vqkvc_base_name(o->args[0]), out);
-    vqkvc_options_canonical(o, vqkvc_options_scheme, foreign_options(o), out);
+    vqkvc_scheme_canonical(o, out);
     shown.self = !without_model(o) && o->text.n == 0 && o->tokens.n == 0;
     if (calibrated)
         vqkvc_options_canonical(&shown, vqkvc_options_source, 0, out);

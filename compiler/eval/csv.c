@@ -20,28 +20,46 @@ static void put_field(vqkvc_buf *out, const char *text)
     vqkvc_buf_puts(out, "\"");
 }
 
+/* A word that may be unknown. */
+static void put_word(vqkvc_buf *out, const char *word)
+{
+    vqkvc_buf_puts(out, ",");
+    if (word != NULL)
+        put_field(out, word);
+}
+
+static void put_figures(vqkvc_buf *out, const vqkvc_row *r)
+{
+    if (r->cost != NULL)
+        vqkvc_buf_printf(out, ",%.4f,%.4f,%.4f,%.4f", r->cost->code_bits,
+                         r->cost->code_bits + r->cost->gain_bits, r->cost->total_bits,
+                         r->cost->scan_bits);
+    else
+        vqkvc_buf_puts(out, ",,,,");
+    if (r->measured != NULL)
+        vqkvc_buf_printf(out, ",%.3e,%.3f,%.4f,%.2e", r->measured->late.kl,
+                         100 * (r->measured->late.ppl_ratio - 1), r->measured->late.top1,
+                         r->measured->late.worst_kl);
+    else
+        vqkvc_buf_puts(out, ",,,,");
+    if (r->factor > 0)
+        vqkvc_buf_printf(out, ",%.3f\n", r->factor);
+    else
+        vqkvc_buf_puts(out, ",\n");
+}
+
 void vqkvc_table_csv(const vqkvc_table_info *info, const vqkvc_row *rows, int n, int head,
                      vqkvc_buf *out)
 {
     if (head)
-        vqkvc_buf_puts(out, "text,context,windows,step,scheme,codes,stored,total,scan,kl,"
-                            "ppl_ratio,top1,worst_kl\n");
+        vqkvc_buf_puts(out, "text,context,windows,step,scheme,calibration,vectors,codes,stored,"
+                            "total,scan,kl,ppl_percent,top1,worst_kl,factor\n");
     for (int i = 0; i < n; i++) {
-        const vqkvc_row *r = &rows[i];
         put_field(out, info->text);
-        vqkvc_buf_printf(out, ",%d,%d,%d,", info->context, info->n_windows, info->step);
-        put_field(out, r->scheme);
-        if (r->cost != NULL)
-            vqkvc_buf_printf(out, ",%.4f,%.4f,%.4f,%.4f", r->cost->code_bits,
-                             r->cost->code_bits + r->cost->gain_bits, r->cost->total_bits,
-                             r->cost->scan_bits);
-        else
-            vqkvc_buf_puts(out, ",,,,");
-        if (r->measured != NULL)
-            vqkvc_buf_printf(out, ",%.3e,%.5f,%.4f,%.2e\n", r->measured->late.kl,
-                             r->measured->late.ppl_ratio, r->measured->late.top1,
-                             r->measured->late.worst_kl);
-        else
-            vqkvc_buf_puts(out, ",,,,\n");
+        vqkvc_buf_printf(out, ",%d,%d,%d", info->context, info->n_windows, info->step);
+        put_word(out, rows[i].scheme);
+        put_word(out, rows[i].calibration);
+        put_word(out, rows[i].vectors);
+        put_figures(out, &rows[i]);
     }
 }

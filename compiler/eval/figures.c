@@ -16,6 +16,7 @@ void vqkvc_table_figures(const vqkvc_table_info *info, const vqkvc_row *rows, in
         if (r->measured != NULL) {
             put(out, "fidelity.kl", r->scheme, r->measured->late.kl, "nats");
             put(out, "fidelity.ppl_ratio", r->scheme, r->measured->late.ppl_ratio, "ratio");
+            put(out, "fidelity.ppl", r->scheme, 100 * (r->measured->late.ppl_ratio - 1), "percent");
             put(out, "fidelity.top1", r->scheme, r->measured->late.top1, "fraction");
             put(out, "fidelity.worst_kl", r->scheme, r->measured->late.worst_kl, "nats");
         }

@@ -3,39 +3,53 @@
 #include <math.h>
 #include <string.h>
 
-#define LEAST_Y 1e-9
+#define LEAST_Y 1e-7
 #define LEAST_X 1e-3
 
 enum {
-    WIDTH = 760,
-    HEIGHT = 460,
-    LEFT = 76,
-    RIGHT = 24,
-    TOP = 44,
+    PANEL = 372, /* width of what lies inside a panel's axes */
+    HEIGHT = 440,
+    LEFT = 64, /* of each panel */
+    LEGEND = 132,
+    TOP = 66,
     BOTTOM = 56,
-    N_COLOURS = 4 /* of families; more begin again */
+    N_COLOURS = 8, /* further families have them again, with other marks and broken lines */
+    N_MARKS = 4,
+    MAX_FAMILIES = 64
 };
 
 /* The ranges of the axes: whole powers of two in x, of ten in y. */
 typedef struct frame {
+    int left;            /* pixels */
     int x_first, x_last; /* log2 */
     int y_first, y_last; /* log10 */
 } frame;
 
+typedef struct families {
+    int n, main; /* main -1: none */
+    const char *names[MAX_FAMILIES];
+} families;
+
 static const char *const STYLE =
     "<style>\n"
     "text{font-family:sans-serif;font-size:12px;fill:#24292f}\n"
-    ".title{font-size:14px;font-weight:bold}\n"
+    ".title{font-size:15px;font-weight:bold}\n"
+    ".main{font-weight:bold}\n"
     ".grid{stroke:#d0d7de;stroke-width:1}\n"
     ".axis{stroke:#57606a;stroke-width:1;fill:none}\n"
-    ".line{stroke-width:2;fill:none}\n"
-    ".f0{stroke:#0969da}.f1{stroke:#bf3989}.f2{stroke:#1a7f37}.f3{stroke:#9a6700}\n"
-    ".p0{fill:#0969da}.p1{fill:#bf3989}.p2{fill:#1a7f37}.p3{fill:#9a6700}\n"
-    ".alone{fill:#57606a}\n"
+    ".line{stroke-width:1.5;fill:none}\n"
+    ".thick{stroke-width:3}\n"
+    ".broken{stroke-dasharray:5 3}\n"
+    ".f0{stroke:#0969da}.f1{stroke:#cf222e}.f2{stroke:#1a7f37}.f3{stroke:#bc4c00}"
+    ".f4{stroke:#8250df}.f5{stroke:#9a6700}.f6{stroke:#bf3989}.f7{stroke:#57606a}\n"
+    ".p0{fill:#0969da}.p1{fill:#cf222e}.p2{fill:#1a7f37}.p3{fill:#bc4c00}"
+    ".p4{fill:#8250df}.p5{fill:#9a6700}.p6{fill:#bf3989}.p7{fill:#57606a}\n"
     "@media (prefers-color-scheme:dark){\n"
-    "text{fill:#e6edf3}.grid{stroke:#30363d}.axis{stroke:#8d96a0}.alone{fill:#8d96a0}\n"
-    ".f0{stroke:#58a6ff}.f1{stroke:#f778ba}.f2{stroke:#3fb950}.f3{stroke:#d29922}\n"
-    ".p0{fill:#58a6ff}.p1{fill:#f778ba}.p2{fill:#3fb950}.p3{fill:#d29922}\n"
+    "text{fill:#e6edf3}.grid{stroke:#30363d}.axis{stroke:#8d96a0}\n"
+    ".f0{stroke:#58a6ff}.f1{stroke:#ff7b72}.f2{stroke:#3fb950}.f3{stroke:#f0883e}"
+    ".f4{stroke:#bc8cff}.f5{stroke:#d29922}.f6{stroke:#f778ba}.f7{stroke:#8d96a0}\n"
+    ".p0{fill:#58a6ff}.p1{fill:#ff7b72}.p2{fill:#3fb950}.p3{fill:#f0883e}"
+    ".p4{fill:#bc8cff}.p5{fill:#d29922}.p6{fill:#f778ba}.p7{fill:#8d96a0}\n"
     "}\n"
     "</style>\n";
 
@@ -65,16 +79,21 @@ static double log_y(const vqkvc_plot_point *p)
     return log10(fmax(p->y, LEAST_Y));
 }
 
-static frame find_frame(const vqkvc_plot_point *points, int n)
+/* One frame for all panels, so that they compare. */
+static frame find_frame(const vqkvc_plot_panel *panels, int n_panels)
 {
-    double x0 = n > 0 ? log_x(&points[0]) : 0, x1 = x0, y0 = n > 0 ? log_y(&points[0]) : 0, y1 = y0;
-    for (int i = 1; i < n; i++) {
-        x0 = fmin(x0, log_x(&points[i]));
-        x1 = fmax(x1, log_x(&points[i]));
-        y0 = fmin(y0, log_y(&points[i]));
-        y1 = fmax(y1, log_y(&points[i]));
-    }
-    frame f = {(int)floor(x0), (int)ceil(x1), (int)floor(y0), (int)ceil(y1)};
+    double x0 = INFINITY, x1 = -INFINITY, y0 = INFINITY, y1 = -INFINITY;
+    for (int k = 0; k < n_panels; k++)
+        for (int i = 0; i < panels[k].n; i++) {
+            const vqkvc_plot_point *p = &panels[k].points[i];
+            x0 = fmin(x0, log_x(p));
+            x1 = fmax(x1, log_x(p));
+            y0 = fmin(y0, log_y(p));
+            y1 = fmax(y1, log_y(p));
+        }
+    if (x1 < x0)
+        x0 = x1 = y0 = y1 = 0;
+    frame f = {LEFT, (int)floor(x0), (int)ceil(x1), (int)floor(y0), (int)ceil(y1)};
     f.x_last += f.x_last == f.x_first;
     f.y_last += f.y_last == f.y_first;
     return f;
@@ -83,7 +102,7 @@ static frame find_frame(const vqkvc_plot_point *points, int n)
 /* Pixels of a logarithm on an axis. */
 static double pixel_x(const frame *f, double x)
 {
-    return LEFT + (WIDTH - LEFT - RIGHT) * (x - f->x_first) / (f->x_last - f->x_first);
+    return f->left + PANEL * (x - f->x_first) / (f->x_last - f->x_first);
 }
 
 static double pixel_y(const frame *f, double y)
@@ -98,8 +117,69 @@ static void put_text(vqkvc_buf *out, const char *attributes, double x, double y,
     vqkvc_buf_puts(out, "</text>\n");
 }
 
-static void put_axes(const vqkvc_plot *plot, const frame *f, vqkvc_buf *out)
+/* ---- families ---- */
+
+static int find_family(const families *all, const char *name)
 {
+    for (int i = 0; i < all->n; i++)
+        if (strcmp(all->names[i], name) == 0)
+            return i;
+    return -1;
+}
+
+/* The main family comes first and has the first colour; the others in order of their points. */
+static void gather_families(const vqkvc_plot *plot, const vqkvc_plot_panel *panels, int n_panels,
+                            families *all)
+{
+    *all = (families){.n = 0, .main = -1};
+    for (int pass = plot->main_family != NULL ? 0 : 1; pass < 2; pass++)
+        for (int k = 0; k < n_panels; k++)
+            for (int i = 0; i < panels[k].n; i++) {
+                const char *name = panels[k].points[i].family;
+                if ((pass == 0 && strcmp(name, plot->main_family) != 0) ||
+                    find_family(all, name) >= 0 || all->n == MAX_FAMILIES)
+                    continue;
+                all->main = pass == 0 ? all->n : all->main;
+                all->names[all->n++] = name;
+            }
+}
+
+static void put_mark(vqkvc_buf *out, int family, double x, double y, double size)
+{
+    int mark = family % N_COLOURS % N_MARKS + family / N_COLOURS;
+    vqkvc_buf_printf(out, "<path class=\"p%d\" d=\"", family % N_COLOURS);
+    switch (mark % N_MARKS) {
+    case 0: /* disc */
+        vqkvc_buf_printf(out, "M%.1f %.1fa%.1f %.1f 0 1 0 %.1f 0a%.1f %.1f 0 1 0 %.1f 0", x - size,
+                         y, size, size, 2 * size, size, size, -2 * size);
+        break;
+    case 1: /* square */
+        vqkvc_buf_printf(out, "M%.1f %.1fh%.1fv%.1fh%.1fz", x - size, y - size, 2 * size, 2 * size,
+                         -2 * size);
+        break;
+    case 2: /* triangle */
+        vqkvc_buf_printf(out, "M%.1f %.1fl%.1f %.1fh%.1fz", x, y - 1.2 * size, 1.2 * size,
+                         2.2 * size, -2.4 * size);
+        break;
+    default: /* diamond */
+        vqkvc_buf_printf(out, "M%.1f %.1fl%.1f %.1fl%.1f %.1fl%.1f %.1fz", x, y - 1.3 * size,
+                         1.3 * size, 1.3 * size, -1.3 * size, 1.3 * size, -1.3 * size, -1.3 * size);
+    }
+    vqkvc_buf_puts(out, "\"/>\n");
+}
+
+static void begin_line(vqkvc_buf *out, const families *all, int family)
+{
+    vqkvc_buf_printf(out, "<path class=\"line f%d%s%s\" d=\"", family % N_COLOURS,
+                     family == all->main ? " thick" : "", family >= N_COLOURS ? " broken" : "");
+}
+
+/* ---- a panel ---- */
+
+static void put_axes(const vqkvc_plot *plot, const vqkvc_plot_panel *panel, const frame *f,
+                     vqkvc_buf *out)
+{
+    int right = f->left + PANEL;
     for (int e = f->x_first; e <= f->x_last; e++) {
         double x = pixel_x(f, e);
         vqkvc_buf_printf(out,
@@ -112,94 +192,100 @@ static void put_axes(const vqkvc_plot *plot, const frame *f, vqkvc_buf *out)
         vqkvc_buf_printf(out,
                          "<line class=\"grid\" x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\"/>\n"
                          "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">1e%d</text>\n",
-                         LEFT, y, WIDTH - RIGHT, y, LEFT - 8, y + 4, e);
+                         f->left, y, right, y, f->left - 6, y + 4, e);
     }
-    vqkvc_buf_printf(out, "<path class=\"axis\" d=\"M%d %dV%dH%d\"/>\n", LEFT, TOP, HEIGHT - BOTTOM,
-                     WIDTH - RIGHT);
-    put_text(out, " class=\"title\" text-anchor=\"middle\"", WIDTH / 2.0, 24, plot->title);
-    put_text(out, " text-anchor=\"middle\"", (LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 14,
-             plot->x_title);
-    vqkvc_buf_printf(out, "<g transform=\"translate(20 %.1f) rotate(-90)\">",
-                     (TOP + HEIGHT - BOTTOM) / 2.0);
-    put_text(out, " text-anchor=\"middle\"", 0, 0, plot->y_title);
-    vqkvc_buf_puts(out, "</g>\n");
+    vqkvc_buf_printf(out, "<path class=\"axis\" d=\"M%d %dV%dH%d\"/>\n", f->left, TOP,
+                     HEIGHT - BOTTOM, right);
+    put_text(out, " text-anchor=\"middle\"", (f->left + right) / 2.0, TOP - 10, panel->title);
+    put_text(out, " text-anchor=\"middle\"", (f->left + right) / 2.0, HEIGHT - 14, plot->x_title);
 }
 
-/* The family's number in the order of first points, -1 for none. */
-static int family_of(const vqkvc_plot_point *points, int i)
+/* The point of the family that follows point i: by x, then by index; -1 at the end. i < 0 asks for
+ * the first. */
+static int next_point(const vqkvc_plot_panel *panel, const char *family, int i)
 {
-    int n = 0;
-    if (points[i].family == NULL)
-        return -1;
-    for (int j = 0; j < i; j++) {
-        int is_first = points[j].family != NULL;
-        if (is_first && strcmp(points[j].family, points[i].family) == 0)
-            return family_of(points, j);
-        for (int k = 0; k < j && is_first; k++)
-            is_first = points[k].family == NULL || strcmp(points[k].family, points[j].family) != 0;
-        n += is_first;
-    }
-    return n;
-}
-
-/* The point of the family that follows x, i itself the latest one: by x, then by index; -1 at the
- * end. i < 0 asks for the first. */
-static int next_point(const vqkvc_plot_point *points, int n, int family, int i)
-{
+    const vqkvc_plot_point *points = panel->points;
     int best = -1;
-    for (int j = 0; j < n; j++) {
+    for (int j = 0; j < panel->n; j++) {
         int is_behind = i < 0 || points[j].x > points[i].x || (points[j].x == points[i].x && j > i);
-        if (is_behind && family_of(points, j) == family &&
+        if (is_behind && strcmp(points[j].family, family) == 0 &&
             (best < 0 || points[j].x < points[best].x))
             best = j;
     }
     return best;
 }
 
-static void put_line(const frame *f, const vqkvc_plot_point *points, int n, int family,
+static void put_line(const frame *f, const vqkvc_plot_panel *panel, const families *all, int family,
                      vqkvc_buf *out)
 {
-    int i = next_point(points, n, family, -1);
+    const char *name = all->names[family];
+    int i = next_point(panel, name, -1);
     if (i < 0)
         return;
-    vqkvc_buf_printf(out, "<path class=\"line f%d\" d=\"", family % N_COLOURS);
-    for (const char *move = "M"; i >= 0; i = next_point(points, n, family, i), move = "L")
-        vqkvc_buf_printf(out, "%s%.1f %.1f", move, pixel_x(f, log_x(&points[i])),
-                         pixel_y(f, log_y(&points[i])));
+    begin_line(out, all, family);
+    for (const char *move = "M"; i >= 0; i = next_point(panel, name, i), move = "L")
+        vqkvc_buf_printf(out, "%s%.1f %.1f", move, pixel_x(f, log_x(&panel->points[i])),
+                         pixel_y(f, log_y(&panel->points[i])));
     vqkvc_buf_puts(out, "\"/>\n");
 }
 
-/* A family's labels stand below its falling line, others above their points; at the right edge they
- * end at the point. */
-static void put_point(const frame *f, const vqkvc_plot_point *p, int family, vqkvc_buf *out)
+/* Points of the main family carry what follows the family's name, such as their rate. */
+static void put_points(const frame *f, const vqkvc_plot_panel *panel, const families *all,
+                       vqkvc_buf *out)
 {
-    double x = pixel_x(f, log_x(p)), y = pixel_y(f, log_y(p));
-    int below = family >= 0 && y + 16 < HEIGHT - BOTTOM;
-    int before = family >= 0 ? x - 60 > LEFT : x + 60 > WIDTH - RIGHT;
-    if (family >= 0)
-        vqkvc_buf_printf(out, "<circle class=\"p%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"4\"/>\n",
-                         family % N_COLOURS, x, y);
-    else
-        vqkvc_buf_printf(out,
-                         "<rect class=\"alone\" x=\"%.1f\" y=\"%.1f\" width=\"8\" height=\"8\"/>\n",
-                         x - 4, y - 4);
-    put_text(out, before ? " text-anchor=\"end\"" : "", x + (before ? -7 : 7),
-             y + (below ? 14 : -6), p->label);
+    for (int i = 0; i < panel->n; i++) {
+        const vqkvc_plot_point *p = &panel->points[i];
+        int family = find_family(all, p->family);
+        double x = pixel_x(f, log_x(p)), y = pixel_y(f, log_y(p));
+        if (family < 0)
+            continue;
+        put_mark(out, family, x, y, family == all->main ? 5 : 4);
+        size_t skip = strlen(p->family);
+        if (family == all->main)
+            put_text(out, " class=\"main\" text-anchor=\"end\"", x - 8, y + 14,
+                     strncmp(p->label, p->family, skip) == 0 ? p->label + skip : p->label);
+    }
 }
 
-void vqkvc_plot_svg(const vqkvc_plot *plot, const vqkvc_plot_point *points, int n, vqkvc_buf *out)
+/* ---- the whole ---- */
+
+static void put_legend(const families *all, int left, vqkvc_buf *out)
 {
-    frame f = find_frame(points, n);
+    for (int i = 0; i < all->n; i++) {
+        double y = TOP + 8 + 19 * i;
+        begin_line(out, all, i);
+        vqkvc_buf_printf(out, "M%d %.1fh26\"/>\n", left, y);
+        put_mark(out, i, left + 13, y, 4);
+        put_text(out, i == all->main ? " class=\"main\"" : "", left + 34, y + 4, all->names[i]);
+    }
+}
+
+void vqkvc_plot_svg(const vqkvc_plot *plot, const vqkvc_plot_panel *panels, int n_panels,
+                    vqkvc_buf *out)
+{
+    families all;
+    frame f = find_frame(panels, n_panels);
+    int width = n_panels * (LEFT + PANEL) + 24 + LEGEND;
+    gather_families(plot, panels, n_panels, &all);
     vqkvc_buf_printf(out,
                      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" "
                      "width=\"%d\" height=\"%d\" role=\"img\">\n<title>",
-                     WIDTH, HEIGHT, WIDTH, HEIGHT);
+                     width, HEIGHT, width, HEIGHT);
     put_escaped(out, plot->title);
     vqkvc_buf_printf(out, "</title>\n%s", STYLE);
-    put_axes(plot, &f, out);
-    for (int family = 0; family < n; family++)
-        put_line(&f, points, n, family, out);
-    for (int i = 0; i < n; i++)
-        put_point(&f, &points[i], family_of(points, i), out);
+    put_text(out, " class=\"title\" text-anchor=\"middle\"", (width - LEGEND) / 2.0, 26,
+             plot->title);
+    vqkvc_buf_printf(out, "<g transform=\"translate(14 %.1f) rotate(-90)\">",
+                     (TOP + HEIGHT - BOTTOM) / 2.0);
+    put_text(out, " text-anchor=\"middle\"", 0, 0, plot->y_title);
+    vqkvc_buf_puts(out, "</g>\n");
+    for (int k = 0; k < n_panels; k++) {
+        f.left = LEFT + k * (LEFT + PANEL);
+        put_axes(plot, &panels[k], &f, out);
+        for (int family = all.n - 1; family >= 0; family--)
+            put_line(&f, &panels[k], &all, family, out);
+        put_points(&f, &panels[k], &all, out);
+    }
+    put_legend(&all, n_panels * (LEFT + PANEL) + 20, out);
     vqkvc_buf_puts(out, "</svg>\n");
 }

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_COLUMNS = 14, CELL = 48 };
+enum { N_COLUMNS = 16, CELL = 64 };
 
 /* Titles and, for people, what is in each column. */
 static const struct {
@@ -20,6 +20,8 @@ static const struct {
     {"ppl", "perplexity against the exact cache's"},
     {"top-1", "share of positions with the same likeliest token"},
     {"worst KL", "of one position"},
+    {"factor", "KL over that of the row it is held against"},
+    {"vectors", "how attention meets them: on codes, or rebuilt"},
     {"header kB", NULL},
     {"compile s", NULL},
     {"attend ns", "a cached token and KV head, one thread: median"},
@@ -48,22 +50,20 @@ static void fill_cells(const vqkvc_row *row, char cells[N_COLUMNS][CELL])
         snprintf(cells[3], CELL, "%.3f", row->cost->total_bits);
         snprintf(cells[4], CELL, "%.3f", row->cost->scan_bits);
     }
+    if (row->factor > 0)
+        snprintf(cells[9], CELL, "%.3f", row->factor);
+    if (row->vectors != NULL)
+        snprintf(cells[10], CELL, "%s", row->vectors);
     if (row->codec != NULL) {
-        snprintf(cells[9], CELL, "%.0f", (double)row->codec->header_bytes / 1000);
-        snprintf(cells[10], CELL, "%.2f", row->codec->compile_seconds);
+        snprintf(cells[11], CELL, "%.0f", (double)row->codec->header_bytes / 1000);
+        snprintf(cells[12], CELL, "%.2f", row->codec->compile_seconds);
     }
     if (t != NULL) {
-        snprintf(cells[11], CELL, "%.2f", t->ns);
-        snprintf(cells[12], CELL, "%.2f-%.2f", t->ns_min, t->ns_max);
+        snprintf(cells[13], CELL, "%.2f", t->ns);
+        snprintf(cells[14], CELL, "%.2f-%.2f", t->ns_min, t->ns_max);
         if (t->floor_ns > 0)
-            snprintf(cells[13], CELL, "%.2f", t->floor_ns);
+            snprintf(cells[15], CELL, "%.2f", t->floor_ns);
     }
-}
-
-/* The columns of speed are the last three. */
-static int column_count(const vqkvc_table_info *info)
-{
-    return info->speed != NULL ? N_COLUMNS : N_COLUMNS - 3;
 }
 
 /* A line a scheme: relative error of each layer's attention output, where it was measured. */
@@ -107,6 +107,24 @@ static void cells_of(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
     }
 }
 
+/* Width of each column, 0 for those that no row has anything in: they are left out. */
+static void measure_columns(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
+                            int width[N_COLUMNS])
+{
+    char cells[N_COLUMNS][CELL];
+    memset(width, 0, N_COLUMNS * sizeof *width);
+    for (int i = 0; i < row_count(info, n); i++) {
+        cells_of(info, rows, n, i, cells);
+        for (int c = 0; c < N_COLUMNS; c++) {
+            int length = (int)strlen(cells[c]), title = (int)strlen(columns[c].title);
+            if (strcmp(cells[c], "-") == 0)
+                continue;
+            width[c] = length > width[c] ? length : width[c];
+            width[c] = title > width[c] ? title : width[c];
+        }
+    }
+}
+
 static void put_caption(const vqkvc_table_info *info, const char *newline, vqkvc_buf *out)
 {
     vqkvc_buf_printf(
@@ -127,19 +145,15 @@ void vqkvc_table_text(const vqkvc_table_info *info, const vqkvc_row *rows, int n
 {
     int width[N_COLUMNS];
     char cells[N_COLUMNS][CELL];
-    for (int c = 0; c < column_count(info); c++)
-        width[c] = (int)strlen(columns[c].title);
-    for (int i = 0; i < row_count(info, n); i++) {
-        cells_of(info, rows, n, i, cells);
-        for (int c = 0; c < column_count(info); c++)
-            width[c] = (int)strlen(cells[c]) > width[c] ? (int)strlen(cells[c]) : width[c];
-    }
+    measure_columns(info, rows, n, width);
     put_caption(info, "\n", out);
     for (int i = -1; i < row_count(info, n); i++) {
         if (i >= 0)
             cells_of(info, rows, n, i, cells);
-        for (int c = 0; c < column_count(info); c++) {
+        for (int c = 0; c < N_COLUMNS; c++) {
             const char *cell = i < 0 ? columns[c].title : cells[c];
+            if (width[c] == 0)
+                continue;
             if (c == 0)
                 vqkvc_buf_printf(out, "%-*s", width[c], cell);
             else
@@ -157,30 +171,39 @@ void vqkvc_table_text(const vqkvc_table_info *info, const vqkvc_row *rows, int n
 void vqkvc_table_markdown(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
                           vqkvc_buf *out)
 {
+    int width[N_COLUMNS];
     char cells[N_COLUMNS][CELL];
+    measure_columns(info, rows, n, width);
     put_caption(info, "\n", out);
-    vqkvc_buf_puts(out, "\n|");
-    for (int c = 0; c < column_count(info); c++)
-        vqkvc_buf_printf(out, " %s |", columns[c].title);
-    vqkvc_buf_puts(out, "\n|");
-    for (int c = 0; c < column_count(info); c++)
-        vqkvc_buf_puts(out, c == 0 ? "---|" : "---:|");
-    vqkvc_buf_puts(out, "\n");
-    for (int i = 0; i < row_count(info, n); i++) {
-        cells_of(info, rows, n, i, cells);
-        vqkvc_buf_puts(out, "|");
-        for (int c = 0; c < column_count(info); c++)
-            vqkvc_buf_printf(out, " %s |", cells[c]);
+    for (int i = -2; i < row_count(info, n); i++) {
+        if (i >= 0)
+            cells_of(info, rows, n, i, cells);
+        vqkvc_buf_puts(out, i == -2 ? "\n|" : "|");
+        for (int c = 0; c < N_COLUMNS; c++)
+            if (width[c] > 0 && i == -1)
+                vqkvc_buf_puts(out, c == 0 ? "---|" : "---:|");
+            else if (width[c] > 0)
+                vqkvc_buf_printf(out, " %s |", i < 0 ? columns[c].title : cells[c]);
         vqkvc_buf_puts(out, "\n");
     }
     vqkvc_buf_puts(out, "\n");
-    for (int c = 0; c < column_count(info); c++)
-        if (columns[c].words != NULL)
+    for (int c = 0; c < N_COLUMNS; c++)
+        if (width[c] > 0 && columns[c].words != NULL)
             vqkvc_buf_printf(out, "- *%s*: %s\n", columns[c].title, columns[c].words);
     if (has_layer_errors(rows, n)) {
         vqkvc_buf_puts(out, "\nRelative error of the attention output, layer by layer:\n\n");
         put_layer_errors(rows, n, "- ", " ", "", out);
     }
+}
+
+const char *vqkvc_vectors_word(const vqkvc_plan *plan)
+{
+    static const char *const words[] = {"absorbed", "K rebuilt", "V rebuilt", "rebuilt"};
+    int which = 0;
+    for (int layer = 0; layer < plan->geometry.n_layers; layer++)
+        for (int part = VQKVC_PART_K; part <= VQKVC_PART_V; part++)
+            which |= vqkvc_plan_rebuilds(plan, (vqkvc_part)part, layer) ? 1 << part : 0;
+    return words[which];
 }
 
 /* ---- JSON ---- */
@@ -224,7 +247,8 @@ static json_t *json_row(const vqkvc_row *row)
     if (c != NULL)
         codec = json_pack("{s:s, s:I, s:f}", "hash", c->table->codec, "header_bytes",
                           (json_int_t)c->header_bytes, "compile_seconds", c->compile_seconds);
-    return json_pack("{s:s, s:o, s:o, s:o, s:o}", "scheme", row->scheme, "codec", codec, "cost",
+    return json_pack("{s:s, s:s?, s:s?, s:o, s:o, s:o, s:o}", "scheme", row->scheme, "calibration",
+                     row->calibration, "vectors", row->vectors, "codec", codec, "cost",
                      row->cost != NULL ? json_cost(row->cost) : json_null(), "fidelity",
                      row->measured != NULL ? json_measured(row->measured) : json_null(), "attend",
                      row->timing != NULL ? json_timing(row->timing) : json_null());

@@ -16,6 +16,9 @@ typedef struct vqkvc_row {
     const vqkvc_cost *cost; /* of the plan, at the table's context */
     const vqkvc_codec *codec;
     const vqkvc_timing *timing;
+    const char *calibration; /* what the plan was fitted to: "self", a file's base name */
+    const char *vectors;     /* vqkvc_vectors_word() */
+    double factor;           /* KL over that of the row it is held against; 0: none */
 } vqkvc_row;
 
 typedef struct vqkvc_table_info {
@@ -24,7 +27,11 @@ typedef struct vqkvc_table_info {
     const vqkvc_speed *speed; /* floor and yardstick, or NULL */
 } vqkvc_table_info;
 
-/* For terminals: aligned columns, the caption above. */
+/* How attention meets what a plan coded: "absorbed" (on codes), or which vectors are rebuilt: "K
+ * rebuilt", "V rebuilt", "rebuilt". */
+const char *vqkvc_vectors_word(const vqkvc_plan *plan);
+
+/* For terminals: aligned columns, those without any figure left out, the caption above. */
 void vqkvc_table_text(const vqkvc_table_info *info, const vqkvc_row *rows, int n, vqkvc_buf *out);
 /* For README files. */
 void vqkvc_table_markdown(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
@@ -33,12 +40,16 @@ void vqkvc_table_markdown(const vqkvc_table_info *info, const vqkvc_row *rows, i
 void vqkvc_table_figures(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
                          vqkvc_buf *out);
 /* One line a scheme (csv.c), the columns' names in front if `head`: text, context, windows, step,
- * scheme, bits (codes, stored, total, scan), KL, perplexity ratio, top-1, worst KL. Figures in
- * fixed formats; empty where nothing is known. */
+ * scheme, calibration, vectors, bits (codes, stored, total, scan), KL, perplexity above the exact
+ * cache's in percent, top-1, worst KL, factor. Figures in fixed formats; empty where nothing is
+ * known. */
 void vqkvc_table_csv(const vqkvc_table_info *info, const vqkvc_row *rows, int n, int head,
                      vqkvc_buf *out);
 /* Everything, the per-layer errors too; keys sorted, one object. */
 vqkvc_code vqkvc_table_json(const vqkvc_table_info *info, const vqkvc_row *rows, int n,
                             vqkvc_buf *out, vqkvc_err *err);
+/* Reads back the figures of the one scheme in what vqkvc_table_json() wrote, to the last bit, but
+ * for the per-layer errors (table_read.c). Fails with E_FORMAT for anything else. */
+vqkvc_code vqkvc_table_read(const char *json, vqkvc_measured *measured, vqkvc_err *err);
 
 #endif

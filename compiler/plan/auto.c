@@ -151,8 +151,7 @@ vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
                              .model = capture->geometry.weights_hash,
                              .parent = *parent,
                              .settings = settings_text(&p, &arena, err)};
-    if (err->code == VQKVC_OK &&
-        vqkvc_sample_metrics(capture, p.seed, &arena, &metrics, err) == VQKVC_OK &&
+    if (err->code == VQKVC_OK && vqkvc_sample_metrics(capture, &arena, &metrics, err) == VQKVC_OK &&
         vqkvc_search(capture, &p, &metrics, &arena, log, &design, err) == VQKVC_OK) {
         vqkvc_say(log, 1, "auto: %d layers share; %.3f bits stored, %.3f read",
                   design.layers_shared, design.bits, design.scan);

@@ -1,0 +1,199 @@
+/* Which rows the fidelity table has: one list of schemes, auto's rates, its ablations, and other
+ * calibrations. */
+#include <stdio.h>
+#include <string.h>
+
+#include "command/commands.h"
+#include "command/schemes.h"
+#include "command/suite.h"
+
+enum { WORD = 64, DEFAULT_TOKENS = 32768 };
+
+/* The row that ablations and calibrations are about. */
+#define MAIN_ROW "auto2"
+
+/* ---- calibrations ---- */
+
+static const char *words_name(vqkvc_suite *s, const vqkvc_words *text, vqkvc_err *err)
+{
+    const char *first = text->n > 0 ? vqkvc_base_name(text->at[0]) : "self";
+    return text->n < 2 ? vqkvc_arena_strndup(&s->arena, first, strlen(first), err)
+                       : vqkvc_arena_printf(&s->arena, err, "%s and %d more", first, text->n - 1);
+}
+
+static vqkvc_code add_calibration(vqkvc_suite *s, const vqkvc_words *text, int share,
+                                  vqkvc_err *err)
+{
+    vqkvc_suite_calibration *c = &s->calibrations[s->n_calibrations++];
+    *c = (vqkvc_suite_calibration){.text = *text, .n_tokens = s->options->n_tokens, .share = share};
+    c->name = words_name(s, text, err);
+    if (share > 1 && c->name != NULL) {
+        c->name = vqkvc_arena_printf(&s->arena, err, "%s 1/%d", c->name, share);
+        c->n_tokens = (c->n_tokens > 0 ? c->n_tokens : DEFAULT_TOKENS) / share;
+    }
+    return err->code;
+}
+
+/* The first one is what the table's rows are fitted to. With --robust: the other kind of text, an
+ * eighth of the first, and, where the first is text, the model's own samples. */
+static vqkvc_code choose_calibrations(vqkvc_suite *s, vqkvc_err *err)
+{
+    const vqkvc_options *o = s->options;
+    const vqkvc_words none = {0};
+    VQKVC_TRY(add_calibration(s, &o->calibrate, 1, err));
+    if (o->robust.n == 0)
+        return VQKVC_OK;
+    VQKVC_TRY(add_calibration(s, &o->robust, 1, err));
+    VQKVC_TRY(add_calibration(s, &o->calibrate, 8, err));
+    return o->calibrate.n > 0 ? add_calibration(s, &none, 1, err) : VQKVC_OK;
+}
+
+/* ---- subjects ---- */
+
+/* The options of `vqkvc build MODEL --scheme WORD extra`, so that a suite and a build find each
+ * other's work in the store. word: as vqkvc_scheme_apply() takes it; extra: an option, or NULL. */
+static vqkvc_code parse(vqkvc_suite *s, const char *word, const char *extra, vqkvc_options *made,
+                        vqkvc_err *err)
+{
+    const vqkvc_options *o = s->options;
+    char **words = vqkvc_arena_alloc(&s->arena, 3, sizeof *words, err); /* options point into it */
+    if (words == NULL)
+        return err->code;
+    words[0] = vqkvc_arena_strndup(&s->arena, "build", 5, err);
+    words[1] = o->args[0];
+    if (extra != NULL)
+        words[2] = vqkvc_arena_strndup(&s->arena, extra, strlen(extra), err);
+    VQKVC_TRY(err->code);
+    VQKVC_TRY(vqkvc_options_parse(&vqkvc_command_build, extra != NULL ? 3 : 2, words, made, err));
+    VQKVC_TRY(vqkvc_scheme_apply(word, made, err));
+    made->given = 0;
+    made->db = o->db;
+    made->no_db = o->no_db;
+    made->seed = o->seed;
+    if (strcmp(made->scheme, "auto") == 0)
+        made->max_scan = o->max_scan;
+    return VQKVC_OK;
+}
+
+static vqkvc_code add_parsed(vqkvc_suite *s, vqkvc_suite_kind kind, const char *label,
+                             int calibration, const vqkvc_options *made, vqkvc_err *err)
+{
+    const vqkvc_suite_calibration *c = &s->calibrations[calibration];
+    if (s->n == VQKVC_SUITE_MAX_SUBJECTS)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "suite: more than %d rows", VQKVC_SUITE_MAX_SUBJECTS);
+    vqkvc_suite_subject *to = &s->subjects[s->n++];
+    *to = (vqkvc_suite_subject){
+        .kind = kind, .calibration = calibration, .label = label, .options = *made, .twin = -1};
+    to->calibrated = vqkvc_scheme_of(made)->calibrated;
+    to->options.text = c->text;
+    to->options.n_tokens = c->n_tokens;
+    to->options.sample /= c->share;
+    return VQKVC_OK;
+}
+
+static vqkvc_code add_row(vqkvc_suite *s, vqkvc_suite_kind kind, const char *label,
+                          const char *word, const char *extra, vqkvc_err *err)
+{
+    vqkvc_options made;
+    VQKVC_TRY(parse(s, word, extra, &made, err));
+    return add_parsed(s, kind, label, 0, &made, err);
+}
+
+/* Adds each word of a list with commas, `prefix` before it. */
+static vqkvc_code add_list(vqkvc_suite *s, const char *list, const char *prefix, vqkvc_err *err)
+{
+    char word[WORD];
+    if (strcmp(list, "none") == 0)
+        return VQKVC_OK;
+    while (*list != '\0') {
+        size_t n = strcspn(list, ",");
+        if (n == 0 || n + strlen(prefix) >= WORD)
+            return vqkvc_fail(err, VQKVC_E_USAGE, "suite: '%.80s' is no list of words with commas",
+                              list);
+        snprintf(word, sizeof word, "%s%.*s", prefix, (int)n, list);
+        VQKVC_TRY(add_row(s, VQKVC_SUITE_TABLE, NULL, word, NULL, err));
+        list += n + (list[n] == ',');
+    }
+    return VQKVC_OK;
+}
+
+/* ---- ablations ---- */
+
+static vqkvc_code add_ablation(vqkvc_suite *s, const char *idea, const char *extra, vqkvc_err *err)
+{
+    const char *label = vqkvc_arena_printf(&s->arena, err, "auto2 without %s", idea);
+    return label == NULL ? err->code
+                         : add_row(s, VQKVC_SUITE_ABLATION, label, MAIN_ROW, extra, err);
+}
+
+static const vqkvc_option *find_option(const vqkvc_option *group, const char *name)
+{
+    for (const vqkvc_option *opt = group; opt->name != NULL; opt++)
+        if (strcmp(opt->name, name) == 0)
+            return opt;
+    return NULL;
+}
+
+/* auto itself, without what its own options switch off, and without each word of --without. */
+static vqkvc_code choose_ablations(vqkvc_suite *s, vqkvc_err *err)
+{
+    const vqkvc_option *without = find_option(vqkvc_options_scheme, "without");
+    const char *ideas = without == NULL            ? NULL
+                        : without->choices != NULL ? without->choices
+                                                   : without->arg;
+    VQKVC_TRY(add_row(s, VQKVC_SUITE_ABLATION, NULL, MAIN_ROW, NULL, err));
+    if (ideas == NULL) {
+        VQKVC_TRY(add_ablation(s, "sharing", "--layers-shared=1", err));
+        return add_ablation(s, "block frame", "--frame=post", err);
+    }
+    for (const char *at = ideas; *at != '\0';) {
+        char idea[WORD], extra[WORD + 16];
+        size_t n = strcspn(at, "|");
+        snprintf(idea, sizeof idea, "%.*s", (int)n, at);
+        snprintf(extra, sizeof extra, "--without=%s", idea);
+        VQKVC_TRY(add_ablation(s, idea, extra, err));
+        at += n + (at[n] == '|');
+    }
+    return VQKVC_OK;
+}
+
+/* ---- other calibrations ---- */
+
+/* auto at 2 bits and every other calibrated scheme of the table, on every calibration. */
+static vqkvc_code choose_robust(vqkvc_suite *s, vqkvc_err *err)
+{
+    vqkvc_options main_options;
+    int n = s->n;
+    VQKVC_TRY(parse(s, MAIN_ROW, NULL, &main_options, err));
+    for (int c = 0; c < s->n_calibrations; c++) {
+        VQKVC_TRY(add_parsed(s, VQKVC_SUITE_ROBUST, NULL, c, &main_options, err));
+        for (int i = 0; i < n; i++) {
+            const vqkvc_suite_subject *one = &s->subjects[i];
+            if (one->kind == VQKVC_SUITE_TABLE && one->calibrated &&
+                strcmp(one->options.scheme, "auto") != 0)
+                VQKVC_TRY(add_parsed(s, VQKVC_SUITE_ROBUST, NULL, c, &one->options, err));
+        }
+    }
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_suite_choose_rows(vqkvc_suite *s, vqkvc_err *err)
+{
+    const vqkvc_options *o = s->options;
+    s->subjects = vqkvc_arena_alloc(&s->arena, VQKVC_SUITE_MAX_SUBJECTS, sizeof *s->subjects, err);
+    if (s->subjects == NULL)
+        return err->code;
+    VQKVC_TRY(choose_calibrations(s, err));
+    if (add_list(s, o->rates, "auto", err) != VQKVC_OK) {
+        vqkvc_err_prefix(err, "--rates");
+        return err->code;
+    }
+    VQKVC_TRY(add_list(s, o->schemes, "", err));
+    if (o->ablations)
+        VQKVC_TRY(choose_ablations(s, err));
+    if (o->robust.n > 0)
+        VQKVC_TRY(choose_robust(s, err));
+    if (s->n == 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "suite: neither --rates nor --schemes to measure");
+    return VQKVC_OK;
+}
