@@ -10,7 +10,7 @@
  * 8 * n_layers * (2 d^2 + 2 d) bytes with d = n_kv_heads * head_dim, plus
  * 8 * n_layers * n_heads * head_dim^2 for queries; sample
  * 4 * n_sample * n_layers * head_dim * n_kv_heads bytes; plus one batch. While a
- * model runs, the statistics are held twice (the shard in flight and the sum), and 128 tokens of
+ * model runs, the statistics are held twice (the shard in flight and the sum), and 256 tokens of
  * all layers wait in fp32. It does not grow with the length of the text, but for 4 bytes a token.
  */
 #ifndef VQKVC_CAPTURE_CAPTURE_H

@@ -10,7 +10,7 @@
 #include "capture/choose.h"
 #include "capture/collect.h"
 
-enum { FACTORS = 256, STEP = 2 * VQKVC_STATS_CHUNK, CTX = 131072 };
+enum { FACTORS = 128, STEP = VQKVC_STATS_CHUNK, CTX = 131072 };
 
 /* Streams of the generator: tokens count from 0, so these lie above. */
 static const uint64_t stream_maps = UINT64_C(1) << 40, stream_noise = UINT64_C(1) << 41;

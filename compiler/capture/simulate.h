@@ -1,7 +1,7 @@
 /* simulate.h - a capture of a model that does not exist, for measuring what the tool itself needs.
  *
  * Vectors have the structure that matters for time, memory and the planner, not a model's: every
- * token has 256 latent factors that drift from layer to layer (correlation 0.9 a layer) and a
+ * token has 128 latent factors that drift from layer to layer (correlation 0.9 a layer) and a
  * length of its own (log-normal); keys, values and queries are linear maps of them whose weights
  * fall slowly with the factor, plus a tenth of white noise; two channels of each key head have
  * large means. Nothing but one step's vectors and the capture is ever in memory. */
