@@ -191,14 +191,11 @@ static double steepest(const double *curve, int j, int n_max, long room, int *st
     return best;
 }
 
-void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, int n_min, long total,
-                           int *share)
+void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, long total, int *share)
 {
     long left = total;
-    for (int i = 0; i < n; i++) {
-        share[i] = n_min;
-        left -= n_min;
-    }
+    for (int i = 0; i < n; i++)
+        left -= share[i];
     while (left > 0) {
         int which = -1, step = 0, k;
         double best = 0;

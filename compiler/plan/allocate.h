@@ -31,8 +31,8 @@ void vqkvc_layout_distortions(const vqkvc_layout *layout, int d, const double *l
                               double *distortion);
 
 /* Shares `total` nibbles among n curves [n][n_max + 1] so that the sum of errors is least: always
- * to the curve that falls steepest over the next few. share [n] out, at least n_min each. */
-void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, int n_min, long total,
-                           int *share);
+ * to the curve that falls steepest over the next few. share [n] holds the least of each on entry.
+ */
+void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, long total, int *share);
 
 #endif
