@@ -261,8 +261,8 @@ Test(plan_gains, outliers_are_exact_and_leave_the_gain_to_the_others)
         }
         cr_assert_eq(vqkvc_plan_validate(&plan, &err), VQKVC_OK, "%s", err.msg);
         fill(x, N * D, 5);
-        for (int c = 0; c < D; c++)
-            x[c] = 2; /* ties: the lower indices */
+        for (int c = 0; c < D; c++) /* without a spread: ties, of which the lowest index counts */
+            x[c] = (c % 2 == 0 ? 1.0f : -1.0f) * (c < D - 2 ? 2 : 3);
         apply(&plan, x, x_hat, codes);
         for (int t = 0; t < N; t++) {
             double mean = 0, square = 0, centre[D], score[D];
@@ -442,6 +442,23 @@ Test(plan_gains, a_beam_keeps_the_best_of_every_stage)
         cr_assert_eq(memcmp(codes + i * STAGES, kept[0].codes, sizeof kept[0].codes), 0, "group %d",
                      i);
     }
+    vqkvc_plan_free(&plan);
+}
+
+/* Where all codewords are alike, the first parent and the lowest code win. */
+Test(plan_gains, a_beam_breaks_ties_by_order)
+{
+    vqkvc_plan plan;
+    float x[N * D], x_hat[N * D];
+    int32_t codes[N * D / 4 * 3];
+    make_stream(&plan,
+                (vqkvc_run){.coder = VQKVC_CODER_VQ, .width = 4, .bits = 3, .stages = 3, .beam = 5},
+                3);
+    memset(plan.tables[0].f16, 0, 3 * 4 * 8 * sizeof(uint16_t));
+    fill(x, N * D, 8);
+    apply(&plan, x, x_hat, codes);
+    for (int i = 0; i < N * D / 4 * 3; i++)
+        cr_assert_eq(codes[i], 0, "code %d is %d", i, codes[i]);
     vqkvc_plan_free(&plan);
 }
 

@@ -17,7 +17,8 @@ static vqkvc_anchor_params with_defaults(const vqkvc_anchor_params *given)
     vqkvc_anchor_params p = *given;
     p.every = p.every == 0 ? 4 : p.every;
     p.bits = p.bits == 0 ? 2 : p.bits;
-    p.anchor_bits = p.anchor_bits == 0 ? 4 : p.anchor_bits;
+    if (p.anchor_bits == 0)
+        p.anchor_bits = p.bits < 4 ? p.bits + 1 : 4;
     p.window.n_sink = p.window.n_sink > 0 ? p.window.n_sink : 4;
     p.window.n_recent = p.window.n_recent > 0 ? p.window.n_recent : 32;
     p.window.block = p.window.block > 0 ? p.window.block : 64;

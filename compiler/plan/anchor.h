@@ -10,7 +10,13 @@
  * in `enc` are 0), decoding gives every follower its prediction W x^_a + b (its rows of `dec` are
  * W H, of `mean` W m + b). Streams of the followers code the rest. Everything is absorbed in
  * queries and outputs as for any shared stream; a follower's attention reads the anchor's codes
- * besides its own. */
+ * besides its own.
+ *
+ * Measured through emitted headers (ref7m, calibrated on books, 2 windows of 1024 tokens of other
+ * books, blocks of 64, followers of 2 bits; stored bits a value and KL divergence): no followers
+ * 2.125, 0.0105; every 2 layers with anchors of 2 and 3 bits 2.125, 0.0057 and 2.625, 0.0016; every
+ * 4 with 2, 3 and 4 bits 2.125, 0.0058, 2.375, 0.0024 and 2.625, 0.0021 (by head: 2.75, 0.0042);
+ * every 8 with 4 bits 2.375, 0.0064. HIGGS: 2.125, 0.0151. */
 #ifndef VQKVC_PLAN_ANCHOR_H
 #define VQKVC_PLAN_ANCHOR_H
 
@@ -24,7 +30,7 @@
 typedef struct vqkvc_anchor_params {
     int every;               /* layers from anchor to anchor; 0: 4; 1: no followers */
     int bits;                /* a value, of followers: 2, 3 or 4; 0: 2 */
-    int anchor_bits;         /* the same of anchors; 0: 4, as AQUA-KV's first layer */
+    int anchor_bits;         /* the same of anchors; 0: one more, but 4 at most */
     int per_head;            /* a head is predicted from, and coded with, the same head only:
                                 less to read, more gains */
     vqkvc_window window;     /* defaults: 4 sinks, 32 recent, blocks of 64 */

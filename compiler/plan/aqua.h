@@ -13,7 +13,13 @@
  * Not as published: where n_kv_heads * head_dim is no power of two, or above 1024, each Hadamard
  * block (and its gain) is the largest power of two of KV heads that divides them all; the grids are
  * our own k-means (d = 2: n = 16, 64, 256; d = 4: n = 256), and the first layer always has d = 2,
- * n = 256. */
+ * n = 256. Reduced rank ranks directions as published, about 0: the mean of a target takes one.
+ *
+ * Explained is counted about the mean, so that the intercept alone explains nothing. Of ref7m,
+ * calibrated on books: K 51 to 77 %, V 85 to 95 %. Its keys have long means (12 to 70 % of their
+ * energy is variance), which HIGGS alone would have to code; of the energy 4 to 22 % of K is left.
+ * Through emitted headers, 6 windows of 1024 tokens of other books, 2.375 bits a value: KL
+ * divergence 0.0020, with the grid of 4 channels 0.0016. */
 #ifndef VQKVC_PLAN_AQUA_H
 #define VQKVC_PLAN_AQUA_H
 

