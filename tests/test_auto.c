@@ -175,8 +175,8 @@ Test(auto, metrics_follow_sensitivities)
     vqkvc_metrics m, same;
     vqkvc_capture c;
     make_capture(&c);
-    cr_assert_eq(vqkvc_sample_metrics(&c, 1, &arena, &m, &err), VQKVC_OK);
-    cr_assert_eq(vqkvc_sample_metrics(&c, 1, &arena, &same, &err), VQKVC_OK);
+    cr_assert_eq(vqkvc_sample_metrics(&c, &arena, &m, &err), VQKVC_OK);
+    cr_assert_eq(vqkvc_sample_metrics(&c, &arena, &same, &err), VQKVC_OK);
     for (int i = 0; i < 2 * LAYERS * HEADS * 2; i++)
         at[i] = 3;
     cr_assert_eq(vqkvc_metrics_weigh(&c, &(vqkvc_sensitivity){.groups = 2, .at = at}, 1, &m, &err),
@@ -238,7 +238,7 @@ Test(auto, probes_measure)
     cr_assert_eq(vqkvc_source_self(&source, model, &params, &err), VQKVC_OK, "%s", err.msg);
     cr_assert_eq(vqkvc_capture_run(model, &source, &params, &quiet_log, &c, &err), VQKVC_OK, "%s",
                  err.msg);
-    cr_assert_eq(vqkvc_sample_metrics(&c, 1, &arena, &m, &err), VQKVC_OK);
+    cr_assert_eq(vqkvc_sample_metrics(&c, &arena, &m, &err), VQKVC_OK);
     for (int i = 0; i < TOKENS; i++)
         tokens[i] = 300 + i * 7 % 400;
     cr_assert_eq(
