@@ -104,6 +104,21 @@ vqkvc_code vqkvc_eigen_symmetric(int n, double *a, double *w, vqkvc_err *err)
     return VQKVC_OK;
 }
 
+vqkvc_code vqkvc_eigenvalues_symmetric(int n, double *a, double *w, vqkvc_err *err)
+{
+    /* The upper triangle of rows is the lower one of columns. */
+    int info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'N', 'L', n, a, n, w);
+    if (info != 0)
+        return vqkvc_fail(err, VQKVC_E_NUMERIC, "dsyevd of a %d x %d matrix failed (info %d)", n, n,
+                          info);
+    for (int i = 0, j = n - 1; i < j; i++, j--) {
+        double t = w[i];
+        w[i] = w[j];
+        w[j] = t;
+    }
+    return VQKVC_OK;
+}
+
 vqkvc_code vqkvc_solve_spd(int n, int m, double *a, double *b, vqkvc_err *err)
 {
     int info = LAPACKE_dposv(LAPACK_ROW_MAJOR, 'U', n, m, a, n, b, m);

@@ -38,6 +38,10 @@ void vqkvc_dgemm_gram_add(int n, int k, const double *a, size_t lda, double *c, 
  * unit eigenvector of w[i], signed so that its entry of largest magnitude is positive. */
 vqkvc_code vqkvc_eigen_symmetric(int n, double *a, double *w, vqkvc_err *err);
 
+/* Eigenvalues (descending) alone, several times faster; a [n, n] is destroyed, and read on and
+ * above its diagonal only. */
+vqkvc_code vqkvc_eigenvalues_symmetric(int n, double *a, double *w, vqkvc_err *err);
+
 /* Solves A X = B for symmetric positive definite a [n, n] (destroyed) and b [n, m] (becomes X). */
 vqkvc_code vqkvc_solve_spd(int n, int m, double *a, double *b, vqkvc_err *err);
 

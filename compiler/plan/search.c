@@ -137,8 +137,7 @@ static vqkvc_code try_share(const search *s, const vqkvc_grouping *w, trial *t, 
         }
     if (left < least)
         return VQKVC_OK;
-    VQKVC_TRY(
-        vqkvc_grouping_own(w, s->c, s->metrics, t->share, t->n_max - s->gain, t->curves, err));
+    VQKVC_TRY(vqkvc_grouping_own(w, s->c, t->share, t->n_max - s->gain, t->curves, err));
     for (int i = 0; i < w->n_own; i++)
         pay_gain(t->curves[i], t->n_max, s->gain, t->curves[i]);
     vqkvc_allocate_shares(w->n_own, t->n_max, (const double *const *)t->curves, left, t->own);
