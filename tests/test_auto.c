@@ -127,6 +127,30 @@ Test(auto, budgets_hold)
     vqkvc_capture_free(&c);
 }
 
+/* Where tables count, codes, gains and tables together keep the bits, but for rounding to a nibble
+ * a stream; and tables are smaller than where they do not count. */
+Test(auto, tables_count_where_asked)
+{
+    enum { CONTEXT = 2048 };
+    vqkvc_capture c;
+    vqkvc_plan plan;
+    vqkvc_cost counted, free_of_charge;
+    make_capture(&c);
+    vqkvc_auto_params p = {
+        .bits = 3, .max_scan = -1, .frame = VQKVC_FRAME_BLOCK, .tables_at = CONTEXT};
+    make_plan(&plan, &c, &p);
+    vqkvc_plan_cost(&plan, CONTEXT, &counted);
+    vqkvc_plan_free(&plan);
+    p.tables_at = 0;
+    make_plan(&plan, &c, &p);
+    vqkvc_plan_cost(&plan, CONTEXT, &free_of_charge);
+    vqkvc_plan_free(&plan);
+    cr_assert_leq(counted.code_bits + counted.gain_bits + counted.table_bits, 1.02 * 3,
+                  "%g + %g + %g", counted.code_bits, counted.gain_bits, counted.table_bits);
+    cr_assert_lt(counted.table_bits, free_of_charge.table_bits);
+    vqkvc_capture_free(&c);
+}
+
 /* A head that matters more is coded better, and more bits make less error. */
 Test(auto, sensitivity_moves_bits)
 {
@@ -217,11 +241,11 @@ Test(auto, layouts_reach_their_curves)
     vqkvc_err err = {0};
     for (int i = 0; i < D; i++)
         lambda[i] = exp(-0.2 * i);
-    cr_assert_eq(vqkvc_allocate_curve(D, lambda, N, curve, &err), VQKVC_OK);
+    cr_assert_eq(vqkvc_allocate_curve(D, lambda, 0, N, curve, &err), VQKVC_OK);
     for (int j = 1; j <= N; j++) {
         vqkvc_layout layout;
         double sum = 0;
-        cr_assert_eq(vqkvc_allocate_layout(D, lambda, j, &layout, &err), VQKVC_OK);
+        cr_assert_eq(vqkvc_allocate_layout(D, lambda, 0, j, &layout, &err), VQKVC_OK);
         cr_assert_leq(layout.n_nibbles, j);
         cr_assert_leq(curve[j], curve[j - 1]);
         vqkvc_layout_distortions(&layout, D, lambda, each);

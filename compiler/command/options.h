@@ -55,7 +55,7 @@ typedef struct vqkvc_options {
     const char *scheme, *frame, *without, *share, *schedule, *values;
     double outliers;
     int group, rank, grid, per_head, anchor_every, anchor_bits;
-    double bits, max_scan, max_ns, max_kl, max_ppl;
+    double bits, max_scan, max_kl, max_ppl;
     int layers_shared, tables_at, probes, beam, branches, block, sink, recent;
     /* output */
     const char *prefix, *output, *depfile, *show;

@@ -314,6 +314,7 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
         VQKVC_TRY(vqkvc_pipeline_capture(p, err));
     double start = vqkvc_seconds();
     vqkvc_scheme_input in = {.options = p->options,
+                             .model = p->model,
                              .geometry = &p->geometry,
                              .capture = &p->capture,
                              .parent = &p->capture_hash,

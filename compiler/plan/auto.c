@@ -103,6 +103,7 @@ static vqkvc_stream_spec stream_spec(const scope_fit *f, int first, int n, int n
                                .frame =
                                    f->scope->part == VQKVC_PART_K ? f->p->frame : VQKVC_FRAME_POST,
                                .n_nibbles = nibbles,
+                               .tables_at = f->p->tables_at,
                                .gain_bits = f->p->no_gain ? 0 : VQKVC_GAIN_BITS};
 }
 

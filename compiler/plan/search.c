@@ -8,12 +8,14 @@
 #include "plan/spectra.h"
 
 enum {
-    MOST_JOINED = 2048, /* channels of a shared stream: its basis takes the square of that */
-    STEPS = 48          /* sizes of the shared streams that are tried of a grouping */
+    /* Channels of a shared stream. Time grows with the cube, memory and tables with the square: at
+     * the size of Llama-3.1-8B 2048 would take hours, and a header of hundreds of megabytes. */
+    MOST_JOINED = 1024,
+    STEPS = 48 /* sizes of the shared streams that are tried of a grouping */
 };
 
-/* Scratch of one grouping: arrays over own streams and scopes. Sizes of streams are in nibbles,
- * their gains included: the first `gain` of a stream code nothing. */
+/* Sizes of streams are in nibbles, with their gains, and with their tables where these count: the
+ * first few nibbles of a stream code nothing, see fixed(). */
 typedef struct search {
     const vqkvc_capture *c;
     const vqkvc_auto_params *params;
@@ -21,15 +23,26 @@ typedef struct search {
     vqkvc_arena *arena;
     vqkvc_design *best;
     int gain;        /* nibbles of a stream's gain */
+    int tables_at;   /* as in vqkvc_auto_params */
+    int least;       /* nibbles of one code of an own stream */
     long total;      /* nibbles of a token */
     double per_bits; /* nibbles to bits a value */
 } search;
 
+/* Scratch of one grouping: arrays over own streams and scopes. */
 typedef struct trial {
     double **curves, **paid; /* [n_own], [n_scopes]: own and shared curves, gains included */
     int *own, *share;
     int n_max;
+    int fixed;         /* of own streams */
+    int *fixed_shared; /* [n_scopes] */
 } trial;
+
+/* Nibbles that a stream over d channels takes whatever it codes: its gain, and its means. */
+static int fixed(const search *s, int d)
+{
+    return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * d / s->tables_at) : 0);
+}
 
 static void trial_free(trial *t, const vqkvc_grouping *w)
 {
@@ -41,18 +54,22 @@ static void trial_free(trial *t, const vqkvc_grouping *w)
     free(t->paid);
     free(t->own);
     free(t->share);
+    free(t->fixed_shared);
 }
 
-/* The curve [n_max + 1] of streams with a gain: nothing happens until that is paid for. */
-static void pay_gain(const double *curve, int n_max, int gain, double *paid)
+/* The curve [n_max + 1] of a stream: nothing happens until what is fixed is paid for. */
+static void pay_fixed(const double *curve, int n_max, int nibbles, double *paid)
 {
     for (int j = n_max; j >= 0; j--)
-        paid[j] = curve[j > gain ? j - gain : 0];
+        paid[j] = curve[j > nibbles ? j - nibbles : 0];
 }
 
 static vqkvc_code trial_make(trial *t, const search *s, const vqkvc_grouping *w, vqkvc_err *err)
 {
-    *t = (trial){.n_max = 2 * w->own_heads * s->c->geometry.head_dim};
+    int dim = s->c->geometry.head_dim, d = w->own_heads * dim;
+    *t = (trial){.fixed = fixed(s, d)};
+    t->n_max = t->fixed + (int)((2 + vqkvc_allocate_table(d, s->tables_at)) * d);
+    t->fixed_shared = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->fixed_shared, err);
     t->curves = vqkvc_alloc((size_t)w->n_own, sizeof *t->curves, err);
     t->paid = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->paid, err);
     t->own = vqkvc_alloc((size_t)w->n_own, sizeof *t->own, err);
@@ -61,8 +78,9 @@ static vqkvc_code trial_make(trial *t, const search *s, const vqkvc_grouping *w,
         t->curves[i] = vqkvc_alloc((size_t)t->n_max + 1, sizeof(double), err);
     for (int i = 0; i < w->n_scopes && err->code == VQKVC_OK; i++) {
         t->paid[i] = vqkvc_alloc((size_t)w->n_max + 1, sizeof(double), err);
+        t->fixed_shared[i] = fixed(s, vqkvc_scope_members(&w->scopes[i]) * dim);
         if (t->paid[i] != NULL)
-            pay_gain(w->curve[i], w->n_max, s->gain, t->paid[i]);
+            pay_fixed(w->curve[i], w->n_max, t->fixed_shared[i], t->paid[i]);
     }
     return err->code;
 }
@@ -82,21 +100,21 @@ static vqkvc_code keep_best(const search *s, const vqkvc_grouping *w, const tria
         int n = vqkvc_scope_own(&w->scopes[i]);
         int *copy = vqkvc_arena_alloc(s->arena, (size_t)n, sizeof(int), err);
         best->scopes[i] = w->scopes[i];
-        best->scopes[i].shared = t->share[i] > s->gain ? t->share[i] - s->gain : 0;
+        best->scopes[i].shared = t->share[i] > 0 ? t->share[i] - t->fixed_shared[i] : 0;
         best->scopes[i].own = copy;
         for (int j = 0; j < n && copy != NULL; j++)
-            copy[j] = own[j] > s->gain ? own[j] - s->gain : 0;
+            copy[j] = own[j] > 0 ? own[j] - t->fixed : 0;
         own += n;
     }
     return err->code;
 }
 
-/* Streams that got no more than a gain give it back. */
-static long settle(int n, int gain, int *share)
+/* Streams that got no more than what is fixed give it back: nibbles [n], or the same for all. */
+static long settle(int n, const int *nibbles, int all, int *share)
 {
     long used = 0;
     for (int i = 0; i < n; i++) {
-        if (share[i] <= gain)
+        if (share[i] <= (nibbles != NULL ? nibbles[i] : all))
             share[i] = 0;
         used += share[i];
     }
@@ -127,21 +145,22 @@ static vqkvc_code try_share(const search *s, const vqkvc_grouping *w, trial *t, 
     double scan, limit = s->params->max_scan;
     vqkvc_design found = {0};
     memset(t->share, 0, (size_t)w->n_scopes * sizeof *t->share);
-    vqkvc_allocate_shares(w->n_scopes, w->n_max, (const double *const *)t->paid,
-                          nibbles * w->n_scopes, t->share);
-    long left = s->total - settle(w->n_scopes, s->gain, t->share), least = 0;
+    VQKVC_TRY(vqkvc_allocate_shares(w->n_scopes, w->n_max, (const double *const *)t->paid,
+                                    nibbles * w->n_scopes, t->share, err));
+    long left = s->total - settle(w->n_scopes, t->fixed_shared, 0, t->share), least = 0;
     for (int i = 0, first = 0; i < w->n_scopes; i++)
         for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, first++) {
-            t->own[first] = t->share[i] > 0 ? 0 : s->gain + 1;
+            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + s->least;
             least += t->own[first];
         }
     if (left < least)
         return VQKVC_OK;
-    VQKVC_TRY(vqkvc_grouping_own(w, s->c, t->share, t->n_max - s->gain, t->curves, err));
+    VQKVC_TRY(vqkvc_grouping_own(w, s->c, t->share, t->n_max - t->fixed, t->curves, err));
     for (int i = 0; i < w->n_own; i++)
-        pay_gain(t->curves[i], t->n_max, s->gain, t->curves[i]);
-    vqkvc_allocate_shares(w->n_own, t->n_max, (const double *const *)t->curves, left, t->own);
-    found.bits = s->per_bits * (double)(s->total - left + settle(w->n_own, s->gain, t->own));
+        pay_fixed(t->curves[i], t->n_max, t->fixed, t->curves[i]);
+    VQKVC_TRY(vqkvc_allocate_shares(w->n_own, t->n_max, (const double *const *)t->curves, left,
+                                    t->own, err));
+    found.bits = s->per_bits * (double)(s->total - left + settle(w->n_own, NULL, t->fixed, t->own));
     if (!covers(w, t, &scan) || (limit > 0 && scan * s->per_bits > limit + 1e-9))
         return VQKVC_OK;
     found.scan = scan * s->per_bits;
@@ -157,13 +176,15 @@ static vqkvc_code try_grouping(const search *s, int layers, int heads, int own_h
                                vqkvc_err *err)
 {
     const vqkvc_geometry *g = &s->c->geometry;
-    vqkvc_grouping w = {.layers = layers, .heads = heads, .own_heads = own_heads};
+    vqkvc_grouping w = {
+        .layers = layers, .heads = heads, .own_heads = own_heads, .tables_at = s->tables_at};
     trial t = {0};
     int shares = layers * heads > own_heads;
     long scopes = 2L * ((g->n_layers + layers - 1) / layers) * (g->n_kv_heads / heads);
     long n_in = (long)layers * heads * g->head_dim, top = shares ? 4 * s->total / scopes : 0;
     /* More than two nibbles a channel are of no use, nor is more than four times a fair share. */
-    top = top < 2 * n_in ? top : 2 * n_in;
+    long most = (long)((2 + vqkvc_allocate_table((int)n_in, s->tables_at)) * (double)n_in);
+    top = top < most ? top : most;
     long step = top / STEPS > 0 ? top / STEPS : 1;
     if (vqkvc_grouping_make(&w, s->c, s->params, s->metrics, (int)top, err) == VQKVC_OK &&
         trial_make(&t, s, &w, err) == VQKVC_OK)
@@ -202,6 +223,8 @@ vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
                 .metrics = metrics,
                 .arena = arena,
                 .best = best,
+                .tables_at = params->tables_at,
+                .least = 1 + (int)(vqkvc_allocate_table(g->head_dim, params->tables_at) + 0.5),
                 .gain = params->no_gain ? 0 : VQKVC_GAIN_BITS / 4,
                 .total = (long)floor(params->bits * values / 4),
                 .per_bits = 4 / values};
@@ -218,6 +241,6 @@ vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "no plan has at most %.3g bits a value and reads at most %.3g: a stream "
                           "takes %d bits a token at least, and every value must be in one",
-                          params->bits, params->max_scan, 4 * (s.gain + 1));
+                          params->bits, params->max_scan, 4 * (s.gain + s.least));
     return err->code;
 }

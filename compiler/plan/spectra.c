@@ -63,7 +63,9 @@ static vqkvc_code scope_spectrum(vqkvc_grouping *w, int i, const vqkvc_capture *
                 VQKVC_OK &&
             vqkvc_fit_spectrum((int)n_in, c->geometry.head_dim, w->u[i], metric, metric_ridge,
                                w->lambda[i], err) == VQKVC_OK)
-            vqkvc_allocate_curve((int)n_in, w->lambda[i], w->n_max, w->curve[i], err);
+            vqkvc_allocate_curve((int)n_in, w->lambda[i],
+                                 vqkvc_allocate_table((int)n_in, w->tables_at), w->n_max,
+                                 w->curve[i], err);
     }
     free(members);
     free(x);
@@ -84,9 +86,11 @@ vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
     w->u = vqkvc_alloc(n, sizeof *w->u, err);
     w->lambda = vqkvc_alloc(n, sizeof *w->lambda, err);
     w->curve = vqkvc_alloc(n, sizeof *w->curve, err);
+    if (err->code != VQKVC_OK)
+        return err->code;
     for (int part = 0; part < 2; part++)
         for (int first = 0; first < g->n_layers; first += w->layers)
-            for (int head = 0; head < g->n_kv_heads && err->code == VQKVC_OK; head += w->heads) {
+            for (int head = 0; head < g->n_kv_heads; head += w->heads) {
                 int i = w->n_scopes++, left = g->n_layers - first;
                 w->scopes[i] = (vqkvc_scope){.part = (vqkvc_part)part,
                                              .head = head,
@@ -95,8 +99,15 @@ vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
                                              .n_layers = left < w->layers ? left : w->layers,
                                              .own_heads = w->own_heads};
                 w->n_own += vqkvc_scope_own(&w->scopes[i]);
-                scope_spectrum(w, i, c, params, metrics, err);
             }
+            /* Each by one thread: solvers of eigenvalues have no threads of their own here. */
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < w->n_scopes; i++) {
+        vqkvc_err mine = {0};
+        if (scope_spectrum(w, i, c, params, metrics, &mine) != VQKVC_OK)
+#pragma omp critical
+            vqkvc_fail(err, mine.code, "%s", mine.msg);
+    }
     return err->code;
 }
 
@@ -120,7 +131,8 @@ static vqkvc_code own_curve(const vqkvc_grouping *w, int i, int own, const vqkvc
         if (vqkvc_eigenvalues_symmetric(dim, cov, lambda, err) == VQKVC_OK) {
             for (int j = 0; j < dim; j++)
                 lambda[j] = fmax(lambda[j], 0);
-            vqkvc_allocate_curve(dim, lambda, n_max, curve, err);
+            vqkvc_allocate_curve(dim, lambda, vqkvc_allocate_table(dim, w->tables_at), n_max, curve,
+                                 err);
         }
     }
     free(left);
@@ -138,7 +150,8 @@ static vqkvc_code scope_own(const vqkvc_grouping *w, int i, const vqkvc_geometry
     vqkvc_layout layout = {0};
     double *distortion = vqkvc_alloc((size_t)n_in, sizeof *distortion, err);
     if (distortion != NULL && share > 0)
-        vqkvc_allocate_layout(n_in, lambda, share, &layout, err);
+        vqkvc_allocate_layout(n_in, lambda, vqkvc_allocate_table(n_in, w->tables_at), share,
+                              &layout, err);
     if (err->code == VQKVC_OK)
         vqkvc_layout_distortions(&layout, n_in, lambda, distortion);
     for (int own = 0; own < vqkvc_scope_own(&w->scopes[i]) && err->code == VQKVC_OK; own++)

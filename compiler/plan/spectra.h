@@ -10,6 +10,7 @@
  * heads an own stream. */
 typedef struct vqkvc_grouping {
     int layers, heads, own_heads;
+    int tables_at;              /* as in vqkvc_auto_params */
     int n_scopes, n_own, n_max; /* n_own: own streams of all scopes; n_max: nibbles of curves */
     vqkvc_scope *scopes;        /* [n_scopes], shared and own not set */
     double **u;                 /* [n_scopes][n_in, n_in] latents in its rows, whitened */
