@@ -28,7 +28,7 @@ static vqkvc_code run_probes(const vqkvc_scheme_input *in, int n_tokens, int gro
     int32_t *tokens = vqkvc_alloc((size_t)n_tokens, sizeof *tokens, err);
     if (tokens != NULL &&
         vqkvc_side_text(in, PURPOSE_PROBES, 1, n_tokens, tokens, err) == VQKVC_OK &&
-        vqkvc_sample_metrics(in->capture, seed, &arena, &metrics, err) == VQKVC_OK)
+        vqkvc_sample_metrics(in->capture, &arena, &metrics, err) == VQKVC_OK)
         vqkvc_sensitivity_measure(in->model, tokens, n_tokens, in->capture, &metrics, seed, groups,
                                   in->log, at, err);
     free(tokens);

@@ -81,6 +81,13 @@ const vqkvc_option vqkvc_options_source[] = {
      .is_file = 1,
      .help = "take keys, values and queries from an engine's dump (safetensors) instead of running "
              "a model (default: none)"},
+    {.name = "simulate",
+     .arg = "SHAPE",
+     .type = VQKVC_OPT_TEXT,
+     .offset = AT(simulate),
+     .mark = VQKVC_GIVEN_SOURCE,
+     .help = "no model, but random vectors with a model's structure, to measure what this program "
+             "needs: LAYERSxHEADSxKV_HEADSxHEAD_DIM, such as 32x32x8x128 (default: none)"},
     {.name = "n-tokens",
      .arg = "N",
      .type = VQKVC_OPT_INT64,

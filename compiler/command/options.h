@@ -46,7 +46,7 @@ typedef struct vqkvc_options {
     /* calibration source */
     int self;
     vqkvc_words text, tokens;
-    const char *import_path;
+    const char *import_path, *simulate;
     int64_t n_tokens;
     int sample, window;
     uint64_t seed;

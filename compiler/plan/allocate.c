@@ -194,12 +194,14 @@ void vqkvc_layout_distortions(const vqkvc_layout *layout, int d, const double *l
         distortion[i] = lambda[i];
 }
 
+enum { LOOK_AHEAD = 8 /* nibbles */ };
+
 /* The steepest mean fall of a curve from j on, and over how many nibbles. */
 static double steepest(const double *curve, int j, int n_max, long room, int *step)
 {
     double best = -1;
     *step = 0;
-    for (int k = 1; k <= 8 && j + k <= n_max && k <= room; k++) {
+    for (int k = 1; k <= LOOK_AHEAD && j + k <= n_max && k <= room; k++) {
         double fall = (curve[j] - curve[j + k]) / k;
         if (fall > best) {
             best = fall;
@@ -209,25 +211,29 @@ static double steepest(const double *curve, int j, int n_max, long room, int *st
     return best;
 }
 
-void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, long total, int *share)
+vqkvc_code vqkvc_allocate_shares(int n, int n_max, const double *const *curves, long total,
+                                 int *share, vqkvc_err *err)
 {
     long left = total;
+    double *fall = vqkvc_alloc((size_t)n, sizeof *fall, err);
+    int *step = vqkvc_alloc((size_t)n, sizeof *step, err);
     for (int i = 0; i < n; i++)
         left -= share[i];
-    while (left > 0) {
-        int which = -1, step = 0, k;
-        double best = 0;
-        for (int i = 0; i < n; i++) {
-            double fall = steepest(curves[i], share[i], n_max, left, &k);
-            if (fall > best) {
-                best = fall;
+    for (int which = -1; left > 0 && err->code == VQKVC_OK;) {
+        /* Only the stream that moved has another fall, until what is left limits all of them. */
+        for (int i = 0; i < n; i++)
+            if (which < 0 || i == which || left < LOOK_AHEAD)
+                fall[i] = steepest(curves[i], share[i], n_max, left, &step[i]);
+        which = -1;
+        for (int i = 0; i < n; i++)
+            if (fall[i] > (which < 0 ? 0 : fall[which]))
                 which = i;
-                step = k;
-            }
-        }
         if (which < 0)
             break;
-        share[which] += step;
-        left -= step;
+        share[which] += step[which];
+        left -= step[which];
     }
+    free(fall);
+    free(step);
+    return err->code;
 }

@@ -37,6 +37,7 @@ void vqkvc_layout_distortions(const vqkvc_layout *layout, int d, const double *l
 /* Shares `total` nibbles among n curves [n][n_max + 1] so that the sum of errors is least: always
  * to the curve that falls steepest over the next few. share [n] holds the least of each on entry.
  */
-void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, long total, int *share);
+vqkvc_code vqkvc_allocate_shares(int n, int n_max, const double *const *curves, long total,
+                                 int *share, vqkvc_err *err);
 
 #endif

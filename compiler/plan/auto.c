@@ -168,7 +168,7 @@ static vqkvc_code check(const vqkvc_capture *c, const vqkvc_auto_params *p, vqkv
 static vqkvc_code make_metrics(const vqkvc_capture *c, const vqkvc_auto_params *p,
                                vqkvc_arena *arena, vqkvc_metrics *m, vqkvc_err *err)
 {
-    VQKVC_TRY(vqkvc_sample_metrics(c, p->seed, arena, m, err));
+    VQKVC_TRY(vqkvc_sample_metrics(c, arena, m, err));
     if (p->no_metric)
         vqkvc_metrics_level(c, m);
     if (p->sensitivity == NULL)

@@ -20,14 +20,14 @@ vqkvc_code vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *memb
  * Keys: an error e moves a score by scale * q . e; to first order the output moves by that times
  * the spread of the values about their mean, so E[q q'] counts times scale^2 tr(Wo'Wo Cov v)
  * (without that factor: 26 times worse; four times or a quarter of it: 1.3 to 1.5 times). Queries
- * are turned by seeded distances up to the trained context, as they meet keys in every frame. k, v:
+ * are turned by distances up to the trained context, as they meet keys in every frame. k, v:
  * [n_layers * n_kv_heads] matrices [head_dim, head_dim], in arena. */
 typedef struct vqkvc_metrics {
     double **k, **v;
 } vqkvc_metrics;
 
-vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, uint64_t seed, vqkvc_arena *arena,
-                                vqkvc_metrics *m, vqkvc_err *err);
+vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, vqkvc_arena *arena, vqkvc_metrics *m,
+                                vqkvc_err *err);
 
 /* What errors of each head cost, as probes measured it (eval/sensitivity.h): the latents of a
  * head's own basis, vqkvc_head_basis(), in `groups` groups of neighbours, by falling variance. */

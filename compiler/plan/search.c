@@ -8,8 +8,10 @@
 #include "plan/spectra.h"
 
 enum {
-    MOST_JOINED = 2048, /* channels of a shared stream: its basis takes the square of that */
-    STEPS = 48          /* sizes of the shared streams that are tried of a grouping */
+    /* Channels of a shared stream. Time grows with the cube, memory and tables with the square: at
+     * the size of Llama-3.1-8B 2048 would take hours, and a header of hundreds of megabytes. */
+    MOST_JOINED = 1024,
+    STEPS = 48 /* sizes of the shared streams that are tried of a grouping */
 };
 
 /* Sizes of streams are in nibbles, with their gains, and with their tables where these count: the
@@ -143,8 +145,8 @@ static vqkvc_code try_share(const search *s, const vqkvc_grouping *w, trial *t, 
     double scan, limit = s->params->max_scan;
     vqkvc_design found = {0};
     memset(t->share, 0, (size_t)w->n_scopes * sizeof *t->share);
-    vqkvc_allocate_shares(w->n_scopes, w->n_max, (const double *const *)t->paid,
-                          nibbles * w->n_scopes, t->share);
+    VQKVC_TRY(vqkvc_allocate_shares(w->n_scopes, w->n_max, (const double *const *)t->paid,
+                                    nibbles * w->n_scopes, t->share, err));
     long left = s->total - settle(w->n_scopes, t->fixed_shared, 0, t->share), least = 0;
     for (int i = 0, first = 0; i < w->n_scopes; i++)
         for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, first++) {
@@ -153,11 +155,11 @@ static vqkvc_code try_share(const search *s, const vqkvc_grouping *w, trial *t, 
         }
     if (left < least)
         return VQKVC_OK;
-    VQKVC_TRY(
-        vqkvc_grouping_own(w, s->c, s->metrics, t->share, t->n_max - t->fixed, t->curves, err));
+    VQKVC_TRY(vqkvc_grouping_own(w, s->c, t->share, t->n_max - t->fixed, t->curves, err));
     for (int i = 0; i < w->n_own; i++)
         pay_fixed(t->curves[i], t->n_max, t->fixed, t->curves[i]);
-    vqkvc_allocate_shares(w->n_own, t->n_max, (const double *const *)t->curves, left, t->own);
+    VQKVC_TRY(vqkvc_allocate_shares(w->n_own, t->n_max, (const double *const *)t->curves, left,
+                                    t->own, err));
     found.bits = s->per_bits * (double)(s->total - left + settle(w->n_own, NULL, t->fixed, t->own));
     if (!covers(w, t, &scan) || (limit > 0 && scan * s->per_bits > limit + 1e-9))
         return VQKVC_OK;

@@ -13,7 +13,8 @@ typedef struct vqkvc_grouping {
     int tables_at;              /* as in vqkvc_auto_params */
     int n_scopes, n_own, n_max; /* n_own: own streams of all scopes; n_max: nibbles of curves */
     vqkvc_scope *scopes;        /* [n_scopes], shared and own not set */
-    vqkvc_basis *basis;         /* [n_scopes], all latents */
+    double **u;                 /* [n_scopes][n_in, n_in] latents in its rows, whitened */
+    double **lambda;            /* [n_scopes][n_in] their variances */
     double **curve;             /* [n_scopes][n_max + 1] error by nibbles of the shared stream */
 } vqkvc_grouping;
 
@@ -26,8 +27,7 @@ void vqkvc_grouping_free(vqkvc_grouping *w);
 
 /* The curves of all own streams, scope by scope, [n_own][n_max + 1], when scope i's shared stream
  * has share[i] nibbles. */
-vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c,
-                              const vqkvc_metrics *metrics, const int *share, int n_max,
-                              double **curves, vqkvc_err *err);
+vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c, const int *share,
+                              int n_max, double **curves, vqkvc_err *err);
 
 #endif
