@@ -174,7 +174,7 @@ $(BUILD)/examples/generate $(BUILD)/examples/vectors: $(BUILD)/libvqkvc.a
 
 # Embedded through .incbin (base/embed.h), which the compiler's dependency files do not know.
 $(filter $(BUILD)/calib_db/%,$(LIB_OBJ)): $(wildcard calib_db/*.sql)
-$(filter $(BUILD)/gen/%,$(LIB_OBJ)): $(wildcard runtime/*.h)
+$(filter $(BUILD)/gen/%,$(LIB_OBJ)): $(wildcard runtime/*.h runtime/cuda/*.cuh)
 $(filter $(BUILD)/compiler/eval/%,$(LIB_OBJ)): compiler/eval/shim.h compiler/eval/codec_table.h
 
 -include $(LIB_OBJ:.o=.d) $(PROGRAM:%/vqkvc=%/compiler/vqkvc.d) $(TEST_BIN:=.d)

@@ -18,5 +18,9 @@ typedef struct gen_options {
  * naming stream and run. */
 vqkvc_code gen_header(const vqkvc_plan *plan, const gen_options *options, vqkvc_buf *out,
                       vqkvc_err *err);
+/* Appends the CUDA header of the same plan: the same storage, kernels in the namespace
+ * PREFIX_cuda. */
+vqkvc_code gen_cuda(const vqkvc_plan *plan, const gen_options *options, vqkvc_buf *out,
+                    vqkvc_err *err);
 
 #endif

@@ -1,0 +1,28 @@
+/* cuda.h - what a plan's kernels for GPUs need to know beyond what the C header has. */
+#ifndef GEN_CUDA_H
+#define GEN_CUDA_H
+
+#include "gen/lower.h"
+
+/* Streams that can be encoded without regard to the others. */
+typedef struct gen_component {
+    int first, n, first_head, last_head;
+} gen_component;
+
+typedef struct gen_cuda_layout {
+    int n_components;
+    gen_component *components;
+    int *streams;        /* [n_streams] by component, in coding order */
+    int *node_component; /* [2 * n_layers] */
+    int *walk_first;     /* [2 * n_layers + 1]: part * n_layers + layer */
+    int *walk, n_walk;   /* nodes that the prediction of each part and layer rests on, in order */
+    int k_latents, k_planes, v_gains, v_stages; /* the most that an absorbed head has */
+    int blockwise;                              /* some absorbed keys are in frame BLOCK */
+    int words;                                  /* planes begin at multiples of 4 bytes */
+} gen_cuda_layout;
+
+/* Arrays live in low's arena. */
+vqkvc_code gen_lay_out_cuda(const vqkvc_plan *plan, gen_lowered *low, gen_cuda_layout *layout,
+                            vqkvc_err *err);
+
+#endif

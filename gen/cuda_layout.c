@@ -1,0 +1,179 @@
+#include "gen/cuda.h"
+
+#include <string.h>
+
+/* The representative of a stream's component; shortens the way there. */
+static int root_of(int *parent, int i)
+{
+    while (parent[i] != i)
+        i = parent[i] = parent[parent[i]];
+    return i;
+}
+
+static void join(int *parent, int a, int b)
+{
+    a = root_of(parent, a);
+    b = root_of(parent, b);
+    parent[a > b ? a : b] = a < b ? a : b;
+}
+
+/* The first stream of each node, all of whose streams are joined where it is part of a prediction.
+ */
+static void join_node(const vqkvc_plan *plan, const gen_lowered *low, int node, int *parent)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    int slot = (low->nodes[node].part * g->n_layers + low->nodes[node].layer) * g->n_kv_heads;
+    int first = low->use_first[slot], last = low->use_first[slot + g->n_kv_heads];
+    for (int u = first; u < last; u++)
+        join(parent, low->uses[first].stream, low->uses[u].stream);
+}
+
+static int first_stream(const vqkvc_plan *plan, const gen_lowered *low, int node)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    int slot = (low->nodes[node].part * g->n_layers + low->nodes[node].layer) * g->n_kv_heads;
+    return low->uses[low->use_first[slot]].stream;
+}
+
+static void join_streams(const vqkvc_plan *plan, const gen_lowered *low, int *parent)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    for (int i = 0; i < plan->n_streams; i++)
+        parent[i] = i;
+    for (int slot = 0; slot < 2 * g->n_layers * g->n_kv_heads; slot++)
+        for (int u = low->use_first[slot]; u < low->use_first[slot + 1]; u++)
+            join(parent, low->uses[low->use_first[slot]].stream, low->uses[u].stream);
+    for (int i = 0; i < 2 * g->n_layers; i++) {
+        if (low->nodes[i].prediction < 0)
+            continue;
+        const gen_prediction *p = &low->predictions[low->nodes[i].prediction];
+        join_node(plan, low, i, parent);
+        for (int s = 0; s < p->n_sources; s++) {
+            join_node(plan, low, p->source[s], parent);
+            join(parent, first_stream(plan, low, i), first_stream(plan, low, p->source[s]));
+        }
+    }
+}
+
+static void list_components(const vqkvc_plan *plan, const gen_lowered *low, int *parent,
+                            int *component, gen_cuda_layout *layout)
+{
+    int at = 0;
+    for (int root = 0; root < plan->n_streams; root++) {
+        if (root_of(parent, root) != root)
+            continue;
+        gen_component *c = &layout->components[layout->n_components];
+        *c = (gen_component){.first = at, .first_head = plan->geometry.n_kv_heads};
+        for (int i = root; i < plan->n_streams; i++) {
+            if (root_of(parent, i) != root)
+                continue;
+            component[i] = layout->n_components;
+            layout->streams[at++] = i;
+            for (int m = 0; m < plan->streams[i].n_members; m++) {
+                int head = plan->streams[i].members[m].head;
+                c->first_head = head < c->first_head ? head : c->first_head;
+                c->last_head = head > c->last_head ? head : c->last_head;
+            }
+        }
+        c->n = at - c->first;
+        layout->n_components++;
+    }
+    for (int i = 0; i < 2 * plan->geometry.n_layers; i++)
+        layout->node_component[i] = component[first_stream(plan, low, i)];
+}
+
+/* The nodes that node `target` rests on, marked. */
+static void mark_sources(const vqkvc_plan *plan, const gen_lowered *low, int target, char *need)
+{
+    memset(need, 0, 2 * (size_t)plan->geometry.n_layers);
+    need[target] = 1;
+    for (int i = target; i >= 0; i--) {
+        if (!need[i] || low->nodes[i].prediction < 0)
+            continue;
+        const gen_prediction *p = &low->predictions[low->nodes[i].prediction];
+        for (int s = 0; s < p->n_sources; s++)
+            need[p->source[s]] = 1;
+    }
+    need[target] = 0;
+}
+
+/* Fills in the walks, or only their lengths where layout->walk is NULL. */
+static void list_walks(const vqkvc_plan *plan, const gen_lowered *low, char *need,
+                       gen_cuda_layout *layout)
+{
+    int n = 2 * plan->geometry.n_layers;
+    layout->n_walk = 0;
+    for (int at = 0; at < n; at++) {
+        layout->walk_first[at] = layout->n_walk;
+        mark_sources(plan, low, low->node_at[at], need);
+        for (int i = 0; i < n; i++) {
+            if (!need[i])
+                continue;
+            if (layout->walk != NULL)
+                layout->walk[layout->n_walk] = i;
+            layout->n_walk++;
+        }
+    }
+    layout->walk_first[n] = layout->n_walk;
+}
+
+/* The most that any head which is attended in latents has. */
+static void note_head(const vqkvc_plan *plan, const gen_lowered *low, int part, int slot,
+                      gen_cuda_layout *layout)
+{
+    int latents = 0, planes = 0, gains = 0;
+    for (int u = low->use_first[slot]; u < low->use_first[slot + 1]; u++) {
+        int i = low->uses[u].stream;
+        latents += plan->streams[i].n_latents;
+        gains += low->streams[i].n_gains;
+        for (int r = 0; r < low->streams[i].n_runs; r++) {
+            const gen_run *run = &low->runs[low->streams[i].first_run + r];
+            if (run->coder != GEN_NIBBLES)
+                continue;
+            planes += run->planes;
+            if (part == VQKVC_PART_V && run->stages > layout->v_stages)
+                layout->v_stages = run->stages;
+        }
+        layout->blockwise |= part == VQKVC_PART_K && plan->streams[i].frame == VQKVC_FRAME_BLOCK;
+    }
+    if (part == VQKVC_PART_V) {
+        layout->v_gains = gains > layout->v_gains ? gains : layout->v_gains;
+    } else {
+        layout->k_latents = latents > layout->k_latents ? latents : layout->k_latents;
+        layout->k_planes = planes > layout->k_planes ? planes : layout->k_planes;
+    }
+}
+
+vqkvc_code gen_lay_out_cuda(const vqkvc_plan *plan, gen_lowered *low, gen_cuda_layout *layout,
+                            vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    size_t n = (size_t)plan->n_streams, nodes = 2 * (size_t)g->n_layers;
+    *layout = (gen_cuda_layout){.k_latents = 1, .v_gains = 1, .v_stages = 1, .words = 1};
+    int *parent = vqkvc_arena_alloc(&low->arena, n, sizeof(int), err);
+    int *component = vqkvc_arena_alloc(&low->arena, n, sizeof(int), err);
+    char *need = vqkvc_arena_alloc(&low->arena, nodes, 1, err);
+    layout->streams = vqkvc_arena_alloc(&low->arena, n, sizeof(int), err);
+    layout->components = vqkvc_arena_alloc(&low->arena, n, sizeof(gen_component), err);
+    layout->node_component = vqkvc_arena_alloc(&low->arena, nodes, sizeof(int), err);
+    layout->walk_first = vqkvc_arena_alloc(&low->arena, nodes + 1, sizeof(int), err);
+    if (err->code != VQKVC_OK)
+        return err->code;
+    join_streams(plan, low, parent);
+    list_components(plan, low, parent, component, layout);
+    list_walks(plan, low, need, layout);
+    layout->walk = vqkvc_arena_alloc(&low->arena, (size_t)layout->n_walk + 1, sizeof(int), err);
+    if (layout->walk == NULL)
+        return err->code;
+    list_walks(plan, low, need, layout);
+    for (int part = 0, slot = 0; part < 2; part++)
+        for (int layer = 0; layer < g->n_layers; layer++)
+            for (int head = 0; head < g->n_kv_heads; head++, slot++)
+                if (!low->nodes[low->node_at[part * g->n_layers + layer]].rebuilt)
+                    note_head(plan, low, part, slot, layout);
+    for (int i = 0; i < plan->n_streams; i++)
+        layout->words &= low->streams[i].start % 4 == 0 && low->streams[i].bytes % 4 == 0;
+    for (int i = 0; i < low->n_runs; i++)
+        layout->words &= low->runs[i].codes % 4 == 0;
+    return VQKVC_OK;
+}

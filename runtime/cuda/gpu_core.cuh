@@ -1,0 +1,200 @@
+/* Scalars, rotation, and places in the memory of a cache. Kernels are run by blocks of `threads`
+ * threads; a function that says "all threads" is called by all of them and ends with a barrier. */
+
+constexpr int threads = 128, warp = 32, warps = threads / warp;
+constexpr float masked = -1e30f; /* the score of a token that a query does not see */
+
+enum { key_part = 0, value_part = 1 };
+
+/* f(i) for i < n, by all threads; no barrier. */
+template <class F> __device__ inline void each(int n, F f)
+{
+    for (int i = static_cast<int>(threadIdx.x); i < n; i += threads)
+        f(i);
+}
+
+__device__ inline float from_half(uint16_t h)
+{
+    return __half2float(__ushort_as_half(h));
+}
+
+/* To nearest even; what is too large becomes the largest finite value. */
+__device__ inline uint16_t to_half(float f)
+{
+    uint32_t bits = __float_as_uint(f), sign = (bits >> 16) & 0x8000u, mag = bits & 0x7fffffffu;
+    if (mag >= 0x477ff000u)
+        return static_cast<uint16_t>(sign | 0x7bffu);
+    if (mag < 0x38800000u)
+        return static_cast<uint16_t>(
+            sign | (__float_as_uint(__uint_as_float(mag) + 0.5f) - 0x3f000000u));
+    return static_cast<uint16_t>(sign | ((mag - 0x38000000u + 0xfffu + ((mag >> 13) & 1u)) >> 13));
+}
+
+/* The i-th binary16 value at p, which need not be aligned to more than a byte. */
+__device__ inline float half_at(const unsigned char *p, size_t i)
+{
+    return from_half(static_cast<uint16_t>(p[2 * i] | p[2 * i + 1] << 8));
+}
+
+/* The i-th binary16 value behind an offset of the tables. */
+__device__ inline float table_at(int offset, int i)
+{
+    return from_half(reinterpret_cast<const uint16_t *>(vqkv__tables)[offset + i]);
+}
+
+/* Stores a value in two bytes; returns what it will be read as. */
+__device__ inline float store_half(unsigned char *p, float x)
+{
+    uint16_t h = to_half(x);
+    p[0] = static_cast<unsigned char>(h & 255);
+    p[1] = static_cast<unsigned char>(h >> 8);
+    return from_half(h);
+}
+
+__device__ inline float load_as(const void *p, type t, size_t i)
+{
+    if (t == type::f32)
+        return static_cast<const float *>(p)[i];
+    uint16_t h = static_cast<const uint16_t *>(p)[i];
+    return t == type::f16 ? from_half(h) : __uint_as_float(static_cast<uint32_t>(h) << 16);
+}
+
+__device__ inline void store_as(void *p, type t, size_t i, float x)
+{
+    uint32_t bits = __float_as_uint(x);
+    if (t == type::f32)
+        static_cast<float *>(p)[i] = x;
+    else if (t == type::f16)
+        static_cast<uint16_t *>(p)[i] = to_half(x);
+    else
+        static_cast<uint16_t *>(p)[i] =
+            static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+/* Cosine and sine of a position for one pair. The turns are counted in double, since positions reach
+ * millions of radians; what is left of a turn is small enough for float. */
+__device__ inline void angle(int position, int pair, float *c, float *s)
+{
+    double freq = __longlong_as_double(static_cast<long long>(vqkv__rope_bits[pair]));
+    double turns = position * (freq * 0.15915494309189533577);
+    sincospif(2.0f * static_cast<float>(turns - rint(turns)), s, c);
+}
+
+/* The channels of a pair. */
+__device__ constexpr int pair_first(int i)
+{
+    return VQKV_ROPE_INTERLEAVED ? 2 * i : i;
+}
+__device__ constexpr int pair_second(int i)
+{
+    return VQKV_ROPE_INTERLEAVED ? 2 * i + 1 : i + VQKV_N_ROT / 2;
+}
+
+/* ---- places ---- */
+
+__device__ inline int sealed_of(const view &v, int seq)
+{
+    return v.state[static_cast<size_t>(seq) * (2 + n_layers)];
+}
+
+__device__ inline int32_t *tokens_of(const view &v, int seq, int layer)
+{
+    return v.state + static_cast<size_t>(seq) * (2 + n_layers) + 2 + layer;
+}
+
+__device__ inline entry entry_of(const view &v, int seq, int index)
+{
+    return v.tables[static_cast<size_t>(seq) * static_cast<size_t>(v.seq_blocks) +
+                    static_cast<size_t>(index)];
+}
+
+/* A stream's part of a block. */
+__device__ inline unsigned char *codes_of(const view &v, int stream, int where)
+{
+    const vqkv__stream &s = vqkv__streams[stream];
+    return v.pool + static_cast<size_t>(s.start) * static_cast<size_t>(v.n_blocks) +
+           static_cast<size_t>(s.bytes) * static_cast<size_t>(where);
+}
+
+/* The exact vector of one token: binary16 [HEAD_DIM]. */
+__device__ inline unsigned char *exact_of(const view &v, int seq, int layer, int which, int head,
+                                          int token)
+{
+    int slot = token < n_sink ? token : n_sink + (token - n_sink) % v.ring;
+    size_t row = ((static_cast<size_t>(seq) * n_layers + static_cast<size_t>(layer)) * 2 +
+                  static_cast<size_t>(which)) *
+                     n_kv_heads +
+                 static_cast<size_t>(head);
+    row = row * static_cast<size_t>(n_sink + v.ring) + static_cast<size_t>(slot);
+    return v.exact + row * head_dim * 2;
+}
+
+__device__ inline float exact_at(const unsigned char *row, int d)
+{
+    return from_half(reinterpret_cast<const uint16_t *>(row)[d]);
+}
+
+/* The streams that hold one head: n uses. */
+__device__ inline const vqkv__use *uses_of(int which, int layer, int head, int *n)
+{
+    int i = (which * n_layers + layer) * n_kv_heads + head;
+    *n = vqkv__use_first[i + 1] - vqkv__use_first[i];
+    return vqkv__uses + vqkv__use_first[i];
+}
+
+/* ---- codes ---- */
+
+/* Bytes of a plane: one code of each token of a block. */
+__device__ inline size_t plane_bytes(const vqkv__run &run)
+{
+    return static_cast<size_t>(block / 8) * run.bits;
+}
+
+/* The codewords of a plane. */
+__device__ inline int book_of(const vqkv__run &run, int plane)
+{
+    return run.book + plane / run.stages * run.book_step +
+           plane % run.stages * (run.width << run.bits);
+}
+
+/* The code of token t in a plane: nibbles of the block's halves, or whole bytes and then what is
+ * left, packed from the lowest bit up. */
+__device__ inline int code_at(const vqkv__run &run, const unsigned char *plane, int t)
+{
+    int whole = run.bits / 8, rest = run.bits % 8, code = 0;
+    if (run.bits == 4)
+        return plane[t % (block / 2)] >> (t / (block / 2) * 4) & 15;
+    for (int i = 0; i < whole; i++)
+        code |= plane[i * block + t] << 8 * i;
+    if (rest != 0) {
+        const unsigned char *p = plane + whole * block + t * rest / 8;
+        int shift = t * rest % 8, word = p[0];
+        if (shift + rest > 8)
+            word |= p[1] << 8;
+        code |= (word >> shift & ((1 << rest) - 1)) << 8 * whole;
+    }
+    return code;
+}
+
+/* The codeword's w-th channel of token t in a plane of a run whose planes begin at `codes`. */
+__device__ inline float value_at(const vqkv__run &run, const unsigned char *codes, int plane, int w,
+                                 int t)
+{
+    const unsigned char *p = codes + static_cast<size_t>(plane) * plane_bytes(run);
+    if (run.coder == VQKV__HALVES)
+        return half_at(p, static_cast<size_t>(t));
+    int code = code_at(run, p, t);
+    if (run.uniform)
+        return static_cast<float>(code - (1 << (run.bits - 1)));
+    return table_at(book_of(run, plane), (w << run.bits) + code);
+}
+
+/* The gain of one group and token, of gains that are only multiplied by. */
+__device__ inline float gain_at(const vqkv__stream &s, const unsigned char *codes, int g, int t)
+{
+    if (s.gain == VQKV__NO_GAIN)
+        return 1.0f;
+    if (s.gain_bytes == 1)
+        return table_at(s.gain_table, codes[g * block + t]);
+    return half_at(codes, static_cast<size_t>(g * block + t));
+}

@@ -1,0 +1,385 @@
+/* cuda_check.cpp - the kernels of an emitted CUDA header, run on the host, against the C header of
+ * the same plan.
+ *
+ *     g++ -x c++ -DC_HEADER='"x.h"' -DCUDA_HEADER='"x.cuh"' -Itests/cuda_shim cuda_check.cpp
+ *
+ * The prefix is toy_kv. Three sequences of different lengths are appended in uneven batches to a C
+ * cache and, by the kernels, to a copy of its empty memory; blocks are sealed when the C cache seals
+ * them. Then both are compared, and what kernels read from and attend in the C cache's memory with
+ * what the C header reads, and with attention in double. Everything is done with threads in both
+ * orders. The exit status is 1 after a broken bound. */
+#define TOY_KV_IMPLEMENTATION
+#include C_HEADER
+#define TOY_KV_CUDA_IMPLEMENTATION
+#include CUDA_HEADER
+
+#include <stdio.h>
+
+#include "runtime_check.h"
+
+namespace gpu = toy_kv_cuda;
+
+namespace toy_kv_cuda {
+alignas(256) unsigned char toy_kv__shared[shim::MAX_SHARED];
+}
+
+enum {
+    LAYERS = TOY_KV_N_LAYERS,
+    HEADS = TOY_KV_N_KV_HEADS,
+    Q_HEADS = TOY_KV_N_HEADS,
+    GROUP = TOY_KV_GROUP,
+    DIM = TOY_KV_HEAD_DIM,
+    BLOCK = TOY_KV_BLOCK,
+    SEQS = 3,
+    MAX_BATCH = 40,
+    MAX_Q = 3
+};
+
+/* What kernels read back may differ by this part of a vector's length: one rotation in float. */
+#define READ_BOUND 2e-6
+/* Bytes of sealed blocks that may differ: where two codewords are about equally near. */
+#define OTHER_BYTES 2e-3
+
+static int failed;
+
+#define EXPECT(condition, ...)                                                                     \
+    do {                                                                                           \
+        if (!(condition) && failed++ < 8) {                                                        \
+            printf("  " __VA_ARGS__);                                                              \
+            printf("\n");                                                                          \
+        }                                                                                          \
+    } while (0)
+
+static void must(toy_kv_status code, const char *what)
+{
+    if (code != TOY_KV_OK) {
+        fprintf(stderr, "%s: %s\n", what, toy_kv_status_text(code));
+        exit(2);
+    }
+}
+
+static void must(gpu::status code, const char *what)
+{
+    if (code != gpu::status::ok) {
+        fprintf(stderr, "%s: %s\n", what, gpu::status_text(code));
+        exit(2);
+    }
+}
+
+/* Heap memory of just this size, so that the sanitizer sees its ends. */
+template <class T> struct memory {
+    T *p;
+    size_t bytes;
+    explicit memory(size_t n) : p(nullptr), bytes(n * sizeof(T))
+    {
+        void *at = nullptr;
+        if (posix_memalign(&at, 256, bytes > 0 ? bytes : 1) != 0)
+            abort();
+        memset(at, 0xa5, bytes);
+        p = static_cast<T *>(at);
+    }
+    memory(const memory &) = delete;
+    memory &operator=(const memory &) = delete;
+    ~memory()
+    {
+        free(p);
+    }
+};
+
+struct caches {
+    toy_kv *kv;
+    memory<unsigned char> c, device, scratch; /* of the C cache; its copy for kernels */
+    gpu::view v;
+    int sealed[SEQS], held[SEQS];
+};
+
+static const int lengths[SEQS] = {TOY_KV_N_SINK + TOY_KV_N_RECENT + 3 * BLOCK + BLOCK / 2 + 5,
+                                  TOY_KV_N_SINK + TOY_KV_N_RECENT + BLOCK + 2,
+                                  TOY_KV_N_SINK / 2 + 3};
+
+static toy_kv_config shape()
+{
+    toy_kv_config config = toy_kv_config();
+    config.n_seq = SEQS;
+    config.n_ctx = lengths[0] + 1;
+    config.max_batch = MAX_BATCH;
+    return config;
+}
+
+static size_t image_bytes()
+{
+    size_t bytes = 0;
+    toy_kv_config config = shape();
+    must(toy_kv_size(&config, &bytes), "size");
+    return bytes;
+}
+
+static caches *make_caches()
+{
+    size_t bytes = image_bytes();
+    caches *s = new caches{nullptr,
+                           memory<unsigned char>(bytes),
+                           memory<unsigned char>((bytes + 3) / 4 * 4),
+                           memory<unsigned char>(toy_kv_scratch_size()),
+                           gpu::view{},
+                           {0, 0, 0},
+                           {0, 0, 0}};
+    toy_kv_config config = shape();
+    must(toy_kv_init(&s->kv, &config, s->c.p, bytes), "init");
+    memcpy(s->device.p, s->c.p, bytes);
+    must(gpu::open_image(&s->v, s->c.p, bytes, s->device.p), "open_image");
+    return s;
+}
+
+/* x [HEADS, DIM] of one token: alike in neighbouring layers, of lengths that vary. */
+static void token(int seq, int layer, int part, int t, float *x)
+{
+    check_rng all = {static_cast<uint64_t>((seq * 2 + part) * 100003 + t)};
+    check_rng own = {static_cast<uint64_t>(((seq * 64 + layer) * 2 + part) * 100003 + t)};
+    for (int i = 0; i < 4; i++) {
+        check_next(&all);
+        check_next(&own);
+    }
+    float size = 0.25f + static_cast<float>(check_below(&all, 8)) / 4;
+    for (int d = 0; d < HEADS * DIM; d++)
+        x[d] = size * (0.8f * check_uniform(&all) + 0.6f * check_uniform(&own));
+}
+
+/* Jobs for the blocks that the C cache has sealed since. */
+static void seal_like_c(caches *s, int seq)
+{
+    int n = toy_kv__sequence(s->kv, seq)->n_sealed - s->sealed[seq];
+    if (n == 0)
+        return;
+    EXPECT(gpu::blocks_due(s->held[seq], s->sealed[seq]) == n, "%d tokens: %d blocks due, not %d",
+           s->held[seq], gpu::blocks_due(s->held[seq], s->sealed[seq]), n);
+    memory<gpu::seal_job> jobs(static_cast<size_t>(n) + 1);
+    for (int i = 0; i < n; i++)
+        jobs.p[i] = gpu::seal_job{seq, s->sealed[seq] + i,
+                                  toy_kv__blocks(s->kv, seq)[s->sealed[seq] + i].block};
+    jobs.p[n] = gpu::seal_job{0, 0, -1};
+    memory<unsigned char> room(gpu::seal_workspace(n + 1));
+    must(gpu::seal(s->v, jobs.p, n + 1, {}, room.p, room.bytes, nullptr), "seal");
+    s->sealed[seq] += n;
+}
+
+/* Appends the next n tokens of a sequence to both. */
+static void append(caches *s, int seq, int n)
+{
+    size_t row = static_cast<size_t>(HEADS) * DIM;
+    memory<float> k(static_cast<size_t>(n) * row), v(static_cast<size_t>(n) * row);
+    memory<int> which(1);
+    which.p[0] = seq;
+    for (int layer = 0; layer < LAYERS; layer++) {
+        for (int t = 0; t < n; t++) {
+            token(seq, layer, 0, s->held[seq] + t, k.p + static_cast<size_t>(t) * row);
+            token(seq, layer, 1, s->held[seq] + t, v.p + static_cast<size_t>(t) * row);
+        }
+        must(toy_kv_append(s->kv, seq, layer, n, k.p, v.p, TOY_KV_F32, TOY_KV_KEYS_ROTATED),
+             "append");
+        if (layer == 0)
+            seal_like_c(s, seq);
+        must(gpu::append(s->v, layer, which.p, 1, n, nullptr, k.p, v.p, gpu::type::f32,
+                         gpu::keys::rotated, {}, nullptr),
+             "gpu append");
+    }
+    s->held[seq] += n;
+}
+
+static void fill(caches *s)
+{
+    check_rng rng = {5};
+    for (int more = 1; more;) {
+        more = 0;
+        for (int seq = 0; seq < SEQS; seq++) {
+            int left = lengths[seq] - s->held[seq], n = 1 + check_below(&rng, MAX_BATCH);
+            if (left > 0)
+                append(s, seq, n < left - 1 ? n : left > 1 ? left - 1 : 1);
+            more |= s->held[seq] < lengths[seq];
+        }
+    }
+}
+
+/* What kernels made is what the C header made, but for codes that were about equally near. */
+static double compare_memory(const caches *s)
+{
+    size_t other = 0, total = 0, pool = static_cast<size_t>(s->kv->pool);
+    for (int seq = 0; seq < SEQS; seq++) {
+        const toy_kv__seq *q = toy_kv__sequence(s->kv, seq);
+        const int32_t *state = s->v.state + seq * (2 + LAYERS);
+        EXPECT(state[0] == q->n_sealed && state[1] == q->target, "state of sequence %d", seq);
+        for (int layer = 0; layer < LAYERS; layer++)
+            EXPECT(state[2 + layer] == q->n_tokens[layer], "tokens of layer %d", layer);
+        for (int j = 0; j < q->n_sealed; j++) {
+            toy_kv__entry want = toy_kv__blocks(s->kv, seq)[j];
+            gpu::entry have = gpu::entry_of(s->v, seq, j);
+            EXPECT(have.block == want.block && have.position == want.position, "entry %d", j);
+            for (int i = 0; i < TOY_KV__N_STREAMS; i++) {
+                const unsigned char *a = toy_kv__codes(s->kv, i, want.block);
+                const unsigned char *b = gpu::codes_of(s->v, i, want.block);
+                for (int k = 0; k < toy_kv__streams[i].bytes; k++, total++)
+                    other += a[k] != b[k];
+            }
+        }
+    }
+    EXPECT(memcmp(s->c.p + s->kv->exact, s->device.p + s->kv->exact,
+                  pool - static_cast<size_t>(s->kv->exact)) == 0,
+           "exact tokens differ");
+    EXPECT(static_cast<double>(other) <= OTHER_BYTES * static_cast<double>(total),
+           "%zu of %zu bytes of sealed blocks differ", other, total);
+    return static_cast<double>(other) / static_cast<double>(total > 0 ? total : 1);
+}
+
+/* All of one head by the C header: [n, DIM]. */
+static void c_read(const caches *s, int seq, int layer, int head, int part, int n, float *dst)
+{
+    must(toy_kv_read(s->kv, seq, layer, head, part == 0 ? TOY_KV_KEY : TOY_KV_VALUE, 0, n, dst,
+                     s->scratch.p, s->scratch.bytes),
+         "read");
+}
+
+static double compare_reads(const caches *s, const gpu::view &v, int seq, int n)
+{
+    double worst = 0;
+    size_t size = static_cast<size_t>(n) * DIM;
+    memory<unsigned char> room(gpu::read_workspace());
+    memory<float> want(size), have(size);
+    for (int i = 0; i < 2 * LAYERS * HEADS; i++) {
+        int part = i % 2, layer = i / 2 % LAYERS, head = i / 2 / LAYERS, first = i % 3 * n / 7;
+        c_read(s, seq, layer, head, part, n, want.p);
+        must(gpu::read(v, seq, layer, head, part == 0 ? gpu::part::key : gpu::part::value, first,
+                       n - first, have.p, room.p, room.bytes, nullptr),
+             "gpu read");
+        for (int t = first; t < n; t++) {
+            double ref[DIM];
+            for (int d = 0; d < DIM; d++)
+                ref[d] = static_cast<double>(want.p[t * DIM + d]);
+            double error = check_error(DIM, have.p + (t - first) * DIM, ref);
+            worst = error > worst ? error : worst;
+            EXPECT(error <= READ_BOUND, "read: sequence %d, layer %d, head %d, part %d, token %d: %g",
+                   seq, layer, head, part, t, error);
+        }
+    }
+    return worst;
+}
+
+/* Attention over some heads of all sequences at once, with the options of a kind. */
+static double compare_attention(const caches *s, const gpu::view &v, int layer, int kind)
+{
+    int n_q = kind % 2 == 0 ? 1 : MAX_Q, first = kind == 3 ? HEADS - 1 : 0, n = HEADS - first;
+    size_t row = static_cast<size_t>(n) * GROUP * DIM, rows = static_cast<size_t>(SEQS * n_q);
+    memory<float> q(rows * row), out(rows * row), sinks(static_cast<size_t>(n) * GROUP);
+    memory<float> k(static_cast<size_t>(lengths[0]) * DIM), val(static_cast<size_t>(lengths[0]) * DIM);
+    memory<int> seqs(SEQS);
+    double worst = 0;
+    check_rng rng = {static_cast<uint64_t>(layer * 16 + kind)};
+    for (size_t i = 0; i < rows * row; i++)
+        q.p[i] = 2 * check_uniform(&rng);
+    for (int i = 0; i < n * GROUP; i++)
+        sinks.p[i] = 2 * check_uniform(&rng);
+    for (int i = 0; i < SEQS; i++)
+        seqs.p[i] = (i + kind) % SEQS;
+    gpu::attention a{};
+    a.scale = kind % 2 == 1 ? 0.2f : 0;
+    a.soft_cap = kind == 2 ? 3.0f : 0;
+    a.sliding_window = kind == 1 ? BLOCK + 9 : kind == 3 ? 5 : 0;
+    a.sink_logits = kind >= 2 ? sinks.p : nullptr;
+    gpu::heads range;
+    range.first = first;
+    int splits = kind == 0 ? 1 : kind + 1;
+    memory<unsigned char> room(gpu::attend_workspace(SEQS, n_q, range, splits));
+    must(gpu::attend(v, layer, seqs.p, SEQS, n_q, q.p, out.p, gpu::type::f32, &a, range, splits,
+                     room.p, room.bytes, nullptr),
+         "attend");
+    for (int i = 0; i < SEQS; i++)
+        for (int head = 0; head < n; head++) {
+            int seq = seqs.p[i];
+            c_read(s, seq, layer, first + head, 0, lengths[seq], k.p);
+            c_read(s, seq, layer, first + head, 1, lengths[seq], val.p);
+            for (int j = 0; j < n_q * GROUP; j++) {
+                size_t at = (static_cast<size_t>(i * n_q + j / GROUP) * static_cast<size_t>(n) +
+                             static_cast<size_t>(head)) *
+                                GROUP +
+                            static_cast<size_t>(j % GROUP);
+                double ref[DIM];
+                check_attention one = {
+                    static_cast<double>(a.scale != 0 ? a.scale : TOY_KV_ATTENTION_SCALE),
+                    static_cast<double>(a.soft_cap), a.sliding_window,
+                    a.sink_logits == nullptr ? nullptr : sinks.p + head * GROUP + j % GROUP};
+                check_attend(&one, DIM, lengths[seq] - n_q + j / GROUP, q.p + at * DIM, k.p, val.p,
+                             ref);
+                double error = check_error(DIM, out.p + at * DIM, ref);
+                worst = error > worst ? error : worst;
+                EXPECT(error <= ATTEND_BOUND,
+                       "attend: kind %d, sequence %d, layer %d, head %d, row %d: %g", kind, seq,
+                       layer, head, j, error);
+            }
+        }
+    return worst;
+}
+
+/* Kernels in the C cache's own memory, and the C header in theirs. */
+static void exchange_memory(const caches *s, double *reads, double *attends)
+{
+    memory<unsigned char> copy((s->c.bytes + 3) / 4 * 4);
+    gpu::view v;
+    memcpy(copy.p, s->c.p, s->c.bytes);
+    must(gpu::open_image(&v, copy.p, s->c.bytes, copy.p), "open_image");
+    for (int seq = 0; seq < SEQS; seq++) {
+        double error = compare_reads(s, v, seq, lengths[seq]);
+        *reads = error > *reads ? error : *reads;
+    }
+    for (int layer = 0; layer < LAYERS; layer++)
+        for (int kind = 0; kind < 4; kind++) {
+            double error = compare_attention(s, v, layer, kind);
+            *attends = error > *attends ? error : *attends;
+        }
+}
+
+/* What is wrong with the arguments is said before anything is launched. */
+static void check_refusals(const caches *s)
+{
+    memory<unsigned char> room(gpu::attend_workspace(1, 1, {}, 1));
+    memory<float> q(static_cast<size_t>(Q_HEADS) * DIM);
+    gpu::heads beyond;
+    beyond.first = HEADS;
+    auto call = [&](int layer, int n_seqs, int n_q, const float *in, gpu::heads range, size_t bytes,
+                    unsigned char *at) {
+        return gpu::attend(s->v, layer, nullptr, n_seqs, n_q, in, q.p, gpu::type::f32, nullptr,
+                           range, 1, at, bytes, nullptr);
+    };
+    long before = shim::launches;
+    EXPECT(call(LAYERS, 1, 1, q.p, {}, room.bytes, room.p) == gpu::status::bad_argument, "layer");
+    EXPECT(call(0, 0, 1, q.p, {}, room.bytes, room.p) == gpu::status::bad_argument, "no sequence");
+    EXPECT(call(0, SEQS + 1, 1, q.p, {}, room.bytes, room.p) == gpu::status::bad_argument, "seqs");
+    EXPECT(call(0, 1, 0, q.p, {}, room.bytes, room.p) == gpu::status::bad_argument, "no query");
+    EXPECT(call(0, 1, 1, nullptr, {}, room.bytes, room.p) == gpu::status::bad_argument, "null");
+    EXPECT(call(0, 1, 1, q.p, beyond, room.bytes, room.p) == gpu::status::bad_argument, "heads");
+    EXPECT(call(0, 1, 1, q.p, {}, room.bytes - 1, room.p) == gpu::status::too_small, "size");
+    EXPECT(call(0, 1, 1, q.p, {}, room.bytes, room.p + 64) == gpu::status::misaligned, "alignment");
+    EXPECT(shim::launches == before, "nothing is launched");
+    shim::fail_launches = true;
+    EXPECT(call(0, 1, 1, q.p, {}, room.bytes, room.p) == gpu::status::launch_failed, "launch");
+    shim::fail_launches = false;
+}
+
+int main()
+{
+    double reads = 0, attends = 0, other = 0;
+    shim::shared_memory = gpu::toy_kv__shared;
+    for (int order = 0; order < 2; order++) {
+        shim::reversed = order == 1;
+        caches *s = make_caches();
+        fill(s);
+        double part = compare_memory(s);
+        other = part > other ? part : other;
+        exchange_memory(s, &reads, &attends);
+        check_refusals(s);
+        delete s;
+    }
+    printf("other bytes %.2g, reads within %.2g, attention within %.2g; %ld launches, %ld switches, "
+           "%zu bytes shared\n",
+           other, reads, attends, shim::launches, shim::switches,
+           sizeof(gpu::shared<gpu::decode_rows>));
+    return failed > 0;
+}

@@ -1,0 +1,261 @@
+/* cuda_runtime.h - as much of CUDA as emitted headers use, on the host, so that the kernels
+ * themselves run in tests.
+ *
+ * Blocks run one by one, the threads of a block as fibers in turn, each up to its next barrier. So
+ * a result that depends on an order which no barrier enforces is there to be seen: shared memory
+ * begins as NaNs, and with shim::reversed the threads run from the last to the first. A barrier that
+ * only some threads reach, or that they reach in different lines, ends the program. Accesses out of
+ * bounds are found by the address and bounds sanitizers: all memory is from the heap, and what lies
+ * behind the shared memory of a launch is poisoned. */
+#ifndef TESTS_CUDA_RUNTIME_H
+#define TESTS_CUDA_RUNTIME_H
+
+#include <math.h>
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__
+#define __launch_bounds__(n)
+
+struct dim3 {
+    unsigned x, y, z;
+    explicit dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+typedef struct CUstream_st *cudaStream_t;
+
+static dim3 threadIdx, blockIdx, gridDim, blockDim;
+
+namespace shim {
+
+enum { WARP = 32, STACK = 256 * 1024, MAX_SHARED = 227 * 1024 };
+enum state { READY, AT_BLOCK, AT_WARP, DONE };
+
+struct fiber {
+    ucontext_t context;
+    void *fake = nullptr; /* of the address sanitizer */
+    char *stack = nullptr;
+    state now = READY;
+    int line = 0; /* of the barrier that it waits at */
+};
+
+static std::vector<fiber> fibers;
+static ucontext_t scheduler;
+static void *scheduler_fake;
+static const void *scheduler_stack;
+static size_t scheduler_size;
+static unsigned current;
+static bool reversed, fail_launches;
+static unsigned char *shared_memory; /* [MAX_SHARED]: the program's extern array */
+static const char *kernel_name = "";
+static void (*body)(void *);
+static void *body_data;
+static uint32_t exchange[1024];
+static long launches, switches;
+
+[[noreturn]] static inline void die(const char *what, const fiber &f, unsigned thread)
+{
+    fprintf(stderr, "shim: %s: thread %u of block %u, line %d\n", what, thread, blockIdx.x, f.line);
+    exit(3);
+}
+
+static inline void yield_to_scheduler(bool last)
+{
+    fiber &f = fibers[current];
+    switches++;
+    __sanitizer_start_switch_fiber(last ? nullptr : &f.fake, scheduler_stack, scheduler_size);
+    swapcontext(&f.context, &scheduler);
+    __sanitizer_finish_switch_fiber(f.fake, &scheduler_stack, &scheduler_size);
+}
+
+static inline void wait_at(state where, int line)
+{
+    fibers[current].now = where;
+    fibers[current].line = line;
+    yield_to_scheduler(false);
+}
+
+static void start()
+{
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size);
+    body(body_data);
+    fibers[current].now = DONE;
+    yield_to_scheduler(true);
+}
+
+/* Lets threads first .. last - 1 go on if all wait at one barrier. */
+static inline bool release(unsigned first, unsigned last, state where)
+{
+    for (unsigned i = first; i < last; i++) {
+        if (fibers[i].now != where)
+            return false;
+        if (fibers[i].line != fibers[first].line)
+            die("a divergent barrier (another line)", fibers[i], i);
+    }
+    for (unsigned i = first; i < last; i++)
+        fibers[i].now = READY;
+    return true;
+}
+
+static inline void resume(unsigned i)
+{
+    current = i;
+    threadIdx = dim3(i);
+    __sanitizer_start_switch_fiber(&scheduler_fake, fibers[i].stack, STACK);
+    swapcontext(&scheduler, &fibers[i].context);
+    __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
+}
+
+/* Runs one block of n threads. */
+static inline void run_block(unsigned n)
+{
+    while (fibers.size() < n) {
+        fibers.emplace_back();
+        fibers.back().stack = static_cast<char *>(malloc(STACK));
+    }
+    for (unsigned i = 0; i < n; i++) {
+        fiber &f = fibers[i];
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack;
+        f.context.uc_stack.ss_size = STACK;
+        f.context.uc_link = nullptr;
+        f.now = READY;
+        f.fake = nullptr;
+        makecontext(&f.context, start, 0);
+    }
+    for (;;) {
+        bool moved = false, all_done = true;
+        for (unsigned k = 0; k < n; k++) {
+            unsigned i = reversed ? n - 1 - k : k;
+            if (fibers[i].now == READY) {
+                resume(i);
+                moved = true;
+            }
+            all_done = all_done && fibers[i].now == DONE;
+        }
+        if (all_done)
+            return;
+        for (unsigned first = 0; first < n; first += WARP)
+            moved = release(first, first + WARP < n ? first + WARP : n, AT_WARP) || moved;
+        moved = release(0, n, AT_BLOCK) || moved;
+        for (unsigned i = 0; i < n && !moved; i++)
+            if (fibers[i].now != DONE)
+                die("a divergent barrier (others are elsewhere)", fibers[i], i);
+    }
+}
+
+template <class T> static inline T exchanged(T x, unsigned from, int line)
+{
+    static_assert(sizeof(T) == 4, "shuffles of words");
+    memcpy(&exchange[threadIdx.x], &x, 4);
+    wait_at(AT_WARP, line);
+    memcpy(&x, &exchange[from], 4);
+    wait_at(AT_WARP, line);
+    return x;
+}
+
+template <class... P, size_t... I>
+static inline void call(void (*kernel)(P...), void **args, std::index_sequence<I...>)
+{
+    kernel(*static_cast<P *>(args[I])...);
+}
+
+} // namespace shim
+
+#define __syncthreads()                 shim::wait_at(shim::AT_BLOCK, __LINE__)
+#define __syncwarp()                    shim::wait_at(shim::AT_WARP, __LINE__)
+#define __shfl_xor_sync(mask, x, other) shim::exchanged(x, threadIdx.x ^ unsigned(other), __LINE__)
+
+template <class... P>
+static cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void **args,
+                                    size_t shared_bytes, cudaStream_t)
+{
+    struct launch {
+        void (*kernel)(P...);
+        void **args;
+    } what = {kernel, args};
+    if (shim::fail_launches || shared_bytes > shim::MAX_SHARED || grid.x == 0 || grid.y == 0 ||
+        grid.y > 65535 || block.x == 0 || block.x > 1024)
+        return cudaErrorInvalidValue;
+    shim::launches++;
+    shim::body_data = &what;
+    shim::body = [](void *data) {
+        launch *w = static_cast<launch *>(data);
+        shim::call(w->kernel, w->args, std::index_sequence_for<P...>());
+    };
+    gridDim = grid;
+    blockDim = block;
+    ASAN_UNPOISON_MEMORY_REGION(shim::shared_memory, shim::MAX_SHARED);
+    ASAN_POISON_MEMORY_REGION(shim::shared_memory + shared_bytes, shim::MAX_SHARED - shared_bytes);
+    for (unsigned y = 0; y < grid.y; y++)
+        for (unsigned x = 0; x < grid.x; x++) {
+            blockIdx = dim3(x, y);
+            memset(shim::shared_memory, 0xff, shared_bytes);
+            shim::run_block(block.x);
+        }
+    return cudaSuccess;
+}
+
+template <class T> static cudaError_t cudaFuncSetAttribute(T *, cudaFuncAttribute, int bytes)
+{
+    return bytes <= shim::MAX_SHARED ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+static inline unsigned atomicOr(unsigned *p, unsigned x)
+{
+    unsigned old = *p;
+    *p |= x;
+    return old;
+}
+
+static inline int atomicMax(int *p, int x)
+{
+    int old = *p;
+    *p = x > old ? x : old;
+    return old;
+}
+
+static inline float __uint_as_float(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline uint32_t __float_as_uint(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+static inline double __longlong_as_double(long long bits)
+{
+    double x;
+    memcpy(&x, &bits, 8);
+    return x;
+}
+
+static inline void sincospif(float x, float *s, float *c)
+{
+    *s = static_cast<float>(sin(3.14159265358979323846 * static_cast<double>(x)));
+    *c = static_cast<float>(cos(3.14159265358979323846 * static_cast<double>(x)));
+}
+
+#endif
