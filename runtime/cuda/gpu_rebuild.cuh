@@ -69,7 +69,8 @@ __device__ inline void rebuild_head(const view &v, entry e, int which, int layer
     for (int i = vqkv__walk_first[at]; i < vqkv__walk_first[at + 1]; i++)
         rebuild_node(v, e.block, vqkv__walk[i], 0, n_kv_heads, &r);
     rebuild_node(v, e.block, node, head, 1, &r);
-    turn_tile(which == key_part ? vqkv__streams[use[0].stream].frame : VQKV__POST, e.position, 1.0f,
+    turn_tile(which == key_part ? int(vqkv__streams[use[0].stream].frame) : int(VQKV__POST),
+              e.position, 1.0f,
               slot_of(r, node) + static_cast<size_t>(head) * head_floats, out);
 }
 

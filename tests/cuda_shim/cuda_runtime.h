@@ -20,7 +20,6 @@
 #include <ucontext.h>
 
 #include <utility>
-#include <vector>
 
 #define __global__
 #define __device__
@@ -44,7 +43,7 @@ static dim3 threadIdx, blockIdx, gridDim, blockDim;
 
 namespace shim {
 
-enum { WARP = 32, STACK = 256 * 1024, MAX_SHARED = 227 * 1024 };
+enum { WARP = 32, STACK = 256 * 1024, MAX_SHARED = 227 * 1024, MAX_THREADS = 1024 };
 enum state { READY, AT_BLOCK, AT_WARP, DONE };
 
 struct fiber {
@@ -55,7 +54,7 @@ struct fiber {
     int line = 0; /* of the barrier that it waits at */
 };
 
-static std::vector<fiber> fibers;
+static fiber fibers[MAX_THREADS];
 static ucontext_t scheduler;
 static void *scheduler_fake;
 static const void *scheduler_stack;
@@ -63,10 +62,9 @@ static size_t scheduler_size;
 static unsigned current;
 static bool reversed, fail_launches;
 static unsigned char *shared_memory; /* [MAX_SHARED]: the program's extern array */
-static const char *kernel_name = "";
 static void (*body)(void *);
 static void *body_data;
-static uint32_t exchange[1024];
+static uint32_t exchange[MAX_THREADS];
 static long launches, switches;
 
 [[noreturn]] static inline void die(const char *what, const fiber &f, unsigned thread)
@@ -125,12 +123,10 @@ static inline void resume(unsigned i)
 /* Runs one block of n threads. */
 static inline void run_block(unsigned n)
 {
-    while (fibers.size() < n) {
-        fibers.emplace_back();
-        fibers.back().stack = static_cast<char *>(malloc(STACK));
-    }
     for (unsigned i = 0; i < n; i++) {
         fiber &f = fibers[i];
+        if (f.stack == nullptr)
+            f.stack = static_cast<char *>(malloc(STACK));
         getcontext(&f.context);
         f.context.uc_stack.ss_sp = f.stack;
         f.context.uc_stack.ss_size = STACK;
@@ -191,7 +187,7 @@ static cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block,
         void **args;
     } what = {kernel, args};
     if (shim::fail_launches || shared_bytes > shim::MAX_SHARED || grid.x == 0 || grid.y == 0 ||
-        grid.y > 65535 || block.x == 0 || block.x > 1024)
+        grid.y > 65535 || block.x == 0 || block.x > shim::MAX_THREADS)
         return cudaErrorInvalidValue;
     shim::launches++;
     shim::body_data = &what;
