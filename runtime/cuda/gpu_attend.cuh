@@ -51,6 +51,16 @@ template <int rows> __device__ void add_parts(shared<rows> &sh)
     __syncthreads();
 }
 
+/* Known when the kernel is compiled, for codecs of which nothing is rebuilt. */
+__device__ inline bool rebuilds_k(const pass &a)
+{
+    return VQKV__REBUILDS && a.k != nullptr;
+}
+__device__ inline bool rebuilds_v(const pass &a)
+{
+    return VQKV__REBUILDS && a.val != nullptr;
+}
+
 /* Blocks first .. last - 1. All threads. */
 template <int rows>
 __device__ void attend_blocks(const attend_job &job, const pass &a, shared<rows> &sh,
@@ -59,14 +69,14 @@ __device__ void attend_blocks(const attend_job &job, const pass &a, shared<rows>
     int n_uses;
     const vqkv__use *use = uses_of(key_part, job.layer, a.head, &n_uses);
     bool blockwise = vqkv__streams[use[0].stream].frame == VQKV__BLOCKWISE;
-    if (a.val == nullptr)
+    if (!rebuilds_v(a))
         find_latents(job, a, sh);
-    if (a.k == nullptr && !blockwise)
+    if (!rebuilds_k(a) && !blockwise)
         fill_tables(job, a, sh);
     for (int j = first, n; j < last; j += n) {
         n = last - j < tile ? last - j : tile;
         entry e = entry_of(job.v, a.seq, j);
-        if (a.k != nullptr) {
+        if (rebuilds_k(a)) {
             rebuild_head(job.v, e, key_part, job.layer, a.head, a.room, a.k);
             score_rebuilt(a, sh);
         } else {
@@ -76,12 +86,12 @@ __device__ void attend_blocks(const attend_job &job, const pass &a, shared<rows>
             }
             score_absorbed(job, a, sh, j, n);
         }
-        if (a.val == nullptr)
+        if (!rebuilds_v(a))
             load_gains(job, a, sh, j, n);
         add_parts(sh);
         soft_max(job, sh, n_sink + j * block, n * block, true);
         shrink_sums(sh, sum);
-        if (a.val != nullptr) {
+        if (rebuilds_v(a)) {
             rebuild_head(job.v, e, value_part, job.layer, a.head, a.room, a.val);
             sum_rebuilt(a, sh, sum);
         } else {
@@ -89,7 +99,7 @@ __device__ void attend_blocks(const attend_job &job, const pass &a, shared<rows>
         }
         __syncthreads();
     }
-    if (a.val == nullptr)
+    if (!rebuilds_v(a))
         collect(job, a, sh, sum);
 }
 
@@ -143,7 +153,8 @@ __device__ void attend_rows(const attend_job &job, const pass &a, shared<rows> &
     finish(job, a, sh, sum);
 }
 
-template <int rows> __global__ void __launch_bounds__(threads) attend_kernel(attend_job job)
+/* Three blocks a multiprocessor at least: left to itself, the compiler spills for the sake of more. */
+template <int rows> __global__ void __launch_bounds__(threads, 3) attend_kernel(attend_job job)
 {
     extern __shared__ unsigned char vqkv__shared[];
     shared<rows> &sh = *reinterpret_cast<shared<rows> *>(vqkv__shared);

@@ -25,7 +25,7 @@
 #define __device__
 #define __host__
 #define __shared__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 struct dim3 {
     unsigned x, y, z;
@@ -47,15 +47,17 @@ enum { WARP = 32, STACK = 256 * 1024, MAX_SHARED = 227 * 1024, MAX_THREADS = 102
 enum state { READY, AT_BLOCK, AT_WARP, DONE };
 
 struct fiber {
-    ucontext_t context;
+    ucontext_t context; /* only to begin with: switching by it takes system calls */
+    void *jump[5];
     void *fake = nullptr; /* of the address sanitizer */
     char *stack = nullptr;
     state now = READY;
+    bool started = false;
     int line = 0; /* of the barrier that it waits at */
 };
 
 static fiber fibers[MAX_THREADS];
-static ucontext_t scheduler;
+static void *scheduler[5];
 static void *scheduler_fake;
 static const void *scheduler_stack;
 static size_t scheduler_size;
@@ -73,13 +75,19 @@ static long launches, switches;
     exit(3);
 }
 
-static inline void yield_to_scheduler(bool last)
+__attribute__((noinline, noreturn)) static void go(void **jump)
+{
+    __builtin_longjmp(jump, 1);
+}
+
+__attribute__((noinline)) static void yield_to_scheduler(bool last)
 {
     fiber &f = fibers[current];
     switches++;
     __sanitizer_start_switch_fiber(last ? nullptr : &f.fake, scheduler_stack, scheduler_size);
-    swapcontext(&f.context, &scheduler);
-    __sanitizer_finish_switch_fiber(f.fake, &scheduler_stack, &scheduler_size);
+    if (__builtin_setjmp(f.jump) == 0)
+        go(scheduler);
+    __sanitizer_finish_switch_fiber(fibers[current].fake, &scheduler_stack, &scheduler_size);
 }
 
 static inline void wait_at(state where, int line)
@@ -111,30 +119,44 @@ static inline bool release(unsigned first, unsigned last, state where)
     return true;
 }
 
-static inline void resume(unsigned i)
+__attribute__((noinline, noreturn)) static void enter(fiber &f)
+{
+    if (f.started)
+        go(f.jump);
+    f.started = true;
+    setcontext(&f.context);
+    abort();
+}
+
+__attribute__((noinline)) static void resume(unsigned i)
 {
     current = i;
     threadIdx = dim3(i);
     __sanitizer_start_switch_fiber(&scheduler_fake, fibers[i].stack, STACK);
-    swapcontext(&scheduler, &fibers[i].context);
+    if (__builtin_setjmp(scheduler) == 0)
+        enter(fibers[i]);
     __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
+}
+
+__attribute__((noinline)) static void prepare(fiber &f)
+{
+    if (f.stack == nullptr)
+        f.stack = static_cast<char *>(malloc(STACK));
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack;
+    f.context.uc_stack.ss_size = STACK;
+    f.context.uc_link = nullptr;
+    f.now = READY;
+    f.started = false;
+    f.fake = nullptr;
+    makecontext(&f.context, start, 0);
 }
 
 /* Runs one block of n threads. */
 static inline void run_block(unsigned n)
 {
-    for (unsigned i = 0; i < n; i++) {
-        fiber &f = fibers[i];
-        if (f.stack == nullptr)
-            f.stack = static_cast<char *>(malloc(STACK));
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack;
-        f.context.uc_stack.ss_size = STACK;
-        f.context.uc_link = nullptr;
-        f.now = READY;
-        f.fake = nullptr;
-        makecontext(&f.context, start, 0);
-    }
+    for (unsigned i = 0; i < n; i++)
+        prepare(fibers[i]);
     for (;;) {
         bool moved = false, all_done = true;
         for (unsigned k = 0; k < n; k++) {
