@@ -84,7 +84,7 @@ static void put_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *
                      cost.scan_bits, cost.total_bits, cost.context);
     vqkvc_buf_puts(out, rebuilds(&p->plan) ? "attention rebuilds vectors before queries meet them\n"
                                            : "attention works on the codes: nothing is rebuilt\n");
-    if (p->model_path != NULL)
+    if (p->model_path != NULL && strcmp(p->options->target, "cuda") != 0)
         vqkvc_buf_printf(out, "next: vqkvc eval %s --header %s\n", p->model_path, output);
 }
 
@@ -124,6 +124,8 @@ static vqkvc_code print_summary(const vqkvc_pipeline *p, const char *output, vqk
 
 static vqkvc_code check_outputs(const vqkvc_options *o, vqkvc_err *err)
 {
+    if (strcmp(o->target, "both") == 0 && o->output != NULL && strcmp(o->output, "-") == 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "build: --target both wants a file for -o, not -");
     if (o->depfile != NULL && o->output != NULL && strcmp(o->output, "-") == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "build: --depfile wants a file for -o, not -");
     VQKVC_TRY(vqkvc_check_output(o->output != NULL ? o->output : "header.h", err));
@@ -135,11 +137,20 @@ static vqkvc_code build(vqkvc_pipeline *p, vqkvc_err *err)
     const vqkvc_options *o = p->options;
     VQKVC_TRY(vqkvc_pipeline_plan(p, err));
     VQKVC_TRY(vqkvc_pipeline_emit(p, err));
-    const char *output =
-        o->output != NULL ? o->output : vqkvc_arena_printf(&p->arena, err, "%s.h", p->prefix);
+    const char *output = vqkvc_output_name(o, p->prefix, &p->arena, err);
     if (output == NULL)
         return err->code;
     VQKVC_TRY(vqkvc_check_output(output, err));
+    vqkvc_buf command = {0};
+    vqkvc_pipeline_command(o, &command);
+    if (command.failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a command line");
+    else
+        vqkvc_emit_target(o, &p->plan, command.data, p->prefix, output, &p->arena, &p->header,
+                          p->log, err);
+    free(command.data);
+    if (err->code != VQKVC_OK)
+        return err->code;
     VQKVC_TRY(vqkvc_write_file(output, p->header.data, p->header.len, err));
     if (o->depfile != NULL)
         VQKVC_TRY(write_depfile(o, output, err));

@@ -9,15 +9,15 @@
 #include "command/stored.h"
 
 static vqkvc_code emit(const vqkvc_options *o, const vqkvc_plan *plan, const char *command,
-                       vqkvc_arena *arena, vqkvc_buf *header, vqkvc_err *err)
+                       vqkvc_arena *arena, vqkvc_buf *header, const vqkvc_log *log, vqkvc_err *err)
 {
     const char *prefix;
     VQKVC_TRY(vqkvc_emit_plan(plan, command, o->prefix, arena, &prefix, header, err));
-    const char *output =
-        o->output != NULL ? o->output : vqkvc_arena_printf(arena, err, "%s.h", prefix);
+    const char *output = vqkvc_output_name(o, prefix, arena, err);
     if (output == NULL)
         return err->code;
     VQKVC_TRY(vqkvc_check_output(output, err));
+    VQKVC_TRY(vqkvc_emit_target(o, plan, command, prefix, output, arena, header, log, err));
     VQKVC_TRY(vqkvc_write_file(output, header->data, header->len, err));
     if (output[0] != '-' || output[1] != '\0')
         printf("%s: scheme %s, prefix %s, %zu bytes\n", output, plan->scheme, prefix, header->len);
@@ -30,13 +30,12 @@ static vqkvc_code run_emit(const vqkvc_options *o, const vqkvc_log *log, vqkvc_e
     vqkvc_plan plan = {0};
     vqkvc_arena arena = {0};
     vqkvc_buf command = {0}, header = {0};
-    (void)log;
     if (o->no_db)
         return vqkvc_fail(err, VQKVC_E_USAGE, "emit: plans are in a store: --no-db has none");
     VQKVC_TRY(vqkvc_check_output(o->output != NULL ? o->output : "header.h", err));
     if (vqkvc_store_open(&db, o, KVDB_READ_ONLY, err) == VQKVC_OK &&
         vqkvc_stored_plan(db, o->args[0], &plan, NULL, &command, err) == VQKVC_OK)
-        emit(o, &plan, command.data, &arena, &header, err);
+        emit(o, &plan, command.data, &arena, &header, log, err);
     free(command.data);
     free(header.data);
     vqkvc_plan_free(&plan);

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "command/pipeline.h"
 #include "gen/gen.h"
 
@@ -30,23 +31,79 @@ static const char *default_prefix(const vqkvc_geometry *g, vqkvc_arena *arena, v
     return vqkvc_arena_printf(arena, err, "%s%s_kv", lead, name);
 }
 
+/* The command line that writes a header of this prefix; `ending` has its other options and the
+ * extension. The file may have any name: the bytes depend on the prefix alone. */
+static const char *whole_command(const vqkvc_plan *plan, const char *command, const char *prefix,
+                                 const char *options, const char *extension, vqkvc_arena *arena,
+                                 vqkvc_err *err)
+{
+    const char *usual = default_prefix(&plan->geometry, arena, err);
+    if (usual == NULL)
+        return NULL;
+    int named = strcmp(prefix, usual) != 0;
+    return vqkvc_arena_printf(arena, err, "%s%s%s%s -o %s%s", command, named ? " --prefix " : "",
+                              named ? prefix : "", options, prefix, extension);
+}
+
 vqkvc_code vqkvc_emit_plan(const vqkvc_plan *plan, const char *command, const char *prefix,
                            vqkvc_arena *arena, const char **prefix_used, vqkvc_buf *header,
                            vqkvc_err *err)
 {
-    const char *usual = default_prefix(&plan->geometry, arena, err);
-    if (usual == NULL)
-        return err->code;
-    *prefix_used = prefix != NULL ? prefix : usual;
-    int named = strcmp(*prefix_used, usual) != 0;
-    /* The file may have any name: its bytes depend on the prefix alone. */
-    const char *whole =
-        vqkvc_arena_printf(arena, err, "%s%s%s -o %s.h", command, named ? " --prefix " : "",
-                           named ? *prefix_used : "", *prefix_used);
+    *prefix_used = prefix != NULL ? prefix : default_prefix(&plan->geometry, arena, err);
+    const char *whole = *prefix_used == NULL
+                            ? NULL
+                            : whole_command(plan, command, *prefix_used, "", ".h", arena, err);
     if (whole == NULL)
         return err->code;
     header->len = 0;
     return gen_header(plan, &(gen_options){*prefix_used, whole}, header, err);
+}
+
+const char *vqkvc_output_name(const vqkvc_options *o, const char *prefix, vqkvc_arena *arena,
+                              vqkvc_err *err)
+{
+    if (o->output != NULL)
+        return o->output;
+    return vqkvc_arena_printf(arena, err, "%s%s", prefix,
+                              strcmp(o->target, "cuda") == 0 ? ".cuh" : ".h");
+}
+
+/* "x.h" as "x.cuh". */
+static vqkvc_code write_beside(const char *output, const vqkvc_buf *text, vqkvc_arena *arena,
+                               const vqkvc_log *log, vqkvc_err *err)
+{
+    size_t n = strlen(output);
+    n -= n > 2 && strcmp(output + n - 2, ".h") == 0 ? 2 : 0;
+    const char *path = vqkvc_arena_printf(arena, err, "%.*s.cuh", (int)n, output);
+    if (path == NULL)
+        return err->code;
+    VQKVC_TRY(vqkvc_check_output(path, err));
+    VQKVC_TRY(vqkvc_write_file(path, text->data, text->len, err));
+    vqkvc_say(log, 0, "%s: for CUDA, %zu bytes", path, text->len);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_emit_target(const vqkvc_options *o, const vqkvc_plan *plan, const char *command,
+                             const char *prefix, const char *output, vqkvc_arena *arena,
+                             vqkvc_buf *header, const vqkvc_log *log, vqkvc_err *err)
+{
+    vqkvc_buf text = {0};
+    if (strcmp(o->target, "c") == 0)
+        return VQKVC_OK;
+    if (strcmp(o->target, "both") == 0 && strcmp(output, "-") == 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "--target both wants a file for -o, not -");
+    const char *whole = whole_command(plan, command, prefix, " --target cuda", ".cuh", arena, err);
+    if (whole != NULL && gen_cuda(plan, &(gen_options){prefix, whole}, &text, err) == VQKVC_OK) {
+        if (strcmp(o->target, "both") == 0) {
+            write_beside(output, &text, arena, log, err);
+        } else {
+            vqkvc_buf c = *header;
+            *header = text;
+            text = c;
+        }
+    }
+    free(text.data);
+    return err->code;
 }
 
 vqkvc_code vqkvc_check_output(const char *path, vqkvc_err *err)

@@ -360,6 +360,14 @@ const vqkvc_option vqkvc_options_emit[] = {
      .offset = AT(output),
      .is_file = 1,
      .help = "what to write, - is standard output (default: the prefix and \".h\")"},
+    {.name = "target",
+     .arg = "c|cuda|both",
+     .type = VQKVC_OPT_CHOICE,
+     .offset = AT(target),
+     .fallback = "c",
+     .help =
+         "header in C, in CUDA C++ with the same storage, or both; the latter takes the name of "
+         "the C header with \".cuh\" for \".h\""},
     END};
 
 const vqkvc_option vqkvc_options_eval[] = {

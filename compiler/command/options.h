@@ -58,7 +58,7 @@ typedef struct vqkvc_options {
     double bits, max_scan, max_kl, max_ppl;
     int layers_shared, tables_at, probes, beam, branches, block, sink, recent;
     /* output */
-    const char *prefix, *output, *depfile, *show;
+    const char *prefix, *output, *target, *depfile, *show;
     /* evaluation */
     vqkvc_words headers;
     const char *schemes;

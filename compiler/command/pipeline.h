@@ -68,6 +68,15 @@ vqkvc_code vqkvc_emit_plan(const vqkvc_plan *plan, const char *command, const ch
                            vqkvc_arena *arena, const char **prefix_used, vqkvc_buf *header,
                            vqkvc_err *err);
 
+/* What --target asks for besides the C header: the CUDA header of a plan takes the place of *header
+ * ("cuda"), or is written beside `output` ("both"; log says so). command, prefix: as above. */
+vqkvc_code vqkvc_emit_target(const vqkvc_options *o, const vqkvc_plan *plan, const char *command,
+                             const char *prefix, const char *output, vqkvc_arena *arena,
+                             vqkvc_buf *header, const vqkvc_log *log, vqkvc_err *err);
+/* The name of what --target writes: o->output, or the prefix and its ending; in arena. */
+const char *vqkvc_output_name(const vqkvc_options *o, const char *prefix, vqkvc_arena *arena,
+                              vqkvc_err *err);
+
 /* Refuses an output that could not be written, before hours are spent on what belongs there, and
  * one that is a device or a folder. */
 vqkvc_code vqkvc_check_output(const char *path, vqkvc_err *err);
