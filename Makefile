@@ -38,7 +38,7 @@ FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(BUILD)/fuzz/%)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all help deps test run-tests demo figures regress bench bench-fit lint lint-clang cppcheck sanitize fuzz run-fuzz \
+.PHONY: all help deps test run-tests demo figures regress bench bench-fit cuda lint lint-clang cppcheck sanitize fuzz run-fuzz \
 	install uninstall clean FORCE
 
 all: $(BUILD)/libvqkvc.a $(PROGRAM) ## build the compiler, build/vqkvc
@@ -74,13 +74,17 @@ bench: deps ## time the emitted kernels (results, not tests)
 	@+$(MAKE) --no-print-directory all >&2
 	@scripts/bench.sh
 
+cuda: deps ## compile emitted CUDA headers for every GPU, where nvcc is; registers and spills of the kernels
+	@+$(MAKE) --no-print-directory all >&2
+	@scripts/cuda.sh
+
 bench-fit: deps ## time and memory of calibration at the size of Llama-3.1-8B (half an hour; results, not tests)
 	@+$(MAKE) --no-print-directory all >&2
 	@+! $(HAS_FAISS) || $(MAKE) --no-print-directory $(BUILD)/tests/bench_kmeans >&2
 	@scripts/bench_fit.sh
 
 lint: lint-clang ## check format, include law, warnings of clang, and what is tracked
-	git ls-files -z -- '*.c' '*.h' ':!tests/golden' | xargs -0 -r clang-format --dry-run -Werror
+	git ls-files -z -- '*.c' '*.h' '*.cuh' '*.cpp' ':!tests/golden' | xargs -0 -r clang-format --dry-run -Werror
 	scripts/include_law.sh
 	scripts/test_include_law.sh
 	scripts/check_repo.sh

@@ -4,10 +4,10 @@
  *     g++ -x c++ -DC_HEADER='"x.h"' -DCUDA_HEADER='"x.cuh"' -Itests/cuda_shim cuda_check.cpp
  *
  * The prefix is toy_kv. Three sequences of different lengths are appended in uneven batches to a C
- * cache and, by the kernels, to a copy of its empty memory; blocks are sealed when the C cache seals
- * them. Then both are compared, and what kernels read from and attend in the C cache's memory with
- * what the C header reads, and with attention in double. Everything is done with threads in both
- * orders. The exit status is 1 after a broken bound. */
+ * cache and, by the kernels, to a copy of its empty memory; blocks are sealed when the C cache
+ * seals them. Then both are compared, and what kernels read from and attend in the C cache's memory
+ * with what the C header reads, and with attention in double. Everything is done with threads in
+ * both orders. The exit status is 1 after a broken bound. */
 #define TOY_KV_IMPLEMENTATION
 #include C_HEADER
 #define TOY_KV_CUDA_IMPLEMENTATION
@@ -19,7 +19,8 @@
 
 namespace gpu = toy_kv_cuda;
 
-namespace toy_kv_cuda {
+namespace toy_kv_cuda
+{
 alignas(256) unsigned char toy_kv__shared[shim::MAX_SHARED];
 }
 
@@ -256,8 +257,9 @@ static double compare_reads(const caches *s, const gpu::view &v, int seq, int n)
                 ref[d] = static_cast<double>(want.p[t * DIM + d]);
             double error = check_error(DIM, have.p + (t - first) * DIM, ref);
             worst = error > worst ? error : worst;
-            EXPECT(error <= READ_BOUND, "read: sequence %d, layer %d, head %d, part %d, token %d: %g",
-                   seq, layer, head, part, t, error);
+            EXPECT(error <= READ_BOUND,
+                   "read: sequence %d, layer %d, head %d, part %d, token %d: %g", seq, layer, head,
+                   part, t, error);
         }
     }
     return worst;
@@ -269,7 +271,8 @@ static double compare_attention(const caches *s, const gpu::view &v, int layer, 
     int n_q = kind % 2 == 0 ? 1 : MAX_Q, first = kind == 3 ? HEADS - 1 : 0, n = HEADS - first;
     size_t row = static_cast<size_t>(n) * GROUP * DIM, rows = static_cast<size_t>(SEQS * n_q);
     memory<float> q(rows * row), out(rows * row), sinks(static_cast<size_t>(n) * GROUP);
-    memory<float> k(static_cast<size_t>(lengths[0]) * DIM), val(static_cast<size_t>(lengths[0]) * DIM);
+    memory<float> k(static_cast<size_t>(lengths[0]) * DIM),
+        val(static_cast<size_t>(lengths[0]) * DIM);
     memory<int> seqs(SEQS);
     double worst = 0;
     check_rng rng = {static_cast<uint64_t>(layer * 16 + kind)};
@@ -377,9 +380,10 @@ int main()
         check_refusals(s);
         delete s;
     }
-    printf("other bytes %.2g, reads within %.2g, attention within %.2g; %ld launches, %ld switches, "
-           "%zu bytes shared\n",
-           other, reads, attends, shim::launches, shim::switches,
-           sizeof(gpu::shared<gpu::decode_rows>));
+    printf(
+        "other bytes %.2g, reads within %.2g, attention within %.2g; %ld launches, %ld switches, "
+        "%zu bytes shared\n",
+        other, reads, attends, shim::launches, shim::switches,
+        sizeof(gpu::shared<gpu::decode_rows>));
     return failed > 0;
 }

@@ -79,8 +79,7 @@ __device__ void map_queries(shared<rows> &sh, const vqkv__stream &s, int member,
     }
     each(s.n_latents * rows, [&](int at) {
         int r = at / s.n_latents, i = at % s.n_latents, d = i - row;
-        sh.y[r * stride + first + i] =
-            d >= 0 && d < head_dim ? sh.turned[r * head_dim + d] : 0.0f;
+        sh.y[r * stride + first + i] = d >= 0 && d < head_dim ? sh.turned[r * head_dim + d] : 0.0f;
     });
     __syncthreads();
     if (s.transform == VQKV__HADAMARD)
@@ -89,7 +88,8 @@ __device__ void map_queries(shared<rows> &sh, const vqkv__stream &s, int member,
 
 /* Queries in latents, score tables of nibbles, and q . mean, for the queries as turned. All
  * threads. */
-template <int rows> __device__ void fill_tables(const attend_job &job, const pass &a, shared<rows> &sh)
+template <int rows>
+__device__ void fill_tables(const attend_job &job, const pass &a, shared<rows> &sh)
 {
     int n_uses, first = 0, planes = 0, lane = static_cast<int>(threadIdx.x) % warp;
     const vqkv__use *use = uses_of(key_part, job.layer, a.head, &n_uses);
@@ -220,7 +220,8 @@ __device__ void score_absorbed(const attend_job &job, const pass &a, shared<rows
 /* ---- values ---- */
 
 /* Where the latents of the head's values are, and their codebooks. All threads. */
-template <int rows> __device__ void find_latents(const attend_job &job, const pass &a, shared<rows> &sh)
+template <int rows>
+__device__ void find_latents(const attend_job &job, const pass &a, shared<rows> &sh)
 {
     int n_uses, first = 0, gains = 0;
     const vqkv__use *use = uses_of(value_part, job.layer, a.head, &n_uses);
@@ -235,8 +236,8 @@ template <int rows> __device__ void find_latents(const attend_job &job, const pa
                 at++;
             const vqkv__run &run = vqkv__runs[at];
             int c = i - run.first, plane = c / run.width * run.stages, w = c % run.width;
-            sh.latents[first + i] = latent{stream, at, plane, w,
-                                           s.gain == VQKV__NO_GAIN ? -1 : gains + run.gain};
+            sh.latents[first + i] =
+                latent{stream, at, plane, w, s.gain == VQKV__NO_GAIN ? -1 : gains + run.gain};
             for (int k = 0; k < run.stages * 16 && shares_books && run.coder == VQKV__NIBBLES; k++)
                 sh.book[k * VQKV__MAX_SUM_LATENTS + first + i] =
                     table_at(book_of(run, plane + k / 16), w * 16 + k % 16);
@@ -290,9 +291,8 @@ __device__ inline void sum_nibbles(const shared<rows> &sh, const vqkv__run &run,
 #pragma unroll
             for (int k = 0; k < 8; k++) {
                 int code = static_cast<int>(word >> (8 * (k % 4) + 4 * (k / 4)) & 15u);
-                v[k] += shares_books
-                            ? sh.book[(stage * 16 + code) * VQKV__MAX_SUM_LATENTS + i]
-                            : table_at(book, code);
+                v[k] += shares_books ? sh.book[(stage * 16 + code) * VQKV__MAX_SUM_LATENTS + i]
+                                     : table_at(book, code);
             }
         }
 #pragma unroll
@@ -320,8 +320,7 @@ __device__ inline void sum_latent(const attend_job &job, const shared<rows> &sh,
     const vqkv__run &run = vqkv__runs[x.run];
     const unsigned char *codes = codes_of(job.v, x.stream, where) + run.codes;
     const float *p = sh.p + b * block;
-    const float *gain =
-        x.gain < 0 ? nullptr : sh.gain + (b * VQKV__CUDA_V_GAINS + x.gain) * block;
+    const float *gain = x.gain < 0 ? nullptr : sh.gain + (b * VQKV__CUDA_V_GAINS + x.gain) * block;
     if (run.coder == VQKV__NIBBLES) {
         sum_nibbles<rows>(sh, run, x, i, codes, p, gain, acc);
         return;

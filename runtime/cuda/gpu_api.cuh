@@ -1,6 +1,6 @@
 /* What engines call. All pointers but those to `view`, `attention` and `size` are to device memory,
- * which is the caller's: nothing here allocates, copies or waits, so that every call can be captured
- * in a graph. A call puts its kernels into the stream and returns. */
+ * which is the caller's: nothing here allocates, copies or waits, so that every call can be
+ * captured in a graph. A call puts its kernels into the stream and returns. */
 
 #define VQKV_CUDA_STATUS_LIST(X)                                                                   \
     X(ok, "ok")                                                                                    \
@@ -25,17 +25,17 @@ struct entry {
     int32_t block, position;
 };
 
-/* The device memory of a cache: the arrays that the C header keeps, byte for byte. An engine may lay
- * them out as it likes, or copy the whole memory of a C cache to the device (open_image). Blocks are
- * handed out by the engine: `tables` and reference counts are its own. */
+/* The device memory of a cache: the arrays that the C header keeps, byte for byte. An engine may
+ * lay them out as it likes, or copy the whole memory of a C cache to the device (open_image).
+ * Blocks are handed out by the engine: `tables` and reference counts are its own. */
 struct view {
     int n_seq, n_blocks; /* sequences; blocks in the pool */
     int seq_blocks;      /* entries of a sequence's block table */
     int ring;            /* exact tokens behind the sinks; a multiple of the block, and at least
                             N_RECENT + BLOCK + the most tokens of one append */
-    int32_t *state;      /* [n_seq, 2 + N_LAYERS]: encoded blocks; tokens of the step; tokens of each
-                            layer */
-    entry *tables;       /* [n_seq, seq_blocks] */
+    int32_t *state; /* [n_seq, 2 + N_LAYERS]: encoded blocks; tokens of the step; tokens of each
+                       layer */
+    entry *tables;  /* [n_seq, seq_blocks] */
     unsigned char *exact; /* binary16 [n_seq, N_LAYERS, 2, N_KV_HEADS, N_SINK + ring, HEAD_DIM],
                              keys rotated; aligned to 256 */
     unsigned char *pool;  /* stream by stream [n_blocks, bytes of the stream's block]; aligned to
@@ -69,9 +69,9 @@ struct heads {
 };
 
 /* Appends up to n tokens to one layer of n_seqs sequences. seqs [n_seqs]: which; null: 0, 1, ...
- * counts [n_seqs]: tokens of each, at most n; null: n. k, v: [n_seqs, n, heads, HEAD_DIM]. Before the
- * first layer of a step the blocks that are due must be sealed. What is beyond the range of binary16
- * becomes its largest value. */
+ * counts [n_seqs]: tokens of each, at most n; null: n. k, v: [n_seqs, n, heads, HEAD_DIM]. Before
+ * the first layer of a step the blocks that are due must be sealed. What is beyond the range of
+ * binary16 becomes its largest value. */
 status append(const view &v, int layer, const int *seqs, int n_seqs, int n, const int *counts,
               const void *k, const void *val, type t, keys rotation, heads range,
               cudaStream_t stream);
@@ -102,13 +102,13 @@ struct attention {
 };
 
 /* Causal attention of the latest n_q tokens of n_seqs sequences in one layer: q, out [n_seqs, n_q,
- * heads * GROUP, HEAD_DIM] of type t, queries rotated. Sequences may have any lengths; a query before
- * a sequence's first token gives zeros. splits: parts of the context that are attended side by side;
- * 0: chosen from the sizes. */
+ * heads * GROUP, HEAD_DIM] of type t, queries rotated. Sequences may have any lengths; a query
+ * before a sequence's first token gives zeros. splits: parts of the context that are attended side
+ * by side; 0: chosen from the sizes. */
 size_t attend_workspace(int n_seqs, int n_q, heads range, int splits);
 status attend(const view &v, int layer, const int *seqs, int n_seqs, int n_q, const void *q,
-              void *out, type t, const attention *options, heads range, int splits,
-              void *workspace, size_t bytes, cudaStream_t stream);
+              void *out, type t, const attention *options, heads range, int splits, void *workspace,
+              size_t bytes, cudaStream_t stream);
 
 /* Tokens first .. first + n - 1 of one head as the cache holds them: dst [n, HEAD_DIM] fp32, keys
  * rotated. Tokens that the sequence does not have are left alone. */

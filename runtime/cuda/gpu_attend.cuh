@@ -113,8 +113,8 @@ __device__ void finish(const attend_job &job, const pass &a, const shared<rows> 
         int row = a.first_row + r;
         if (row >= job.n_q * group)
             continue;
-        size_t at = query_at(job, a, row) * static_cast<size_t>(job.splits) +
-                    static_cast<size_t>(a.split);
+        size_t at =
+            query_at(job, a, row) * static_cast<size_t>(job.splits) + static_cast<size_t>(a.split);
         if (threadIdx.x == 0) {
             job.m[at] = sh.m[r];
             job.l[at] = sh.l[r];
@@ -153,7 +153,8 @@ __device__ void attend_rows(const attend_job &job, const pass &a, shared<rows> &
     finish(job, a, sh, sum);
 }
 
-/* Three blocks a multiprocessor at least: left to itself, the compiler spills for the sake of more. */
+/* Three blocks a multiprocessor at least: left to itself, the compiler spills for the sake of more.
+ */
 template <int rows> __global__ void __launch_bounds__(threads, 3) attend_kernel(attend_job job)
 {
     extern __shared__ unsigned char vqkv__shared[];

@@ -25,8 +25,8 @@ __device__ inline uint16_t to_half(float f)
     if (mag >= 0x477ff000u)
         return static_cast<uint16_t>(sign | 0x7bffu);
     if (mag < 0x38800000u)
-        return static_cast<uint16_t>(
-            sign | (__float_as_uint(__uint_as_float(mag) + 0.5f) - 0x3f000000u));
+        return static_cast<uint16_t>(sign |
+                                     (__float_as_uint(__uint_as_float(mag) + 0.5f) - 0x3f000000u));
     return static_cast<uint16_t>(sign | ((mag - 0x38000000u + 0xfffu + ((mag >> 13) & 1u)) >> 13));
 }
 
@@ -71,8 +71,8 @@ __device__ inline void store_as(void *p, type t, size_t i, float x)
             static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-/* Cosine and sine of a position for one pair. The turns are counted in double, since positions reach
- * millions of radians; what is left of a turn is small enough for float. */
+/* Cosine and sine of a position for one pair. The turns are counted in double, since positions
+ * reach millions of radians; what is left of a turn is small enough for float. */
 __device__ inline void angle(int position, int pair, float *c, float *s)
 {
     double freq = __longlong_as_double(static_cast<long long>(vqkv__rope_bits[pair]));

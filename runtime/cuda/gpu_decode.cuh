@@ -104,8 +104,7 @@ __device__ inline float gained(const vqkv__stream &s, const vqkv__run &run,
         return fmaf(step, x, half_at(p, 0) + step * middle);
     }
     if (s.gain == VQKV__NSN) {
-        float shift =
-            half_at(codes + shift_at(s, t / s.gain_tokens), static_cast<size_t>(latent));
+        float shift = half_at(codes + shift_at(s, t / s.gain_tokens), static_cast<size_t>(latent));
         float inner = half_at(codes, static_cast<size_t>((2 * g + 1) * block + t));
         return half_at(codes, static_cast<size_t>(2 * g * block + t)) * fmaf(inner, x, shift);
     }
@@ -186,8 +185,7 @@ __device__ inline void turn_tile(int frame, int position, float direction, const
         y[a] = fmaf(-s, high, c * low);
         y[b] = fmaf(s, low, c * high);
     });
-    each((head_dim - 2 * n_turned) * block, [=](int i) {
-        y[2 * n_turned * block + i] = x[2 * n_turned * block + i];
-    });
+    each((head_dim - 2 * n_turned) * block,
+         [=](int i) { y[2 * n_turned * block + i] = x[2 * n_turned * block + i]; });
     __syncthreads();
 }

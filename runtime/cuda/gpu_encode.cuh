@@ -101,8 +101,8 @@ __device__ inline void keep_best(candidate *best, int *n, int beam, float distan
     best[i].code[stage] = static_cast<unsigned short>(code);
 }
 
-/* The same by the best sums of codewords over all stages. What a candidate leaves of z is worked out
- * in `rest`. */
+/* The same by the best sums of codewords over all stages. What a candidate leaves of z is worked
+ * out in `rest`. */
 __device__ inline void search_beam(const vqkv__run &run, unsigned char *codes, int plane, int t,
                                    column_of z, column_of rest)
 {
@@ -144,8 +144,7 @@ __device__ inline void encode_run(const vqkv__stream &s, const vqkv__run &run, u
         if (run.coder == VQKV__HALVES) {
             store_half(planes + 2 * at, x[0]);
         } else if (run.uniform) {
-            float half =
-                s.gain == VQKV__RANGE ? 0.0f : static_cast<float>(1 << (run.bits - 1));
+            float half = s.gain == VQKV__RANGE ? 0.0f : static_cast<float>(1 << (run.bits - 1));
             float level =
                 s.gain == VQKV__SIGNMAX ? floorf(x[0] + (half + 0.5f)) : roundf(x[0]) + half;
             write_code(run, planes + static_cast<size_t>(g) * plane_bytes(run), t,
@@ -175,20 +174,29 @@ constexpr size_t encode_floats =
     (VQKV__N_PREDICTIONS > 0 ? node_floats : 0) +
     static_cast<size_t>(VQKV__MAX_OUT_LATENTS) * block / 4 + rebuild_floats;
 
-__device__ inline coding make_coding(const view &v, const seal_job &job, int component, float *floats)
+__device__ inline coding make_coding(const view &v, const seal_job &job, int component,
+                                     float *floats)
 {
     float *z = floats + static_cast<size_t>(VQKV__MAX_IN) * block;
     float *predicted = z + static_cast<size_t>(VQKV__MAX_LATENTS) * block;
     float *mask = predicted + (VQKV__N_PREDICTIONS > 0 ? node_floats : 0);
     float *rest = mask + static_cast<size_t>(VQKV__MAX_OUT_LATENTS) * block / 4;
-    return coding{v,      job.seq,   n_sink + job.index * block,
-                  job.block, component, floats,
-                  z,      predicted, reinterpret_cast<unsigned char *>(mask),
-                  make_room(rest), 0, -1};
+    return coding{v,
+                  job.seq,
+                  n_sink + job.index * block,
+                  job.block,
+                  component,
+                  floats,
+                  z,
+                  predicted,
+                  reinterpret_cast<unsigned char *>(mask),
+                  make_room(rest),
+                  0,
+                  -1};
 }
 
-/* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order, each
- * once a block, when the first stream comes that is coded against a later one. */
+/* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order,
+ * each once a block, when the first stream comes that is coded against a later one. */
 __device__ inline void bring_prediction(coding *c, int stream, int node)
 {
     if (c->of == node)

@@ -1,6 +1,7 @@
 /* What is kept beside the codes: outliers, gains, ranges and shifts, by all threads. Each function
- * leaves in z [n_latents, BLOCK] what its successor sees; in the end the quotients that coders take.
- * A thread has one token of one gain group, so that sums are added up in the C header's order. */
+ * leaves in z [n_latents, BLOCK] what its successor sees; in the end the quotients that coders
+ * take. A thread has one token of one gain group, so that sums are added up in the C header's
+ * order. */
 
 /* Which latents of a token are outliers, and so no part of means and extremes: [n_latents, BLOCK],
  * or null where a stream keeps none. */

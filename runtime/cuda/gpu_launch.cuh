@@ -35,8 +35,7 @@ static status launch(void (*kernel)(P...), dim3 grid, size_t shared_bytes, cudaS
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared_bytes)) != cudaSuccess)
         return status::launch_failed;
-    cudaError_t error =
-        cudaLaunchKernel(kernel, grid, dim3(threads), list, shared_bytes, stream);
+    cudaError_t error = cudaLaunchKernel(kernel, grid, dim3(threads), list, shared_bytes, stream);
     return error == cudaSuccess ? status::ok : status::launch_failed;
 }
 
@@ -47,9 +46,8 @@ static dim3 grid_of(int x, int y = 1)
 
 static bool is_view(const view &v)
 {
-    return v.n_seq > 0 && v.n_blocks > 0 && v.seq_blocks > 0 && v.ring > 0 &&
-           v.ring % block == 0 && v.state != nullptr && v.tables != nullptr &&
-           v.exact != nullptr && v.pool != nullptr;
+    return v.n_seq > 0 && v.n_blocks > 0 && v.seq_blocks > 0 && v.ring > 0 && v.ring % block == 0 &&
+           v.state != nullptr && v.tables != nullptr && v.exact != nullptr && v.pool != nullptr;
 }
 
 /* Fills in the default; false for a range that the model does not have. */
@@ -199,8 +197,8 @@ static bool cut_up(int n_seqs, int n_q, heads range, int splits, cut *c)
     c->items = static_cast<int>(each_split) * splits;
     c->partials = static_cast<size_t>(n_seqs) * static_cast<size_t>(n_q) *
                   static_cast<size_t>(range.count) * group * static_cast<size_t>(splits);
-    c->bytes = 2 * rounded(c->partials * sizeof(float)) +
-               rounded(c->partials * head_dim * sizeof(float));
+    c->bytes =
+        2 * rounded(c->partials * sizeof(float)) + rounded(c->partials * head_dim * sizeof(float));
     if (VQKV__REBUILDS)
         c->bytes += static_cast<size_t>(c->items < max_workers ? c->items : max_workers) *
                     (rebuild_floats + 2 * head_floats) * sizeof(float);
@@ -214,8 +212,8 @@ size_t attend_workspace(int n_seqs, int n_q, heads range, int splits)
 }
 
 status attend(const view &v, int layer, const int *seqs, int n_seqs, int n_q, const void *q,
-              void *out, type t, const attention *options, heads range, int splits,
-              void *workspace, size_t bytes, cudaStream_t stream)
+              void *out, type t, const attention *options, heads range, int splits, void *workspace,
+              size_t bytes, cudaStream_t stream)
 {
     cut c;
     if (!is_view(v) || !resolve(&range) || layer < 0 || layer >= n_layers || n_seqs > v.n_seq ||
@@ -228,9 +226,25 @@ status attend(const view &v, int layer, const int *seqs, int n_seqs, int n_q, co
     bool rebuilt_k = vqkv__rebuilt[layer], rebuilt_v = vqkv__rebuilt[n_layers + layer];
     auto *m = static_cast<float *>(workspace), *l = m + rounded(c.partials * sizeof(float)) / 4;
     float *o = l + rounded(c.partials * sizeof(float)) / 4;
-    attend_job job{v, seqs, layer, n_seqs, n_q, c.splits, c.row_tiles, rebuilt_k, rebuilt_v, range,
-                   a.scale != 0.0f ? a.scale : VQKV_ATTENTION_SCALE, a.soft_cap, a.sliding_window,
-                   t, q, m, l, o, o + rounded(c.partials * head_dim * sizeof(float)) / 4};
+    attend_job job{v,
+                   seqs,
+                   layer,
+                   n_seqs,
+                   n_q,
+                   c.splits,
+                   c.row_tiles,
+                   rebuilt_k,
+                   rebuilt_v,
+                   range,
+                   a.scale != 0.0f ? a.scale : VQKV_ATTENTION_SCALE,
+                   a.soft_cap,
+                   a.sliding_window,
+                   t,
+                   q,
+                   m,
+                   l,
+                   o,
+                   o + rounded(c.partials * head_dim * sizeof(float)) / 4};
     int blocks = (rebuilt_k || rebuilt_v) && c.items > max_workers ? max_workers : c.items;
     if (c.rows == decode_rows)
         code = launch(attend_kernel<decode_rows>, grid_of(blocks), sizeof(shared<decode_rows>),
@@ -240,8 +254,8 @@ status attend(const view &v, int layer, const int *seqs, int n_seqs, int n_q, co
                       stream, job);
     if (code != status::ok)
         return code;
-    merge_job merge{m, l, o, c.splits, n_q * range.count * group, a.sink_logits,
-                    range.count * group, t, out};
+    merge_job merge{
+        m, l, o, c.splits, n_q * range.count * group, a.sink_logits, range.count * group, t, out};
     return launch(merge_kernel, grid_of(merge.n_rows, n_seqs), 0, stream, merge);
 }
 
@@ -264,7 +278,14 @@ status read(const view &v, int seq, int layer, int kv_head, part which, int firs
     status code = check_room(workspace, bytes, read_workspace());
     if (code != status::ok)
         return code;
-    read_job job{v,     seq, layer, kv_head, which == part::key ? key_part : value_part,
-                 first, n,   dst,   static_cast<float *>(workspace)};
+    read_job job{v,
+                 seq,
+                 layer,
+                 kv_head,
+                 which == part::key ? key_part : value_part,
+                 first,
+                 n,
+                 dst,
+                 static_cast<float *>(workspace)};
     return launch(read_kernel, grid_of(read_workers), 0, stream, job);
 }

@@ -3,11 +3,10 @@
  * blocks have tables or vectors of their own it is one, and threads split the planes instead. */
 
 constexpr int columns = block / 2; /* a byte of nibbles holds tokens t and t + columns */
-constexpr int tile = VQKV__CUDA_BLOCKWISE || VQKV__REBUILDS || threads < columns
-                         ? 1
-                         : threads / columns;
+constexpr int tile =
+    VQKV__CUDA_BLOCKWISE || VQKV__REBUILDS || threads < columns ? 1 : threads / columns;
 constexpr int tile_tokens = tile * block;
-constexpr int parts = threads > tile * columns ? threads / (tile * columns) : 1;
+constexpr int parts = threads > tile *columns ? threads / (tile * columns) : 1;
 constexpr int sum_slots = (VQKV__MAX_SUM_LATENTS + threads - 1) / threads; /* latents a thread */
 constexpr int out_slots = (head_dim + threads - 1) / threads;
 
@@ -33,12 +32,12 @@ constexpr bool shares_books = book_floats * sizeof(float) <= shared_limit / 3;
 template <int rows> struct shared {
     /* score tables [planes, 16, rows], and in the end sums [rows, MAX_SUM_LATENTS] */
     alignas(16) float lut[larger(VQKV__CUDA_K_PLANES * 16, VQKV__MAX_SUM_LATENTS) * rows];
-    alignas(16) float y[VQKV__CUDA_K_LATENTS * rows];      /* [rows, latents] queries in latents */
-    alignas(16) float q[head_dim * rows];                  /* [rows, HEAD_DIM] scaled */
-    alignas(16) float turned[head_dim * rows];             /* the same in the frame of the block */
-    alignas(16) float p[parts * tile_tokens * rows];       /* [parts, rows, tile] scores, then weights */
+    alignas(16) float y[VQKV__CUDA_K_LATENTS * rows]; /* [rows, latents] queries in latents */
+    alignas(16) float q[head_dim * rows];             /* [rows, HEAD_DIM] scaled */
+    alignas(16) float turned[head_dim * rows];        /* the same in the frame of the block */
+    alignas(16) float p[parts * tile_tokens * rows];  /* [parts, rows, tile] scores, then weights */
     alignas(16) float gain[tile * VQKV__CUDA_V_GAINS * block]; /* [tile, gains, BLOCK] */
-    float book[shares_books ? book_floats : 1]; /* [stage, 16, MAX_SUM_LATENTS] */
+    float book[shares_books ? book_floats : 1];                /* [stage, 16, MAX_SUM_LATENTS] */
     latent latents[VQKV__MAX_SUM_LATENTS];
     float m[rows], l[rows], coded[rows], shrink[rows], bias[rows];
     int position[rows];
@@ -47,10 +46,10 @@ template <int rows> struct shared {
 /* Rows share tables: as many as fit. */
 constexpr int fitting_rows(int wanted)
 {
-    return wanted >= 8 && sizeof(shared<8>) <= shared_limit && sum_slots <= 4   ? 8
-           : wanted >= 4 && sizeof(shared<4>) <= shared_limit && sum_slots <= 8 ? 4
+    return wanted >= 8 && sizeof(shared<8>) <= shared_limit && sum_slots <= 4    ? 8
+           : wanted >= 4 && sizeof(shared<4>) <= shared_limit && sum_slots <= 8  ? 4
            : wanted >= 2 && sizeof(shared<2>) <= shared_limit && sum_slots <= 16 ? 2
-                                                                                  : 1;
+                                                                                 : 1;
 }
 constexpr int decode_rows = fitting_rows(group > 4 ? 8 : group > 2 ? 4 : group);
 constexpr int prefill_rows = fitting_rows(8);
@@ -168,8 +167,7 @@ __device__ void attend_exact(const attend_job &job, const pass &a, shared<rows> 
     for (int i = 0; i < out_slots; i++) {
         int d = static_cast<int>(threadIdx.x) + i * threads;
         for (int t = 0; t < n && d < head_dim; t++) {
-            float x =
-                exact_at(exact_of(job.v, a.seq, job.layer, value_part, a.head, token + t), d);
+            float x = exact_at(exact_of(job.v, a.seq, job.layer, value_part, a.head, token + t), d);
 #pragma unroll
             for (int r = 0; r < rows; r++)
                 sum.o[i][r] = fmaf(sh.p[r * tile_tokens + t], x, sum.o[i][r]);

@@ -70,8 +70,7 @@ __device__ inline void rebuild_head(const view &v, entry e, int which, int layer
         rebuild_node(v, e.block, vqkv__walk[i], 0, n_kv_heads, &r);
     rebuild_node(v, e.block, node, head, 1, &r);
     turn_tile(which == key_part ? int(vqkv__streams[use[0].stream].frame) : int(VQKV__POST),
-              e.position, 1.0f,
-              slot_of(r, node) + static_cast<size_t>(head) * head_floats, out);
+              e.position, 1.0f, slot_of(r, node) + static_cast<size_t>(head) * head_floats, out);
 }
 
 /* ---- reading back ---- */
@@ -85,8 +84,7 @@ struct read_job {
 /* Tokens in pieces: the sinks, then blocks, whether coded or exact. */
 __global__ void __launch_bounds__(threads) read_kernel(read_job job)
 {
-    float *tile =
-        job.workspace + static_cast<size_t>(blockIdx.x) * (rebuild_floats + head_floats);
+    float *tile = job.workspace + static_cast<size_t>(blockIdx.x) * (rebuild_floats + head_floats);
     int n_tokens = *tokens_of(job.v, job.seq, job.layer), n_sealed = sealed_of(job.v, job.seq);
     int last = job.first + job.n < n_tokens ? job.first + job.n : n_tokens;
     int pieces = last <= n_sink ? 1 : 1 + (last - n_sink + block - 1) / block;
@@ -96,14 +94,13 @@ __global__ void __launch_bounds__(threads) read_kernel(read_job job)
         int from = piece == 0 ? 0 : n_sink + (piece - 1) * block;
         int to = piece == 0 ? n_sink : from + block, coded = piece > 0 && piece <= n_sealed;
         if (coded)
-            rebuild_head(job.v, entry_of(job.v, job.seq, piece - 1), job.which, job.layer,
-                         job.head, tile + head_floats, tile);
+            rebuild_head(job.v, entry_of(job.v, job.seq, piece - 1), job.which, job.layer, job.head,
+                         tile + head_floats, tile);
         each((to - from) * head_dim, [=](int i) {
             int t = from + i / head_dim, d = i % head_dim;
             if (t < job.first || t >= last)
                 return;
-            const unsigned char *row =
-                exact_of(job.v, job.seq, job.layer, job.which, job.head, t);
+            const unsigned char *row = exact_of(job.v, job.seq, job.layer, job.which, job.head, t);
             job.dst[static_cast<size_t>(t - job.first) * head_dim + static_cast<size_t>(d)] =
                 coded ? tile[d * block + t - from] : exact_at(row, d);
         });

@@ -11,8 +11,8 @@ struct vqkv__run {
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
     int codes;            /* offset of the first plane in the stream's part of a block, bytes */
-    int book, book_step;  /* codewords [width, 2^bits] of the first plane, and to the next group's */
-    int gain;             /* gain group of the first channel */
+    int book, book_step; /* codewords [width, 2^bits] of the first plane, and to the next group's */
+    int gain;            /* gain group of the first channel */
 };
 
 struct vqkv__stream {
@@ -48,6 +48,6 @@ struct vqkv__prediction {
 
 /* Streams that can be encoded without regard to the others: no member, no prediction joins them. */
 struct vqkv__component {
-    int first, n;               /* in the list of streams by component, in coding order */
+    int first, n;                /* in the list of streams by component, in coding order */
     short first_head, last_head; /* KV heads of the members */
 };

@@ -3,10 +3,10 @@
  *
  * Blocks run one by one, the threads of a block as fibers in turn, each up to its next barrier. So
  * a result that depends on an order which no barrier enforces is there to be seen: shared memory
- * begins as NaNs, and with shim::reversed the threads run from the last to the first. A barrier that
- * only some threads reach, or that they reach in different lines, ends the program. Accesses out of
- * bounds are found by the address and bounds sanitizers: all memory is from the heap, and what lies
- * behind the shared memory of a launch is poisoned. */
+ * begins as NaNs, and with shim::reversed the threads run from the last to the first. A barrier
+ * that only some threads reach, or that they reach in different lines, ends the program. Accesses
+ * out of bounds are found by the address and bounds sanitizers: all memory is from the heap, and
+ * what lies behind the shared memory of a launch is poisoned. */
 #ifndef TESTS_CUDA_RUNTIME_H
 #define TESTS_CUDA_RUNTIME_H
 
@@ -29,7 +29,9 @@
 
 struct dim3 {
     unsigned x, y, z;
-    explicit dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+    explicit dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_)
+    {
+    }
 };
 struct alignas(16) float4 {
     float x, y, z, w;
@@ -41,7 +43,8 @@ typedef struct CUstream_st *cudaStream_t;
 
 static dim3 threadIdx, blockIdx, gridDim, blockDim;
 
-namespace shim {
+namespace shim
+{
 
 enum { WARP = 32, STACK = 256 * 1024, MAX_SHARED = 227 * 1024, MAX_THREADS = 1024 };
 enum state { READY, AT_BLOCK, AT_WARP, DONE };

@@ -1,0 +1,151 @@
+/* The emitted CUDA header, run on the host: cuda_check.cpp compiled with the shim in cuda_shim/ for
+ * plans that together have every coder, gain, frame, transform and prediction, head sizes 64, 80,
+ * 96, 128 and 256, groups of 1 to 8 heads, and sequences that end anywhere. Where nvcc is installed
+ * it compiles the header as well (make cuda does that for every GPU, and looks at registers). */
+#include <criterion/criterion.h>
+#include <criterion/parameterized.h>
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "base/file.h"
+#include "gen/gen.h"
+#include "toy_plans.h"
+
+#define STRICT "-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-unknown-pragmas -Werror "
+
+/* As in toy_plans.h. */
+static const toy_case own_cases[] = {
+    {"dim 256", NULL, 2, 1, 6, 256, HALVES, 128, 4, 16, 64, POST, RMS, 8, 2, 1, 1, NULL},
+    {"group 7", NULL, 1, 1, 7, 128, HALVES, 128, 2, 8, 32, IN_BLOCK, RMS, 16, 1, 1, 0, NULL},
+};
+enum { N_CASES = N_TOY_CASES + sizeof own_cases / sizeof *own_cases };
+
+static const toy_case *case_at(int i)
+{
+    return i < N_TOY_CASES ? &toy_cases[i] : &own_cases[i - N_TOY_CASES];
+}
+
+static char dir[64];
+
+static void make_dir(void)
+{
+    strcpy(dir, "/tmp/test_cuda_XXXXXX");
+    cr_assert_not_null(mkdtemp(dir));
+}
+
+static void remove_dir(void)
+{
+    char command[96];
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    cr_expect_eq(system(command), 0);
+}
+
+/* Runs a shell command in the directory; its exit status. What it says goes to stderr. */
+static int shell(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static int shell(const char *fmt, ...)
+{
+    char words[1024], command[1400];
+    va_list args;
+    va_start(args, fmt);
+    int n = vsnprintf(words, sizeof words, fmt, args);
+    va_end(args);
+    cr_assert(n > 0 && (size_t)n < sizeof words);
+    snprintf(command, sizeof command, "root=$PWD; cd %s && { %s; } >&2", dir, words);
+    int status = system(command);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+static int have(const char *program)
+{
+    if (shell("command -v %s >/dev/null", program) == 0)
+        return 1;
+    cr_log_warn("%s is not installed: its part is skipped", program);
+    return 0;
+}
+
+static void write_header(const vqkvc_plan *plan, int cuda, const char *name)
+{
+    vqkvc_buf text = {0};
+    vqkvc_err err = {0};
+    char path[128];
+    gen_options options = {"toy_kv", "vqkvc emit toy"};
+    vqkvc_code code = (cuda ? gen_cuda : gen_header)(plan, &options, &text, &err);
+    cr_assert_eq(code, VQKVC_OK, "%s", err.msg);
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    cr_assert_eq(vqkvc_write_file(path, text.data, text.len, &err), VQKVC_OK, "%s", err.msg);
+    free(text.data);
+}
+
+static void emit_both(const toy_case *c)
+{
+    vqkvc_plan plan;
+    toy_plan(&plan, c);
+    write_header(&plan, 0, "toy.h");
+    write_header(&plan, 1, "toy.cuh");
+    vqkvc_plan_free(&plan);
+}
+
+TestSuite(cuda, .init = make_dir, .fini = remove_dir, .timeout = 240);
+
+static int indices[] = {1, 2, 4, 6, 9, 12, 13, 14, 15, 16};
+
+ParameterizedTestParameters(cuda, does_what_the_c_header_does)
+{
+    return cr_make_param_array(int, indices, sizeof indices / sizeof *indices);
+}
+
+ParameterizedTest(int *index, cuda, does_what_the_c_header_does, .timeout = 240)
+{
+    const toy_case *c = case_at(*index);
+    emit_both(c);
+    cr_assert_eq(shell("g++ -std=c++17 -O0 -g1 -fsanitize=address " STRICT
+                       "-DTOY_KV_NO_SIMD -DC_HEADER='\"toy.h\"' -DCUDA_HEADER='\"toy.cuh\"' -I. "
+                       "-I$root/tests -I$root/tests/cuda_shim $root/tests/cuda_check.cpp -o check"),
+                 0, "%s", c->name);
+    cr_expect_eq(shell("./check"), 0, "%s", c->name);
+}
+
+/* The same plan and options give the same bytes; a prefix replaces every name. */
+Test(cuda, bytes_depend_on_plan_and_options_alone)
+{
+    vqkvc_plan plan;
+    vqkvc_err err = {0};
+    vqkvc_buf text[3] = {{0}};
+    static const char *const prefixes[3] = {"toy_kv", "toy_kv", "other"};
+    toy_plan(&plan, &toy_cases[0]);
+    for (int i = 0; i < 3; i++) {
+        gen_options options = {prefixes[i], "vqkvc emit toy"};
+        cr_assert_eq(gen_cuda(&plan, &options, &text[i], &err), VQKVC_OK, "%s", err.msg);
+    }
+    cr_expect_eq(text[0].len, text[1].len);
+    cr_expect_eq(memcmp(text[0].data, text[1].data, text[0].len), 0);
+    cr_expect_null(strstr(text[2].data, "toy_kv"));
+    cr_expect_null(strstr(text[2].data, "vqkv_"));
+    gen_options bad = {"a__b", ""};
+    cr_expect_eq(gen_cuda(&plan, &bad, &text[0], &err), VQKVC_E_USAGE);
+    for (int i = 0; i < 3; i++)
+        free(text[i].data);
+    vqkvc_plan_free(&plan);
+}
+
+/* With the C header in front, as engines may have it, and declarations alone. */
+Test(cuda, is_clean_in_nvcc)
+{
+    vqkvc_err err = {0};
+    static const char source[] = "#include \"toy.h\"\n#include \"toy.cuh\"\n#include \"toy.cuh\"\n"
+                                 "#define TOY_KV_CUDA_IMPLEMENTATION\n#include \"toy.cuh\"\n";
+    char path[128];
+    if (!have("nvcc"))
+        return;
+    emit_both(&toy_cases[0]);
+    snprintf(path, sizeof path, "%s/one.cu", dir);
+    cr_assert_eq(vqkvc_write_file(path, source, sizeof source - 1, &err), VQKVC_OK, "%s", err.msg);
+    cr_expect_eq(
+        shell("nvcc -std=c++17 -arch=sm_80 -Werror all-warnings -Wno-deprecated-gpu-targets "
+              "-Xcompiler -Wall,-Wextra,-Wshadow,-Wconversion,-Werror -c one.cu -o one.o"),
+        0);
+}
