@@ -38,7 +38,7 @@ FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(BUILD)/fuzz/%)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all help deps test run-tests demo figures regress bench bench-fit cuda lint lint-clang cppcheck sanitize fuzz run-fuzz \
+.PHONY: all help deps test run-tests demo figures regress bench bench-fit cuda bench-cuda lint lint-clang cppcheck sanitize fuzz run-fuzz \
 	install uninstall clean FORCE
 
 all: $(BUILD)/libvqkvc.a $(PROGRAM) ## build the compiler, build/vqkvc
@@ -77,6 +77,10 @@ bench: deps ## time the emitted kernels (results, not tests)
 cuda: deps ## compile emitted CUDA headers for every GPU, where nvcc is; registers and spills of the kernels
 	@+$(MAKE) --no-print-directory all >&2
 	@scripts/cuda.sh
+
+bench-cuda: deps ## check and time decoding on the GPU that is there (results, not tests)
+	@+$(MAKE) --no-print-directory all >&2
+	@scripts/bench_cuda.sh
 
 bench-fit: deps ## time and memory of calibration at the size of Llama-3.1-8B (half an hour; results, not tests)
 	@+$(MAKE) --no-print-directory all >&2

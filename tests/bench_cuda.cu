@@ -1,0 +1,230 @@
+/* bench_cuda.cu - decoding on the GPU that is there: checked against attention in double, then timed.
+ *
+ *     nvcc -std=c++17 -O3 -DCUDA_HEADER='"x.cuh"' -Itests bench_cuda.cu      (scripts/bench_cuda.sh)
+ *
+ * The prefix is bench_kv. One line a batch and context: microseconds, and bytes of codes read in a
+ * second as a part of what a device copy moves in the same run. */
+#define BENCH_KV_CUDA_IMPLEMENTATION
+#include CUDA_HEADER
+
+#include <stdio.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "runtime_check.h"
+
+namespace kv = bench_kv_cuda;
+
+static void must(cudaError_t code, const char *what)
+{
+    if (code != cudaSuccess) {
+        fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(code));
+        exit(1);
+    }
+}
+
+static void must(kv::status code, const char *what)
+{
+    if (code != kv::status::ok) {
+        fprintf(stderr, "%s: %s\n", what, kv::status_text(code));
+        exit(1);
+    }
+}
+
+/* Device memory of n values, zero at first. */
+template <class T> struct buffer {
+    T *p = nullptr;
+    size_t bytes;
+    explicit buffer(size_t n) : bytes(n * sizeof(T))
+    {
+        must(cudaMalloc(reinterpret_cast<void **>(&p), bytes > 0 ? bytes : 1), "cudaMalloc");
+        must(cudaMemset(p, 0, bytes), "cudaMemset");
+    }
+    buffer(const buffer &) = delete;
+    buffer &operator=(const buffer &) = delete;
+    ~buffer()
+    {
+        cudaFree(p);
+    }
+    void put(const std::vector<T> &from)
+    {
+        must(cudaMemcpy(p, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice), "copy");
+    }
+    void get(std::vector<T> *to) const
+    {
+        must(cudaMemcpy(to->data(), p, to->size() * sizeof(T), cudaMemcpyDeviceToHost), "copy");
+    }
+};
+
+/* Median of microseconds of a call, behind a warm-up. */
+template <class F> static double median_us(F call)
+{
+    constexpr int runs = 21, warm = 3;
+    std::vector<float> ms;
+    cudaEvent_t from, to;
+    must(cudaEventCreate(&from), "event");
+    must(cudaEventCreate(&to), "event");
+    for (int i = 0; i < runs + warm; i++) {
+        float t = 0;
+        must(cudaEventRecord(from), "record");
+        call();
+        must(cudaEventRecord(to), "record");
+        must(cudaEventSynchronize(to), "synchronize");
+        must(cudaEventElapsedTime(&t, from, to), "elapsed");
+        if (i >= warm)
+            ms.push_back(t);
+    }
+    std::sort(ms.begin(), ms.end());
+    cudaEventDestroy(from);
+    cudaEventDestroy(to);
+    return 1000.0 * static_cast<double>(ms[runs / 2]);
+}
+
+/* Bytes that a device copy reads and writes in a second. */
+static double copy_bandwidth()
+{
+    constexpr size_t n = static_cast<size_t>(1) << 28;
+    buffer<unsigned char> a(n), b(n);
+    double us = median_us([&] {
+        must(cudaMemcpyAsync(b.p, a.p, n, cudaMemcpyDeviceToDevice), "device copy");
+    });
+    return 2e6 * static_cast<double>(n) / us;
+}
+
+static std::vector<float> random_values(size_t n, uint64_t seed)
+{
+    std::vector<float> x(n);
+    check_rng rng = {seed};
+    for (float &value : x)
+        value = check_uniform(&rng);
+    return x;
+}
+
+static kv::view numbers(int n_seq, int n_ctx)
+{
+    kv::view v{};
+    v.n_seq = n_seq;
+    v.seq_blocks = n_ctx / kv::block + 1;
+    v.n_blocks = n_seq * v.seq_blocks;
+    v.ring = (kv::n_recent + 2 * kv::block) / kv::block * kv::block + kv::block;
+    return v;
+}
+
+/* One block of tokens, encoded into every block of the pool; tables that give each sequence its
+ * own. Exact tokens behind the block are those of the window. */
+struct cache {
+    kv::view v;
+    buffer<int32_t> state;
+    buffer<kv::entry> tables;
+    buffer<unsigned char> exact, pool;
+    cache(int n_seq, int n_ctx)
+        : v(numbers(n_seq, n_ctx)), state(kv::state_bytes(v) / sizeof(int32_t)),
+          tables(kv::tables_bytes(v) / sizeof(kv::entry)), exact(kv::exact_bytes(v)),
+          pool(kv::pool_bytes(v))
+    {
+        int held = kv::n_sink + kv::n_recent + kv::block, sealed = (n_ctx - held) / kv::block;
+        size_t row = static_cast<size_t>(kv::n_kv_heads) * kv::head_dim;
+        size_t size = static_cast<size_t>(n_seq) * static_cast<size_t>(held) * row;
+        buffer<float> k(size), val(size);
+        buffer<kv::seal_job> jobs(static_cast<size_t>(v.n_blocks));
+        buffer<unsigned char> room(kv::seal_workspace(v.n_blocks));
+        std::vector<kv::seal_job> list;
+        std::vector<kv::entry> entries;
+        std::vector<int32_t> counts;
+        v.state = state.p;
+        v.tables = tables.p;
+        v.exact = exact.p;
+        v.pool = pool.p;
+        for (int layer = 0; layer < kv::n_layers; layer++) {
+            k.put(random_values(size, static_cast<uint64_t>(2 * layer)));
+            val.put(random_values(size, static_cast<uint64_t>(2 * layer + 1)));
+            must(kv::append(v, layer, nullptr, n_seq, held, nullptr, k.p, val.p, kv::type::f32,
+                            kv::keys::rotated, {}, nullptr),
+                 "append");
+        }
+        for (int b = 0; b < v.n_blocks; b++) {
+            list.push_back(kv::seal_job{b % n_seq, 0, b});
+            entries.push_back(kv::entry{b, kv::n_sink + b % v.seq_blocks * kv::block});
+        }
+        jobs.put(list);
+        must(kv::seal(v, jobs.p, v.n_blocks, {}, room.p, room.bytes, nullptr), "seal");
+        must(cudaDeviceSynchronize(), "seal");
+        for (int s = 0; s < n_seq; s++)
+            for (int i = 0; i < 2 + kv::n_layers; i++)
+                counts.push_back(i == 0 ? sealed : held + (sealed - 1) * kv::block);
+        tables.put(entries);
+        state.put(counts);
+    }
+};
+
+/* Attention of sequence 0 in layer 0 against attention in double over what is read back; the
+ * largest error. */
+static double check(const cache &c, int n, const float *q, const std::vector<float> &out)
+{
+    size_t size = static_cast<size_t>(n) * kv::head_dim;
+    buffer<float> tokens(size);
+    buffer<unsigned char> room(kv::read_workspace());
+    std::vector<float> k(size), val(size);
+    std::vector<double> ref(kv::head_dim);
+    check_attention plain = {static_cast<double>(BENCH_KV_ATTENTION_SCALE), 0, 0, nullptr};
+    double worst = 0;
+    for (int head = 0; head < kv::n_kv_heads; head++) {
+        for (int which = 0; which < 2; which++) {
+            must(kv::read(c.v, 0, 0, head, which == 0 ? kv::part::key : kv::part::value, 0, n,
+                          tokens.p, room.p, room.bytes, nullptr),
+                 "read");
+            tokens.get(which == 0 ? &k : &val);
+        }
+        for (int g = 0; g < kv::group; g++) {
+            size_t at = static_cast<size_t>(head * kv::group + g) * kv::head_dim;
+            check_attend(&plain, kv::head_dim, n - 1, q + at, k.data(), val.data(), ref.data());
+            worst = std::max(worst, check_error(kv::head_dim, out.data() + at, ref.data()));
+        }
+    }
+    return worst;
+}
+
+/* One line; false where results are wrong. */
+static bool measure(int n_seq, int n_ctx, double copied)
+{
+    size_t size = static_cast<size_t>(n_seq) * kv::n_heads * kv::head_dim;
+    size_t bytes = kv::attend_workspace(n_seq, 1, {}, 0);
+    cache c(n_seq, n_ctx);
+    buffer<float> q(size), out(size);
+    buffer<unsigned char> room(bytes);
+    std::vector<float> queries = random_values(size, 99), results(size);
+    std::vector<int32_t> state(2 + kv::n_layers);
+    q.put(queries);
+    c.state.get(&state);
+    double us = median_us([&] {
+        must(kv::attend(c.v, 0, nullptr, n_seq, 1, q.p, out.p, kv::type::f32, nullptr, {}, 0,
+                        room.p, bytes, nullptr),
+             "attend");
+    });
+    out.get(&results);
+    double read = static_cast<double>(n_seq) * state[0] *
+                  static_cast<double>(kv::pool_bytes(c.v) / static_cast<size_t>(c.v.n_blocks)) /
+                  kv::n_layers * 1e6 / us;
+    double error = check(c, state[2], queries.data(), results);
+    printf("%6d %8d %10.1f us %8.1f GB/s %6.1f %% of copy   error %.1e\n", n_seq, n_ctx, us,
+           read / 1e9, 100 * read / copied, error);
+    return error <= ATTEND_BOUND;
+}
+
+int main()
+{
+    static const int batches[] = {1, 16, 64}, contexts[] = {4096, 32768, 131072};
+    double copied = copy_bandwidth();
+    size_t unused = 0, total = 0;
+    bool good = true;
+    must(cudaMemGetInfo(&unused, &total), "memory");
+    printf("device copy %.1f GB/s\n batch  context\n", copied / 1e9);
+    for (int n_seq : batches)
+        for (int n_ctx : contexts) {
+            kv::view v = numbers(n_seq, n_ctx);
+            if (kv::pool_bytes(v) + 2 * kv::exact_bytes(v) < unused / 2)
+                good = measure(n_seq, n_ctx, copied) && good;
+        }
+    return !good;
+}
