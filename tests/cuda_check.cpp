@@ -321,7 +321,7 @@ static double compare_attention(const caches *s, const gpu::view &v, int layer, 
     return worst;
 }
 
-/* Kernels in the C cache's own memory, and the C header in theirs. */
+/* Kernels in the C cache's own memory. */
 static void exchange_memory(const caches *s, bool all, double *reads, double *attends)
 {
     memory<unsigned char> copy((s->c.bytes + 3) / 4 * 4);
@@ -337,6 +337,67 @@ static void exchange_memory(const caches *s, bool all, double *reads, double *at
             double error = compare_attention(s, v, layer, kind);
             *attends = error > *attends ? error : *attends;
         }
+}
+
+/* The C header reads what kernels encoded, saves it and loads it again. */
+static void take_back(const caches *s)
+{
+    const toy_kv *back = reinterpret_cast<const toy_kv *>(s->device.p);
+    size_t size = static_cast<size_t>(lengths[1]) * DIM, bytes = toy_kv_save_size(back, 1);
+    memory<unsigned char> saved(bytes), room(gpu::read_workspace());
+    memory<float> have(size), want(size);
+    caches *other = make_caches();
+    must(toy_kv_save(back, 1, saved.p, bytes), "save");
+    must(toy_kv_load(other->kv, 0, saved.p, bytes), "load");
+    for (int i = 0; i < 2 * LAYERS * HEADS; i++) {
+        int part = i % 2, layer = i / 2 % LAYERS, head = i / 2 / LAYERS;
+        c_read(other, 0, layer, head, part, lengths[1], want.p);
+        must(gpu::read(s->v, 1, layer, head, part == 0 ? gpu::part::key : gpu::part::value, 0,
+                       lengths[1], have.p, room.p, room.bytes, nullptr),
+             "gpu read");
+        for (int t = 0; t < lengths[1]; t++) {
+            double ref[DIM];
+            for (int d = 0; d < DIM; d++)
+                ref[d] = static_cast<double>(want.p[t * DIM + d]);
+            EXPECT(check_error(DIM, have.p + t * DIM, ref) <= READ_BOUND,
+                   "taken back: layer %d, head %d, part %d, token %d", layer, head, part, t);
+        }
+    }
+    delete other;
+}
+
+/* Keys that come un-rotated, as binary16, for some heads, fewer tokens for one sequence: the C
+ * header's exact window, but for the rounding of sines. */
+static void append_unrotated()
+{
+    constexpr int n = 3;
+    size_t size = static_cast<size_t>(n) * HEADS * DIM;
+    caches *s = make_caches();
+    memory<uint16_t> x(2 * size);
+    memory<int> counts(2);
+    memory<float> want(n * DIM), have(n * DIM);
+    memory<unsigned char> room(gpu::read_workspace());
+    check_rng rng = {3};
+    for (size_t i = 0; i < 2 * size; i++)
+        x.p[i] = toy_kv__to_half(check_uniform(&rng));
+    counts.p[0] = n;
+    counts.p[1] = 1;
+    for (int layer = 0; layer < LAYERS; layer++) {
+        must(toy_kv_append(s->kv, 0, layer, n, x.p, x.p, TOY_KV_F16, TOY_KV_KEYS_UNROTATED),
+             "append");
+        must(gpu::append(s->v, layer, nullptr, 2, n, counts.p, x.p, x.p, gpu::type::f16,
+                         gpu::keys::unrotated, {}, nullptr),
+             "gpu append");
+        c_read(s, 0, layer, HEADS - 1, 0, n, want.p);
+        must(gpu::read(s->v, 0, layer, HEADS - 1, gpu::part::key, 0, n, have.p, room.p, room.bytes,
+                       nullptr),
+             "gpu read");
+        for (int i = 0; i < n * DIM; i++)
+            EXPECT(fabsf(have.p[i] - want.p[i]) <= 2e-3f, "un-rotated keys: value %d", i);
+        EXPECT(*gpu::tokens_of(s->v, 0, layer) == n && *gpu::tokens_of(s->v, 1, layer) == 1,
+               "counts of layer %d", layer);
+    }
+    delete s;
 }
 
 /* What is wrong with the arguments is said before anything is launched. */
@@ -377,6 +438,8 @@ int main()
         double part = compare_memory(s);
         other = part > other ? part : other;
         exchange_memory(s, order == 0, &reads, &attends);
+        take_back(s);
+        append_unrotated();
         check_refusals(s);
         delete s;
     }
