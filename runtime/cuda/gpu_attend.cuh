@@ -153,9 +153,9 @@ __device__ void attend_rows(const attend_job &job, const pass &a, shared<rows> &
     finish(job, a, sh, sum);
 }
 
-/* Three blocks a multiprocessor at least: left to itself, the compiler spills for the sake of more.
- */
-template <int rows> __global__ void __launch_bounds__(threads, 3) attend_kernel(attend_job job)
+/* So many blocks a multiprocessor at least: left to itself, the compiler spills for more. */
+template <int rows>
+__global__ void __launch_bounds__(threads, VQKV__REBUILDS ? 2 : 3) attend_kernel(attend_job job)
 {
     extern __shared__ unsigned char vqkv__shared[];
     shared<rows> &sh = *reinterpret_cast<shared<rows> *>(vqkv__shared);
