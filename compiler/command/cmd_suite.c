@@ -228,21 +228,6 @@ static vqkvc_code choose_passages(suite *s, vqkvc_err *err)
 
 /* ---- measuring ---- */
 
-static vqkvc_isa isa_of(const vqkvc_options *o)
-{
-    static const struct {
-        const char *word;
-        vqkvc_isa isa;
-    } words[] = {{"portable", VQKVC_ISA_PORTABLE},
-                 {"avx2", VQKVC_ISA_AVX2},
-                 {"avx512", VQKVC_ISA_AVX512},
-                 {"neon", VQKVC_ISA_NEON}};
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (strcmp(words[i].word, o->isa) == 0)
-            return words[i].isa;
-    return VQKVC_ISA_AUTO;
-}
-
 /* The end of the group of schemes from `first` on whose caches fit GROUP_BYTES, one at least. Every
  * group runs the exact cache again, which gives the same bits. */
 static vqkvc_code find_group(const suite *s, const passage *at, int first, int *end, vqkvc_err *err)
@@ -269,7 +254,7 @@ static vqkvc_code measure(suite *s, passage *at, vqkvc_err *err)
                                      .n_windows = at->options.windows,
                                      .step = s->options->step,
                                      .first_counted = FIRST_COUNTED,
-                                     .isa = isa_of(s->options),
+                                     .isa = vqkvc_isa_of(s->options),
                                      .log = s->log};
     for (int i = 0; i < s->n; i++) {
         subjects[i] = (vqkvc_subject){s->schemes[i].plan.scheme, &s->schemes[i].codec};
