@@ -185,6 +185,7 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_part(out, "vec_avx2", prefix, NULL);
     gen_part(out, "kernels", prefix, "avx2");
     gen_part(out, "vec_avx512", prefix, NULL);
+    gen_part(out, "dots_avx512", prefix, NULL);
     gen_part(out, "bytes_avx512", prefix, NULL);
     gen_part(out, "kernels", prefix, "avx512");
     gen_text(out, pop, sizeof pop - 1, prefix, NULL);

@@ -14,6 +14,7 @@
     X(vec_avx512)                                                                                  \
     X(vec_neon)                                                                                    \
     X(kernels)                                                                                     \
+    X(dots_avx512)                                                                                 \
     X(bytes_avx512)                                                                                \
     X(dispatch)                                                                                    \
     X(wide)                                                                                        \

@@ -20,12 +20,41 @@ static void vqkv__map_queries(vqkv__pass *a, const vqkv__stream *s, int member)
     }
 }
 
-/* Whether run i of a stream goes on from the one before: the same gain, and nibbles both. */
-static int vqkv__continues(const vqkv__stream *s, int i)
+/* Whether a K run's codewords meet the query themselves instead of through score tables. With a
+ * query of its own for each short block, tables of two channels cost more to fill than they save.
+ */
+static int vqkv__dots(const vqkv__pass *a, const vqkv__run *run)
+{
+    return a->ops->bytes != NULL && run->coder == VQKV__NIBBLES &&
+           (run->width == 1 ||
+            (run->width == 2 && a->k_frame == VQKV__BLOCKWISE && VQKV_BLOCK < 128));
+}
+
+/* Whether run i of a K stream goes on from the one before: the same gain, and tables of nibbles
+ * both. */
+static int vqkv__continues(const vqkv__pass *a, const vqkv__stream *s, int i)
 {
     const vqkv__run *run = &vqkv__runs[s->first_run + i];
     return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == VQKV__NIBBLES &&
-           run[-1].coder == VQKV__NIBBLES;
+           run[-1].coder == VQKV__NIBBLES && !vqkv__dots(a, run) && !vqkv__dots(a, run - 1);
+}
+
+/* The codewords of K runs that meet queries themselves. */
+static void vqkv__fill_dots(vqkv__pass *a)
+{
+    short *table = a->dot_table;
+    float *scale = a->dot_scale;
+    int u, i;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
+            if (!vqkv__dots(a, &vqkv__runs[i]))
+                continue;
+            a->ops->bytes->dot_books(&vqkv__runs[i], table, scale);
+            table += 32 * vqkv__dot_pairs(&vqkv__runs[i]);
+            scale += 2 * vqkv__dot_pairs(&vqkv__runs[i]);
+        }
+    }
 }
 
 /* Score tables in fp32 of one run for the queries in a->y; returns their end. */
@@ -56,6 +85,9 @@ static void vqkv__fill_tables(vqkv__pass *a)
     float *lut = a->lut, *start = a->lut;
     size_t wide = 0;
     char *packed = (char *)a->packed;
+    short *words = a->dot_words;
+    float *unit = a->dot_unit, energy[VQKV__MAX_ROWS];
+    const float *scale = a->dot_scale;
     for (r = 0; r < a->rows; r++)
         a->bias[r] = 0.0f;
     for (u = 0; u < a->n_k_uses; u++) {
@@ -67,9 +99,20 @@ static void vqkv__fill_tables(vqkv__pass *a)
                                           a->turned + r * VQKV_HEAD_DIM);
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
-            if (!vqkv__continues(s, i)) {
+            if (i == 0 || run[-1].gain != run->gain)
+                memset(energy, 0, sizeof energy);
+            if (!vqkv__continues(a, s, i)) {
                 start = lut;
                 planes = 0;
+            }
+            if (vqkv__dots(a, run)) {
+                int n = 2 * vqkv__dot_pairs(run);
+                a->ops->bytes->dot_queries(run, scale, a->y + run->first, (size_t)s->n_latents,
+                                           a->rows, words, unit, energy);
+                scale += n;
+                words += a->rows * n;
+                unit += a->rows;
+                continue;
             }
             if (run->coder == VQKV__WIDE) {
                 for (r = 0; r < a->rows; r++)
@@ -81,11 +124,11 @@ static void vqkv__fill_tables(vqkv__pass *a)
             lut = vqkv__fill_run(a, s, run, lut);
             planes += run->planes;
             if (a->ops->bytes != NULL && run->coder == VQKV__NIBBLES &&
-                !vqkv__continues(s, i + 1)) {
+                !vqkv__continues(a, s, i + 1)) {
                 vqkv__packed *head = (vqkv__packed *)(void *)packed;
                 packed += sizeof *head;
-                packed +=
-                    a->ops->bytes->pack_tables(start, planes, a->rows, head, (signed char *)packed);
+                packed += a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
+                                                     (signed char *)packed);
                 lut = start;
             }
         }
@@ -139,6 +182,8 @@ static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
     int u, i, r, t, planes = 0, first = 0;
     const float *lut = a->lut, *wide = a->wide;
     const char *packed = (const char *)a->packed;
+    const short *table = a->dot_table, *words = a->dot_words;
+    const float *unit = a->dot_unit;
     for (r = 0; r < a->rows; r++)
         for (t = 0; t < VQKV_BLOCK; t++)
             scores[r * VQKV_BLOCK + t] = a->bias[r];
@@ -153,12 +198,19 @@ static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
             int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
             if (dst == a->part && opens)
                 memset(a->part, 0, sizeof(float) * (size_t)a->rows * VQKV_BLOCK);
-            if (!vqkv__continues(s, i)) {
+            if (!vqkv__continues(a, s, i)) {
                 planes = 0;
                 first = run->codes;
             }
             planes += run->planes;
-            if (run->coder == VQKV__WIDE) {
+            if (vqkv__dots(a, run)) {
+                int pairs = vqkv__dot_pairs(run);
+                a->ops->bytes->dot_scores(codes + run->codes, run, table, words, unit, a->rows,
+                                          dst);
+                table += 32 * pairs;
+                words += a->rows * 2 * pairs;
+                unit += a->rows;
+            } else if (run->coder == VQKV__WIDE) {
                 vqkv__score_wide(run, codes + run->codes, wide, a->rows, dst);
                 wide += (size_t)run->planes << run->bits;
             } else if (run->coder != VQKV__NIBBLES) {
@@ -168,7 +220,7 @@ static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
             } else if (a->ops->bytes == NULL) {
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
                 lut += run->planes * a->rows * 16;
-            } else if (!vqkv__continues(s, i + 1)) {
+            } else if (!vqkv__continues(a, s, i + 1)) {
                 const vqkv__packed *head = (const vqkv__packed *)(const void *)packed;
                 packed += sizeof *head;
                 a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,

@@ -24,6 +24,25 @@ static int vqkv__reaches(const vqkv__pass *a, int j)
     return a->window <= 0 || token + VQKV_BLOCK > a->position[0] - a->window + 1;
 }
 
+/* Asks for the codes of a block: `near`, because they are wanted next. Streams lie apart, and where
+ * the next block lies only the block table knows, so no hardware sees it coming. Inlined, or
+ * gcc takes it for a function without effects. */
+VQKV__INLINE void vqkv__prefetch(const vqkv__pass *a, const vqkv__use *uses, int n, int block,
+                                 int near)
+{
+    int u, i;
+    for (u = 0; u < n; u++) {
+        const unsigned char *p = vqkv__codes(a->kv, uses[u].stream, block);
+        int bytes = vqkv__streams[uses[u].stream].bytes;
+        for (i = 0; i < bytes; i += 64) {
+            if (near)
+                VQKV__PREFETCH(p + i, 3);
+            else
+                VQKV__PREFETCH(p + i, 2);
+        }
+    }
+}
+
 static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
 {
     int j, b, n, previous = -1, ready = 0, seen;
@@ -38,11 +57,16 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                    sizeof(float) * (size_t)a->rows * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
             memset(a->bins, 0, sizeof(float) * (size_t)a->rows * VQKV__MAX_WIDE_BINS);
             vqkv__fill_books(a);
+            vqkv__fill_dots(a);
         }
         a->coded = 1;
         for (b = 0; b < n; b++) {
             vqkv__entry entry = a->blocks[j + b];
+            int ahead = j + b + VQKV__AHEAD;
             float *scores = a->s + b * a->rows * VQKV_BLOCK;
+            if (ahead < n_sealed)
+                vqkv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
+            vqkv__prefetch(a, a->v_uses, a->n_v_uses, entry.block, 0);
             if (a->k_frame == VQKV__PRE) {
                 vqkv__score_rebuilt(a, entry, scores);
                 continue;
