@@ -62,7 +62,7 @@ typedef struct vqkv__packed {
 #define VQKV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
-#define VQKV__TABLE_ERROR 0.001f
+#define VQKV__TABLE_ERROR 0.002f
 
 /* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
  * plane of two. */
