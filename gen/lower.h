@@ -10,12 +10,13 @@ typedef enum gen_coder { GEN_NIBBLES, GEN_BYTES, GEN_HALVES, GEN_WIDE } gen_code
 
 typedef struct gen_run {
     gen_coder coder;
-    int stages, bits, width, first, planes, codes, book, book_step, gain;
+    int uniform, beam, stages, bits, width, first, planes, codes, book, book_step, gain;
 } gen_run;
 
 typedef struct gen_stream {
-    int first_member, first_run, n_gains, gain_table, bytes, start;
-    int mean, enc, dec; /* offsets in binary16 values, -1: none */
+    int first_member, first_run, n_runs, n_gains, gain_table, bytes, start;
+    int mean, enc, dec, spread; /* offsets in binary16 values, -1: none */
+    int kept;                   /* place of outliers in a block's bytes */
 } gen_stream;
 
 typedef struct gen_section { /* of the table, for its comment */
@@ -27,6 +28,14 @@ typedef struct gen_use {
     int stream, member;
 } gen_use;
 
+typedef struct gen_node { /* K or V of one layer */
+    int part, layer, rebuilt, source, slot, prediction, last_stream;
+} gen_node;
+
+typedef struct gen_prediction {
+    int n_sources, source[2], per_head, rank, bias, map, out;
+} gen_prediction;
+
 /* Everything of the plan that the emitter prints. All arrays live in the arena. */
 typedef struct gen_lowered {
     vqkvc_arena arena;
@@ -37,11 +46,18 @@ typedef struct gen_lowered {
     gen_use *uses;
     int *use_first; /* [2 * n_layers * n_kv_heads + 1] */
     gen_section *sections;
+    gen_node *nodes; /* [2 * n_layers], each behind what it is predicted from */
+    int *node_at;    /* [2, n_layers] */
+    gen_prediction *predictions;
+    int n_slots, rebuilds;
     int n_values; /* a multiple of 4 */
     uint16_t *values;
     int block_bytes;
     /* the most that any stream or head needs */
-    int max_in, max_latents, max_gains, max_width, max_lut, max_book, max_sum_latents, max_runs;
+    int max_in, max_latents, max_width, max_lut, max_book, max_sum_latents, max_runs;
+    int max_stages, max_beam, max_rank;
+    int max_out_latents;                 /* of streams that keep outliers */
+    int turns;                           /* keys are coded without their rotation */
     int64_t max_wide_lut, max_wide_bins; /* floats for one row of queries */
 } gen_lowered;
 

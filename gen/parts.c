@@ -13,12 +13,16 @@
     X(vec_avx2)                                                                                    \
     X(vec_avx512)                                                                                  \
     X(vec_neon)                                                                                    \
+    X(dense)                                                                                       \
     X(kernels)                                                                                     \
     X(dots_avx512)                                                                                 \
     X(bytes_avx512)                                                                                \
     X(dispatch)                                                                                    \
     X(wide)                                                                                        \
-    X(codec)                                                                                       \
+    X(decode)                                                                                      \
+    X(rebuild)                                                                                     \
+    X(gains)                                                                                       \
+    X(encode)                                                                                      \
     X(pass)                                                                                        \
     X(absorbed)                                                                                    \
     X(attend)                                                                                      \

@@ -30,24 +30,25 @@ static void print_streams(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_
 {
     static const char *const frames[] = {"VQKV__PRE", "VQKV__POST", "VQKV__BLOCKWISE"};
     static const char *const transforms[] = {"VQKV__IDENTITY", "VQKV__HADAMARD", "VQKV__BASIS"};
-    static const char *const gains[] = {"VQKV__NO_GAIN", "VQKV__RMS", "VQKV__ABSMAX",
-                                        "VQKV__SIGNMAX"};
-    vqkvc_buf_puts(out,
-                   "\n/* frame, transform, gain, its bytes; members, first; n_in, n_latents; "
-                   "mean, enc, dec;\n * gains, width, table; first run, runs; bytes, start */\n"
-                   "static const vqkv__stream vqkv__streams[] = {\n");
+    static const char *const gains[] = {"VQKV__NO_GAIN", "VQKV__RMS",   "VQKV__ABSMAX",
+                                        "VQKV__SIGNMAX", "VQKV__RANGE", "VQKV__NSN"};
+    vqkvc_buf_puts(out, "\n/* frame, transform, gain, its bytes; members, first; n_in, n_latents; "
+                        "mean, enc, dec;\n * gains, width, table, tokens; outliers, spread, place; "
+                        "first run, runs; "
+                        "bytes, start */\n"
+                        "static const vqkv__stream vqkv__streams[] = {\n");
     for (int i = 0; i < plan->n_streams; i++) {
         const vqkvc_stream *s = &plan->streams[i];
         const gen_stream *l = &low->streams[i];
         int width = s->gain == VQKVC_GAIN_NONE ? s->n_latents : s->gain_width;
         vqkvc_buf_printf(out,
                          "    {%s, %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, "
-                         "%d}, /* ",
+                         "%d, %d, %d, %d, %d}, /* ",
                          frames[s->frame], transforms[s->transform], gains[s->gain],
                          s->gain == VQKVC_GAIN_NONE ? 0 : s->gain_bits / 8, s->n_members,
                          l->first_member, s->n_in, s->n_latents, l->mean, l->enc, l->dec,
-                         l->n_gains, width, l->gain_table, l->first_run, s->n_runs, l->bytes,
-                         l->start);
+                         l->n_gains, width, l->gain_table, s->gain_tokens, s->outliers, l->spread,
+                         l->kept, l->first_run, l->n_runs, l->bytes, l->start);
         gen_put_user(out, s->name);
         vqkvc_buf_puts(out, " */\n");
     }
@@ -58,14 +59,14 @@ static void print_runs(const gen_lowered *low, vqkvc_buf *out)
 {
     static const char *const coders[] = {"VQKV__NIBBLES", "VQKV__BYTES", "VQKV__HALVES",
                                          "VQKV__WIDE"};
-    vqkvc_buf_puts(
-        out, "\n/* coder, stages, bits, width; first latent, planes, codes; book, its step; gain "
-             "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
+    vqkvc_buf_puts(out, "\n/* coder, uniform, stages, beam, bits, width; first latent, planes, "
+                        "codes; book, its step; gain "
+                        "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
     for (int i = 0; i < low->n_runs; i++) {
         const gen_run *r = &low->runs[i];
-        vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d, %d},\n", coders[r->coder],
-                         r->stages, r->bits, r->width, r->first, r->planes, r->codes, r->book,
-                         r->book_step, r->gain);
+        vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d},\n",
+                         coders[r->coder], r->uniform, r->stages, r->beam, r->bits, r->width,
+                         r->first, r->planes, r->codes, r->book, r->book_step, r->gain);
     }
     vqkvc_buf_puts(out, "};\n");
 }
@@ -87,6 +88,31 @@ static void print_members(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_
     vqkvc_buf_puts(out, "\n};\nstatic const int vqkv__use_first[] = {");
     for (int i = 0; i < slots; i++)
         vqkvc_buf_printf(out, "%s%d,", i % 16 == 0 ? "\n    " : " ", low->use_first[i]);
+    vqkvc_buf_puts(out, "\n};\n");
+}
+
+static void print_nodes(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf *out)
+{
+    int n = 2 * plan->geometry.n_layers;
+    vqkvc_buf_puts(out, "\n/* K and V of each layer, behind what they are predicted from: part, "
+                        "layer; rebuilt, source;\n * slot, prediction, last stream */\n"
+                        "static const vqkv__node vqkv__nodes[] = {");
+    for (int i = 0; i < n; i++) {
+        const gen_node *node = &low->nodes[i];
+        vqkvc_buf_printf(out, "%s{%d, %d, %d, %d, %d, %d, %d},", i % 4 == 0 ? "\n    " : " ",
+                         node->part, node->layer, node->rebuilt, node->source, node->slot,
+                         node->prediction, node->last_stream);
+    }
+    vqkvc_buf_puts(out, "\n};\nstatic const int vqkv__node_at[] = {");
+    for (int i = 0; i < n; i++)
+        vqkvc_buf_printf(out, "%s%d,", i % 16 == 0 ? "\n    " : " ", low->node_at[i]);
+    vqkvc_buf_puts(out, "\n};\n\n/* sources; per head, rank; bias, map, out */\n"
+                        "static const vqkv__prediction vqkv__predictions[] = {");
+    for (int i = 0; i < plan->n_predictions || i == 0; i++) { /* C knows no empty array */
+        const gen_prediction *p = &low->predictions[i];
+        vqkvc_buf_printf(out, "\n    {%d, {%d, %d}, %d, %d, %d, %d, %d},", p->n_sources,
+                         p->source[0], p->source[1], p->per_head, p->rank, p->bias, p->map, p->out);
+    }
     vqkvc_buf_puts(out, "\n};\n");
 }
 
@@ -114,7 +140,7 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
         {"BLOCK_BYTES", low->block_bytes},
         {"MAX_IN", low->max_in},
         {"MAX_LATENTS", low->max_latents},
-        {"MAX_GAINS", low->max_gains},
+        {"MAX_OUT_LATENTS", low->max_out_latents},
         {"MAX_WIDTH", low->max_width},
         {"MAX_LUT", low->max_lut},
         {"MAX_BOOK", low->max_book},
@@ -122,6 +148,13 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
         {"MAX_WIDE_BINS", (int)low->max_wide_bins},
         {"MAX_SUM_LATENTS", low->max_sum_latents},
         {"MAX_RUNS", low->max_runs},
+        {"MAX_STAGES", low->max_stages},
+        {"MAX_BEAM", low->max_beam},
+        {"MAX_RANK", low->max_rank},
+        {"N_PREDICTIONS", plan->n_predictions},
+        {"N_SLOTS", low->n_slots},
+        {"REBUILDS", low->rebuilds},
+        {"TURN_FLOATS", low->turns ? plan->geometry.n_rot * plan->block : 0},
     };
     vqkvc_buf_printf(out,
                      "\n/* What the model's rotation multiplies by besides turning (YaRN). */\n"
@@ -132,6 +165,7 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
         vqkvc_buf_printf(out, "#define VQKV__%s %d\n", sizes[i].name, sizes[i].value);
     print_rope(&plan->geometry, out);
     print_members(plan, low, out);
+    print_nodes(plan, low, out);
     print_runs(low, out);
     print_streams(plan, low, out);
     print_values(low, out);

@@ -126,6 +126,12 @@ static inline float *vqkv__work(const vqkv *kv)
     return (float *)(void *)(vqkv__base(kv) + kv->work);
 }
 
+/* Cosines and sines of the offsets of tokens in a block: [N_ROT / 2, 2, BLOCK]. */
+static inline float *vqkv__turns(const vqkv *kv)
+{
+    return (float *)(void *)(vqkv__base(kv) + kv->turns);
+}
+
 /* A stream's part of a block: streams lie one after the other, each contiguous over the pool. */
 static inline unsigned char *vqkv__codes(const vqkv *kv, int stream, int block)
 {

@@ -499,7 +499,7 @@ static const vqkv__ops vqkv__ops_ISA = {
     vqkv__map_ISA,           vqkv__fill_table_ISA,    vqkv__largest_ISA,
     vqkv__exponentials_ISA,  vqkv__exact_scores_ISA,  vqkv__exact_sums_ISA,
     vqkv__reduce_ISA,        vqkv__shrink_ISA,        vqkv__nearest_ISA,
-    vqkv__nearest_wide_ISA,  VQKV__BYTE_OPS_ISA,
+    vqkv__nearest_wide_ISA,  VQKV__BYTE_OPS_ISA,      &vqkv__dense_ISA,
 };
 
 #undef VQKV__ROWS4

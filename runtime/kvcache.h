@@ -21,7 +21,7 @@ size_t vqkv_scratch_size(void)
 static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
 {
     vqkv_config c;
-    uint64_t at = VQKV__ALIGNED(sizeof(vqkv)), limit = (uint64_t)(SIZE_MAX / 2), row, work;
+    uint64_t at = VQKV__ALIGNED(sizeof(vqkv)), limit = (uint64_t)(SIZE_MAX / 2), row;
     if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
         config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
         config->n_blocks < 0 || config->n_blocks > (1 << 28))
@@ -55,9 +55,9 @@ static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
     kv->references = at;
     at += VQKV__ALIGNED(sizeof(int32_t) * (uint64_t)c.n_blocks);
     kv->work = at;
-    work = (uint64_t)VQKV_BLOCK * VQKV__MAX_IN + VQKV__MAX_LATENTS +
-           (uint64_t)VQKV_BLOCK * VQKV_HEAD_DIM + VQKV__DECODE_ROOM;
-    at += VQKV__ALIGNED(work * sizeof(float));
+    at += VQKV__ALIGNED((uint64_t)VQKV__WORK_FLOATS * sizeof(float));
+    kv->turns = at;
+    at += VQKV__ALIGNED((uint64_t)VQKV__TURN_FLOATS * sizeof(float));
     kv->exact = at;
     row = (uint64_t)VQKV_N_LAYERS * 2 * VQKV_N_KV_HEADS * VQKV_HEAD_DIM * 2;
     if (row * (uint64_t)(VQKV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
@@ -70,6 +70,18 @@ static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
     if (kv->bytes > limit)
         return VQKV_E_ARGUMENT;
     return VQKV_OK;
+}
+
+/* The angles of every offset in a block. */
+static void vqkv__fill_turns(vqkv *kv)
+{
+    float cs[VQKV_N_ROT + 1] = {0.0f}, *turns = vqkv__turns(kv);
+    int t, i;
+    for (t = 0; t < VQKV_BLOCK && VQKV__TURN_FLOATS > 0; t++) {
+        vqkv__angles(t, cs);
+        for (i = 0; i < VQKV_N_ROT; i++)
+            turns[i * VQKV_BLOCK + t] = cs[i];
+    }
 }
 
 vqkv_status vqkv_size(const vqkv_config *config, size_t *bytes)
@@ -96,6 +108,7 @@ vqkv_status vqkv_init(vqkv **kv, const vqkv_config *config, void *memory, size_t
     memset(memory, 0, (size_t)laid.pool);
     memcpy(memory, &laid, sizeof laid);
     *kv = (vqkv *)memory;
+    vqkv__fill_turns(*kv);
     return VQKV_OK;
 }
 
@@ -154,10 +167,9 @@ static void vqkv__encode_block(vqkv *kv, int seq)
 {
     const vqkv__ops *ops = vqkv__select(kv->config.isa);
     vqkv__seq *q = vqkv__sequence(kv, seq);
-    int stream, token = vqkv__n_coded(q), block = vqkv__take_block(kv);
+    int token = vqkv__n_coded(q), block = vqkv__take_block(kv);
     vqkv__entry *entry = &vqkv__blocks(kv, seq)[q->n_sealed];
-    for (stream = 0; stream < VQKV__N_STREAMS; stream++)
-        vqkv__encode_stream(kv, ops, seq, stream, token, block);
+    vqkv__encode_tokens(kv, ops, seq, token, block);
     entry->block = block;
     entry->position = token;
     q->n_sealed++;
@@ -256,26 +268,34 @@ int vqkv_n_tokens(const vqkv *kv, int seq)
 
 /* ---- trim and fork ---- */
 
+/* x [HEAD_DIM, BLOCK]: the exact vectors of one head from `token` on. */
+static void vqkv__store_exact(vqkv *kv, int seq, const vqkv__node *n, int head, int token,
+                              const float *x)
+{
+    int t, d;
+    for (t = 0; t < VQKV_BLOCK; t++) {
+        unsigned char *dst = vqkv__exact(kv, seq, n->layer, n->part, head, token + t);
+        for (d = 0; d < VQKV_HEAD_DIM; d++)
+            vqkv__store_half(dst + 2 * d, x[d * VQKV_BLOCK + t]);
+    }
+}
+
 /* Decodes the last block of a sequence back into the exact window and gives the block up. */
 static void vqkv__reopen_block(vqkv *kv, int seq)
 {
     const vqkv__ops *ops = vqkv__select(kv->config.isa);
     vqkv__seq *q = vqkv__sequence(kv, seq);
     vqkv__entry entry = vqkv__blocks(kv, seq)[q->n_sealed - 1];
-    float *out = vqkv__work(kv), *z = out + VQKV_BLOCK * VQKV_HEAD_DIM;
-    int layer, part, head, t, d, token = vqkv__n_coded(q) - VQKV_BLOCK;
-    for (layer = 0; layer < VQKV_N_LAYERS; layer++)
-        for (part = 0; part < 2; part++)
-            for (head = 0; head < VQKV_N_KV_HEADS; head++) {
-                vqkv__decode_head(kv, ops, entry, part, layer, head, z, out);
-                for (t = 0; t < VQKV_BLOCK; t++) {
-                    unsigned char *dst = vqkv__exact(kv, seq, layer, part, head, token + t);
-                    for (d = 0; d < VQKV_HEAD_DIM; d++) {
-                        uint16_t h = vqkv__to_half(out[t * VQKV_HEAD_DIM + d]);
-                        memcpy(dst + 2 * d, &h, 2);
-                    }
-                }
-            }
+    float *x = vqkv__work(kv);
+    vqkv__room room = vqkv__make_room(x + VQKV__HEAD_FLOATS);
+    int node, head, token = vqkv__n_coded(q) - VQKV_BLOCK;
+    for (node = 0; node < 2 * VQKV_N_LAYERS; node++) {
+        vqkv__rebuild_node(kv, ops, entry.block, node, 0, VQKV_N_KV_HEADS, &room);
+        for (head = 0; head < VQKV_N_KV_HEADS; head++) {
+            vqkv__hand_out(kv, ops, entry.position, node, head, 1, &room, x);
+            vqkv__store_exact(kv, seq, &vqkv__nodes[node], head, token, x);
+        }
+    }
     vqkv__release_block(kv, entry.block);
     q->n_sealed--;
 }
@@ -357,11 +377,12 @@ vqkv_status vqkv_read(const vqkv *kv, int seq, int layer, int kv_head, vqkv_part
             continue;
         }
         if (block != have)
-            vqkv__decode_head(kv, ops, vqkv__blocks(kv, seq)[block], (int)part, layer, kv_head,
-                              tile + VQKV__ROOM(VQKV_BLOCK * VQKV_HEAD_DIM), tile);
+            vqkv__rebuild(kv, ops, vqkv__blocks(kv, seq)[block], layer, kv_head, 1,
+                          tile + VQKV__HEAD_FLOATS, part == VQKV_KEY ? tile : NULL,
+                          part == VQKV_KEY ? NULL : tile);
         have = block;
-        memcpy(dst, tile + (t - VQKV_N_SINK) % VQKV_BLOCK * VQKV_HEAD_DIM,
-               sizeof(float) * VQKV_HEAD_DIM);
+        for (d = 0; d < VQKV_HEAD_DIM; d++)
+            dst[d] = tile[d * VQKV_BLOCK + (t - VQKV_N_SINK) % VQKV_BLOCK];
     }
     return VQKV_OK;
 }

@@ -32,7 +32,8 @@ typedef struct vqkv__pass {
     float *gain;          /* [BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
     float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
-    float *tile;          /* [BLOCK, HEAD_DIM] and room to decode */
+    const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
+    int tile_first;
     float bias[VQKV__MAX_ROWS]; /* q . mean of the coded keys */
     float m[VQKV__MAX_ROWS], l[VQKV__MAX_ROWS], l_coded[VQKV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
@@ -41,8 +42,7 @@ typedef struct vqkv__pass {
 #define VQKV__TILE (1024 / VQKV_BLOCK)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
-#define VQKV__ROOM(n)     (((size_t)(n) + 15u) / 16u * 16u)
-#define VQKV__DECODE_ROOM (VQKV__MAX_LATENTS + VQKV_BLOCK * VQKV__MAX_GAINS)
+#define VQKV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
 /* Each run of planes has a head, up to three planes to fill a quad, and two bytes an entry. */
 #define VQKV__PACKED_ROOM                                                                          \
     ((size_t)VQKV__MAX_RUNS * (sizeof(vqkv__packed) / 4 + (size_t)VQKV__MAX_ROWS * 24) +           \
@@ -59,7 +59,7 @@ typedef struct vqkv__pass {
      : VQKV__MAX_WIDE <= 1 << 17                  ? 2                                              \
                                                   : 1)
 #define VQKV__TILE_FLOATS ((size_t)VQKV__TILE * VQKV__MAX_ROWS * VQKV_BLOCK)
-#define VQKV__SCRATCH_FLOATS                                                                       \
+#define VQKV__PASS_FLOATS                                                                          \
     (VQKV__ROOM(VQKV__MAX_ROWS * VQKV_HEAD_DIM) * 3 +                                              \
      VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LATENTS) + VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LUT) + \
      VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT) +                                    \
@@ -69,8 +69,7 @@ typedef struct vqkv__pass {
      VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_RUNS) + VQKV__ROOM(VQKV__MAX_BOOK) +                    \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
      VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV_BLOCK) +                                  \
-     VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2 +                          \
-     VQKV__ROOM(VQKV_BLOCK * VQKV_HEAD_DIM) + VQKV__ROOM(VQKV__DECODE_ROOM))
+     VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2)
 
 static float *vqkv__take(float **room, size_t n)
 {
@@ -102,7 +101,6 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->bytes = (unsigned char *)vqkv__take(&room, VQKV__TILE_FLOATS / 2);
     a->step = vqkv__take(&room, VQKV_N_ROT + 1);
     a->cs = vqkv__take(&room, VQKV_N_ROT + 1);
-    a->tile = vqkv__take(&room, VQKV_BLOCK * VQKV_HEAD_DIM);
 }
 
 /* Which of the n tokens from `token` on a row sees: *from .. *to - 1, counted from `token`. */

@@ -15,18 +15,18 @@
 enum vqkv__coder { VQKV__NIBBLES, VQKV__BYTES, VQKV__HALVES, VQKV__WIDE };
 enum vqkv__frame { VQKV__PRE, VQKV__POST, VQKV__BLOCKWISE };
 enum vqkv__transform { VQKV__IDENTITY, VQKV__HADAMARD, VQKV__BASIS };
-enum vqkv__gain { VQKV__NO_GAIN, VQKV__RMS, VQKV__ABSMAX, VQKV__SIGNMAX };
+enum vqkv__gain { VQKV__NO_GAIN, VQKV__RMS, VQKV__ABSMAX, VQKV__SIGNMAX, VQKV__RANGE, VQKV__NSN };
 
 /* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
 typedef struct vqkv__run {
-    unsigned char coder, stages, bits;
+    unsigned char coder, uniform, stages, beam, bits;
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
     int codes;            /* offset of the first plane in the stream's part of a block, bytes */
     int book;             /* offset of the codewords [width, 2^bits] of the first plane */
     int book_step;        /* from one group's codewords to the next's; 0: one book for all */
-    int gain;             /* gain group */
+    int gain;             /* gain group of the first channel */
 } vqkv__run;
 
 typedef struct vqkv__stream {
@@ -35,6 +35,8 @@ typedef struct vqkv__stream {
     int n_in, n_latents;
     int mean, enc, dec;                  /* offsets of tables, -1: none */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
+    int gain_tokens;                     /* that share a RANGE, or the shift of NSN */
+    int outliers, spread, kept;          /* their number, table or -1, place in a block's bytes */
     int first_run, n_runs;
     int bytes; /* of a block */
     int start; /* bytes of the streams before this one */
@@ -48,6 +50,23 @@ typedef struct vqkv__member {
 typedef struct vqkv__use {
     short stream, member;
 } vqkv__use;
+
+/* K or V of one layer, all its heads. Nodes are in an order in which everything that one is
+ * predicted from stands before it. */
+typedef struct vqkv__node {
+    short part, layer;
+    short rebuilt;     /* attention needs its vectors themselves */
+    short source;      /* others are predicted from it */
+    short slot;        /* of the scratch where it is rebuilt; kept until the last that needs it */
+    short prediction;  /* -1: none */
+    short last_stream; /* that holds something of it */
+} vqkv__node;
+
+typedef struct vqkv__prediction {
+    int n_sources, source[2]; /* nodes */
+    int per_head, rank;       /* rank 0: one full map */
+    int bias, map, out;       /* offsets of tables */
+} vqkv__prediction;
 
 /* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
  * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
@@ -100,6 +119,31 @@ typedef struct vqkv__byte_ops {
                 const float *, const unsigned char *, const float *, int, float *, size_t);
 } vqkv__byte_ops;
 
+/* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */
+typedef struct vqkv__dense_ops {
+    /* y [n_out, BLOCK] += x [n_in, BLOCK] through a table: input i counts for output o by its entry
+     * i * ld + o, or o * ld + i if `across`. */
+    void (*product)(const unsigned char *, size_t, int, int, int, const float *, float *);
+    /* y [n] += a * x */
+    void (*add)(size_t, float, const float *, float *);
+    /* x [rows, BLOCK] = shift [BLOCK] + scale [BLOCK] * x */
+    void (*affine)(const float *, const float *, int, float *);
+    /* x [n] = shift + scale * x */
+    void (*affine_row)(int, float, float, float *);
+    /* dst [BLOCK] = bytes + bias */
+    void (*from_bytes)(const unsigned char *, float, float *);
+    /* dst [width, BLOCK], or what is added to it, = codewords of a plane of nibbles. */
+    void (*from_nibbles)(const unsigned char *, const unsigned char *, int, int, float *);
+    /* Turns x [HEAD_DIM, BLOCK] by angles of the block, and of each token if not NULL, to y. */
+    void (*turn)(const float *, const float *, float, const float *, float *);
+    /* s [rows, BLOCK] = q [rows, HEAD_DIM] . k [HEAD_DIM, BLOCK] */
+    void (*score)(const float *, const float *, int, float *);
+    /* acc [rows, stride, LANES] += p [rows, BLOCK] * v [HEAD_DIM, BLOCK] */
+    void (*sum)(const float *, const float *, int, float *, size_t);
+    /* Squared distances of z [width] to `count` of the n codewords, binary16 [width, n]. */
+    void (*distances)(const unsigned char *, int, int, int, const float *, float *);
+} vqkv__dense_ops;
+
 typedef struct vqkv__ops {
     int lanes;
     void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
@@ -122,6 +166,7 @@ typedef struct vqkv__ops {
     int (*nearest)(const unsigned char *, int, const float *);
     int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const vqkv__byte_ops *bytes; /* NULL: none */
+    const vqkv__dense_ops *dense;
 } vqkv__ops;
 
 /* Where a block of a sequence lies in the pool, and the position of its first token. */
@@ -141,7 +186,7 @@ struct vqkv {
     int32_t ring;         /* tokens of the exact window behind the sinks, a multiple of the block */
     int32_t seq_blocks;   /* entries of a sequence's block table */
     int32_t n_free, next; /* free blocks; where to look for the next one */
-    uint64_t seqs, tables, references, exact, pool, work, bytes; /* offsets from here */
+    uint64_t seqs, tables, references, exact, pool, work, turns, bytes; /* offsets from here */
 };
 
 #define VQKV__MAGIC      0x31766b7176716b76u

@@ -18,20 +18,6 @@ static inline int vqkv__wide_book(const vqkv__run *run, int plane)
            plane % run->stages * (run->width << run->bits);
 }
 
-static int vqkv__read_wide(const unsigned char *plane, int bits, int t)
-{
-    int whole = bits / 8, rest = bits % 8, shift = t * rest % 8, code = 0, i;
-    const unsigned char *p = plane + whole * VQKV_BLOCK + t * rest / 8;
-    for (i = 0; i < whole; i++)
-        code |= plane[i * VQKV_BLOCK + t] << 8 * i;
-    if (rest == 0)
-        return code;
-    i = *p >> shift;
-    if (shift + rest > 8)
-        i |= p[1] << (8 - shift);
-    return code | (i & ((1 << rest) - 1)) << 8 * whole;
-}
-
 /* Into a plane that is zero at token t. */
 static void vqkv__write_wide(unsigned char *plane, int bits, int t, int code)
 {
@@ -46,54 +32,39 @@ static void vqkv__write_wide(unsigned char *plane, int bits, int t, int code)
         p[1] = (unsigned char)(p[1] | code >> (8 - shift));
 }
 
-/* code [BLOCK] of a plane. */
-static void vqkv__unpack_wide(const unsigned char *plane, int bits, unsigned short *code)
+/* bytes [BLOCK]: the bits of a plane's codes above the whole bytes. */
+static void vqkv__unpack_rest(const unsigned char *plane, int bits, unsigned char *bytes)
 {
-    int t, i, rest = bits % 8, whole = bits / 8;
-    const unsigned char *p = plane + whole * VQKV_BLOCK;
-    for (t = 0; t < VQKV_BLOCK; t++)
-        code[t] = whole > 0 ? plane[t] : 0;
-    for (t = 0; t < VQKV_BLOCK && whole > 1; t++)
-        code[t] = (unsigned short)(code[t] | plane[VQKV_BLOCK + t] << 8);
-    /* Eight tokens fill `rest` bytes. */
-    for (t = 0; t < VQKV_BLOCK && rest > 0; t += 8, p += rest) {
+    int t, i, rest = bits % 8;
+    const unsigned char *p = plane + bits / 8 * VQKV_BLOCK;
+    /* Eight codes fill `rest` bytes. Halves, quarters and eighths are moved apart in turn. */
+    uint64_t halves = ((1ull << 4 * rest) - 1) * 0x0000000100000001u;
+    uint64_t quarters = ((1ull << 2 * rest) - 1) * 0x0001000100010001u;
+    uint64_t eighths = ((1ull << rest) - 1) * 0x0101010101010101u;
+    for (t = 0; t < VQKV_BLOCK; t += 8, p += rest) {
         uint64_t word = 0;
         for (i = 0; i < rest; i++)
             word |= (uint64_t)p[i] << 8 * i;
-        for (i = 0; i < 8; i++)
-            code[t + i] = (unsigned short)(code[t + i] | (word >> i * rest & ((1u << rest) - 1))
-                                                             << 8 * whole);
+        word = (word | word << (32 - 4 * rest)) & halves;
+        word = (word | word << (16 - 2 * rest)) & quarters;
+        word = (word | word << (8 - rest)) & eighths;
+        memcpy(bytes + t, &word, 8);
     }
 }
 
-/* dst [width] = the codewords of all stages of a group at token t. */
-static void vqkv__read_wide_group(const vqkv__run *run, const unsigned char *codes, int group,
-                                  int t, float *dst)
+/* code [BLOCK] of a plane. */
+static void vqkv__unpack_wide(const unsigned char *plane, int bits, unsigned short *code)
 {
-    int stage, w, plane = group * run->stages;
-    for (w = 0; w < run->width; w++)
-        dst[w] = 0.0f;
-    for (stage = 0; stage < run->stages; stage++, plane++) {
-        const unsigned char *book = vqkv__table(vqkv__wide_book(run, plane));
-        int code = vqkv__read_wide(codes + (size_t)plane * vqkv__wide_bytes(run), run->bits, t);
-        for (w = 0; w < run->width; w++)
-            dst[w] += vqkv__half_at(book, ((size_t)w << run->bits) + (size_t)code);
-    }
-}
-
-/* Codes rest [width], which is destroyed, by all stages of a group, each what the ones before it
- * have left. */
-static void vqkv__encode_wide_group(const vqkv__ops *ops, const vqkv__run *run,
-                                    unsigned char *codes, int group, int t, float *rest)
-{
-    int stage, w, plane = group * run->stages;
-    for (stage = 0; stage < run->stages; stage++, plane++) {
-        const unsigned char *book = vqkv__table(vqkv__wide_book(run, plane));
-        int code = ops->nearest_wide(book, 1 << run->bits, run->width, rest);
-        for (w = 0; w < run->width; w++)
-            rest[w] -= vqkv__half_at(book, ((size_t)w << run->bits) + (size_t)code);
-        vqkv__write_wide(codes + (size_t)plane * vqkv__wide_bytes(run), run->bits, t, code);
-    }
+    int t, whole = bits / 8;
+    unsigned char bytes[VQKV_BLOCK] = {0};
+    if (bits % 8 != 0)
+        vqkv__unpack_rest(plane, bits, bytes);
+    for (t = 0; t < VQKV_BLOCK; t++)
+        code[t] = (unsigned short)(bytes[t] << 8 * whole);
+    for (t = 0; t < VQKV_BLOCK && whole > 0; t++)
+        code[t] = (unsigned short)(code[t] | plane[t]);
+    for (t = 0; t < VQKV_BLOCK && whole > 1; t++)
+        code[t] = (unsigned short)(code[t] | plane[VQKV_BLOCK + t] << 8);
 }
 
 /* table [2^bits] of each plane = query . codeword, for one row's latents y; returns its end. */

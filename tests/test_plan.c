@@ -274,7 +274,8 @@ Test(plan, storage_names_the_field_that_is_wrong)
     vqkvc_buf bytes = {0};
     make_toy(&plan);
     write_plan(&plan, &bytes);
-    expect_refusal(&bytes, "\"version\":1", "\"version\":2", "$.version is 2");
+    expect_refusal(&bytes, "\"version\":2", "\"version\":1", "$.version is 1, but");
+    expect_refusal(&bytes, "\"version\":2", "\"version\":3", "by a newer program");
     expect_refusal(&bytes, "\"block\":16", "\"block\":\"16\"", "$.block is no integer");
     expect_refusal(&bytes, "\"block\":16", "\"blocks\":16", "$.block is missing");
     expect_refusal(&bytes, "\"block\":16", "\"block\":16,\"x\":1", "$ has 1 unknown fields");

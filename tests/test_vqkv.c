@@ -185,6 +185,167 @@ Test(vqkv, sharing_decides_how_many_codebooks_there_are)
     vqkvc_capture_free(&capture);
 }
 
+/* Which branch each channel of a key is in, by streams of the first head: 0 low, 1 high. */
+static void branches_of(const vqkvc_plan *plan, int dim, int *branch)
+{
+    for (int c = 0; c < dim; c++)
+        branch[c] = -1;
+    for (int i = 0; i < 2; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        const vqkvc_table *select = &plan->tables[s->enc];
+        cr_assert(s->transform == VQKVC_TRANSFORM_BASIS && s->dec == s->enc && s->mean == -1);
+        cr_assert_not_null(strstr(s->name, i == 0 ? "low" : "high"), "%s", s->name);
+        for (int j = 0, before = -1; j < s->n_latents; j++)
+            for (int c = 0; c < dim; c++)
+                if (select->f16[c * select->cols + j] == 0x3c00) {
+                    cr_assert(branch[c] == -1 && c > before, "channel %d", c);
+                    branch[c] = i;
+                    before = c;
+                } else {
+                    cr_assert_eq(select->f16[c * select->cols + j], 0);
+                }
+    }
+}
+
+/* The faster half of the pairs, rounded down, is the high branch, wherever the pairs lie. */
+Test(vqkv, branches_split_keys_by_the_frequency_of_their_pairs)
+{
+    enum { DIM = 12 };
+    static const struct {
+        vqkvc_rope_layout layout;
+        int n_rot, branch[DIM];
+    } known[] = {{VQKVC_ROPE_HALVES, 12, {1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0}},
+                 {VQKVC_ROPE_INTERLEAVED, 12, {1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0}},
+                 {VQKVC_ROPE_HALVES, 6, {1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0}},
+                 {VQKVC_ROPE_INTERLEAVED, 10, {1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0}}};
+    vqkvc_vqkv_params params = {.stages = {3, 1}, .bits = {3, 2}, .branches = 2};
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        vqkvc_capture capture;
+        vqkvc_plan plan;
+        int branch[DIM];
+        make_capture(&capture, 1, 2, DIM, 256);
+        capture.geometry.rope_layout = known[i].layout;
+        capture.geometry.n_rot = known[i].n_rot;
+        make_plan(&plan, &capture, &params);
+        cr_assert_eq(plan.n_streams, 6);
+        cr_assert_eq(plan.n_tables, 5, "two selections, two key codebooks, one of values");
+        cr_assert_eq(plan.streams[0].runs[0].stages, 2, "the slower half has the odd stage");
+        cr_assert_eq(plan.streams[1].runs[0].stages, 1);
+        branches_of(&plan, DIM, branch);
+        cr_expect_eq(memcmp(branch, known[i].branch, sizeof branch), 0, "case %zu", i);
+        vqkvc_plan_free(&plan);
+        vqkvc_capture_free(&capture);
+    }
+}
+
+/* A branch codes its own channels by the definition and leaves the others alone. */
+Test(vqkv, each_branch_is_a_residual_stack_of_its_channels)
+{
+    enum { DIM = 16, PROBES = 40, HALF = DIM / 2 };
+    vqkvc_capture capture;
+    vqkvc_plan plan;
+    vqkvc_err err = {0};
+    vqkvc_cost cost;
+    vqkvc_vqkv_params params = {.stages = {6, 3}, .bits = {5, 3}, .branches = 2};
+    float x[PROBES * DIM], x_hat[PROBES * DIM], mine[HALF];
+    int32_t codes[PROBES * 3], expected[3];
+    int branch[DIM];
+    double plain[HALF];
+    make_capture(&capture, 1, 1, DIM, 400);
+    make_plan(&plan, &capture, &params);
+    vqkvc_plan_cost(&plan, 4096, &cost);
+    cr_expect_float_eq(cost.code_bits, (6 * 5 + 3 * 3) / (2.0 * DIM), 1e-12,
+                       "branches cost no bits");
+    branches_of(&plan, DIM, branch);
+    fill_vectors(PROBES, DIM, x);
+    for (int i = 0; i < 2; i++) {
+        const vqkvc_stream *s = &plan.streams[i];
+        cr_assert_eq(vqkvc_stream_reference(&plan, s, PROBES, x, x_hat, codes, &err), VQKVC_OK);
+        for (int t = 0; t < PROBES; t++) {
+            for (int c = 0, j = 0; c < DIM; c++)
+                if (branch[c] == i)
+                    mine[j++] = x[t * DIM + c];
+            by_definition(3, HALF, 32, plan.tables[s->runs[0].book].f16, mine, plain, expected);
+            cr_assert_eq(memcmp(codes + t * 3, expected, sizeof expected), 0, "%s, vector %d",
+                         s->name, t);
+            for (int c = 0, j = 0; c < DIM; c++) {
+                double wanted = branch[c] == i ? plain[j++] : 0;
+                cr_assert_float_eq((double)x_hat[t * DIM + c], wanted, 1e-5);
+            }
+        }
+    }
+    vqkvc_plan_free(&plan);
+    vqkvc_capture_free(&capture);
+}
+
+/* Squared error of all streams over the vectors of the capture. */
+static double error_of(const vqkvc_plan *plan, int n, int dim)
+{
+    float *x = need((size_t)(n * dim), sizeof *x), *x_hat = need((size_t)(n * dim), sizeof *x);
+    double error = 0;
+    vqkvc_err err = {0};
+    fill_vectors(n, dim, x);
+    for (int i = 0; i < plan->n_streams; i++) {
+        cr_assert_eq(vqkvc_stream_reference(plan, &plan->streams[i], n, x, x_hat, NULL, &err),
+                     VQKVC_OK);
+        for (int j = 0; j < n * dim; j++)
+            error += pow((double)x[j] - (double)x_hat[j], 2);
+    }
+    free(x);
+    free(x_hat);
+    return error;
+}
+
+/* Only coding changes: the same codebooks, less error. */
+Test(vqkv, a_beam_codes_the_same_codebooks_better)
+{
+    enum { DIM = 16, N = 300 };
+    vqkvc_capture capture;
+    vqkvc_plan greedy, beam;
+    vqkvc_vqkv_params params = {.stages = {6, 4}, .bits = {4, 4}};
+    make_capture(&capture, 1, 1, DIM, N);
+    make_plan(&greedy, &capture, &params);
+    params.beam = 8;
+    make_plan(&beam, &capture, &params);
+    cr_assert_eq(beam.n_tables, greedy.n_tables);
+    for (int i = 0; i < beam.n_tables; i++)
+        cr_expect_eq(memcmp(beam.tables[i].f16, greedy.tables[i].f16,
+                            sizeof(uint16_t) * (size_t)(beam.tables[i].rows * beam.tables[i].cols)),
+                     0);
+    for (int i = 0; i < beam.n_streams; i++) {
+        cr_expect_eq(beam.streams[i].runs[0].beam, 8);
+        cr_expect_eq(greedy.streams[i].runs[0].beam, 0);
+    }
+    cr_expect_lt(error_of(&beam, N, DIM), 0.95 * error_of(&greedy, N, DIM));
+    vqkvc_plan_free(&greedy);
+    vqkvc_plan_free(&beam);
+    vqkvc_capture_free(&capture);
+}
+
+static void expect_refusal(const vqkvc_capture *capture, vqkvc_vqkv_params params,
+                           const char *words)
+{
+    vqkvc_plan plan;
+    vqkvc_err err = {0};
+    vqkvc_hash parent = vqkvc_hash_bytes("capture", 7);
+    cr_expect_neq(vqkvc_plan_vqkv(&plan, capture, &params, NULL, &parent, &quiet_log, &err),
+                  VQKVC_OK);
+    cr_expect_not_null(strstr(err.msg, words), "'%s' lacks '%s'", err.msg, words);
+}
+
+Test(vqkv, refuses_branches_and_beams_that_it_cannot_do)
+{
+    vqkvc_capture capture;
+    make_capture(&capture, 1, 1, 8, 256);
+    expect_refusal(&capture, (vqkvc_vqkv_params){.branches = 3}, "3 branches");
+    expect_refusal(&capture, (vqkvc_vqkv_params){.branches = 2, .stages = {1, 1}}, "1 stage");
+    expect_refusal(&capture, (vqkvc_vqkv_params){.beam = 17}, "a beam of 17");
+    capture.geometry.rope_layout = VQKVC_ROPE_NONE;
+    expect_refusal(&capture, (vqkvc_vqkv_params){.branches = 2}, "0 channels are rotated");
+    capture.geometry.rope_layout = VQKVC_ROPE_HALVES;
+    vqkvc_capture_free(&capture);
+}
+
 Test(vqkv, refuses_what_it_cannot_do)
 {
     vqkvc_capture capture;

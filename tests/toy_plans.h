@@ -150,12 +150,13 @@ static inline int toy_runs(vqkvc_plan *plan, vqkvc_run *runs, int first, int n)
                                   width,
                                   4,
                                   stages,
+                                  0,
                                   toy_table(plan, pattern[k].own_books ? groups * stages : stages,
                                             width * 16, 0.9, "book")};
         at += groups * width;
     }
     if (at < n && runs != NULL)
-        runs[k] = (vqkvc_run){VQKVC_CODER_UNI, first + at, n - at, 1, 4, 1, -1};
+        runs[k] = (vqkvc_run){VQKVC_CODER_UNI, first + at, n - at, 1, 4, 1, 0, -1};
     return k + (at < n);
 }
 
@@ -211,10 +212,10 @@ static inline void toy_own(vqkvc_plan *plan, const toy_case *c, vqkvc_part part,
     vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, s->n_latents / width + mixed, &err);
     cr_assert_not_null(runs, "%s", err.msg);
     for (int r = 0; r < s->n_latents / width; r++)
-        runs[r] =
-            (vqkvc_run){VQKVC_CODER_UNI, r * width, mixed ? 6 : width, 1, kind == 3 ? 4 : 8, 1, -1};
+        runs[r] = (vqkvc_run){
+            VQKVC_CODER_UNI, r * width, mixed ? 6 : width, 1, kind == 3 ? 4 : 8, 1, 0, -1};
     if (mixed)
-        runs[1] = (vqkvc_run){VQKVC_CODER_F16, 6, s->n_latents - 6, 1, 16, 1, -1};
+        runs[1] = (vqkvc_run){VQKVC_CODER_F16, 6, s->n_latents - 6, 1, 16, 1, 0, -1};
 }
 
 /* One head: all of it by two stages of 10 bits, then what is left in runs of 3, 4, 6, 13 and 8
@@ -230,7 +231,7 @@ static inline void toy_wide(vqkvc_plan *plan, const toy_case *c, vqkvc_part part
     vqkvc_stream *s = toy_stream(plan, c, part, layer, 1, head, "whole");
     vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, 1, &err);
     cr_assert_not_null(runs, "%s", err.msg);
-    runs[0] = (vqkvc_run){VQKVC_CODER_VQ, 0, 1, s->n_in, 10, 2, -1};
+    runs[0] = (vqkvc_run){VQKVC_CODER_VQ, 0, 1, s->n_in, 10, 2, 0, -1};
     runs[0].book = toy_table(plan, 2, s->n_in * 1024, 0.4, "whole");
     s = toy_stream(plan, c, part, layer, 1, head, "rest");
     toy_gain(c, s);
@@ -240,7 +241,7 @@ static inline void toy_wide(vqkvc_plan *plan, const toy_case *c, vqkvc_part part
         int rows = (pattern[r].own_books ? pattern[r].groups : 1) * pattern[r].stages;
         runs[r] =
             (vqkvc_run){VQKVC_CODER_VQ,    at, pattern[r].groups, pattern[r].width, pattern[r].bits,
-                        pattern[r].stages, -1};
+                        pattern[r].stages, 0, -1};
         runs[r].book = toy_table(plan, rows, pattern[r].width << pattern[r].bits, 0.9, "book");
     }
 }

@@ -42,7 +42,7 @@ typedef struct vqkvc_options {
     /* scheme */
     const char *scheme, *frame, *share;
     double bits, max_scan;
-    int layers_shared, block, sink, recent;
+    int layers_shared, beam, branches, block, sink, recent;
     /* output */
     const char *prefix, *output, *depfile, *show;
     /* evaluation */

@@ -54,7 +54,8 @@ static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_
                           "auto, not to %s",
                           o->scheme);
     if (!capture_only && !is_vqkv(o) && (o->given & VQKVC_GIVEN_VQKV))
-        return vqkvc_fail(err, VQKVC_E_USAGE, "--share belongs to the scheme vqkv, not to %s",
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "--share, --beam and --branches belong to the scheme vqkv, not to %s",
                           o->scheme);
     return VQKVC_OK;
 }
@@ -90,16 +91,16 @@ const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
     const char *from = weights != NULL ? weights->hex : capture->hex;
     if (is_vqkv(o))
         return vqkvc_arena_printf(arena, err,
-                                  "plan v1;scheme=vqkv;share=%s;block=%d;sink=%d;recent=%d;"
-                                  "seed=%llu;from=%s",
-                                  o->share, o->block, o->sink, o->recent,
+                                  "plan v2;scheme=vqkv;share=%s;beam=%d;branches=%d;block=%d;"
+                                  "sink=%d;recent=%d;seed=%llu;from=%s",
+                                  o->share, o->beam, o->branches, o->block, o->sink, o->recent,
                                   (unsigned long long)o->seed, capture->hex);
     if (!is_auto(o))
         return vqkvc_arena_printf(arena, err,
-                                  "plan v1;scheme=%s;block=%d;sink=%d;recent=%d;from=%s", o->scheme,
+                                  "plan v2;scheme=%s;block=%d;sink=%d;recent=%d;from=%s", o->scheme,
                                   o->block, o->sink, o->recent, from);
     return vqkvc_arena_printf(arena, err,
-                              "plan v1;scheme=auto;bits=%.9g;max_scan=%.9g;layers_shared=%d;"
+                              "plan v2;scheme=auto;bits=%.9g;max_scan=%.9g;layers_shared=%d;"
                               "frame=%s;block=%d;sink=%d;recent=%d;seed=%llu;from=%s",
                               o->bits, o->max_scan, o->layers_shared, o->frame, o->block, o->sink,
                               o->recent, (unsigned long long)o->seed, capture->hex);
@@ -291,6 +292,8 @@ static vqkvc_code fit_vqkv(vqkvc_pipeline *p, vqkvc_err *err)
     vqkvc_vqkv_params params = {.share = strcmp(o->share, "model") == 0   ? VQKVC_SHARE_MODEL
                                          : strcmp(o->share, "layer") == 0 ? VQKVC_SHARE_LAYER
                                                                           : VQKVC_SHARE_HEAD,
+                                .beam = o->beam,
+                                .branches = o->branches,
                                 .window = window_of(o),
                                 .seed = o->seed};
     return vqkvc_plan_vqkv(&p->plan, &p->capture, &params, p->db, &p->capture_hash, p->log, err);

@@ -1,4 +1,7 @@
+/* What a plan takes: bits stored, bits read, bytes of tables. */
 #include "plan/plan.h"
+
+#include <string.h>
 
 int vqkvc_stream_codes(const vqkvc_stream *s)
 {
@@ -18,10 +21,87 @@ double vqkvc_stream_code_bits(const vqkvc_stream *s)
 
 double vqkvc_stream_gain_bits(const vqkvc_stream *s)
 {
+    double bits = (double)s->outliers * (16 + (s->n_latents > 256 ? 16 : 8));
     if (s->gain == VQKVC_GAIN_NONE)
-        return 0;
-    return (double)(s->n_latents / s->gain_width) * s->gain_bits;
+        return bits;
+    double groups = (double)(s->n_latents / s->gain_width), tokens = s->gain_tokens;
+    if (s->gain == VQKVC_GAIN_RANGE)
+        return bits + groups * 2 * 16 / tokens;
+    if (s->gain == VQKVC_GAIN_NSN)
+        return bits + groups * (2 * 16 + s->gain_width * 16 / tokens);
+    return bits + groups * s->gain_bits;
 }
+
+/* ---- what a layer reads besides its own streams ---- */
+
+enum { MAX_TARGETS = 2 * VQKVC_MAX_LAYERS };
+
+static int target_of(vqkvc_part part, int layer)
+{
+    return 2 * layer + (part == VQKVC_PART_V);
+}
+
+/* Predictions by target, -1 where there is none. */
+static void index_predictions(const vqkvc_plan *plan, int *at)
+{
+    for (int i = 0; i < MAX_TARGETS; i++)
+        at[i] = -1;
+    for (int i = 0; i < plan->n_predictions; i++)
+        at[target_of(plan->predictions[i].part, plan->predictions[i].layer)] = i;
+}
+
+/* Marks all that K and V of a layer are predicted from, directly or not: needed [MAX_TARGETS]. */
+static void mark_sources(const vqkvc_plan *plan, const int *at, int layer, uint8_t *needed)
+{
+    int stack[MAX_TARGETS] = {target_of(VQKVC_PART_K, layer), target_of(VQKVC_PART_V, layer)};
+    memset(needed, 0, MAX_TARGETS);
+    needed[stack[0]] = needed[stack[1]] = 1;
+    for (int n = 2; n > 0;) {
+        int i = at[stack[--n]];
+        for (int j = 0; i >= 0 && j < plan->predictions[i].n_sources; j++) {
+            const vqkvc_prediction_source *from = &plan->predictions[i].sources[j];
+            int source = target_of(from->part, from->layer);
+            if (!needed[source]) {
+                needed[source] = 1;
+                stack[n++] = source;
+            }
+        }
+    }
+}
+
+/* Bits a token of the streams that hold none of a layer's own vectors, but what it is predicted
+ * from: the chain is rebuilt once for all its heads. */
+static double chain_bits(const vqkvc_plan *plan, const uint8_t *needed, int layer)
+{
+    double bits = 0;
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        int own = 0, source = 0;
+        for (int m = 0; m < s->n_members; m++) {
+            own |= s->members[m].layer == layer;
+            source |= needed[target_of(s->members[m].part, s->members[m].layer)];
+        }
+        if (source && !own)
+            bits += vqkvc_stream_code_bits(s) + vqkvc_stream_gain_bits(s);
+    }
+    return bits;
+}
+
+static double all_chain_bits(const vqkvc_plan *plan)
+{
+    int at[MAX_TARGETS];
+    uint8_t needed[MAX_TARGETS];
+    double bits = 0;
+    index_predictions(plan, at);
+    for (int layer = 0; layer < plan->geometry.n_layers; layer++)
+        if (at[target_of(VQKVC_PART_K, layer)] >= 0 || at[target_of(VQKVC_PART_V, layer)] >= 0) {
+            mark_sources(plan, at, layer, needed);
+            bits += chain_bits(plan, needed, layer);
+        }
+    return bits;
+}
+
+/* ---- the plan ---- */
 
 void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost)
 {
@@ -35,6 +115,7 @@ void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost)
         cost->gain_bits += gain / values;
         cost->scan_bits += (code + gain) * s->n_members / values;
     }
+    cost->scan_bits += all_chain_bits(plan) / values;
     for (int i = 0; i < plan->n_tables; i++)
         cost->table_bytes += (size_t)plan->tables[i].rows * plan->tables[i].cols * sizeof(uint16_t);
     /* A token leaves the window with its whole block: half a block more on average. */

@@ -27,7 +27,11 @@
 #include "base/memory.h"
 #include "base/status.h"
 
-enum { VQKVC_PLAN_VERSION = 1 };
+enum { VQKVC_PLAN_VERSION = 2 };
+
+/* Bounds of plans that are valid: stages of a run; candidates of a beam, and the width of groups
+ * that are coded with one. */
+enum { VQKVC_MAX_STAGES = 128, VQKVC_MAX_BEAM = 16, VQKVC_MAX_BEAM_WIDTH = 512 };
 
 typedef enum vqkvc_part { VQKVC_PART_K, VQKVC_PART_V } vqkvc_part;
 
@@ -36,8 +40,9 @@ typedef struct vqkvc_member {
     int layer, head; /* KV head */
 } vqkvc_member;
 
-/* Rules that plan.c checks and the words below leave open: ABSMAX and SIGNMAX are for UNI runs, of
- * equal bits inside a gain group, and SIGNMAX has gains of 16 bits, as RANGE and NSN have; F16 runs
+/* Rules that validate.c checks and the words below leave open: ABSMAX and SIGNMAX are for UNI runs,
+ * of equal bits inside a gain group, and SIGNMAX has gains of 16 bits, as RANGE and NSN have; the
+ * runs of a gain group of RANGE are all VQ, or all UNI of equal bits; NSN is for VQ runs; F16 runs
  * take no gain; every value of every layer and head is in a stream; where there are predictors, all
  * keys are in frame PRE, and the streams of a predictor's sources stand before those of its target,
  * which hold no other part or layer. reference.c states the arithmetic to the last bit. */

@@ -1,4 +1,4 @@
-/* A plan for people (one line a stream) and for machines (JSON). */
+/* A plan for people (one line a stream or a prediction) and for machines (JSON). */
 #include "plan/plan.h"
 
 #include <stdlib.h>
@@ -68,11 +68,11 @@ static void put_members(vqkvc_buf *out, const vqkvc_stream *s)
 static int same_kind(const vqkvc_run *a, const vqkvc_run *b)
 {
     return a->coder == b->coder && a->groups == b->groups && a->width == b->width &&
-           a->bits == b->bits && a->stages == b->stages;
+           a->bits == b->bits && a->stages == b->stages && a->beam == b->beam;
 }
 
-/* Runs as "12x1:4b 20x2:4b*2" (groups x width : bits * stages); equal neighbours as "4(32x1:u8)".
- */
+/* Runs as "12x1:4b 20x2:4b*2~8" (groups x width : bits * stages ~ beam); equal neighbours as
+ * "4(32x1:u8)". */
 static void put_runs(vqkvc_buf *out, const vqkvc_stream *s)
 {
     for (int i = 0; i < s->n_runs;) {
@@ -91,6 +91,8 @@ static void put_runs(vqkvc_buf *out, const vqkvc_stream *s)
             vqkvc_buf_printf(out, "%c%d", r->coder == VQKVC_CODER_UNI ? 'u' : 'f', r->bits);
         if (r->stages > 1)
             vqkvc_buf_printf(out, "*%d", r->stages);
+        if (r->beam > 1)
+            vqkvc_buf_printf(out, "~%d", r->beam);
         vqkvc_buf_puts(out, n > 1 ? ")" : "");
         i += n;
     }
@@ -118,11 +120,27 @@ static void put_stream(vqkvc_buf *out, const vqkvc_stream *s)
     vqkvc_buf_puts(out, vqkvc_gain_word(s->gain));
     if (s->gain != VQKVC_GAIN_NONE)
         vqkvc_buf_printf(out, " %db/%d", s->gain_bits, s->gain_width);
+    if (s->gain_tokens > 1)
+        vqkvc_buf_printf(out, "x%d", s->gain_tokens);
     pad(out, start, 15);
     vqkvc_buf_printf(out, "%6.3f ",
                      (vqkvc_stream_code_bits(s) + vqkvc_stream_gain_bits(s)) / s->n_in);
     put_runs(out, s);
+    if (s->outliers > 0)
+        vqkvc_buf_printf(out, " + %d outlier%s", s->outliers, s->outliers > 1 ? "s" : "");
     vqkvc_buf_puts(out, "\n");
+}
+
+/* "V 3 from K 3, V 2, rank 64" */
+static void put_prediction(vqkvc_buf *out, const vqkvc_plan *plan, const vqkvc_prediction *p)
+{
+    vqkvc_buf_printf(out, "%s %d from", vqkvc_part_word(p->part), p->layer);
+    for (int i = 0; i < p->n_sources; i++)
+        vqkvc_buf_printf(out, " %s %d,", vqkvc_part_word(p->sources[i].part), p->sources[i].layer);
+    if (p->out >= 0)
+        vqkvc_buf_printf(out, " rank %d\n", plan->tables[p->out].rows);
+    else
+        vqkvc_buf_puts(out, p->per_head ? " per head\n" : " full rank\n");
 }
 
 static void put_head(vqkvc_buf *out, const vqkvc_plan *plan)
@@ -150,6 +168,10 @@ void vqkvc_plan_print(const vqkvc_plan *plan, vqkvc_buf *out)
                      "frame", "map", "latents   ", "gain", "bits", "runs");
     for (int i = 0; i < plan->n_streams; i++)
         put_stream(out, &plan->streams[i]);
+    if (plan->n_predictions > 0)
+        vqkvc_buf_puts(out, "predictions\n");
+    for (int i = 0; i < plan->n_predictions; i++)
+        put_prediction(out, plan, &plan->predictions[i]);
 }
 
 /* ---- JSON ---- */
@@ -258,6 +280,7 @@ static json_t *run_json(const void *of, int i)
     put_int(&o, "width", r->width);
     put_int(&o, "bits", r->bits);
     put_int(&o, "stages", r->stages);
+    put_int(&o, "beam", r->beam);
     put_int(&o, "book", r->book);
     return object_end(&o);
 }
@@ -278,9 +301,32 @@ static json_t *stream_json(const void *of, int i)
     put_text(&o, "gain", vqkvc_gain_word(s->gain));
     put_int(&o, "gain_bits", s->gain_bits);
     put_int(&o, "gain_width", s->gain_width);
+    put_int(&o, "gain_tokens", s->gain_tokens);
     put_real(&o, "gain_lo", s->gain_lo);
     put_real(&o, "gain_step", s->gain_step);
+    put_int(&o, "outliers", s->outliers);
+    put_int(&o, "spread", s->spread);
     put_json(&o, "runs", json_list(s, s->n_runs, run_json));
+    return object_end(&o);
+}
+
+static json_t *source_json(const void *of, int i)
+{
+    const vqkvc_prediction_source *from = &((const vqkvc_prediction *)of)->sources[i];
+    return json_pack("[si]", vqkvc_part_word(from->part), from->layer);
+}
+
+static json_t *prediction_json(const void *of, int i)
+{
+    const vqkvc_prediction *p = &((const vqkvc_plan *)of)->predictions[i];
+    object o = object_new();
+    put_text(&o, "part", vqkvc_part_word(p->part));
+    put_int(&o, "layer", p->layer);
+    put_json(&o, "sources", json_list(p, p->n_sources, source_json));
+    put_int(&o, "per_head", p->per_head);
+    put_int(&o, "bias", p->bias);
+    put_int(&o, "map", p->map);
+    put_int(&o, "out", p->out);
     return object_end(&o);
 }
 
@@ -312,6 +358,7 @@ static json_t *plan_json(const vqkvc_plan *plan)
     put_int(&o, "n_sink", plan->n_sink);
     put_int(&o, "n_recent", plan->n_recent);
     put_int(&o, "block", plan->block);
+    put_json(&o, "predictions", json_list(plan, plan->n_predictions, prediction_json));
     put_json(&o, "streams", json_list(plan, plan->n_streams, stream_json));
     put_json(&o, "tables", json_list(plan, plan->n_tables, table_json));
     put_text(&o, "calibration", plan->calibration.hex);

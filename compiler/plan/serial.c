@@ -204,6 +204,7 @@ static void read_run(const json_t *json, const char *path, int i, vqkvc_run *r, 
     r->width = get_int(&o, "width", 1, INT_MAX);
     r->bits = get_int(&o, "bits", 1, 16);
     r->stages = get_int(&o, "stages", 1, INT_MAX);
+    r->beam = get_int(&o, "beam", 0, VQKVC_MAX_BEAM);
     r->book = get_int(&o, "book", -1, INT_MAX);
     object_close(&o);
 }
@@ -252,13 +253,46 @@ static vqkvc_code read_stream(const json_t *json, int i, vqkvc_plan *plan, vqkvc
     s->gain = (vqkvc_gain)get_word(&o, "gain", vqkvc_gain_word);
     s->gain_bits = get_int(&o, "gain_bits", 0, 16);
     s->gain_width = get_int(&o, "gain_width", 0, INT_MAX);
+    s->gain_tokens = get_int(&o, "gain_tokens", 1, INT_MAX);
     s->gain_lo = get_float(&o, "gain_lo");
     s->gain_step = get_float(&o, "gain_step");
+    s->outliers = get_int(&o, "outliers", 0, s->n_in);
+    s->spread = get_int(&o, "spread", -1, INT_MAX);
     int n;
     const json_t *list = get_list(&o, "runs", s->n_in, &n);
     vqkvc_run *runs = err->code != VQKVC_OK ? NULL : vqkvc_plan_set_runs(plan, s, n, err);
     for (int r = 0; runs != NULL && r < n; r++)
         read_run(json_array_get(list, (size_t)r), o.path, r, &runs[r], err);
+    return object_close(&o);
+}
+
+/* [part, layer] */
+static void read_source(const json_t *json, const char *path, vqkvc_prediction_source *from,
+                        vqkvc_err *err)
+{
+    const char *part = json_string_value(json_array_get(json, 0));
+    if (json_array_size(json) != 2 || part == NULL || (strcmp(part, "K") && strcmp(part, "V")))
+        vqkvc_fail(err, VQKVC_E_FORMAT, "%s.sources has an entry that is no [part, layer]", path);
+    else
+        from->part = part[0] == 'V' ? VQKVC_PART_V : VQKVC_PART_K;
+    from->layer = as_int(json_array_get(json, 1), 0, VQKVC_MAX_LAYERS - 1, path, "sources[]", err);
+}
+
+static vqkvc_code read_prediction(const json_t *json, int i, vqkvc_plan *plan, vqkvc_err *err)
+{
+    object o = object_open(json, err, "$.predictions[%d]", i);
+    vqkvc_part part = (vqkvc_part)get_word(&o, "part", vqkvc_part_word);
+    int layer = get_int(&o, "layer", 0, VQKVC_MAX_LAYERS - 1);
+    vqkvc_prediction *p = vqkvc_plan_add_prediction(plan, part, layer, err);
+    if (p == NULL)
+        return err->code;
+    const json_t *sources = get_list(&o, "sources", 2, &p->n_sources);
+    for (int s = 0; s < p->n_sources; s++)
+        read_source(json_array_get(sources, (size_t)s), o.path, &p->sources[s], err);
+    p->per_head = get_int(&o, "per_head", 0, 1);
+    p->bias = get_int(&o, "bias", -1, INT_MAX);
+    p->map = get_int(&o, "map", -1, INT_MAX);
+    p->out = get_int(&o, "out", -1, INT_MAX);
     return object_close(&o);
 }
 
@@ -296,19 +330,28 @@ static vqkvc_code read_table(const json_t *json, int i, vqkvc_plan *plan, tail *
 static vqkvc_code read_plan(const json_t *json, vqkvc_plan *plan, tail *rest, vqkvc_err *err)
 {
     object o = object_open(json, err, "$");
-    get_int(&o, "version", VQKVC_PLAN_VERSION, VQKVC_PLAN_VERSION);
+    int version = get_int(&o, "version", 1, INT_MAX);
+    if (err->code == VQKVC_OK && version != VQKVC_PLAN_VERSION)
+        return vqkvc_fail(err, VQKVC_E_FORMAT,
+                          "$.version is %d, but this program reads version %d only: it was written "
+                          "by %s program; build it anew",
+                          version, VQKVC_PLAN_VERSION,
+                          version < VQKVC_PLAN_VERSION ? "an older" : "a newer");
     copy_text(&o, "scheme", plan->scheme, sizeof plan->scheme);
     VQKVC_TRY(read_geometry(field(&o, "geometry"), &plan->geometry, err));
     plan->n_sink = get_int(&o, "n_sink", 0, INT_MAX);
     plan->n_recent = get_int(&o, "n_recent", 0, INT_MAX);
     plan->block = get_int(&o, "block", 1, INT_MAX);
     copy_text(&o, "calibration", plan->calibration.hex, sizeof plan->calibration.hex);
-    int n_streams, n_tables;
+    int n_streams, n_tables, n_predictions;
+    const json_t *predictions = get_list(&o, "predictions", 2 * VQKVC_MAX_LAYERS, &n_predictions);
     const json_t *streams = get_list(&o, "streams", INT_MAX, &n_streams);
     const json_t *tables = get_list(&o, "tables", INT_MAX, &n_tables);
     VQKVC_TRY(object_close(&o));
     for (int i = 0; i < n_streams; i++)
         VQKVC_TRY(read_stream(json_array_get(streams, (size_t)i), i, plan, err));
+    for (int i = 0; i < n_predictions; i++)
+        VQKVC_TRY(read_prediction(json_array_get(predictions, (size_t)i), i, plan, err));
     for (int i = 0; i < n_tables; i++)
         VQKVC_TRY(read_table(json_array_get(tables, (size_t)i), i, plan, rest, err));
     if (rest->n != 0)

@@ -1,4 +1,5 @@
-/* One stream: gains, coders, transforms. The definition stands at the top of reference.c. */
+/* One stream: transforms and the steps between them, many tokens at a time. The definition stands
+ * at the top of reference.c. */
 #include "plan/stream.h"
 
 #include <math.h>
@@ -8,15 +9,12 @@
 #include "base/half.h"
 #include "base/matrix.h"
 
-enum {
-    TOKENS_AT_A_TIME = 1024, /* bounds the memory of fitting on many samples */
-    CODES_AT_A_TIME = 64
-};
+/* Bounds the memory of fitting on many samples; a multiple of every gain_tokens. */
+enum { TOKENS_AT_A_TIME = 1024 };
 
 /* ---- tables ---- */
 
-/* The binary16 values of table `index` as doubles, or NULL with *err; the caller frees it. */
-static double *table_f64(const vqkvc_plan *plan, int index, vqkvc_err *err)
+double *vqkvc_table_f64(const vqkvc_plan *plan, int index, vqkvc_err *err)
 {
     const vqkvc_table *t = &plan->tables[index];
     size_t n = (size_t)t->rows * t->cols;
@@ -54,148 +52,12 @@ static vqkvc_code books_load(const vqkvc_plan *plan, const vqkvc_stream *s, vqkv
     for (int r = 0; r < s->n_runs; r++) {
         int book = s->runs[r].book;
         if (s->runs[r].coder == VQKVC_CODER_VQ && b->table[book] == NULL &&
-            (b->table[book] = table_f64(plan, book, err)) == NULL) {
+            (b->table[book] = vqkvc_table_f64(plan, book, err)) == NULL) {
             books_free(b);
             return err->code;
         }
     }
     return VQKVC_OK;
-}
-
-/* ---- gains ---- */
-
-typedef struct gain {
-    double value;     /* s^ */
-    float reciprocal; /* 1 / s of ABSMAX and SIGNMAX, before s is rounded; 0 if s^ is 0 */
-} gain;
-
-static float gain_exact(const vqkvc_stream *s, const double *z, int bits)
-{
-    double sum = 0;
-    float largest = 0;
-    for (int i = 0; i < s->gain_width; i++) {
-        sum += z[i] * z[i];
-        if (fabsf((float)z[i]) > fabsf(largest))
-            largest = (float)z[i];
-    }
-    if (s->gain == VQKVC_GAIN_RMS)
-        return (float)sqrt(sum / s->gain_width);
-    int half = 1 << (bits - 1);
-    if (s->gain == VQKVC_GAIN_ABSMAX)
-        return fabsf(largest) / (float)(half - 1);
-    return largest / (float)-half;
-}
-
-/* z [gain_width]: the latents of one gain group; bits: of its UNI runs. */
-static gain gain_of(const vqkvc_stream *s, const double *z, int bits)
-{
-    if (s->gain == VQKVC_GAIN_NONE)
-        return (gain){1, 1};
-    float exact = gain_exact(s, z, bits);
-    double value;
-    if (s->gain_bits == 8) {
-        /* fmax() also turns the NaN of a broken token into code 0. */
-        double code = exact == 0 ? 0 : round((log2(exact) - s->gain_lo) / s->gain_step);
-        value = vqkvc_f16_to_f32(vqkvc_stream_gain(s, (int)fmin(fmax(code, 0), 255)));
-    } else {
-        float kept = isnan(exact) ? 0 : fminf(fmaxf(exact, -65504.0f), 65504.0f);
-        value = vqkvc_f16_to_f32(vqkvc_f32_to_f16(kept));
-    }
-    return (gain){value, value == 0 || exact == 0 ? 0 : 1 / exact};
-}
-
-/* ---- coders ---- */
-
-/* Codeword of `width` channels nearest to t; row is [width, n_codes]. */
-static int nearest(const double *row, int width, int n_codes, const double *t)
-{
-    int best = 0;
-    double best_distance = INFINITY;
-    for (int first = 0; first < n_codes; first += CODES_AT_A_TIME) {
-        int n = n_codes - first < CODES_AT_A_TIME ? n_codes - first : CODES_AT_A_TIME;
-        double distance[CODES_AT_A_TIME] = {0};
-        for (int c = 0; c < width; c++) {
-            const double *word = row + (size_t)c * n_codes + first;
-            for (int i = 0; i < n; i++)
-                distance[i] += (t[c] - word[i]) * (t[c] - word[i]);
-        }
-        for (int i = 0; i < n; i++)
-            if (distance[i] < best_distance) {
-                best_distance = distance[i];
-                best = first + i;
-            }
-    }
-    return best;
-}
-
-/* z [groups * width] is destroyed; z_hat out; codes [groups * stages] out. */
-static void code_vq(const vqkvc_run *r, int book_rows, const double *book, double scale, double *z,
-                    double *z_hat, int32_t *codes)
-{
-    int n_codes = 1 << r->bits, shared = book_rows == r->stages;
-    for (int g = 0; g < r->groups; g++, z += r->width, z_hat += r->width) {
-        for (int c = 0; c < r->width; c++) {
-            z[c] = scale == 0 ? 0 : z[c] / scale;
-            z_hat[c] = 0;
-        }
-        for (int stage = 0; stage < r->stages; stage++) {
-            size_t row_index = (shared ? 0 : (size_t)g * r->stages) + stage;
-            const double *row = book + row_index * r->width * n_codes;
-            int code = nearest(row, r->width, n_codes, z);
-            for (int c = 0; c < r->width; c++) {
-                double word = row[(size_t)c * n_codes + code];
-                z[c] -= word;
-                z_hat[c] += scale * word;
-            }
-            codes[g * r->stages + stage] = code;
-        }
-    }
-}
-
-static void code_uni(const vqkvc_stream *s, const vqkvc_run *r, gain scale, const double *z,
-                     double *z_hat, int32_t *codes)
-{
-    int half = 1 << (r->bits - 1);
-    for (int i = 0; i < r->groups; i++) {
-        double code;
-        if (s->gain == VQKVC_GAIN_ABSMAX)
-            code = roundf((float)z[i] * scale.reciprocal) + (float)half;
-        else if (s->gain == VQKVC_GAIN_SIGNMAX)
-            code = floorf((float)z[i] * scale.reciprocal + ((float)half + 0.5f));
-        else
-            code = scale.value == 0 ? half : round(z[i] / scale.value) + half;
-        codes[i] = (int32_t)fmin(fmax(code, 0), 2 * half - 1);
-        z_hat[i] = scale.value * (codes[i] - half);
-    }
-}
-
-static void code_f16(const vqkvc_run *r, const double *z, double *z_hat, int32_t *codes)
-{
-    for (int i = 0; i < r->groups; i++) {
-        uint16_t bits = vqkvc_f32_to_f16((float)z[i]);
-        codes[i] = bits;
-        z_hat[i] = vqkvc_f16_to_f32(bits);
-    }
-}
-
-/* One token: z [n_latents] is destroyed, z_hat [n_latents] and codes [vqkvc_stream_codes()] out. */
-static void code_token(const vqkvc_plan *plan, const vqkvc_stream *s, const vqkvc_books *b,
-                       double *z, double *z_hat, int32_t *codes)
-{
-    gain scale = {1, 1};
-    for (int i = 0; i < s->n_runs; i++) {
-        const vqkvc_run *r = &s->runs[i];
-        double *zr = z + r->first, *out = z_hat + r->first;
-        if (s->gain != VQKVC_GAIN_NONE && r->first % s->gain_width == 0)
-            scale = gain_of(s, zr, r->bits);
-        if (r->coder == VQKVC_CODER_VQ)
-            code_vq(r, plan->tables[r->book].rows, b->table[r->book], scale.value, zr, out, codes);
-        else if (r->coder == VQKVC_CODER_UNI)
-            code_uni(s, r, scale, zr, out, codes);
-        else
-            code_f16(r, zr, out, codes);
-        codes += r->groups * r->stages;
-    }
 }
 
 /* ---- one stream ---- */
@@ -221,9 +83,37 @@ void vqkvc_stream_work_free(vqkvc_stream_work *w)
     free(w->mean);
     free(w->enc);
     free(w->dec);
+    free(w->spread);
     free(w->z);
     free(w->z_hat);
+    free(w->norm);
+    free(w->shift);
+    free(w->outlier);
+    free(w->kept);
+    free(w->out);
     free(w->codes);
+}
+
+/* Room for the gains and outliers of n tokens. */
+static void work_init_gains(vqkvc_stream_work *w, const vqkvc_plan *plan, const vqkvc_stream *s,
+                            int n, vqkvc_err *err)
+{
+    size_t latents = (size_t)s->n_latents, outliers = (size_t)n * (size_t)s->outliers;
+    if (s->gain != VQKVC_GAIN_NONE) {
+        w->n_groups = s->n_latents / s->gain_width;
+        w->norm = vqkvc_alloc((size_t)n * (size_t)w->n_groups, sizeof *w->norm, err);
+    }
+    if (s->gain == VQKVC_GAIN_NSN) {
+        size_t token_groups = ((size_t)n + s->gain_tokens - 1) / (size_t)s->gain_tokens;
+        w->shift = vqkvc_alloc(token_groups * latents, sizeof *w->shift, err);
+    }
+    if (s->outliers > 0) {
+        w->outlier = vqkvc_alloc(outliers, sizeof *w->outlier, err);
+        w->kept = vqkvc_alloc(outliers, sizeof *w->kept, err);
+        w->out = vqkvc_alloc((size_t)n * latents, 1, err);
+    }
+    if (s->spread >= 0)
+        w->spread = vqkvc_table_f64(plan, s->spread, err);
 }
 
 vqkvc_code vqkvc_stream_work_init(vqkvc_stream_work *w, const vqkvc_plan *plan,
@@ -232,11 +122,12 @@ vqkvc_code vqkvc_stream_work_init(vqkvc_stream_work *w, const vqkvc_plan *plan,
     *w = (vqkvc_stream_work){.n_codes = vqkvc_stream_codes(s)};
     VQKVC_TRY(books_load(plan, s, &w->books, err));
     if (s->mean >= 0)
-        w->mean = table_f64(plan, s->mean, err);
+        w->mean = vqkvc_table_f64(plan, s->mean, err);
     if (basis_in_double && s->transform == VQKVC_TRANSFORM_BASIS) {
-        w->enc = table_f64(plan, s->enc, err);
-        w->dec = table_f64(plan, s->dec, err);
+        w->enc = vqkvc_table_f64(plan, s->enc, err);
+        w->dec = vqkvc_table_f64(plan, s->dec, err);
     }
+    work_init_gains(w, plan, s, n, err);
     w->z = vqkvc_alloc((size_t)n * s->n_latents, sizeof *w->z, err);
     w->z_hat = vqkvc_alloc((size_t)n * s->n_latents, sizeof *w->z_hat, err);
     w->codes = vqkvc_alloc((size_t)n * w->n_codes, sizeof *w->codes, err);
@@ -245,19 +136,23 @@ vqkvc_code vqkvc_stream_work_init(vqkvc_stream_work *w, const vqkvc_plan *plan,
     return err->code;
 }
 
-/* Codes w->z into w->z_hat and w->codes. */
+/* Codes w->z into w->z_hat and w->codes, a token group at a time. */
 static void code_tokens(const vqkvc_plan *plan, const vqkvc_stream *s, const vqkvc_stream_work *w,
                         int n)
 {
+    int joined = s->transform == VQKVC_TRANSFORM_HADAMARD;
 #pragma omp parallel for schedule(static) if (n > 1)
-    for (int t = 0; t < n; t++) {
-        double *z = w->z + (size_t)t * s->n_latents, *z_hat = w->z_hat + (size_t)t * s->n_latents;
-        int joined = s->transform == VQKVC_TRANSFORM_HADAMARD;
-        if (joined)
-            hadamard(z, s->n_latents);
-        code_token(plan, s, &w->books, z, z_hat, w->codes + (size_t)t * w->n_codes);
-        if (joined)
-            hadamard(z_hat, s->n_latents);
+    for (int first = 0; first < n; first += s->gain_tokens) {
+        int end = n - first < s->gain_tokens ? n : first + s->gain_tokens;
+        for (int t = first; t < end && joined; t++)
+            hadamard(w->z + (size_t)t * s->n_latents, s->n_latents);
+        vqkvc_gains_take(s, w, first, end - first);
+        for (int t = first; t < end; t++) {
+            vqkvc_code_token(plan, s, w, t);
+            vqkvc_gains_put(s, w, t);
+            if (joined)
+                hadamard(w->z_hat + (size_t)t * s->n_latents, s->n_latents);
+        }
     }
 }
 

@@ -6,6 +6,12 @@
  * 4.375 and 1.125 bits a value, 2.75 together. For another head_dim the number of stages follows,
  * so that the bits a value stay the same. The first 4 tokens are exact and, as published, the
  * latest 1024; here the latest 32 unless asked otherwise, so that schemes are compared alike.
+ * An earlier version codes keys in two branches by RoPE frequency, each with its own stack. Its
+ * index sets are not published; here the pairs of a head are ordered by frequency, the faster half
+ * of them (rounded down) is one branch, the slower half and what is not rotated the other, and the
+ * slower branch has the stage that is left over where their number is odd. A branch is a stream of
+ * the head over a basis of zeros and ones, which takes the branch's channels in their order.
+ *
  * Not published: how many vectors share codebooks, which is a parameter here, and how they are
  * trained but for the objective; here residual k-means with joint refinement.
  *
@@ -29,6 +35,8 @@ typedef enum vqkvc_share { VQKVC_SHARE_MODEL, VQKVC_SHARE_LAYER, VQKVC_SHARE_HEA
 typedef struct vqkvc_vqkv_params {
     int stages[2], bits[2]; /* by part, K and V; 0: as published, stages for the head_dim */
     vqkvc_share share;
+    int beam;       /* candidates from stage to stage when coding; 0 or 1: greedy, as published */
+    int branches;   /* of keys: 0 or 1: none; 2: by RoPE frequency */
     int sweeps;     /* joint refinements at most; 0: 1, negative: none */
     int max_points; /* vectors that codebooks are fitted to; 0: 65536 */
     vqkvc_window window;

@@ -25,7 +25,7 @@
  *
  * FROM. weights unknown
  *       calibration none
- *       plan 71082ba36d017d67aca6d84d5a58cf32
+ *       plan 8949e5c598b997800a4a93e2bfc722f6
  *       vqkvc emit toy
  *
  * STREAMS
@@ -61,7 +61,7 @@
 #define TOY_KV_N_SINK 4 /* first tokens, exact for ever */
 #define TOY_KV_N_RECENT 24 /* latest tokens, exact at least */
 #define TOY_KV_ATTENTION_SCALE 2.500000000e-01f /* 1 / sqrt(HEAD_DIM) */
-#define TOY_KV_CODEC "71082ba36d017d67aca6d84d5a58cf32" /* hash of the plan and all tables */
+#define TOY_KV_CODEC "8949e5c598b997800a4a93e2bfc722f6" /* hash of the plan and all tables */
 
 #ifdef __cplusplus
 extern "C" {
@@ -239,18 +239,18 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES, TOY_KV__WIDE };
 enum toy_kv__frame { TOY_KV__PRE, TOY_KV__POST, TOY_KV__BLOCKWISE };
 enum toy_kv__transform { TOY_KV__IDENTITY, TOY_KV__HADAMARD, TOY_KV__BASIS };
-enum toy_kv__gain { TOY_KV__NO_GAIN, TOY_KV__RMS, TOY_KV__ABSMAX, TOY_KV__SIGNMAX };
+enum toy_kv__gain { TOY_KV__NO_GAIN, TOY_KV__RMS, TOY_KV__ABSMAX, TOY_KV__SIGNMAX, TOY_KV__RANGE, TOY_KV__NSN };
 
 /* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
 typedef struct toy_kv__run {
-    unsigned char coder, stages, bits;
+    unsigned char coder, uniform, stages, beam, bits;
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
     int codes;            /* offset of the first plane in the stream's part of a block, bytes */
     int book;             /* offset of the codewords [width, 2^bits] of the first plane */
     int book_step;        /* from one group's codewords to the next's; 0: one book for all */
-    int gain;             /* gain group */
+    int gain;             /* gain group of the first channel */
 } toy_kv__run;
 
 typedef struct toy_kv__stream {
@@ -259,6 +259,8 @@ typedef struct toy_kv__stream {
     int n_in, n_latents;
     int mean, enc, dec;                  /* offsets of tables, -1: none */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
+    int gain_tokens;                     /* that share a RANGE, or the shift of NSN */
+    int outliers, spread, kept;          /* their number, table or -1, place in a block's bytes */
     int first_run, n_runs;
     int bytes; /* of a block */
     int start; /* bytes of the streams before this one */
@@ -272,6 +274,23 @@ typedef struct toy_kv__member {
 typedef struct toy_kv__use {
     short stream, member;
 } toy_kv__use;
+
+/* K or V of one layer, all its heads. Nodes are in an order in which everything that one is
+ * predicted from stands before it. */
+typedef struct toy_kv__node {
+    short part, layer;
+    short rebuilt;     /* attention needs its vectors themselves */
+    short source;      /* others are predicted from it */
+    short slot;        /* of the scratch where it is rebuilt; kept until the last that needs it */
+    short prediction;  /* -1: none */
+    short last_stream; /* that holds something of it */
+} toy_kv__node;
+
+typedef struct toy_kv__prediction {
+    int n_sources, source[2]; /* nodes */
+    int per_head, rank;       /* rank 0: one full map */
+    int bias, map, out;       /* offsets of tables */
+} toy_kv__prediction;
 
 /* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
  * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
@@ -306,6 +325,31 @@ typedef struct toy_kv__byte_ops {
                 const float *, const unsigned char *, const float *, int, float *, size_t);
 } toy_kv__byte_ops;
 
+/* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */
+typedef struct toy_kv__dense_ops {
+    /* y [n_out, BLOCK] += x [n_in, BLOCK] through a table: input i counts for output o by its entry
+     * i * ld + o, or o * ld + i if `across`. */
+    void (*product)(const unsigned char *, size_t, int, int, int, const float *, float *);
+    /* y [n] += a * x */
+    void (*add)(size_t, float, const float *, float *);
+    /* x [rows, BLOCK] = shift [BLOCK] + scale [BLOCK] * x */
+    void (*affine)(const float *, const float *, int, float *);
+    /* x [n] = shift + scale * x */
+    void (*affine_row)(int, float, float, float *);
+    /* dst [BLOCK] = bytes + bias */
+    void (*from_bytes)(const unsigned char *, float, float *);
+    /* dst [width, BLOCK], or what is added to it, = codewords of a plane of nibbles. */
+    void (*from_nibbles)(const unsigned char *, const unsigned char *, int, int, float *);
+    /* Turns x [HEAD_DIM, BLOCK] by angles of the block, and of each token if not NULL, to y. */
+    void (*turn)(const float *, const float *, float, const float *, float *);
+    /* s [rows, BLOCK] = q [rows, HEAD_DIM] . k [HEAD_DIM, BLOCK] */
+    void (*score)(const float *, const float *, int, float *);
+    /* acc [rows, stride, LANES] += p [rows, BLOCK] * v [HEAD_DIM, BLOCK] */
+    void (*sum)(const float *, const float *, int, float *, size_t);
+    /* Squared distances of z [width] to `count` of the n codewords, binary16 [width, n]. */
+    void (*distances)(const unsigned char *, int, int, int, const float *, float *);
+} toy_kv__dense_ops;
+
 typedef struct toy_kv__ops {
     int lanes;
     void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
@@ -326,6 +370,7 @@ typedef struct toy_kv__ops {
     int (*nearest)(const unsigned char *, int, const float *);
     int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const toy_kv__byte_ops *bytes; /* NULL: none */
+    const toy_kv__dense_ops *dense;
 } toy_kv__ops;
 
 /* Where a block of a sequence lies in the pool, and the position of its first token. */
@@ -345,7 +390,7 @@ struct toy_kv {
     int32_t ring;         /* tokens of the exact window behind the sinks, a multiple of the block */
     int32_t seq_blocks;   /* entries of a sequence's block table */
     int32_t n_free, next; /* free blocks; where to look for the next one */
-    uint64_t seqs, tables, references, exact, pool, work, bytes; /* offsets from here */
+    uint64_t seqs, tables, references, exact, pool, work, turns, bytes; /* offsets from here */
 };
 
 #define TOY_KV__MAGIC      0x31766b7176716b76u
@@ -359,7 +404,7 @@ struct toy_kv {
 #define TOY_KV__BLOCK_BYTES 3024
 #define TOY_KV__MAX_IN 48
 #define TOY_KV__MAX_LATENTS 24
-#define TOY_KV__MAX_GAINS 2
+#define TOY_KV__MAX_OUT_LATENTS 0
 #define TOY_KV__MAX_WIDTH 8
 #define TOY_KV__MAX_LUT 288
 #define TOY_KV__MAX_BOOK 384
@@ -367,6 +412,13 @@ struct toy_kv {
 #define TOY_KV__MAX_WIDE_BINS 0
 #define TOY_KV__MAX_SUM_LATENTS 32
 #define TOY_KV__MAX_RUNS 7
+#define TOY_KV__MAX_STAGES 2
+#define TOY_KV__MAX_BEAM 1
+#define TOY_KV__MAX_RANK 0
+#define TOY_KV__N_PREDICTIONS 0
+#define TOY_KV__N_SLOTS 1
+#define TOY_KV__REBUILDS 0
+#define TOY_KV__TURN_FLOATS 0
 
 /* Rotation of each pair in radians a token: bits of a double */
 static const uint64_t toy_kv__rope_bits[] = {
@@ -388,36 +440,51 @@ static const int toy_kv__use_first[] = {
     0, 2, 4, 6, 8, 9, 10,
 };
 
-/* coder, stages, bits, width; first latent, planes, codes; book, its step; gain */
+/* K and V of each layer, behind what they are predicted from: part, layer; rebuilt, source;
+ * slot, prediction, last stream */
+static const toy_kv__node toy_kv__nodes[] = {
+    {0, 0, 0, 0, 0, -1, 1}, {0, 1, 0, 0, 0, -1, 2}, {0, 2, 0, 0, 0, -1, 3}, {1, 1, 0, 0, 0, -1, 4},
+    {1, 2, 0, 0, 0, -1, 5}, {1, 0, 0, 0, 0, -1, 6},
+};
+static const int toy_kv__node_at[] = {
+    0, 1, 2, 5, 3, 4,
+};
+
+/* sources; per head, rank; bias, map, out */
+static const toy_kv__prediction toy_kv__predictions[] = {
+    {0, {0, 0}, 0, 0, 0, 0, 0},
+};
+
+/* coder, uniform, stages, beam, bits, width; first latent, planes, codes; book, its step; gain */
 static const toy_kv__run toy_kv__runs[] = {
-    {TOY_KV__NIBBLES, 2, 4, 1, 0, 8, 32, 2352, 32, 0},
-    {TOY_KV__NIBBLES, 1, 4, 2, 4, 2, 160, 2480, 0, 0},
-    {TOY_KV__NIBBLES, 2, 4, 4, 8, 2, 192, 2512, 128, 0},
-    {TOY_KV__NIBBLES, 1, 4, 8, 12, 1, 224, 2640, 128, 0},
-    {TOY_KV__NIBBLES, 1, 4, 1, 20, 4, 240, 4608, 0, 0},
-    {TOY_KV__BYTES, 1, 8, 1, 0, 8, 128, 0, 0, 0},
-    {TOY_KV__BYTES, 1, 8, 1, 8, 8, 384, 0, 0, 1},
-    {TOY_KV__BYTES, 1, 8, 1, 0, 16, 64, 0, 0, 0},
-    {TOY_KV__BYTES, 1, 8, 1, 0, 16, 0, 0, 0, 0},
-    {TOY_KV__NIBBLES, 2, 4, 1, 0, 8, 32, 3872, 32, 0},
-    {TOY_KV__NIBBLES, 1, 4, 2, 4, 2, 160, 4000, 0, 0},
-    {TOY_KV__NIBBLES, 2, 4, 4, 8, 2, 192, 4032, 128, 0},
-    {TOY_KV__NIBBLES, 1, 4, 1, 12, 4, 224, 4608, 0, 0},
-    {TOY_KV__NIBBLES, 2, 4, 1, 0, 8, 32, 4432, 32, 0},
-    {TOY_KV__NIBBLES, 1, 4, 2, 4, 2, 160, 4560, 0, 0},
-    {TOY_KV__BYTES, 1, 8, 1, 0, 16, 0, 0, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 8, 32, 2352, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 2480, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 4, 8, 2, 192, 2512, 128, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 8, 12, 1, 224, 2640, 128, 0},
+    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 20, 4, 240, 4608, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 8, 128, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 8, 8, 384, 0, 0, 1},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 16, 64, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 16, 0, 0, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 8, 32, 3872, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 4000, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 4, 8, 2, 192, 4032, 128, 0},
+    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 12, 4, 224, 4608, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 8, 32, 4432, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 4560, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 16, 0, 0, 0, 0},
 };
 
 /* frame, transform, gain, its bytes; members, first; n_in, n_latents; mean, enc, dec;
- * gains, width, table; first run, runs; bytes, start */
+ * gains, width, table, tokens; outliers, spread, place; first run, runs; bytes, start */
 static const toy_kv__stream toy_kv__streams[] = {
-    {TOY_KV__BLOCKWISE, TOY_KV__BASIS, TOY_KV__RMS, 1, 3, 0, 48, 24, 0, 48, 1200, 1, 24, 4624, 0, 5, 304, 0}, /* shared */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__ABSMAX, 2, 1, 3, 16, 16, 2768, -1, -1, 2, 8, 0, 5, 2, 640, 304}, /* own */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__RMS, 2, 1, 4, 16, 16, 2784, -1, -1, 1, 16, 0, 7, 1, 576, 944}, /* own */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 5, 16, 16, 2800, -1, -1, 0, 16, 0, 8, 1, 512, 1520}, /* own */
-    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 6, 32, 16, 2816, 2848, 3360, 1, 16, 4880, 9, 4, 288, 2032}, /* shared */
-    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 1, 8, 16, 8, 4160, 4176, 4304, 1, 8, 5136, 13, 2, 192, 2320}, /* shared */
-    {TOY_KV__POST, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 9, 16, 16, 4592, -1, -1, 0, 16, 0, 15, 1, 512, 2512}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__BASIS, TOY_KV__RMS, 1, 3, 0, 48, 24, 0, 48, 1200, 1, 24, 4624, 1, 0, -1, 32, 0, 5, 304, 0}, /* shared */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__ABSMAX, 2, 1, 3, 16, 16, 2768, -1, -1, 2, 8, 0, 1, 0, -1, 128, 5, 2, 640, 304}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__RMS, 2, 1, 4, 16, 16, 2784, -1, -1, 1, 16, 0, 1, 0, -1, 64, 7, 1, 576, 944}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 5, 16, 16, 2800, -1, -1, 0, 16, 0, 1, 0, -1, 0, 8, 1, 512, 1520}, /* own */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 6, 32, 16, 2816, 2848, 3360, 1, 16, 4880, 1, 0, -1, 32, 9, 4, 288, 2032}, /* shared */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 1, 8, 16, 8, 4160, 4176, 4304, 1, 8, 5136, 1, 0, -1, 32, 13, 2, 192, 2320}, /* shared */
+    {TOY_KV__POST, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 9, 16, 16, 4592, -1, -1, 0, 16, 0, 1, 0, -1, 0, 15, 1, 512, 2512}, /* own */
 };
 
 /* Bases, means and codebooks: binary16, four to a little-endian word. */
@@ -917,6 +984,12 @@ static inline float *toy_kv__work(const toy_kv *kv)
     return (float *)(void *)(toy_kv__base(kv) + kv->work);
 }
 
+/* Cosines and sines of the offsets of tokens in a block: [N_ROT / 2, 2, BLOCK]. */
+static inline float *toy_kv__turns(const toy_kv *kv)
+{
+    return (float *)(void *)(toy_kv__base(kv) + kv->turns);
+}
+
 /* A stream's part of a block: streams lie one after the other, each contiguous over the pool. */
 static inline unsigned char *toy_kv__codes(const toy_kv *kv, int stream, int block)
 {
@@ -1028,6 +1101,257 @@ static inline float toy_kv__gather_portable(const unsigned char *table, const un
 {
     return toy_kv__half_at(table, *codes);
 }
+/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
+ * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
+ * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
+/* Inputs and outputs that are unpacked to fp32 at a time. */
+enum { TOY_KV__DEPTH_portable = 128, TOY_KV__STRIP_portable = 16 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
+ * macro, so that both strides are constants: coefficients are operands in memory then. */
+#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+    TOY_KV__TARGET_portable static void name(const float *coef, int n, int m, const float *x, float *y)   \
+    {                                                                                              \
+        int i, t;                                                                                  \
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {                                        \
+            const float *c = coef, *src = x + t;                                                   \
+            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
+                toy_kv__vf_portable v = toy_kv__load_portable(src);                                              \
+                TOY_KV__STEP(0, of_out)                                                              \
+                TOY_KV__STEP(1, of_out)                                                              \
+                TOY_KV__STEP(2, of_out)                                                              \
+                TOY_KV__STEP(3, of_out)                                                              \
+                TOY_KV__STEP(4, of_out)                                                              \
+                TOY_KV__STEP(5, of_out)                                                              \
+                TOY_KV__STEP(6, of_out)                                                              \
+                TOY_KV__STEP(7, of_out)                                                              \
+            }                                                                                      \
+            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+        }                                                                                          \
+    }
+#define TOY_KV__ZERO(k)         toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_portable(toy_kv__set1_portable(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__KEEP(k)                                                                              \
+    if (k < m)                                                                                     \
+        toy_kv__store_portable(y + k * TOY_KV_BLOCK + t,                                                    \
+                        toy_kv__add_portable(toy_kv__load_portable(y + k * TOY_KV_BLOCK + t), a##k));
+TOY_KV__EIGHT(toy_kv__eight_down_portable, TOY_KV__STRIP_portable, 1)
+TOY_KV__EIGHT(toy_kv__eight_across_portable, 1, TOY_KV__DEPTH_portable)
+#undef TOY_KV__EIGHT
+#undef TOY_KV__ZERO
+#undef TOY_KV__STEP
+#undef TOY_KV__KEEP
+
+/* x [n] of fp32 from binary16. */
+TOY_KV__TARGET_portable static inline void toy_kv__widen_portable(const unsigned char *row, int n, float *x)
+{
+    int j = 0;
+    for (; j + TOY_KV__LANES_portable <= n; j += TOY_KV__LANES_portable)
+        toy_kv__store_portable(x + j, toy_kv__loadh_portable(row + 2 * j));
+    for (; j < n; j++)
+        x[j] = toy_kv__half_at(row, (size_t)j);
+}
+
+TOY_KV__TARGET_portable static void toy_kv__product_portable(const unsigned char *table, size_t ld, int across,
+                                               int n_in, int n_out, const float *x, float *y)
+{
+    float coef[TOY_KV__STRIP_portable * TOY_KV__DEPTH_portable];
+    int i, o, k, first;
+    memset(coef, 0, sizeof coef);
+    for (o = 0; o < n_out; o += TOY_KV__STRIP_portable)
+        for (first = 0; first < n_in; first += TOY_KV__DEPTH_portable) {
+            int m = n_out - o < TOY_KV__STRIP_portable ? n_out - o : TOY_KV__STRIP_portable;
+            int n = n_in - first < TOY_KV__DEPTH_portable ? n_in - first : TOY_KV__DEPTH_portable;
+            const float *src = x + (size_t)first * TOY_KV_BLOCK;
+            for (k = 0; k < m && across; k++)
+                toy_kv__widen_portable(table + 2 * ((size_t)(o + k) * ld + (size_t)first), n,
+                                coef + k * TOY_KV__DEPTH_portable);
+            for (i = 0; i < n && !across; i++)
+                toy_kv__widen_portable(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
+                                coef + i * TOY_KV__STRIP_portable);
+            for (k = 0; k < m; k += 8) {
+                float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
+                if (across)
+                    toy_kv__eight_across_portable(coef + k * TOY_KV__DEPTH_portable, n, m - k, src, dst);
+                else
+                    toy_kv__eight_down_portable(coef + k, n, m - k, src, dst);
+            }
+        }
+}
+
+TOY_KV__TARGET_portable static void toy_kv__add_scaled_portable(size_t n, float a, const float *x, float *y)
+{
+    size_t i;
+    toy_kv__vf_portable factor = toy_kv__set1_portable(a);
+    for (i = 0; i < n; i += TOY_KV__LANES_portable)
+        toy_kv__store_portable(y + i, toy_kv__fma_portable(factor, toy_kv__load_portable(x + i), toy_kv__load_portable(y + i)));
+}
+
+TOY_KV__TARGET_portable static void toy_kv__affine_portable(const float *scale, const float *shift, int rows,
+                                              float *x)
+{
+    int t, r;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable a = toy_kv__load_portable(scale + t), b = toy_kv__load_portable(shift + t);
+        float *p = x + t;
+        for (r = 0; r < rows; r++, p += TOY_KV_BLOCK)
+            toy_kv__store_portable(p, toy_kv__fma_portable(a, toy_kv__load_portable(p), b));
+    }
+}
+
+TOY_KV__TARGET_portable static void toy_kv__affine_row_portable(int n, float scale, float shift, float *x)
+{
+    int i = 0;
+    toy_kv__vf_portable a = toy_kv__set1_portable(scale), b = toy_kv__set1_portable(shift);
+    for (; i + TOY_KV__LANES_portable <= n; i += TOY_KV__LANES_portable)
+        toy_kv__store_portable(x + i, toy_kv__fma_portable(a, toy_kv__load_portable(x + i), b));
+    for (; i < n; i++)
+        x[i] = scale * x[i] + shift;
+}
+
+TOY_KV__TARGET_portable static void toy_kv__from_bytes_portable(const unsigned char *bytes, float bias,
+                                                  float *dst)
+{
+    int t;
+    toy_kv__vf_portable b = toy_kv__set1_portable(bias);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+        toy_kv__store_portable(dst + t, toy_kv__add_portable(toy_kv__loadu8_portable(bytes + t), b));
+}
+
+TOY_KV__TARGET_portable static void toy_kv__from_nibbles_portable(const unsigned char *plane,
+                                                    const unsigned char *book, int width, int add,
+                                                    float *dst)
+{
+    float words[16];
+    int t, w;
+    for (w = 0; w < width; w++, dst += TOY_KV_BLOCK) {
+        toy_kv__vt_portable table;
+        toy_kv__widen_portable(book + 2 * 16 * w, 16, words);
+        table = toy_kv__table_portable(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            toy_kv__vf_portable v = toy_kv__lookup_portable(table, toy_kv__nibbles_portable(plane, t));
+            toy_kv__store_portable(dst + t, add ? toy_kv__add_portable(toy_kv__load_portable(dst + t), v) : v);
+        }
+    }
+}
+
+/* The angle of a token is the block's and the token's own, one complex product a pair. */
+TOY_KV__TARGET_portable static void toy_kv__turn_tile_portable(const float *block, const float *tokens,
+                                                 float direction, const float *x, float *y)
+{
+    int i, t;
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        int first = (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i) * TOY_KV_BLOCK;
+        int second = (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + TOY_KV_N_ROT / 2) * TOY_KV_BLOCK;
+        toy_kv__vf_portable block_cos = toy_kv__set1_portable(block[2 * i]), c = block_cos;
+        toy_kv__vf_portable block_sin = toy_kv__set1_portable(direction * block[2 * i + 1]), s = block_sin;
+        toy_kv__vf_portable sign = toy_kv__set1_portable(direction), minus = toy_kv__set1_portable(-1.0f);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            toy_kv__vf_portable a = toy_kv__load_portable(x + first + t), b = toy_kv__load_portable(x + second + t);
+            if (tokens != NULL) {
+                const float *own = tokens + 2 * i * TOY_KV_BLOCK + t;
+                toy_kv__vf_portable own_cos = toy_kv__load_portable(own);
+                toy_kv__vf_portable own_sin = toy_kv__mul_portable(sign, toy_kv__load_portable(own + TOY_KV_BLOCK));
+                c = toy_kv__fma_portable(toy_kv__mul_portable(minus, block_sin), own_sin,
+                                  toy_kv__mul_portable(block_cos, own_cos));
+                s = toy_kv__fma_portable(block_sin, own_cos, toy_kv__mul_portable(block_cos, own_sin));
+            }
+            toy_kv__store_portable(y + first + t,
+                            toy_kv__fma_portable(toy_kv__mul_portable(minus, s), b, toy_kv__mul_portable(c, a)));
+            toy_kv__store_portable(y + second + t, toy_kv__fma_portable(s, a, toy_kv__mul_portable(c, b)));
+        }
+    }
+    if (x != y)
+        memcpy(y + TOY_KV_N_ROT * TOY_KV_BLOCK, x + TOY_KV_N_ROT * TOY_KV_BLOCK,
+               sizeof(float) * (TOY_KV_HEAD_DIM - TOY_KV_N_ROT) * TOY_KV_BLOCK);
+}
+
+/* Four rows of q against a tile k. */
+TOY_KV__TARGET_portable static void toy_kv__score_four_portable(const float *k, const float *q, float *s)
+{
+    int d, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            toy_kv__vf_portable v = toy_kv__load_portable(k + d * TOY_KV_BLOCK + t);
+#define TOY_KV__X(i) a##i = toy_kv__fma_portable(toy_kv__set1_portable(q[i * TOY_KV_HEAD_DIM + d]), v, a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+#define TOY_KV__X(i) toy_kv__store_portable(s + i * TOY_KV_BLOCK + t, a##i);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+}
+
+TOY_KV__TARGET_portable static void toy_kv__score_tile_portable(const float *k, const float *q, int rows,
+                                                  float *s)
+{
+    int r, t, d;
+    for (r = 0; r + 4 <= rows; r += 4)
+        toy_kv__score_four_portable(k, q + r * TOY_KV_HEAD_DIM, s + r * TOY_KV_BLOCK);
+    for (; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                a = toy_kv__fma_portable(toy_kv__set1_portable(q[r * TOY_KV_HEAD_DIM + d]),
+                                  toy_kv__load_portable(k + d * TOY_KV_BLOCK + t), a);
+            toy_kv__store_portable(s + r * TOY_KV_BLOCK + t, a);
+        }
+}
+
+TOY_KV__TARGET_portable static void toy_kv__sum_tile_portable(const float *v, const float *p, int rows,
+                                                float *acc, size_t stride)
+{
+    int r, t, d;
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++, v += TOY_KV_BLOCK, acc += TOY_KV__LANES_portable)
+        for (r = 0; r < rows; r++) {
+            float *dst = acc + (size_t)r * stride * TOY_KV__LANES_portable;
+            toy_kv__vf_portable a = toy_kv__load_portable(dst);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+                a = toy_kv__fma_portable(toy_kv__load_portable(p + r * TOY_KV_BLOCK + t), toy_kv__load_portable(v + t), a);
+            toy_kv__store_portable(dst, a);
+        }
+}
+
+TOY_KV__TARGET_portable static void toy_kv__distances_portable(const unsigned char *book, int n, int width,
+                                                 int count, const float *z, float *distance)
+{
+    int i = 0, w;
+    for (; i + TOY_KV__LANES_portable <= count; i += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_portable d =
+                toy_kv__add_portable(toy_kv__loadh_portable(book + 2 * ((size_t)w * (size_t)n + (size_t)i)),
+                              toy_kv__set1_portable(-z[w]));
+            a = toy_kv__fma_portable(d, d, a);
+        }
+        toy_kv__store_portable(distance + i, a);
+    }
+    for (; i < count; i++) {
+        distance[i] = 0.0f;
+        for (w = 0; w < width; w++) {
+            float d = toy_kv__half_at(book, (size_t)w * (size_t)n + (size_t)i) - z[w];
+            distance[i] += d * d;
+        }
+    }
+}
+
+static const toy_kv__dense_ops toy_kv__dense_portable = {
+    toy_kv__product_portable,    toy_kv__add_scaled_portable,   toy_kv__affine_portable,    toy_kv__affine_row_portable,
+    toy_kv__from_bytes_portable, toy_kv__from_nibbles_portable, toy_kv__turn_tile_portable, toy_kv__score_tile_portable,
+    toy_kv__sum_tile_portable,   toy_kv__distances_portable,
+};
+
+#undef TOY_KV__ROWS4
+#undef TOY_KV__ROWS8
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
@@ -1443,7 +1767,7 @@ static const toy_kv__ops toy_kv__ops_portable = {
     toy_kv__sum_scalars_portable,  toy_kv__scale_rows_portable,    toy_kv__gains_portable,       toy_kv__add_row_portable,
     toy_kv__dot_row_portable,      toy_kv__map_portable,           toy_kv__fill_table_portable,  toy_kv__largest_portable,
     toy_kv__exponentials_portable, toy_kv__reduce_portable,        toy_kv__shrink_portable,      toy_kv__nearest_portable,
-    toy_kv__nearest_wide_portable, TOY_KV__BYTE_OPS_portable,
+    toy_kv__nearest_wide_portable, TOY_KV__BYTE_OPS_portable,      &toy_kv__dense_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -1552,6 +1876,257 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__gather_avx2(const unsigned char
     return _mm256_cvtph_ps(
         _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
+/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
+ * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
+ * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
+/* Inputs and outputs that are unpacked to fp32 at a time. */
+enum { TOY_KV__DEPTH_avx2 = 128, TOY_KV__STRIP_avx2 = 16 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
+ * macro, so that both strides are constants: coefficients are operands in memory then. */
+#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+    TOY_KV__TARGET_avx2 static void name(const float *coef, int n, int m, const float *x, float *y)   \
+    {                                                                                              \
+        int i, t;                                                                                  \
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {                                        \
+            const float *c = coef, *src = x + t;                                                   \
+            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
+                toy_kv__vf_avx2 v = toy_kv__load_avx2(src);                                              \
+                TOY_KV__STEP(0, of_out)                                                              \
+                TOY_KV__STEP(1, of_out)                                                              \
+                TOY_KV__STEP(2, of_out)                                                              \
+                TOY_KV__STEP(3, of_out)                                                              \
+                TOY_KV__STEP(4, of_out)                                                              \
+                TOY_KV__STEP(5, of_out)                                                              \
+                TOY_KV__STEP(6, of_out)                                                              \
+                TOY_KV__STEP(7, of_out)                                                              \
+            }                                                                                      \
+            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+        }                                                                                          \
+    }
+#define TOY_KV__ZERO(k)         toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__KEEP(k)                                                                              \
+    if (k < m)                                                                                     \
+        toy_kv__store_avx2(y + k * TOY_KV_BLOCK + t,                                                    \
+                        toy_kv__add_avx2(toy_kv__load_avx2(y + k * TOY_KV_BLOCK + t), a##k));
+TOY_KV__EIGHT(toy_kv__eight_down_avx2, TOY_KV__STRIP_avx2, 1)
+TOY_KV__EIGHT(toy_kv__eight_across_avx2, 1, TOY_KV__DEPTH_avx2)
+#undef TOY_KV__EIGHT
+#undef TOY_KV__ZERO
+#undef TOY_KV__STEP
+#undef TOY_KV__KEEP
+
+/* x [n] of fp32 from binary16. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__widen_avx2(const unsigned char *row, int n, float *x)
+{
+    int j = 0;
+    for (; j + TOY_KV__LANES_avx2 <= n; j += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(x + j, toy_kv__loadh_avx2(row + 2 * j));
+    for (; j < n; j++)
+        x[j] = toy_kv__half_at(row, (size_t)j);
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__product_avx2(const unsigned char *table, size_t ld, int across,
+                                               int n_in, int n_out, const float *x, float *y)
+{
+    float coef[TOY_KV__STRIP_avx2 * TOY_KV__DEPTH_avx2];
+    int i, o, k, first;
+    memset(coef, 0, sizeof coef);
+    for (o = 0; o < n_out; o += TOY_KV__STRIP_avx2)
+        for (first = 0; first < n_in; first += TOY_KV__DEPTH_avx2) {
+            int m = n_out - o < TOY_KV__STRIP_avx2 ? n_out - o : TOY_KV__STRIP_avx2;
+            int n = n_in - first < TOY_KV__DEPTH_avx2 ? n_in - first : TOY_KV__DEPTH_avx2;
+            const float *src = x + (size_t)first * TOY_KV_BLOCK;
+            for (k = 0; k < m && across; k++)
+                toy_kv__widen_avx2(table + 2 * ((size_t)(o + k) * ld + (size_t)first), n,
+                                coef + k * TOY_KV__DEPTH_avx2);
+            for (i = 0; i < n && !across; i++)
+                toy_kv__widen_avx2(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
+                                coef + i * TOY_KV__STRIP_avx2);
+            for (k = 0; k < m; k += 8) {
+                float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
+                if (across)
+                    toy_kv__eight_across_avx2(coef + k * TOY_KV__DEPTH_avx2, n, m - k, src, dst);
+                else
+                    toy_kv__eight_down_avx2(coef + k, n, m - k, src, dst);
+            }
+        }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__add_scaled_avx2(size_t n, float a, const float *x, float *y)
+{
+    size_t i;
+    toy_kv__vf_avx2 factor = toy_kv__set1_avx2(a);
+    for (i = 0; i < n; i += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(y + i, toy_kv__fma_avx2(factor, toy_kv__load_avx2(x + i), toy_kv__load_avx2(y + i)));
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__affine_avx2(const float *scale, const float *shift, int rows,
+                                              float *x)
+{
+    int t, r;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 a = toy_kv__load_avx2(scale + t), b = toy_kv__load_avx2(shift + t);
+        float *p = x + t;
+        for (r = 0; r < rows; r++, p += TOY_KV_BLOCK)
+            toy_kv__store_avx2(p, toy_kv__fma_avx2(a, toy_kv__load_avx2(p), b));
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__affine_row_avx2(int n, float scale, float shift, float *x)
+{
+    int i = 0;
+    toy_kv__vf_avx2 a = toy_kv__set1_avx2(scale), b = toy_kv__set1_avx2(shift);
+    for (; i + TOY_KV__LANES_avx2 <= n; i += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(x + i, toy_kv__fma_avx2(a, toy_kv__load_avx2(x + i), b));
+    for (; i < n; i++)
+        x[i] = scale * x[i] + shift;
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__from_bytes_avx2(const unsigned char *bytes, float bias,
+                                                  float *dst)
+{
+    int t;
+    toy_kv__vf_avx2 b = toy_kv__set1_avx2(bias);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(dst + t, toy_kv__add_avx2(toy_kv__loadu8_avx2(bytes + t), b));
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__from_nibbles_avx2(const unsigned char *plane,
+                                                    const unsigned char *book, int width, int add,
+                                                    float *dst)
+{
+    float words[16];
+    int t, w;
+    for (w = 0; w < width; w++, dst += TOY_KV_BLOCK) {
+        toy_kv__vt_avx2 table;
+        toy_kv__widen_avx2(book + 2 * 16 * w, 16, words);
+        table = toy_kv__table_avx2(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            toy_kv__vf_avx2 v = toy_kv__lookup_avx2(table, toy_kv__nibbles_avx2(plane, t));
+            toy_kv__store_avx2(dst + t, add ? toy_kv__add_avx2(toy_kv__load_avx2(dst + t), v) : v);
+        }
+    }
+}
+
+/* The angle of a token is the block's and the token's own, one complex product a pair. */
+TOY_KV__TARGET_avx2 static void toy_kv__turn_tile_avx2(const float *block, const float *tokens,
+                                                 float direction, const float *x, float *y)
+{
+    int i, t;
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        int first = (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i) * TOY_KV_BLOCK;
+        int second = (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + TOY_KV_N_ROT / 2) * TOY_KV_BLOCK;
+        toy_kv__vf_avx2 block_cos = toy_kv__set1_avx2(block[2 * i]), c = block_cos;
+        toy_kv__vf_avx2 block_sin = toy_kv__set1_avx2(direction * block[2 * i + 1]), s = block_sin;
+        toy_kv__vf_avx2 sign = toy_kv__set1_avx2(direction), minus = toy_kv__set1_avx2(-1.0f);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            toy_kv__vf_avx2 a = toy_kv__load_avx2(x + first + t), b = toy_kv__load_avx2(x + second + t);
+            if (tokens != NULL) {
+                const float *own = tokens + 2 * i * TOY_KV_BLOCK + t;
+                toy_kv__vf_avx2 own_cos = toy_kv__load_avx2(own);
+                toy_kv__vf_avx2 own_sin = toy_kv__mul_avx2(sign, toy_kv__load_avx2(own + TOY_KV_BLOCK));
+                c = toy_kv__fma_avx2(toy_kv__mul_avx2(minus, block_sin), own_sin,
+                                  toy_kv__mul_avx2(block_cos, own_cos));
+                s = toy_kv__fma_avx2(block_sin, own_cos, toy_kv__mul_avx2(block_cos, own_sin));
+            }
+            toy_kv__store_avx2(y + first + t,
+                            toy_kv__fma_avx2(toy_kv__mul_avx2(minus, s), b, toy_kv__mul_avx2(c, a)));
+            toy_kv__store_avx2(y + second + t, toy_kv__fma_avx2(s, a, toy_kv__mul_avx2(c, b)));
+        }
+    }
+    if (x != y)
+        memcpy(y + TOY_KV_N_ROT * TOY_KV_BLOCK, x + TOY_KV_N_ROT * TOY_KV_BLOCK,
+               sizeof(float) * (TOY_KV_HEAD_DIM - TOY_KV_N_ROT) * TOY_KV_BLOCK);
+}
+
+/* Four rows of q against a tile k. */
+TOY_KV__TARGET_avx2 static void toy_kv__score_four_avx2(const float *k, const float *q, float *s)
+{
+    int d, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            toy_kv__vf_avx2 v = toy_kv__load_avx2(k + d * TOY_KV_BLOCK + t);
+#define TOY_KV__X(i) a##i = toy_kv__fma_avx2(toy_kv__set1_avx2(q[i * TOY_KV_HEAD_DIM + d]), v, a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+#define TOY_KV__X(i) toy_kv__store_avx2(s + i * TOY_KV_BLOCK + t, a##i);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__score_tile_avx2(const float *k, const float *q, int rows,
+                                                  float *s)
+{
+    int r, t, d;
+    for (r = 0; r + 4 <= rows; r += 4)
+        toy_kv__score_four_avx2(k, q + r * TOY_KV_HEAD_DIM, s + r * TOY_KV_BLOCK);
+    for (; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[r * TOY_KV_HEAD_DIM + d]),
+                                  toy_kv__load_avx2(k + d * TOY_KV_BLOCK + t), a);
+            toy_kv__store_avx2(s + r * TOY_KV_BLOCK + t, a);
+        }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__sum_tile_avx2(const float *v, const float *p, int rows,
+                                                float *acc, size_t stride)
+{
+    int r, t, d;
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++, v += TOY_KV_BLOCK, acc += TOY_KV__LANES_avx2)
+        for (r = 0; r < rows; r++) {
+            float *dst = acc + (size_t)r * stride * TOY_KV__LANES_avx2;
+            toy_kv__vf_avx2 a = toy_kv__load_avx2(dst);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+                a = toy_kv__fma_avx2(toy_kv__load_avx2(p + r * TOY_KV_BLOCK + t), toy_kv__load_avx2(v + t), a);
+            toy_kv__store_avx2(dst, a);
+        }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__distances_avx2(const unsigned char *book, int n, int width,
+                                                 int count, const float *z, float *distance)
+{
+    int i = 0, w;
+    for (; i + TOY_KV__LANES_avx2 <= count; i += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx2 d =
+                toy_kv__add_avx2(toy_kv__loadh_avx2(book + 2 * ((size_t)w * (size_t)n + (size_t)i)),
+                              toy_kv__set1_avx2(-z[w]));
+            a = toy_kv__fma_avx2(d, d, a);
+        }
+        toy_kv__store_avx2(distance + i, a);
+    }
+    for (; i < count; i++) {
+        distance[i] = 0.0f;
+        for (w = 0; w < width; w++) {
+            float d = toy_kv__half_at(book, (size_t)w * (size_t)n + (size_t)i) - z[w];
+            distance[i] += d * d;
+        }
+    }
+}
+
+static const toy_kv__dense_ops toy_kv__dense_avx2 = {
+    toy_kv__product_avx2,    toy_kv__add_scaled_avx2,   toy_kv__affine_avx2,    toy_kv__affine_row_avx2,
+    toy_kv__from_bytes_avx2, toy_kv__from_nibbles_avx2, toy_kv__turn_tile_avx2, toy_kv__score_tile_avx2,
+    toy_kv__sum_tile_avx2,   toy_kv__distances_avx2,
+};
+
+#undef TOY_KV__ROWS4
+#undef TOY_KV__ROWS8
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
@@ -1967,7 +2542,7 @@ static const toy_kv__ops toy_kv__ops_avx2 = {
     toy_kv__sum_scalars_avx2,  toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,       toy_kv__add_row_avx2,
     toy_kv__dot_row_avx2,      toy_kv__map_avx2,           toy_kv__fill_table_avx2,  toy_kv__largest_avx2,
     toy_kv__exponentials_avx2, toy_kv__reduce_avx2,        toy_kv__shrink_avx2,      toy_kv__nearest_avx2,
-    toy_kv__nearest_wide_avx2, TOY_KV__BYTE_OPS_avx2,
+    toy_kv__nearest_wide_avx2, TOY_KV__BYTE_OPS_avx2,      &toy_kv__dense_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -2427,6 +3002,257 @@ static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
 };
 
 #endif /* TOY_KV_BLOCK >= 64 */
+/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
+ * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
+ * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
+/* Inputs and outputs that are unpacked to fp32 at a time. */
+enum { TOY_KV__DEPTH_avx512 = 128, TOY_KV__STRIP_avx512 = 16 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
+ * macro, so that both strides are constants: coefficients are operands in memory then. */
+#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+    TOY_KV__TARGET_avx512 static void name(const float *coef, int n, int m, const float *x, float *y)   \
+    {                                                                                              \
+        int i, t;                                                                                  \
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {                                        \
+            const float *c = coef, *src = x + t;                                                   \
+            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
+                toy_kv__vf_avx512 v = toy_kv__load_avx512(src);                                              \
+                TOY_KV__STEP(0, of_out)                                                              \
+                TOY_KV__STEP(1, of_out)                                                              \
+                TOY_KV__STEP(2, of_out)                                                              \
+                TOY_KV__STEP(3, of_out)                                                              \
+                TOY_KV__STEP(4, of_out)                                                              \
+                TOY_KV__STEP(5, of_out)                                                              \
+                TOY_KV__STEP(6, of_out)                                                              \
+                TOY_KV__STEP(7, of_out)                                                              \
+            }                                                                                      \
+            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+        }                                                                                          \
+    }
+#define TOY_KV__ZERO(k)         toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__KEEP(k)                                                                              \
+    if (k < m)                                                                                     \
+        toy_kv__store_avx512(y + k * TOY_KV_BLOCK + t,                                                    \
+                        toy_kv__add_avx512(toy_kv__load_avx512(y + k * TOY_KV_BLOCK + t), a##k));
+TOY_KV__EIGHT(toy_kv__eight_down_avx512, TOY_KV__STRIP_avx512, 1)
+TOY_KV__EIGHT(toy_kv__eight_across_avx512, 1, TOY_KV__DEPTH_avx512)
+#undef TOY_KV__EIGHT
+#undef TOY_KV__ZERO
+#undef TOY_KV__STEP
+#undef TOY_KV__KEEP
+
+/* x [n] of fp32 from binary16. */
+TOY_KV__TARGET_avx512 static inline void toy_kv__widen_avx512(const unsigned char *row, int n, float *x)
+{
+    int j = 0;
+    for (; j + TOY_KV__LANES_avx512 <= n; j += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(x + j, toy_kv__loadh_avx512(row + 2 * j));
+    for (; j < n; j++)
+        x[j] = toy_kv__half_at(row, (size_t)j);
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__product_avx512(const unsigned char *table, size_t ld, int across,
+                                               int n_in, int n_out, const float *x, float *y)
+{
+    float coef[TOY_KV__STRIP_avx512 * TOY_KV__DEPTH_avx512];
+    int i, o, k, first;
+    memset(coef, 0, sizeof coef);
+    for (o = 0; o < n_out; o += TOY_KV__STRIP_avx512)
+        for (first = 0; first < n_in; first += TOY_KV__DEPTH_avx512) {
+            int m = n_out - o < TOY_KV__STRIP_avx512 ? n_out - o : TOY_KV__STRIP_avx512;
+            int n = n_in - first < TOY_KV__DEPTH_avx512 ? n_in - first : TOY_KV__DEPTH_avx512;
+            const float *src = x + (size_t)first * TOY_KV_BLOCK;
+            for (k = 0; k < m && across; k++)
+                toy_kv__widen_avx512(table + 2 * ((size_t)(o + k) * ld + (size_t)first), n,
+                                coef + k * TOY_KV__DEPTH_avx512);
+            for (i = 0; i < n && !across; i++)
+                toy_kv__widen_avx512(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
+                                coef + i * TOY_KV__STRIP_avx512);
+            for (k = 0; k < m; k += 8) {
+                float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
+                if (across)
+                    toy_kv__eight_across_avx512(coef + k * TOY_KV__DEPTH_avx512, n, m - k, src, dst);
+                else
+                    toy_kv__eight_down_avx512(coef + k, n, m - k, src, dst);
+            }
+        }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__add_scaled_avx512(size_t n, float a, const float *x, float *y)
+{
+    size_t i;
+    toy_kv__vf_avx512 factor = toy_kv__set1_avx512(a);
+    for (i = 0; i < n; i += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(y + i, toy_kv__fma_avx512(factor, toy_kv__load_avx512(x + i), toy_kv__load_avx512(y + i)));
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__affine_avx512(const float *scale, const float *shift, int rows,
+                                              float *x)
+{
+    int t, r;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 a = toy_kv__load_avx512(scale + t), b = toy_kv__load_avx512(shift + t);
+        float *p = x + t;
+        for (r = 0; r < rows; r++, p += TOY_KV_BLOCK)
+            toy_kv__store_avx512(p, toy_kv__fma_avx512(a, toy_kv__load_avx512(p), b));
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__affine_row_avx512(int n, float scale, float shift, float *x)
+{
+    int i = 0;
+    toy_kv__vf_avx512 a = toy_kv__set1_avx512(scale), b = toy_kv__set1_avx512(shift);
+    for (; i + TOY_KV__LANES_avx512 <= n; i += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(x + i, toy_kv__fma_avx512(a, toy_kv__load_avx512(x + i), b));
+    for (; i < n; i++)
+        x[i] = scale * x[i] + shift;
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__from_bytes_avx512(const unsigned char *bytes, float bias,
+                                                  float *dst)
+{
+    int t;
+    toy_kv__vf_avx512 b = toy_kv__set1_avx512(bias);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(dst + t, toy_kv__add_avx512(toy_kv__loadu8_avx512(bytes + t), b));
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__from_nibbles_avx512(const unsigned char *plane,
+                                                    const unsigned char *book, int width, int add,
+                                                    float *dst)
+{
+    float words[16];
+    int t, w;
+    for (w = 0; w < width; w++, dst += TOY_KV_BLOCK) {
+        toy_kv__vt_avx512 table;
+        toy_kv__widen_avx512(book + 2 * 16 * w, 16, words);
+        table = toy_kv__table_avx512(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            toy_kv__vf_avx512 v = toy_kv__lookup_avx512(table, toy_kv__nibbles_avx512(plane, t));
+            toy_kv__store_avx512(dst + t, add ? toy_kv__add_avx512(toy_kv__load_avx512(dst + t), v) : v);
+        }
+    }
+}
+
+/* The angle of a token is the block's and the token's own, one complex product a pair. */
+TOY_KV__TARGET_avx512 static void toy_kv__turn_tile_avx512(const float *block, const float *tokens,
+                                                 float direction, const float *x, float *y)
+{
+    int i, t;
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        int first = (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i) * TOY_KV_BLOCK;
+        int second = (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + TOY_KV_N_ROT / 2) * TOY_KV_BLOCK;
+        toy_kv__vf_avx512 block_cos = toy_kv__set1_avx512(block[2 * i]), c = block_cos;
+        toy_kv__vf_avx512 block_sin = toy_kv__set1_avx512(direction * block[2 * i + 1]), s = block_sin;
+        toy_kv__vf_avx512 sign = toy_kv__set1_avx512(direction), minus = toy_kv__set1_avx512(-1.0f);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            toy_kv__vf_avx512 a = toy_kv__load_avx512(x + first + t), b = toy_kv__load_avx512(x + second + t);
+            if (tokens != NULL) {
+                const float *own = tokens + 2 * i * TOY_KV_BLOCK + t;
+                toy_kv__vf_avx512 own_cos = toy_kv__load_avx512(own);
+                toy_kv__vf_avx512 own_sin = toy_kv__mul_avx512(sign, toy_kv__load_avx512(own + TOY_KV_BLOCK));
+                c = toy_kv__fma_avx512(toy_kv__mul_avx512(minus, block_sin), own_sin,
+                                  toy_kv__mul_avx512(block_cos, own_cos));
+                s = toy_kv__fma_avx512(block_sin, own_cos, toy_kv__mul_avx512(block_cos, own_sin));
+            }
+            toy_kv__store_avx512(y + first + t,
+                            toy_kv__fma_avx512(toy_kv__mul_avx512(minus, s), b, toy_kv__mul_avx512(c, a)));
+            toy_kv__store_avx512(y + second + t, toy_kv__fma_avx512(s, a, toy_kv__mul_avx512(c, b)));
+        }
+    }
+    if (x != y)
+        memcpy(y + TOY_KV_N_ROT * TOY_KV_BLOCK, x + TOY_KV_N_ROT * TOY_KV_BLOCK,
+               sizeof(float) * (TOY_KV_HEAD_DIM - TOY_KV_N_ROT) * TOY_KV_BLOCK);
+}
+
+/* Four rows of q against a tile k. */
+TOY_KV__TARGET_avx512 static void toy_kv__score_four_avx512(const float *k, const float *q, float *s)
+{
+    int d, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            toy_kv__vf_avx512 v = toy_kv__load_avx512(k + d * TOY_KV_BLOCK + t);
+#define TOY_KV__X(i) a##i = toy_kv__fma_avx512(toy_kv__set1_avx512(q[i * TOY_KV_HEAD_DIM + d]), v, a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+#define TOY_KV__X(i) toy_kv__store_avx512(s + i * TOY_KV_BLOCK + t, a##i);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__score_tile_avx512(const float *k, const float *q, int rows,
+                                                  float *s)
+{
+    int r, t, d;
+    for (r = 0; r + 4 <= rows; r += 4)
+        toy_kv__score_four_avx512(k, q + r * TOY_KV_HEAD_DIM, s + r * TOY_KV_BLOCK);
+    for (; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[r * TOY_KV_HEAD_DIM + d]),
+                                  toy_kv__load_avx512(k + d * TOY_KV_BLOCK + t), a);
+            toy_kv__store_avx512(s + r * TOY_KV_BLOCK + t, a);
+        }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__sum_tile_avx512(const float *v, const float *p, int rows,
+                                                float *acc, size_t stride)
+{
+    int r, t, d;
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++, v += TOY_KV_BLOCK, acc += TOY_KV__LANES_avx512)
+        for (r = 0; r < rows; r++) {
+            float *dst = acc + (size_t)r * stride * TOY_KV__LANES_avx512;
+            toy_kv__vf_avx512 a = toy_kv__load_avx512(dst);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+                a = toy_kv__fma_avx512(toy_kv__load_avx512(p + r * TOY_KV_BLOCK + t), toy_kv__load_avx512(v + t), a);
+            toy_kv__store_avx512(dst, a);
+        }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__distances_avx512(const unsigned char *book, int n, int width,
+                                                 int count, const float *z, float *distance)
+{
+    int i = 0, w;
+    for (; i + TOY_KV__LANES_avx512 <= count; i += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx512 d =
+                toy_kv__add_avx512(toy_kv__loadh_avx512(book + 2 * ((size_t)w * (size_t)n + (size_t)i)),
+                              toy_kv__set1_avx512(-z[w]));
+            a = toy_kv__fma_avx512(d, d, a);
+        }
+        toy_kv__store_avx512(distance + i, a);
+    }
+    for (; i < count; i++) {
+        distance[i] = 0.0f;
+        for (w = 0; w < width; w++) {
+            float d = toy_kv__half_at(book, (size_t)w * (size_t)n + (size_t)i) - z[w];
+            distance[i] += d * d;
+        }
+    }
+}
+
+static const toy_kv__dense_ops toy_kv__dense_avx512 = {
+    toy_kv__product_avx512,    toy_kv__add_scaled_avx512,   toy_kv__affine_avx512,    toy_kv__affine_row_avx512,
+    toy_kv__from_bytes_avx512, toy_kv__from_nibbles_avx512, toy_kv__turn_tile_avx512, toy_kv__score_tile_avx512,
+    toy_kv__sum_tile_avx512,   toy_kv__distances_avx512,
+};
+
+#undef TOY_KV__ROWS4
+#undef TOY_KV__ROWS8
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
@@ -2842,7 +3668,7 @@ static const toy_kv__ops toy_kv__ops_avx512 = {
     toy_kv__sum_scalars_avx512,  toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,       toy_kv__add_row_avx512,
     toy_kv__dot_row_avx512,      toy_kv__map_avx512,           toy_kv__fill_table_avx512,  toy_kv__largest_avx512,
     toy_kv__exponentials_avx512, toy_kv__reduce_avx512,        toy_kv__shrink_avx512,      toy_kv__nearest_avx512,
-    toy_kv__nearest_wide_avx512, TOY_KV__BYTE_OPS_avx512,
+    toy_kv__nearest_wide_avx512, TOY_KV__BYTE_OPS_avx512,      &toy_kv__dense_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -2947,6 +3773,257 @@ static inline float32x4_t toy_kv__gather_neon(const unsigned char *table, const 
         memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
 }
+/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
+ * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
+ * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
+/* Inputs and outputs that are unpacked to fp32 at a time. */
+enum { TOY_KV__DEPTH_neon = 128, TOY_KV__STRIP_neon = 16 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
+ * macro, so that both strides are constants: coefficients are operands in memory then. */
+#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+    TOY_KV__TARGET_neon static void name(const float *coef, int n, int m, const float *x, float *y)   \
+    {                                                                                              \
+        int i, t;                                                                                  \
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {                                        \
+            const float *c = coef, *src = x + t;                                                   \
+            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
+                toy_kv__vf_neon v = toy_kv__load_neon(src);                                              \
+                TOY_KV__STEP(0, of_out)                                                              \
+                TOY_KV__STEP(1, of_out)                                                              \
+                TOY_KV__STEP(2, of_out)                                                              \
+                TOY_KV__STEP(3, of_out)                                                              \
+                TOY_KV__STEP(4, of_out)                                                              \
+                TOY_KV__STEP(5, of_out)                                                              \
+                TOY_KV__STEP(6, of_out)                                                              \
+                TOY_KV__STEP(7, of_out)                                                              \
+            }                                                                                      \
+            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+        }                                                                                          \
+    }
+#define TOY_KV__ZERO(k)         toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_neon(toy_kv__set1_neon(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__KEEP(k)                                                                              \
+    if (k < m)                                                                                     \
+        toy_kv__store_neon(y + k * TOY_KV_BLOCK + t,                                                    \
+                        toy_kv__add_neon(toy_kv__load_neon(y + k * TOY_KV_BLOCK + t), a##k));
+TOY_KV__EIGHT(toy_kv__eight_down_neon, TOY_KV__STRIP_neon, 1)
+TOY_KV__EIGHT(toy_kv__eight_across_neon, 1, TOY_KV__DEPTH_neon)
+#undef TOY_KV__EIGHT
+#undef TOY_KV__ZERO
+#undef TOY_KV__STEP
+#undef TOY_KV__KEEP
+
+/* x [n] of fp32 from binary16. */
+TOY_KV__TARGET_neon static inline void toy_kv__widen_neon(const unsigned char *row, int n, float *x)
+{
+    int j = 0;
+    for (; j + TOY_KV__LANES_neon <= n; j += TOY_KV__LANES_neon)
+        toy_kv__store_neon(x + j, toy_kv__loadh_neon(row + 2 * j));
+    for (; j < n; j++)
+        x[j] = toy_kv__half_at(row, (size_t)j);
+}
+
+TOY_KV__TARGET_neon static void toy_kv__product_neon(const unsigned char *table, size_t ld, int across,
+                                               int n_in, int n_out, const float *x, float *y)
+{
+    float coef[TOY_KV__STRIP_neon * TOY_KV__DEPTH_neon];
+    int i, o, k, first;
+    memset(coef, 0, sizeof coef);
+    for (o = 0; o < n_out; o += TOY_KV__STRIP_neon)
+        for (first = 0; first < n_in; first += TOY_KV__DEPTH_neon) {
+            int m = n_out - o < TOY_KV__STRIP_neon ? n_out - o : TOY_KV__STRIP_neon;
+            int n = n_in - first < TOY_KV__DEPTH_neon ? n_in - first : TOY_KV__DEPTH_neon;
+            const float *src = x + (size_t)first * TOY_KV_BLOCK;
+            for (k = 0; k < m && across; k++)
+                toy_kv__widen_neon(table + 2 * ((size_t)(o + k) * ld + (size_t)first), n,
+                                coef + k * TOY_KV__DEPTH_neon);
+            for (i = 0; i < n && !across; i++)
+                toy_kv__widen_neon(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
+                                coef + i * TOY_KV__STRIP_neon);
+            for (k = 0; k < m; k += 8) {
+                float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
+                if (across)
+                    toy_kv__eight_across_neon(coef + k * TOY_KV__DEPTH_neon, n, m - k, src, dst);
+                else
+                    toy_kv__eight_down_neon(coef + k, n, m - k, src, dst);
+            }
+        }
+}
+
+TOY_KV__TARGET_neon static void toy_kv__add_scaled_neon(size_t n, float a, const float *x, float *y)
+{
+    size_t i;
+    toy_kv__vf_neon factor = toy_kv__set1_neon(a);
+    for (i = 0; i < n; i += TOY_KV__LANES_neon)
+        toy_kv__store_neon(y + i, toy_kv__fma_neon(factor, toy_kv__load_neon(x + i), toy_kv__load_neon(y + i)));
+}
+
+TOY_KV__TARGET_neon static void toy_kv__affine_neon(const float *scale, const float *shift, int rows,
+                                              float *x)
+{
+    int t, r;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon a = toy_kv__load_neon(scale + t), b = toy_kv__load_neon(shift + t);
+        float *p = x + t;
+        for (r = 0; r < rows; r++, p += TOY_KV_BLOCK)
+            toy_kv__store_neon(p, toy_kv__fma_neon(a, toy_kv__load_neon(p), b));
+    }
+}
+
+TOY_KV__TARGET_neon static void toy_kv__affine_row_neon(int n, float scale, float shift, float *x)
+{
+    int i = 0;
+    toy_kv__vf_neon a = toy_kv__set1_neon(scale), b = toy_kv__set1_neon(shift);
+    for (; i + TOY_KV__LANES_neon <= n; i += TOY_KV__LANES_neon)
+        toy_kv__store_neon(x + i, toy_kv__fma_neon(a, toy_kv__load_neon(x + i), b));
+    for (; i < n; i++)
+        x[i] = scale * x[i] + shift;
+}
+
+TOY_KV__TARGET_neon static void toy_kv__from_bytes_neon(const unsigned char *bytes, float bias,
+                                                  float *dst)
+{
+    int t;
+    toy_kv__vf_neon b = toy_kv__set1_neon(bias);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+        toy_kv__store_neon(dst + t, toy_kv__add_neon(toy_kv__loadu8_neon(bytes + t), b));
+}
+
+TOY_KV__TARGET_neon static void toy_kv__from_nibbles_neon(const unsigned char *plane,
+                                                    const unsigned char *book, int width, int add,
+                                                    float *dst)
+{
+    float words[16];
+    int t, w;
+    for (w = 0; w < width; w++, dst += TOY_KV_BLOCK) {
+        toy_kv__vt_neon table;
+        toy_kv__widen_neon(book + 2 * 16 * w, 16, words);
+        table = toy_kv__table_neon(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            toy_kv__vf_neon v = toy_kv__lookup_neon(table, toy_kv__nibbles_neon(plane, t));
+            toy_kv__store_neon(dst + t, add ? toy_kv__add_neon(toy_kv__load_neon(dst + t), v) : v);
+        }
+    }
+}
+
+/* The angle of a token is the block's and the token's own, one complex product a pair. */
+TOY_KV__TARGET_neon static void toy_kv__turn_tile_neon(const float *block, const float *tokens,
+                                                 float direction, const float *x, float *y)
+{
+    int i, t;
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        int first = (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i) * TOY_KV_BLOCK;
+        int second = (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + TOY_KV_N_ROT / 2) * TOY_KV_BLOCK;
+        toy_kv__vf_neon block_cos = toy_kv__set1_neon(block[2 * i]), c = block_cos;
+        toy_kv__vf_neon block_sin = toy_kv__set1_neon(direction * block[2 * i + 1]), s = block_sin;
+        toy_kv__vf_neon sign = toy_kv__set1_neon(direction), minus = toy_kv__set1_neon(-1.0f);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            toy_kv__vf_neon a = toy_kv__load_neon(x + first + t), b = toy_kv__load_neon(x + second + t);
+            if (tokens != NULL) {
+                const float *own = tokens + 2 * i * TOY_KV_BLOCK + t;
+                toy_kv__vf_neon own_cos = toy_kv__load_neon(own);
+                toy_kv__vf_neon own_sin = toy_kv__mul_neon(sign, toy_kv__load_neon(own + TOY_KV_BLOCK));
+                c = toy_kv__fma_neon(toy_kv__mul_neon(minus, block_sin), own_sin,
+                                  toy_kv__mul_neon(block_cos, own_cos));
+                s = toy_kv__fma_neon(block_sin, own_cos, toy_kv__mul_neon(block_cos, own_sin));
+            }
+            toy_kv__store_neon(y + first + t,
+                            toy_kv__fma_neon(toy_kv__mul_neon(minus, s), b, toy_kv__mul_neon(c, a)));
+            toy_kv__store_neon(y + second + t, toy_kv__fma_neon(s, a, toy_kv__mul_neon(c, b)));
+        }
+    }
+    if (x != y)
+        memcpy(y + TOY_KV_N_ROT * TOY_KV_BLOCK, x + TOY_KV_N_ROT * TOY_KV_BLOCK,
+               sizeof(float) * (TOY_KV_HEAD_DIM - TOY_KV_N_ROT) * TOY_KV_BLOCK);
+}
+
+/* Four rows of q against a tile k. */
+TOY_KV__TARGET_neon static void toy_kv__score_four_neon(const float *k, const float *q, float *s)
+{
+    int d, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            toy_kv__vf_neon v = toy_kv__load_neon(k + d * TOY_KV_BLOCK + t);
+#define TOY_KV__X(i) a##i = toy_kv__fma_neon(toy_kv__set1_neon(q[i * TOY_KV_HEAD_DIM + d]), v, a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+#define TOY_KV__X(i) toy_kv__store_neon(s + i * TOY_KV_BLOCK + t, a##i);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+}
+
+TOY_KV__TARGET_neon static void toy_kv__score_tile_neon(const float *k, const float *q, int rows,
+                                                  float *s)
+{
+    int r, t, d;
+    for (r = 0; r + 4 <= rows; r += 4)
+        toy_kv__score_four_neon(k, q + r * TOY_KV_HEAD_DIM, s + r * TOY_KV_BLOCK);
+    for (; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                a = toy_kv__fma_neon(toy_kv__set1_neon(q[r * TOY_KV_HEAD_DIM + d]),
+                                  toy_kv__load_neon(k + d * TOY_KV_BLOCK + t), a);
+            toy_kv__store_neon(s + r * TOY_KV_BLOCK + t, a);
+        }
+}
+
+TOY_KV__TARGET_neon static void toy_kv__sum_tile_neon(const float *v, const float *p, int rows,
+                                                float *acc, size_t stride)
+{
+    int r, t, d;
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++, v += TOY_KV_BLOCK, acc += TOY_KV__LANES_neon)
+        for (r = 0; r < rows; r++) {
+            float *dst = acc + (size_t)r * stride * TOY_KV__LANES_neon;
+            toy_kv__vf_neon a = toy_kv__load_neon(dst);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+                a = toy_kv__fma_neon(toy_kv__load_neon(p + r * TOY_KV_BLOCK + t), toy_kv__load_neon(v + t), a);
+            toy_kv__store_neon(dst, a);
+        }
+}
+
+TOY_KV__TARGET_neon static void toy_kv__distances_neon(const unsigned char *book, int n, int width,
+                                                 int count, const float *z, float *distance)
+{
+    int i = 0, w;
+    for (; i + TOY_KV__LANES_neon <= count; i += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_neon d =
+                toy_kv__add_neon(toy_kv__loadh_neon(book + 2 * ((size_t)w * (size_t)n + (size_t)i)),
+                              toy_kv__set1_neon(-z[w]));
+            a = toy_kv__fma_neon(d, d, a);
+        }
+        toy_kv__store_neon(distance + i, a);
+    }
+    for (; i < count; i++) {
+        distance[i] = 0.0f;
+        for (w = 0; w < width; w++) {
+            float d = toy_kv__half_at(book, (size_t)w * (size_t)n + (size_t)i) - z[w];
+            distance[i] += d * d;
+        }
+    }
+}
+
+static const toy_kv__dense_ops toy_kv__dense_neon = {
+    toy_kv__product_neon,    toy_kv__add_scaled_neon,   toy_kv__affine_neon,    toy_kv__affine_row_neon,
+    toy_kv__from_bytes_neon, toy_kv__from_nibbles_neon, toy_kv__turn_tile_neon, toy_kv__score_tile_neon,
+    toy_kv__sum_tile_neon,   toy_kv__distances_neon,
+};
+
+#undef TOY_KV__ROWS4
+#undef TOY_KV__ROWS8
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
@@ -3362,7 +4439,7 @@ static const toy_kv__ops toy_kv__ops_neon = {
     toy_kv__sum_scalars_neon,  toy_kv__scale_rows_neon,    toy_kv__gains_neon,       toy_kv__add_row_neon,
     toy_kv__dot_row_neon,      toy_kv__map_neon,           toy_kv__fill_table_neon,  toy_kv__largest_neon,
     toy_kv__exponentials_neon, toy_kv__reduce_neon,        toy_kv__shrink_neon,      toy_kv__nearest_neon,
-    toy_kv__nearest_wide_neon, TOY_KV__BYTE_OPS_neon,
+    toy_kv__nearest_wide_neon, TOY_KV__BYTE_OPS_neon,      &toy_kv__dense_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -3441,20 +4518,6 @@ static inline int toy_kv__wide_book(const toy_kv__run *run, int plane)
            plane % run->stages * (run->width << run->bits);
 }
 
-static int toy_kv__read_wide(const unsigned char *plane, int bits, int t)
-{
-    int whole = bits / 8, rest = bits % 8, shift = t * rest % 8, code = 0, i;
-    const unsigned char *p = plane + whole * TOY_KV_BLOCK + t * rest / 8;
-    for (i = 0; i < whole; i++)
-        code |= plane[i * TOY_KV_BLOCK + t] << 8 * i;
-    if (rest == 0)
-        return code;
-    i = *p >> shift;
-    if (shift + rest > 8)
-        i |= p[1] << (8 - shift);
-    return code | (i & ((1 << rest) - 1)) << 8 * whole;
-}
-
 /* Into a plane that is zero at token t. */
 static void toy_kv__write_wide(unsigned char *plane, int bits, int t, int code)
 {
@@ -3469,54 +4532,39 @@ static void toy_kv__write_wide(unsigned char *plane, int bits, int t, int code)
         p[1] = (unsigned char)(p[1] | code >> (8 - shift));
 }
 
-/* code [BLOCK] of a plane. */
-static void toy_kv__unpack_wide(const unsigned char *plane, int bits, unsigned short *code)
+/* bytes [BLOCK]: the bits of a plane's codes above the whole bytes. */
+static void toy_kv__unpack_rest(const unsigned char *plane, int bits, unsigned char *bytes)
 {
-    int t, i, rest = bits % 8, whole = bits / 8;
-    const unsigned char *p = plane + whole * TOY_KV_BLOCK;
-    for (t = 0; t < TOY_KV_BLOCK; t++)
-        code[t] = whole > 0 ? plane[t] : 0;
-    for (t = 0; t < TOY_KV_BLOCK && whole > 1; t++)
-        code[t] = (unsigned short)(code[t] | plane[TOY_KV_BLOCK + t] << 8);
-    /* Eight tokens fill `rest` bytes. */
-    for (t = 0; t < TOY_KV_BLOCK && rest > 0; t += 8, p += rest) {
+    int t, i, rest = bits % 8;
+    const unsigned char *p = plane + bits / 8 * TOY_KV_BLOCK;
+    /* Eight codes fill `rest` bytes. Halves, quarters and eighths are moved apart in turn. */
+    uint64_t halves = ((1ull << 4 * rest) - 1) * 0x0000000100000001u;
+    uint64_t quarters = ((1ull << 2 * rest) - 1) * 0x0001000100010001u;
+    uint64_t eighths = ((1ull << rest) - 1) * 0x0101010101010101u;
+    for (t = 0; t < TOY_KV_BLOCK; t += 8, p += rest) {
         uint64_t word = 0;
         for (i = 0; i < rest; i++)
             word |= (uint64_t)p[i] << 8 * i;
-        for (i = 0; i < 8; i++)
-            code[t + i] = (unsigned short)(code[t + i] | (word >> i * rest & ((1u << rest) - 1))
-                                                             << 8 * whole);
+        word = (word | word << (32 - 4 * rest)) & halves;
+        word = (word | word << (16 - 2 * rest)) & quarters;
+        word = (word | word << (8 - rest)) & eighths;
+        memcpy(bytes + t, &word, 8);
     }
 }
 
-/* dst [width] = the codewords of all stages of a group at token t. */
-static void toy_kv__read_wide_group(const toy_kv__run *run, const unsigned char *codes, int group,
-                                  int t, float *dst)
+/* code [BLOCK] of a plane. */
+static void toy_kv__unpack_wide(const unsigned char *plane, int bits, unsigned short *code)
 {
-    int stage, w, plane = group * run->stages;
-    for (w = 0; w < run->width; w++)
-        dst[w] = 0.0f;
-    for (stage = 0; stage < run->stages; stage++, plane++) {
-        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane));
-        int code = toy_kv__read_wide(codes + (size_t)plane * toy_kv__wide_bytes(run), run->bits, t);
-        for (w = 0; w < run->width; w++)
-            dst[w] += toy_kv__half_at(book, ((size_t)w << run->bits) + (size_t)code);
-    }
-}
-
-/* Codes rest [width], which is destroyed, by all stages of a group, each what the ones before it
- * have left. */
-static void toy_kv__encode_wide_group(const toy_kv__ops *ops, const toy_kv__run *run,
-                                    unsigned char *codes, int group, int t, float *rest)
-{
-    int stage, w, plane = group * run->stages;
-    for (stage = 0; stage < run->stages; stage++, plane++) {
-        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane));
-        int code = ops->nearest_wide(book, 1 << run->bits, run->width, rest);
-        for (w = 0; w < run->width; w++)
-            rest[w] -= toy_kv__half_at(book, ((size_t)w << run->bits) + (size_t)code);
-        toy_kv__write_wide(codes + (size_t)plane * toy_kv__wide_bytes(run), run->bits, t, code);
-    }
+    int t, whole = bits / 8;
+    unsigned char bytes[TOY_KV_BLOCK] = {0};
+    if (bits % 8 != 0)
+        toy_kv__unpack_rest(plane, bits, bytes);
+    for (t = 0; t < TOY_KV_BLOCK; t++)
+        code[t] = (unsigned short)(bytes[t] << 8 * whole);
+    for (t = 0; t < TOY_KV_BLOCK && whole > 0; t++)
+        code[t] = (unsigned short)(code[t] | plane[t]);
+    for (t = 0; t < TOY_KV_BLOCK && whole > 1; t++)
+        code[t] = (unsigned short)(code[t] | plane[TOY_KV_BLOCK + t] << 8);
 }
 
 /* table [2^bits] of each plane = query . codeword, for one row's latents y; returns its end. */
@@ -3580,9 +4628,14 @@ static const float *toy_kv__collect_wide(const toy_kv__ops *ops, const toy_kv__r
     return bins;
 }
 
-/* Encoding a block and decoding it back, on any instruction set. */
+/* Decoding: from the codes of a block to latents and vectors. Tiles are [channels, BLOCK]. */
 
-/* The gains of one group for all tokens of a block. */
+static inline float *toy_kv__row(float *tile, int row)
+{
+    return tile + (size_t)row * TOY_KV_BLOCK;
+}
+
+/* The gains of one group for all tokens of a block. NSN has two planes for each group. */
 static void toy_kv__read_gains(const toy_kv__ops *ops, const toy_kv__stream *s,
                              const unsigned char *codes, int group, float *gain)
 {
@@ -3595,140 +4648,610 @@ static void toy_kv__read_gains(const toy_kv__ops *ops, const toy_kv__stream *s,
             gain[t] = 1.0f;
 }
 
-static inline int toy_kv__read_nibble(const unsigned char *plane, int t)
+/* Offset and step of a gain group for the i-th tokens that share them: two binary16. */
+static inline unsigned char *toy_kv__range_at(const toy_kv__stream *s, unsigned char *codes, int group,
+                                            int i)
 {
-    return plane[t % (TOY_KV_BLOCK / 2)] >> (t / (TOY_KV_BLOCK / 2) * 4) & 15;
+    return codes + (group * (TOY_KV_BLOCK / s->gain_tokens) + i) * 4;
 }
 
-static inline void toy_kv__write_nibble(unsigned char *plane, int t, int code)
+/* The shifts of all latents for the i-th tokens that share them: binary16 [n_latents]. */
+static inline unsigned char *toy_kv__shift_at(const toy_kv__stream *s, unsigned char *codes, int i)
 {
-    unsigned char *p = plane + t % (TOY_KV_BLOCK / 2);
-    int shift = t / (TOY_KV_BLOCK / 2) * 4;
-    *p = (unsigned char)((*p & ~(15 << shift)) | code << shift);
+    return codes + s->n_gains * 4 * TOY_KV_BLOCK + i * s->n_latents * 2;
 }
 
-/* z [n_latents] of token t in units of its gain: the codewords. */
-static void toy_kv__read_codewords(const toy_kv__stream *s, const unsigned char *codes, int t, float *z)
+/* x [groups * width, BLOCK]: the codewords of one run. */
+static void toy_kv__decode_run(const toy_kv__ops *ops, const toy_kv__run *run, const unsigned char *codes,
+                             float *x)
 {
-    int i, p, w;
-    for (i = 0; i < s->n_runs; i++) {
-        const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-        const unsigned char *plane = codes + run->codes;
-        for (p = 0; p < run->planes; p++) {
-            float *dst = z + run->first + p / run->stages * run->width;
-            if (run->coder == TOY_KV__WIDE) {
-                if (p % run->stages == 0)
-                    toy_kv__read_wide_group(run, plane, p / run->stages, t, dst);
-            } else if (run->coder == TOY_KV__HALVES) {
-                dst[0] = toy_kv__half_at(plane + p * 2 * TOY_KV_BLOCK, (size_t)t);
-            } else if (run->coder == TOY_KV__BYTES) {
-                dst[0] = (float)(plane[p * TOY_KV_BLOCK + t] - 128);
-            } else {
-                int code = toy_kv__read_nibble(plane + p * (TOY_KV_BLOCK / 2), t);
-                const unsigned char *book =
-                    toy_kv__table(run->book + (p / run->stages) * run->book_step +
-                                p % run->stages * run->width * 16);
-                for (w = 0; w < run->width; w++) {
-                    float v = toy_kv__half_at(book, (size_t)(w * 16 + code));
-                    dst[w] = p % run->stages == 0 ? v : dst[w] + v;
+    unsigned char bytes[TOY_KV_BLOCK];
+    unsigned short code[TOY_KV_BLOCK];
+    int p, w, t, half = 1 << (run->bits - 1);
+    size_t size = toy_kv__wide_bytes(run);
+    for (p = 0; p < run->planes; p++, codes += size) {
+        float *dst = toy_kv__row(x, p / run->stages * run->width);
+        int add = p % run->stages != 0;
+        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, p));
+        if (run->coder == TOY_KV__HALVES) {
+            ops->gains(codes, NULL, dst);
+        } else if (run->coder == TOY_KV__BYTES) {
+            ops->dense->from_bytes(codes, -128.0f, dst);
+        } else if (run->coder == TOY_KV__NIBBLES) {
+            ops->dense->from_nibbles(codes, book, run->width, add, dst);
+        } else if (run->uniform) {
+            toy_kv__unpack_rest(codes, run->bits, bytes);
+            ops->dense->from_bytes(bytes, -(float)half, dst);
+        } else {
+            toy_kv__unpack_wide(codes, run->bits, code);
+            for (w = 0; w < run->width; w++, dst += TOY_KV_BLOCK)
+                for (t = 0; t < TOY_KV_BLOCK; t++) {
+                    float v = toy_kv__half_at(book, ((size_t)w << run->bits) + code[t]);
+                    dst[t] = add ? dst[t] + v : v;
+                }
+        }
+    }
+}
+
+/* z^ = o + s w of one gain group. Codewords of uniform codes count from their middle, `middle`,
+ * offsets from code 0. */
+static void toy_kv__apply_range(const toy_kv__ops *ops, const toy_kv__stream *s,
+                              const unsigned char *codes, int group, float middle, float *z)
+{
+    float step[TOY_KV_BLOCK], offset[TOY_KV_BLOCK];
+    int i, t, c, n = TOY_KV_BLOCK / s->gain_tokens;
+    for (i = 0; i < n; i++) {
+        const unsigned char *p = toy_kv__range_at(s, (unsigned char *)(uintptr_t)codes, group, i);
+        float scale = toy_kv__half_at(p, 1), shift = toy_kv__half_at(p, 0) + scale * middle;
+        if (s->gain_tokens >= 16)
+            for (c = 0; c < s->gain_width; c++)
+                ops->dense->affine_row(s->gain_tokens, scale, shift,
+                                       toy_kv__row(z, c) + i * s->gain_tokens);
+        else
+            for (t = i * s->gain_tokens; t < (i + 1) * s->gain_tokens; t++) {
+                step[t] = scale;
+                offset[t] = shift;
+            }
+    }
+    if (s->gain_tokens < 16)
+        ops->dense->affine(step, offset, s->gain_width, z);
+}
+
+/* z^ = s1 (m + s2 w) of one gain group. */
+static void toy_kv__apply_shifts(const toy_kv__ops *ops, const toy_kv__stream *s,
+                               const unsigned char *codes, int group, float *z)
+{
+    float outer[TOY_KV_BLOCK], inner[TOY_KV_BLOCK], shift[TOY_KV_BLOCK];
+    int c, t;
+    toy_kv__read_gains(ops, s, codes, 2 * group, outer);
+    toy_kv__read_gains(ops, s, codes, 2 * group + 1, inner);
+    for (c = 0; c < s->gain_width; c++) {
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            shift[t] = toy_kv__half_at(
+                toy_kv__shift_at(s, (unsigned char *)(uintptr_t)codes, t / s->gain_tokens),
+                (size_t)(group * s->gain_width + c));
+        ops->dense->affine(inner, shift, 1, toy_kv__row(z, c));
+    }
+    ops->scale_rows(outer, z, s->gain_width, 0, z);
+}
+
+static void toy_kv__apply_gains(const toy_kv__ops *ops, const toy_kv__stream *s,
+                              const unsigned char *codes, float *z)
+{
+    float gain[TOY_KV_BLOCK];
+    const toy_kv__run *run = &toy_kv__runs[s->first_run];
+    int group;
+    for (group = 0; group < s->n_gains; group++) {
+        int first = group * s->gain_width;
+        float *rows = toy_kv__row(z, first);
+        while (run->first + run->planes / run->stages * run->width <= first)
+            run++;
+        if (s->gain == TOY_KV__RANGE) {
+            float middle = run->uniform ? (float)(1 << (run->bits - 1)) : 0.0f;
+            toy_kv__apply_range(ops, s, codes, group, middle, rows);
+        } else if (s->gain == TOY_KV__NSN) {
+            toy_kv__apply_shifts(ops, s, codes, group, rows);
+        } else {
+            toy_kv__read_gains(ops, s, codes, group, gain);
+            ops->scale_rows(gain, rows, s->gain_width, 0, rows);
+        }
+    }
+}
+
+static inline int toy_kv__index_bytes(const toy_kv__stream *s)
+{
+    return s->n_latents <= 256 ? 1 : 2;
+}
+
+/* Puts kept latents where they belong: for each slot BLOCK of binary16, then BLOCK indices, which
+ * may be anything where a saved cache was tampered with. */
+static void toy_kv__place_outliers(const toy_kv__stream *s, const unsigned char *codes, float *z)
+{
+    int i, t, wide = toy_kv__index_bytes(s) == 2;
+    const unsigned char *values = codes + s->kept;
+    for (i = 0; i < s->outliers; i++) {
+        const unsigned char *index = values + 2 * TOY_KV_BLOCK;
+        for (t = 0; t < TOY_KV_BLOCK; t++) {
+            int c = wide ? index[2 * t] | index[2 * t + 1] << 8 : index[t];
+            if (c < s->n_latents)
+                toy_kv__row(z, c)[t] = toy_kv__half_at(values, (size_t)t);
+        }
+        values = index + (wide ? 2 : 1) * TOY_KV_BLOCK;
+    }
+}
+
+/* In-place orthonormal Walsh-Hadamard transform of every token of x [n, BLOCK]. */
+static void toy_kv__hadamard_tile(const toy_kv__ops *ops, float *x, int n)
+{
+    int step, i, j, t;
+    for (step = 1; step < n; step *= 2)
+        for (i = 0; i < n; i += 2 * step)
+            for (j = i; j < i + step; j++) {
+                float *a = toy_kv__row(x, j), *b = toy_kv__row(x, j + step);
+                for (t = 0; t < TOY_KV_BLOCK; t++) {
+                    float low = a[t], high = b[t];
+                    a[t] = low + high;
+                    b[t] = low - high;
                 }
             }
-        }
-    }
+    ops->shrink(x, (size_t)n * TOY_KV_BLOCK, 1.0f / sqrtf((float)n));
 }
 
-/* out [BLOCK, HEAD_DIM] += one member's share of a stream's block, in the stream's frame. z: room
- * for TOY_KV__MAX_LATENTS + TOY_KV_BLOCK * TOY_KV__MAX_GAINS floats. */
-static void toy_kv__decode_member(const toy_kv__ops *ops, int stream, const unsigned char *codes,
-                                int member, float *z, float *out)
-{
-    const toy_kv__stream *s = &toy_kv__streams[stream];
-    float *gains = z + TOY_KV__MAX_LATENTS;
-    int t, j, d, row = member * TOY_KV_HEAD_DIM;
-    for (j = 0; j < s->n_gains; j++)
-        toy_kv__read_gains(ops, s, codes, j, gains + j * TOY_KV_BLOCK);
-    for (t = 0; t < TOY_KV_BLOCK; t++) {
-        float *y = out + t * TOY_KV_HEAD_DIM;
-        toy_kv__read_codewords(s, codes, t, z);
-        if (s->gain != TOY_KV__NO_GAIN)
-            for (j = 0; j < s->n_latents; j++)
-                z[j] *= gains[j / s->gain_width * TOY_KV_BLOCK + t];
-        if (s->transform == TOY_KV__HADAMARD)
-            toy_kv__hadamard(z, s->n_in);
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
-            if (s->transform == TOY_KV__BASIS)
-                y[d] +=
-                    ops->dot_row(toy_kv__table(s->dec + (row + d) * s->n_latents), s->n_latents, z);
-            else
-                y[d] += z[row + d];
-            if (s->mean >= 0)
-                y[d] += toy_kv__half_at(toy_kv__table(s->mean), (size_t)(row + d));
-        }
-    }
-}
-
-/* The latents of one token for encoding: z [n_latents] from x [n_in], which is destroyed. */
-static void toy_kv__transform(const toy_kv__ops *ops, const toy_kv__stream *s, float *x, float *z)
+/* z [n_latents, BLOCK] of a stream's block; what a Hadamard transform mixed is unmixed already. */
+static void toy_kv__decode_latents(const toy_kv__ops *ops, const toy_kv__stream *s,
+                                 const unsigned char *codes, float *z)
 {
     int i;
-    if (s->mean >= 0)
-        ops->add_row(toy_kv__table(s->mean), s->n_in, -1.0f, x);
-    if (s->transform == TOY_KV__BASIS) {
-        ops->map(toy_kv__table(s->enc), s->n_in, s->n_latents, x, s->n_in, 1, z);
-        return;
+    for (i = 0; i < s->n_runs; i++) {
+        const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+        toy_kv__decode_run(ops, run, codes + run->codes, toy_kv__row(z, run->first));
     }
+    toy_kv__apply_gains(ops, s, codes, z);
+    toy_kv__place_outliers(s, codes, z);
     if (s->transform == TOY_KV__HADAMARD)
-        toy_kv__hadamard(x, s->n_in);
-    for (i = 0; i < s->n_latents; i++)
-        z[i] = x[i];
+        toy_kv__hadamard_tile(ops, z, s->n_in);
 }
 
-/* Chooses, quantizes and stores the gain of one group of latents; *exact is the gain before
- * quantization. levels: codewords of the group's uniform coder. */
-static float toy_kv__encode_gain(const toy_kv__stream *s, unsigned char *codes, int group, int t,
-                               const float *z, int levels, float *exact)
+/* out [HEAD_DIM, BLOCK] += sign * one member's share of a stream with latents z, which carry the
+ * sign already where there is a basis. */
+static void toy_kv__add_member(const toy_kv__ops *ops, const toy_kv__stream *s, int member, float sign,
+                             const float *z, float *out)
 {
-    unsigned char *p = codes + (group * TOY_KV_BLOCK + t) * s->gain_bytes;
-    int i, n = s->n_latents - group * s->gain_width;
-    float top = 0.0f, gain;
-    double sum = 0.0;
-    uint16_t half;
-    if (n > s->gain_width)
-        n = s->gain_width;
-    for (i = 0; i < n; i++) {
-        sum += (double)z[i] * (double)z[i];
-        if (fabsf(z[i]) > fabsf(top))
-            top = z[i];
-    }
-    if (s->gain == TOY_KV__RMS)
-        gain = (float)sqrt(sum / n);
-    else if (s->gain == TOY_KV__ABSMAX)
-        gain = fabsf(top) / (float)(levels / 2 - 1);
+    int d, row = member * TOY_KV_HEAD_DIM;
+    if (s->transform == TOY_KV__BASIS)
+        ops->dense->product(toy_kv__table(s->dec + row * s->n_latents), (size_t)s->n_latents, 1,
+                            s->n_latents, TOY_KV_HEAD_DIM, z, out);
     else
-        gain = top / -(float)(levels / 2);
-    *exact = gain;
-    if (s->gain_bytes == 2) {
-        half = toy_kv__to_half(gain);
-        memcpy(p, &half, 2);
-        return toy_kv__from_half(half);
+        ops->dense->add((size_t)TOY_KV_HEAD_DIM * TOY_KV_BLOCK, sign, z + (size_t)row * TOY_KV_BLOCK,
+                        out);
+    for (d = 0; d < TOY_KV_HEAD_DIM && s->mean >= 0; d++)
+        ops->dense->affine_row(TOY_KV_BLOCK, 1.0f,
+                               sign * toy_kv__half_at(toy_kv__table(s->mean), (size_t)(row + d)),
+                               toy_kv__row(out, d));
+}
+
+/* Rebuilding blocks: K and V as they are, for attention that cannot be absorbed, for reading, and
+ * for what later streams and layers are coded against.
+ *
+ * A node's vectors are what its prediction says plus what its streams hold. Predictions make
+ * chains down the layers: every node that the wanted ones rest on is rebuilt in its turn, in a slot
+ * of the scratch that is given to another node as soon as nothing needs it any more. So a walk
+ * takes time in proportion to the layers below, but memory of TOY_KV__N_SLOTS tiles only. */
+
+#define TOY_KV__WIDTH       (TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM) /* channels of a node */
+#define TOY_KV__NODE_FLOATS ((size_t)TOY_KV__WIDTH * TOY_KV_BLOCK)
+#define TOY_KV__HEAD_FLOATS ((size_t)TOY_KV_HEAD_DIM * TOY_KV_BLOCK)
+/* Slots, latents of a stream, and what passes through a map of reduced rank. */
+#define TOY_KV__REBUILD_FLOATS                                                                       \
+    (TOY_KV__N_SLOTS * TOY_KV__NODE_FLOATS +                                                           \
+     ((size_t)TOY_KV__MAX_LATENTS + (size_t)TOY_KV__MAX_RANK) * TOY_KV_BLOCK)
+
+/* Room for one walk; parts lie behind each other. */
+typedef struct toy_kv__room {
+    float *slots;  /* [N_SLOTS, WIDTH, BLOCK] */
+    float *z;      /* [MAX_LATENTS, BLOCK] */
+    float *hidden; /* [MAX_RANK, BLOCK] */
+    int have;      /* stream whose latents are in z; -1: none */
+} toy_kv__room;
+
+static toy_kv__room toy_kv__make_room(float *floats)
+{
+    toy_kv__room room;
+    room.slots = floats;
+    room.z = room.slots + TOY_KV__N_SLOTS * TOY_KV__NODE_FLOATS;
+    room.hidden = room.z + (size_t)TOY_KV__MAX_LATENTS * TOY_KV_BLOCK;
+    room.have = -1;
+    return room;
+}
+
+static inline float *toy_kv__slot_of(const toy_kv__room *room, int node)
+{
+    return room->slots + (size_t)toy_kv__nodes[node].slot * TOY_KV__NODE_FLOATS;
+}
+
+/* out [n_heads, HEAD_DIM, BLOCK]: what the sources, in their slots, say of some heads of a node. */
+static void toy_kv__predict(const toy_kv__ops *ops, const toy_kv__room *room, int prediction, int head,
+                          int n_heads, float *out)
+{
+    const toy_kv__prediction *p = &toy_kv__predictions[prediction];
+    int s, h, d, first = head * TOY_KV_HEAD_DIM, n = n_heads * TOY_KV_HEAD_DIM;
+    for (d = 0; d < n; d++) {
+        float b = toy_kv__half_at(toy_kv__table(p->bias), (size_t)(first + d)),
+              *row = toy_kv__row(out, d);
+        for (s = 0; s < TOY_KV_BLOCK; s++)
+            row[s] = b;
     }
-    /* The 256 values ascend: take the nearest by ratio. */
-    {
-        const unsigned char *values = toy_kv__table(s->gain_table);
-        int low = 0, high = 255;
-        while (high - low > 1) {
-            int mid = (low + high) / 2;
-            if (toy_kv__half_at(values, (size_t)mid) <= gain)
-                low = mid;
-            else
-                high = mid;
+    memset(room->hidden, 0, sizeof(float) * (size_t)p->rank * TOY_KV_BLOCK);
+    for (s = 0; s < p->n_sources; s++) {
+        const float *x = toy_kv__slot_of(room, p->source[s]);
+        size_t row = (size_t)s * TOY_KV__WIDTH;
+        for (h = head; h < head + n_heads && p->per_head; h++)
+            ops->dense->product(
+                toy_kv__table(p->map) + 2 * (row + (size_t)h * TOY_KV_HEAD_DIM) * TOY_KV_HEAD_DIM,
+                TOY_KV_HEAD_DIM, 0, TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, x + (size_t)h * TOY_KV__HEAD_FLOATS,
+                out + (size_t)(h - head) * TOY_KV__HEAD_FLOATS);
+        if (p->rank > 0)
+            ops->dense->product(toy_kv__table(p->map) + 2 * row * (size_t)p->rank, (size_t)p->rank, 0,
+                                TOY_KV__WIDTH, p->rank, x, room->hidden);
+        else if (!p->per_head)
+            ops->dense->product(toy_kv__table(p->map) + 2 * (row * TOY_KV__WIDTH + (size_t)first),
+                                TOY_KV__WIDTH, 0, TOY_KV__WIDTH, n, x, out);
+    }
+    if (p->rank > 0)
+        ops->dense->product(toy_kv__table(p->out + first), TOY_KV__WIDTH, 0, p->rank, n, room->hidden,
+                            out);
+}
+
+/* out [HEAD_DIM, BLOCK] += sign * what one stream holds of a head. */
+static void toy_kv__add_use(const toy_kv *kv, const toy_kv__ops *ops, int block, toy_kv__use use,
+                          float sign, toy_kv__room *room, float *out)
+{
+    const toy_kv__stream *s = &toy_kv__streams[use.stream];
+    int have = sign < 0.0f ? -2 - use.stream : use.stream; /* negative latents are others */
+    if (room->have != have) {
+        toy_kv__decode_latents(ops, s, toy_kv__codes(kv, use.stream, block), room->z);
+        if (sign < 0.0f && s->transform == TOY_KV__BASIS)
+            ops->shrink(room->z, (size_t)s->n_latents * TOY_KV_BLOCK, -1.0f);
+        room->have = have;
+    }
+    toy_kv__add_member(ops, s, use.member, sign, room->z, out);
+}
+
+/* Some heads of a node, in their slot: keys in the frame that they were coded in. Streams outside,
+ * heads inside, so that latents which several heads share are decoded once. */
+static void toy_kv__rebuild_node(const toy_kv *kv, const toy_kv__ops *ops, int block, int node, int head,
+                               int n_heads, toy_kv__room *room)
+{
+    const toy_kv__node *n = &toy_kv__nodes[node];
+    float *out = toy_kv__slot_of(room, node) + (size_t)head * TOY_KV__HEAD_FLOATS;
+    int u, h, n_uses, more = 1;
+    if (n->prediction >= 0)
+        toy_kv__predict(ops, room, n->prediction, head, n_heads, out);
+    else
+        memset(out, 0, sizeof(float) * (size_t)n_heads * TOY_KV__HEAD_FLOATS);
+    for (u = 0; more; u++) {
+        more = 0;
+        for (h = 0; h < n_heads; h++) {
+            const toy_kv__use *use = toy_kv__uses_of(n->part, n->layer, head + h, &n_uses);
+            if (u < n_uses)
+                toy_kv__add_use(kv, ops, block, use[u], 1.0f, room,
+                              out + (size_t)h * TOY_KV__HEAD_FLOATS);
+            more |= u + 1 < n_uses;
         }
-        if (gain * gain > toy_kv__half_at(values, (size_t)low) * toy_kv__half_at(values, (size_t)high))
-            low = high;
-        *p = (unsigned char)low;
-        return toy_kv__half_at(values, (size_t)low);
     }
 }
+
+/* The frame that the keys of a layer's head were coded in. */
+static inline int toy_kv__frame_of(int part, int layer, int head)
+{
+    int n;
+    return toy_kv__streams[toy_kv__uses_of(part, layer, head, &n)[0].stream].frame;
+}
+
+/* x [HEAD_DIM, BLOCK] of a block's head from its frame into rotation by the tokens' positions
+ * (direction 1) or back (-1); y may be x. */
+static void toy_kv__turn_tile(const toy_kv *kv, const toy_kv__ops *ops, int frame, int position,
+                            float direction, const float *x, float *y)
+{
+    float cs[TOY_KV_N_ROT + 1] = {0.0f};
+    if (frame != TOY_KV__POST) {
+        toy_kv__angles(position, cs);
+        ops->dense->turn(cs, frame == TOY_KV__PRE ? toy_kv__turns(kv) : NULL, direction, x, y);
+    } else if (x != y) {
+        memcpy(y, x, sizeof(float) * TOY_KV__HEAD_FLOATS);
+    }
+}
+
+/* Takes some heads of a node that is in its slot to out [n_heads, HEAD_DIM, BLOCK], keys rotated.
+ */
+static void toy_kv__hand_out(const toy_kv *kv, const toy_kv__ops *ops, int position, int node, int head,
+                           int n_heads, const toy_kv__room *room, float *out)
+{
+    const toy_kv__node *n = &toy_kv__nodes[node];
+    int h;
+    for (h = head; h < head + n_heads; h++, out += TOY_KV__HEAD_FLOATS)
+        toy_kv__turn_tile(kv, ops, toy_kv__frame_of(n->part, n->layer, h), position, 1.0f,
+                        toy_kv__slot_of(room, node) + (size_t)h * TOY_KV__HEAD_FLOATS, out);
+}
+
+/* K and V of some heads of one layer and block: k, v [n_heads, HEAD_DIM, BLOCK], keys rotated by
+ * their positions; either may be NULL. floats: [REBUILD_FLOATS]. */
+static void toy_kv__rebuild(const toy_kv *kv, const toy_kv__ops *ops, toy_kv__entry entry, int layer,
+                          int head, int n_heads, float *floats, float *k, float *v)
+{
+    enum { N = 2 * TOY_KV_N_LAYERS, WANTED = 1, SOURCE = 2 };
+    unsigned char need[N] = {0};
+    toy_kv__room room = toy_kv__make_room(floats);
+    int i, s, top = -1;
+    for (i = 0; i < N; i++)
+        if (toy_kv__nodes[i].layer == layer && (toy_kv__nodes[i].part == TOY_KV_KEY ? k : v) != NULL) {
+            need[i] = WANTED;
+            top = i;
+        }
+    for (i = top; i >= 0; i--) {
+        const toy_kv__prediction *p = &toy_kv__predictions[0];
+        if (need[i] == 0 || toy_kv__nodes[i].prediction < 0)
+            continue;
+        p += toy_kv__nodes[i].prediction;
+        for (s = 0; s < p->n_sources; s++)
+            need[p->source[s]] |= SOURCE;
+    }
+    for (i = 0; i <= top; i++) {
+        float *out = toy_kv__nodes[i].part == TOY_KV_KEY ? k : v;
+        if (need[i] & SOURCE)
+            toy_kv__rebuild_node(kv, ops, entry.block, i, 0, TOY_KV_N_KV_HEADS, &room);
+        else if (need[i] != 0)
+            toy_kv__rebuild_node(kv, ops, entry.block, i, head, n_heads, &room);
+        if (need[i] & WANTED)
+            toy_kv__hand_out(kv, ops, entry.position, i, head, n_heads, &room, out);
+    }
+}
+
+/* Encoding what is kept beside the codes: outliers, gains, ranges and shifts. Each function leaves
+ * in z [n_latents, BLOCK] what its successor sees; in the end the quotients that coders take. */
+
+/* Which latents of a token are outliers, and so no part of means and extremes: [n_latents, BLOCK],
+ * or NULL where a stream keeps none. */
+typedef const unsigned char *toy_kv__outs;
+
+static inline int toy_kv__is_out(toy_kv__outs mask, int c, int t)
+{
+    return mask != NULL && mask[(size_t)c * TOY_KV_BLOCK + (size_t)t];
+}
+
+static inline float toy_kv__store_half(unsigned char *p, float x)
+{
+    uint16_t half = toy_kv__to_half(x);
+    memcpy(p, &half, 2);
+    return toy_kv__from_half(half);
+}
+
+/* rank [n_latents, BLOCK]: how far latents are from their centres; centre [BLOCK]: of tokens, where
+ * there is no table. */
+static void toy_kv__rank_latents(const toy_kv__stream *s, const float *z, float *rank, float *centre)
+{
+    double sum[TOY_KV_BLOCK] = {0.0};
+    const unsigned char *table = s->spread >= 0 ? toy_kv__table(s->spread) : NULL;
+    int c, t;
+    for (c = 0; c < s->n_latents; c++)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            sum[t] += (double)z[(size_t)c * TOY_KV_BLOCK + (size_t)t];
+    for (t = 0; t < TOY_KV_BLOCK; t++)
+        centre[t] = (float)(sum[t] / s->n_latents);
+    for (c = 0; c < s->n_latents; c++) {
+        const float *x = z + (size_t)c * TOY_KV_BLOCK;
+        float middle = table != NULL ? toy_kv__half_at(table, (size_t)c) : 0.0f;
+        float inverse =
+            table != NULL ? toy_kv__half_at(table, (size_t)s->n_latents + (size_t)c) : 1.0f;
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            toy_kv__row(rank, c)[t] = fabsf(x[t] - (table != NULL ? middle : centre[t])) * inverse;
+    }
+}
+
+/* Keeps the outliers of every token and puts their centres in their place. rank: room for
+ * [n_latents, BLOCK]. */
+static void toy_kv__encode_outliers(const toy_kv__stream *s, unsigned char *codes, float *z,
+                                  unsigned char *mask, float *rank)
+{
+    float centre[TOY_KV_BLOCK], top[TOY_KV_BLOCK];
+    int index[TOY_KV_BLOCK], wide = toy_kv__index_bytes(s) == 2, i, c, t;
+    unsigned char *values = codes + s->kept;
+    memset(mask, 0, (size_t)s->n_latents * TOY_KV_BLOCK);
+    toy_kv__rank_latents(s, z, rank, centre);
+    for (i = 0; i < s->outliers; i++) {
+        unsigned char *place = values + 2 * TOY_KV_BLOCK;
+        for (t = 0; t < TOY_KV_BLOCK; t++) {
+            top[t] = -1.0f;
+            index[t] = 0;
+        }
+        for (c = 0; c < s->n_latents; c++)
+            for (t = 0; t < TOY_KV_BLOCK; t++)
+                if (toy_kv__row(rank, c)[t] > top[t]) {
+                    top[t] = toy_kv__row(rank, c)[t];
+                    index[t] = c;
+                }
+        for (t = 0; t < TOY_KV_BLOCK; t++) {
+            float *x = &toy_kv__row(z, index[t])[t];
+            toy_kv__store_half(values + 2 * t, *x);
+            *x = s->spread >= 0 ? toy_kv__half_at(toy_kv__table(s->spread), (size_t)index[t])
+                                : centre[t];
+            toy_kv__row(rank, index[t])[t] = -2.0f;
+            mask[(size_t)index[t] * TOY_KV_BLOCK + (size_t)t] = 1;
+            place[wide ? 2 * t : t] = (unsigned char)(index[t] & 255);
+            if (wide)
+                place[2 * t + 1] = (unsigned char)(index[t] >> 8);
+        }
+        values = place + (wide ? 2 : 1) * TOY_KV_BLOCK;
+    }
+}
+
+/* rms [BLOCK] of every token's group of latents. */
+static void toy_kv__group_rms(const toy_kv__stream *s, int group, const float *z, toy_kv__outs mask,
+                            float *rms)
+{
+    double sum[TOY_KV_BLOCK] = {0.0};
+    int left[TOY_KV_BLOCK] = {0}, c, t;
+    for (c = group * s->gain_width; c < (group + 1) * s->gain_width; c++)
+        for (t = 0; t < TOY_KV_BLOCK; t++) {
+            double x = (double)z[(size_t)c * TOY_KV_BLOCK + (size_t)t];
+            int in = !toy_kv__is_out(mask, c, t);
+            sum[t] += in ? x * x : 0.0;
+            left[t] += in;
+        }
+    for (t = 0; t < TOY_KV_BLOCK; t++)
+        rms[t] = left[t] > 0 ? (float)sqrt(sum[t] / left[t]) : 0.0f;
+}
+
+/* top [BLOCK]: the first latent of largest magnitude in every token's group. */
+static void toy_kv__group_top(const toy_kv__stream *s, int group, const float *z, toy_kv__outs mask,
+                            float *top)
+{
+    int c, t;
+    memset(top, 0, sizeof(float) * TOY_KV_BLOCK);
+    for (c = group * s->gain_width; c < (group + 1) * s->gain_width; c++)
+        for (t = 0; t < TOY_KV_BLOCK; t++) {
+            float x = z[(size_t)c * TOY_KV_BLOCK + (size_t)t];
+            if (fabsf(x) > fabsf(top[t]) && !toy_kv__is_out(mask, c, t))
+                top[t] = x;
+        }
+}
+
+/* Quantizes and stores one gain; returns what it will be read as. */
+static float toy_kv__store_gain(const toy_kv__stream *s, unsigned char *p, float gain)
+{
+    const unsigned char *values = toy_kv__table(s->gain_table);
+    int low = 0, high = 255;
+    if (s->gain_bytes == 2)
+        return toy_kv__store_half(p, gain);
+    /* The 256 values ascend: take the nearest by ratio. */
+    while (high - low > 1) {
+        int mid = (low + high) / 2;
+        if (toy_kv__half_at(values, (size_t)mid) <= gain)
+            low = mid;
+        else
+            high = mid;
+    }
+    if (gain * gain > toy_kv__half_at(values, (size_t)low) * toy_kv__half_at(values, (size_t)high))
+        low = high;
+    *p = (unsigned char)low;
+    return toy_kv__half_at(values, (size_t)low);
+}
+
+static inline float toy_kv__inverse(float x)
+{
+    return x != 0.0f ? 1.0f / x : 0.0f;
+}
+
+/* RMS, and gains by the largest magnitude; levels: codewords of the group's uniform coder. */
+static void toy_kv__encode_plain(const toy_kv__ops *ops, const toy_kv__stream *s, unsigned char *codes,
+                               int group, int levels, float *z, toy_kv__outs mask)
+{
+    float gain[TOY_KV_BLOCK], inverse[TOY_KV_BLOCK], *rows = toy_kv__row(z, group * s->gain_width);
+    int t;
+    if (s->gain == TOY_KV__RMS)
+        toy_kv__group_rms(s, group, z, mask, gain);
+    else
+        toy_kv__group_top(s, group, z, mask, gain);
+    for (t = 0; t < TOY_KV_BLOCK; t++) {
+        float exact = s->gain == TOY_KV__RMS      ? gain[t]
+                      : s->gain == TOY_KV__ABSMAX ? fabsf(gain[t]) / (float)(levels / 2 - 1)
+                                                : gain[t] / -(float)(levels / 2);
+        float kept = toy_kv__store_gain(s, codes + (group * TOY_KV_BLOCK + t) * s->gain_bytes, exact);
+        inverse[t] = s->gain == TOY_KV__RMS ? toy_kv__inverse(kept)
+                     : kept != 0.0f       ? toy_kv__inverse(exact)
+                                          : 0.0f;
+    }
+    ops->scale_rows(inverse, rows, s->gain_width, 0, rows);
+}
+
+/* levels: codewords of uniform codes; 0: others. */
+static void toy_kv__encode_range(const toy_kv__stream *s, unsigned char *codes, int group, int levels,
+                               float *z, toy_kv__outs mask)
+{
+    int first = group * s->gain_width, i, c, t;
+    for (i = 0; i < TOY_KV_BLOCK / s->gain_tokens; i++) {
+        float low = 0.0f, high = 0.0f, offset, step;
+        int left = 0, from = i * s->gain_tokens, to = from + s->gain_tokens;
+        unsigned char *p = toy_kv__range_at(s, codes, group, i);
+        for (c = first; c < first + s->gain_width; c++)
+            for (t = from; t < to; t++) {
+                float x = toy_kv__row(z, c)[t];
+                if (toy_kv__is_out(mask, c, t))
+                    continue;
+                low = left == 0 || x < low ? x : low;
+                high = left == 0 || x > high ? x : high;
+                left = 1;
+            }
+        offset = levels > 0 ? low : (low + high) / 2.0f;
+        step = levels > 0 ? (high - low) / (float)(levels - 1) : (high - low) / 2.0f;
+        offset = toy_kv__store_half(p, offset);
+        step = toy_kv__store_half(p + 2, step);
+        /* True quotients: with offsets that are latents, halves between two codes are common. */
+        for (c = first; c < first + s->gain_width; c++)
+            for (t = from; t < to; t++) {
+                float *x = &toy_kv__row(z, c)[t];
+                *x = step != 0.0f ? (*x - offset) / step : 0.0f;
+            }
+    }
+}
+
+/* Stores one of the two planes of gains of NSN and divides by it. */
+static void toy_kv__divide_rms(const toy_kv__ops *ops, const toy_kv__stream *s, unsigned char *plane,
+                             int group, float *z, toy_kv__outs mask)
+{
+    float gain[TOY_KV_BLOCK], *rows = toy_kv__row(z, group * s->gain_width);
+    int t;
+    toy_kv__group_rms(s, group, z, mask, gain);
+    for (t = 0; t < TOY_KV_BLOCK; t++)
+        gain[t] = toy_kv__inverse(toy_kv__store_half(plane + 2 * t, gain[t]));
+    ops->scale_rows(gain, rows, s->gain_width, 0, rows);
+}
+
+static void toy_kv__encode_shifts(const toy_kv__ops *ops, const toy_kv__stream *s, unsigned char *codes,
+                                int group, float *z, toy_kv__outs mask)
+{
+    int first = group * s->gain_width, i, c, t;
+    unsigned char *planes = codes + group * 4 * TOY_KV_BLOCK;
+    toy_kv__divide_rms(ops, s, planes, group, z, mask);
+    for (c = first; c < first + s->gain_width; c++)
+        for (i = 0; i < TOY_KV_BLOCK / s->gain_tokens; i++) {
+            float *x = toy_kv__row(z, c), shift;
+            double sum = 0.0;
+            int left = 0, from = i * s->gain_tokens, to = from + s->gain_tokens;
+            for (t = from; t < to; t++)
+                if (!toy_kv__is_out(mask, c, t)) {
+                    sum += (double)x[t];
+                    left++;
+                }
+            shift = toy_kv__store_half(toy_kv__shift_at(s, codes, i) + 2 * c,
+                                     left > 0 ? (float)(sum / left) : 0.0f);
+            for (t = from; t < to; t++)
+                x[t] -= shift;
+        }
+    toy_kv__divide_rms(ops, s, planes + 2 * TOY_KV_BLOCK, group, z, mask);
+}
+
+static void toy_kv__encode_gains(const toy_kv__ops *ops, const toy_kv__stream *s, unsigned char *codes,
+                               float *z, toy_kv__outs mask)
+{
+    const toy_kv__run *run = &toy_kv__runs[s->first_run];
+    int group;
+    for (group = 0; group < s->n_gains; group++) {
+        int levels = 0;
+        while (run->first + run->planes / run->stages * run->width <= group * s->gain_width)
+            run++;
+        if (run->uniform)
+            levels = 1 << run->bits;
+        if (s->gain == TOY_KV__RANGE)
+            toy_kv__encode_range(s, codes, group, levels, z, mask);
+        else if (s->gain == TOY_KV__NSN)
+            toy_kv__encode_shifts(ops, s, codes, group, z, mask);
+        else
+            toy_kv__encode_plain(ops, s, codes, group, levels, z, mask);
+    }
+}
+
+/* Encoding a block, stream by stream, on any instruction set. Tiles are [channels, BLOCK]. */
 
 /* x as a code 0 .. last; a NaN gives 0. */
 static inline int toy_kv__clamp(float x, int last)
@@ -3736,146 +5259,270 @@ static inline int toy_kv__clamp(float x, int last)
     return !(x > 0.0f) ? 0 : x < (float)last ? (int)x : last;
 }
 
-/* Codes the latents of one token by one run. z: the run's latents; gain: as stored; exact: before
- * it was rounded, which is what codes with a largest-magnitude gain are divided by. */
+/* Into a plane that is zero at token t. */
+static inline void toy_kv__write_code(const toy_kv__run *run, unsigned char *plane, int t, int code)
+{
+    unsigned char *p = plane + t % (TOY_KV_BLOCK / 2);
+    if (run->coder == TOY_KV__NIBBLES)
+        *p = (unsigned char)(*p | code << t / (TOY_KV_BLOCK / 2) * 4);
+    else
+        toy_kv__write_wide(plane, run->bits, t, code);
+}
+
+/* A sum of codewords, one a stage, that a beam keeps: the codes, and its squared distance. */
+typedef struct toy_kv__candidate {
+    float distance;
+    int parent;
+    unsigned short code[TOY_KV__MAX_STAGES];
+} toy_kv__candidate;
+
+/* Puts a sum among the *n best, which ascend; a tie goes behind. */
+static void toy_kv__keep_best(toy_kv__candidate *best, int *n, int beam, float distance, int parent,
+                            int stage, int code)
+{
+    int i = *n < beam ? (*n)++ : beam - 1;
+    for (; i > 0 && distance < best[i - 1].distance; i--) {
+        best[i].distance = best[i - 1].distance;
+        best[i].parent = best[i - 1].parent;
+        best[i].code[stage] = best[i - 1].code[stage];
+    }
+    best[i].distance = distance;
+    best[i].parent = parent;
+    best[i].code[stage] = (unsigned short)code;
+}
+
+/* What the codes of earlier stages have left of z [width]. */
+static void toy_kv__leave_rest(const toy_kv__run *run, int plane, int stages,
+                             const unsigned short *code, const float *z, float *rest)
+{
+    int stage, w;
+    memcpy(rest, z, sizeof(float) * run->width);
+    for (stage = 0; stage < stages; stage++) {
+        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane + stage));
+        for (w = 0; w < run->width; w++)
+            rest[w] -= toy_kv__half_at(book, ((size_t)w << run->bits) + code[stage]);
+    }
+}
+
+/* code [stages] of the best sum of codewords by a beam over the stages that begin at `plane`. */
+static void toy_kv__search_beam(const toy_kv__ops *ops, const toy_kv__run *run, int plane, const float *z,
+                              unsigned short *code)
+{
+    enum { CHUNK = 256 };
+    toy_kv__candidate kept[2][TOY_KV__MAX_BEAM];
+    float rest[TOY_KV__MAX_WIDTH], distance[CHUNK];
+    int stage, i, j, first, n_kept = 1, n_codes = 1 << run->bits, now = 0;
+    for (stage = 0; stage < run->stages; stage++, now ^= 1) {
+        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane + stage));
+        toy_kv__candidate *old = kept[now], *best = kept[now ^ 1];
+        int n = 0, chunk = n_codes < CHUNK ? n_codes : CHUNK;
+        for (i = 0; i < n_kept; i++) {
+            toy_kv__leave_rest(run, plane, stage, old[i].code, z, rest);
+            for (first = 0; first < n_codes; first += chunk) {
+                ops->dense->distances(book + 2 * first, n_codes, run->width, chunk, rest, distance);
+                for (j = 0; j < chunk; j++)
+                    if (n < run->beam || distance[j] < best[n - 1].distance)
+                        toy_kv__keep_best(best, &n, run->beam, distance[j], i, stage, first + j);
+            }
+        }
+        for (i = 0; i < n; i++)
+            memcpy(best[i].code, old[best[i].parent].code, sizeof *code * (size_t)stage);
+        n_kept = n;
+    }
+    memcpy(code, kept[now][0].code, sizeof *code * run->stages);
+}
+
+/* The same where only the nearest is kept; rest [width] is destroyed. */
+static void toy_kv__search_greedy(const toy_kv__ops *ops, const toy_kv__run *run, int plane, float *rest,
+                                unsigned short *code)
+{
+    int stage, w;
+    for (stage = 0; stage < run->stages; stage++) {
+        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane + stage));
+        int best = run->bits == 4 ? ops->nearest(book, run->width, rest)
+                                  : ops->nearest_wide(book, 1 << run->bits, run->width, rest);
+        for (w = 0; w < run->width; w++)
+            rest[w] -= toy_kv__half_at(book, ((size_t)w << run->bits) + (size_t)best);
+        code[stage] = (unsigned short)best;
+    }
+}
+
+/* Codes z [groups * width, BLOCK] by codebooks. */
+static void toy_kv__encode_books(const toy_kv__ops *ops, const toy_kv__run *run, unsigned char *codes,
+                               const float *z)
+{
+    unsigned short code[TOY_KV__MAX_STAGES];
+    float x[TOY_KV__MAX_WIDTH];
+    int plane, t, w, stage;
+    size_t size = toy_kv__wide_bytes(run);
+    for (plane = 0; plane < run->planes; plane += run->stages, z += run->width * TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++) {
+            for (w = 0; w < run->width; w++)
+                x[w] = z[w * TOY_KV_BLOCK + t];
+            if (run->beam > 1)
+                toy_kv__search_beam(ops, run, plane, x, code);
+            else
+                toy_kv__search_greedy(ops, run, plane, x, code);
+            for (stage = 0; stage < run->stages; stage++)
+                toy_kv__write_code(run, codes + (size_t)(plane + stage) * size, t, code[stage]);
+        }
+}
+
+/* Codes z [groups, BLOCK] by uniform levels. */
+static void toy_kv__encode_levels(const toy_kv__stream *s, const toy_kv__run *run, unsigned char *codes,
+                                const float *z)
+{
+    int p, t, last = (1 << run->bits) - 1;
+    float half = s->gain == TOY_KV__RANGE ? 0.0f : (float)(1 << (run->bits - 1));
+    size_t size = toy_kv__wide_bytes(run);
+    for (p = 0; p < run->planes; p++, codes += size, z += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++) {
+            float level =
+                s->gain == TOY_KV__SIGNMAX ? floorf(z[t] + (half + 0.5f)) : roundf(z[t]) + half;
+            toy_kv__write_code(run, codes, t, toy_kv__clamp(level, last));
+        }
+}
+
 static void toy_kv__encode_run(const toy_kv__ops *ops, const toy_kv__stream *s, const toy_kv__run *run,
-                             unsigned char *codes, int t, const float *z, float gain, float exact)
+                             unsigned char *codes, const float *z)
 {
-    unsigned char *plane = codes + run->codes;
-    float inverse = gain != 0.0f ? 1.0f / gain : 0.0f, rest[TOY_KV__MAX_WIDTH];
-    float inverse_exact = exact != 0.0f ? 1.0f / exact : 0.0f;
-    int p, w, code, largest = s->gain == TOY_KV__ABSMAX || s->gain == TOY_KV__SIGNMAX;
-    if (!largest)
-        inverse_exact = inverse;
-    for (p = 0; p < run->planes; p++) {
-        const float *src = z + p / run->stages * run->width;
-        if (run->coder == TOY_KV__WIDE) {
-            if (p % run->stages != 0)
-                continue;
-            for (w = 0; w < run->width; w++)
-                rest[w] = src[w] * inverse;
-            toy_kv__encode_wide_group(ops, run, plane, p / run->stages, t, rest);
-        } else if (run->coder == TOY_KV__HALVES) {
-            uint16_t half = toy_kv__to_half(src[0] * inverse);
-            memcpy(plane + (p * TOY_KV_BLOCK + t) * 2, &half, 2);
-        } else if (run->coder == TOY_KV__BYTES) {
-            plane[p * TOY_KV_BLOCK + t] =
-                (unsigned char)toy_kv__clamp(roundf(src[0] * inverse_exact) + 128.0f, 255);
-        } else if (largest) {
-            float scaled = src[0] * inverse_exact;
-            scaled = s->gain == TOY_KV__SIGNMAX ? floorf(scaled + 8.5f) : roundf(scaled) + 8.0f;
-            toy_kv__write_nibble(plane + p * (TOY_KV_BLOCK / 2), t, toy_kv__clamp(scaled, 15));
-        } else {
-            int stage = p % run->stages;
-            const unsigned char *book =
-                toy_kv__table(run->book + p / run->stages * run->book_step + stage * run->width * 16);
-            if (stage == 0)
-                for (w = 0; w < run->width; w++)
-                    rest[w] = src[w] * inverse;
-            code = ops->nearest(book, run->width, rest);
-            for (w = 0; w < run->width; w++)
-                rest[w] -= toy_kv__half_at(book, (size_t)(w * 16 + code));
-            toy_kv__write_nibble(plane + p * (TOY_KV_BLOCK / 2), t, code);
-        }
-    }
+    int i;
+    if (run->coder == TOY_KV__HALVES)
+        for (i = 0; i < run->planes * TOY_KV_BLOCK; i++)
+            toy_kv__store_half(codes + 2 * i, z[i]);
+    else if (run->uniform)
+        toy_kv__encode_levels(s, run, codes, z);
+    else
+        toy_kv__encode_books(ops, run, codes, z);
 }
 
-/* Codes one token's latents z [n_latents] by all runs of a stream. */
-static void toy_kv__encode_token(const toy_kv__ops *ops, const toy_kv__stream *s, unsigned char *codes,
-                               int t, const float *z)
-{
-    int i, group = -1;
-    float gain = 1.0f, exact = 1.0f;
-    for (i = 0; i < s->n_runs; i++) {
-        const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-        if (s->gain != TOY_KV__NO_GAIN && run->gain != group) {
-            group = run->gain;
-            gain = toy_kv__encode_gain(s, codes, group, t, z + group * s->gain_width,
-                                     run->coder == TOY_KV__BYTES ? 256 : 16, &exact);
-        }
-        toy_kv__encode_run(ops, s, run, codes, t, z + run->first, gain, exact);
-    }
-}
+/* What encoding a block needs besides: in the cache's own memory. */
+typedef struct toy_kv__coding {
+    toy_kv *kv;
+    const toy_kv__ops *ops;
+    int seq, token, block; /* first token of the block, its place in the pool */
+    float *x, *z;          /* [MAX_IN, BLOCK], [MAX_LATENTS, BLOCK] */
+    float *predicted;      /* [WIDTH, BLOCK] */
+    unsigned char *mask;   /* [MAX_LATENTS, BLOCK] where outliers are kept */
+    toy_kv__room room;
+    int n_rebuilt; /* nodes behind us that later ones are predicted from are in their slots */
+    int of;        /* the node in `predicted`; -1: none */
+} toy_kv__coding;
 
-/* x [BLOCK, ldx]: one member's exact vectors of the block that starts at `token`, in the frame. */
-static void toy_kv__load_member(const toy_kv *kv, const toy_kv__ops *ops, int seq, const toy_kv__member *m,
-                              int frame, int token, float *x, int ldx)
+#define TOY_KV__MASK_FLOATS ((size_t)TOY_KV__MAX_OUT_LATENTS * TOY_KV_BLOCK / 4)
+#define TOY_KV__WORK_FLOATS                                                                          \
+    (((size_t)TOY_KV__MAX_IN + (size_t)TOY_KV__MAX_LATENTS) * TOY_KV_BLOCK +                             \
+     (TOY_KV__N_PREDICTIONS > 0 ? TOY_KV__NODE_FLOATS : 0) + TOY_KV__MASK_FLOATS + TOY_KV__REBUILD_FLOATS)
+
+/* x [HEAD_DIM, BLOCK]: one member's exact vectors of the block, in the frame. */
+static void toy_kv__load_member(const toy_kv__coding *c, const toy_kv__member *m, int frame, float *x)
 {
-    float cs[TOY_KV_N_ROT + 1] = {0.0f}, v[TOY_KV_HEAD_DIM];
+    float v[TOY_KV_HEAD_DIM];
     int t, d;
-    if (m->part == TOY_KV_KEY && frame == TOY_KV__BLOCKWISE)
-        toy_kv__angles(token, cs);
     for (t = 0; t < TOY_KV_BLOCK; t++) {
-        const unsigned char *row = toy_kv__exact(kv, seq, m->layer, m->part, m->head, token + t);
-        float *dst = x + (size_t)t * (size_t)ldx;
+        const unsigned char *row =
+            toy_kv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token + t);
+        memset(v, 0, sizeof v);
+        c->ops->add_row(row, TOY_KV_HEAD_DIM, 1.0f, v);
         for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-            v[d] = 0.0f;
-        ops->add_row(row, TOY_KV_HEAD_DIM, 1.0f, v);
-        if (m->part == TOY_KV_KEY && frame == TOY_KV__PRE)
-            toy_kv__angles(token + t, cs);
-        if (m->part == TOY_KV_KEY && frame != TOY_KV__POST)
-            toy_kv__turn(cs, -1.0f, v, dst);
-        else
-            memcpy(dst, v, sizeof v);
+            toy_kv__row(x, d)[t] = v[d];
     }
+    if (m->part == TOY_KV_KEY && frame != TOY_KV__POST)
+        toy_kv__turn_tile(c->kv, c->ops, frame, c->token, -1.0f, x, x);
 }
 
-/* Encodes one stream of the block that starts at `token` into pool block `block`. Streams are
- * encoded in order: what earlier ones have coded of a member is taken off first. */
-static void toy_kv__encode_stream(toy_kv *kv, const toy_kv__ops *ops, int seq, int stream, int token,
-                                int block)
+/* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order,
+ * each once a block, when the first stream comes that is coded against a later one. */
+static void toy_kv__bring_prediction(toy_kv__coding *c, int stream, int node)
+{
+    int i;
+    if (c->of == node)
+        return;
+    for (; toy_kv__nodes[c->n_rebuilt].last_stream < stream; c->n_rebuilt++) {
+        i = c->n_rebuilt;
+        if (toy_kv__nodes[i].source)
+            toy_kv__rebuild_node(c->kv, c->ops, c->block, i, 0, TOY_KV_N_KV_HEADS, &c->room);
+    }
+    toy_kv__predict(c->ops, &c->room, toy_kv__nodes[node].prediction, 0, TOY_KV_N_KV_HEADS, c->predicted);
+    c->of = node;
+}
+
+/* c->x: what is left of a stream's members for it to code. */
+static void toy_kv__gather_rest(toy_kv__coding *c, int stream)
 {
     const toy_kv__stream *s = &toy_kv__streams[stream];
-    unsigned char *codes = toy_kv__codes(kv, stream, block);
-    float *x = toy_kv__work(kv), *z = x + (size_t)TOY_KV_BLOCK * TOY_KV__MAX_IN;
-    float *part = z + TOY_KV__MAX_LATENTS, *spare = part + TOY_KV_BLOCK * TOY_KV_HEAD_DIM;
-    int i, u, t, d, n_uses;
-    memset(codes, 0, (size_t)s->bytes);
+    int i, u, d, n_uses;
     for (i = 0; i < s->n_members; i++) {
         const toy_kv__member *m = &toy_kv__members[s->first_member + i];
         const toy_kv__use *use = toy_kv__uses_of(m->part, m->layer, m->head, &n_uses);
-        float *dst = x + i * TOY_KV_HEAD_DIM;
-        toy_kv__load_member(kv, ops, seq, m, s->frame, token, dst, s->n_in);
-        for (u = 0; u < n_uses && use[u].stream < stream; u++) {
-            memset(part, 0, sizeof(float) * TOY_KV_BLOCK * TOY_KV_HEAD_DIM);
-            toy_kv__decode_member(ops, use[u].stream, toy_kv__codes(kv, use[u].stream, block),
-                                use[u].member, spare, part);
-            for (t = 0; t < TOY_KV_BLOCK; t++)
-                for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                    dst[(size_t)t * (size_t)s->n_in + (size_t)d] -= part[t * TOY_KV_HEAD_DIM + d];
+        float *x = c->x + (size_t)i * TOY_KV__HEAD_FLOATS;
+        int node = toy_kv__node_at[m->part * TOY_KV_N_LAYERS + m->layer];
+        toy_kv__load_member(c, m, s->frame, x);
+        if (toy_kv__nodes[node].prediction >= 0) {
+            toy_kv__bring_prediction(c, stream, node);
+            c->ops->dense->add(TOY_KV__HEAD_FLOATS, -1.0f,
+                               c->predicted + (size_t)m->head * TOY_KV__HEAD_FLOATS, x);
         }
+        for (u = 0; u < n_uses && use[u].stream < stream; u++)
+            toy_kv__add_use(c->kv, c->ops, c->block, use[u], -1.0f, &c->room, x);
     }
-    for (t = 0; t < TOY_KV_BLOCK; t++) {
-        toy_kv__transform(ops, s, x + (size_t)t * (size_t)s->n_in, z);
-        toy_kv__encode_token(ops, s, codes, t, z);
-    }
+    for (d = 0; d < s->n_in && s->mean >= 0; d++)
+        c->ops->dense->affine_row(TOY_KV_BLOCK, 1.0f, -toy_kv__half_at(toy_kv__table(s->mean), (size_t)d),
+                                  toy_kv__row(c->x, d));
 }
 
-/* out [BLOCK, HEAD_DIM]: one head of a block, all its streams added, keys rotated by their
- * positions. z: room as for toy_kv__decode_member. */
-static void toy_kv__decode_head(const toy_kv *kv, const toy_kv__ops *ops, toy_kv__entry entry, int part,
-                              int layer, int head, float *z, float *out)
+static void toy_kv__encode_stream(toy_kv__coding *c, int stream)
 {
-    int u, t, n_uses, frame = TOY_KV__POST;
-    const toy_kv__use *use = toy_kv__uses_of(part, layer, head, &n_uses);
-    float cs[TOY_KV_N_ROT + 1] = {0.0f};
-    memset(out, 0, sizeof(float) * TOY_KV_BLOCK * TOY_KV_HEAD_DIM);
-    for (u = 0; u < n_uses; u++) {
-        toy_kv__decode_member(ops, use[u].stream, toy_kv__codes(kv, use[u].stream, entry.block),
-                            use[u].member, z, out);
-        frame = toy_kv__streams[use[u].stream].frame;
+    const toy_kv__stream *s = &toy_kv__streams[stream];
+    unsigned char *codes = toy_kv__codes(c->kv, stream, c->block);
+    float *z = s->transform == TOY_KV__BASIS ? c->z : c->x;
+    int i;
+    memset(codes, 0, (size_t)s->bytes);
+    toy_kv__gather_rest(c, stream);
+    if (s->transform == TOY_KV__BASIS) {
+        memset(z, 0, sizeof(float) * (size_t)s->n_latents * TOY_KV_BLOCK);
+        c->ops->dense->product(toy_kv__table(s->enc), (size_t)s->n_latents, 0, s->n_in, s->n_latents,
+                               c->x, z);
+    } else if (s->transform == TOY_KV__HADAMARD) {
+        toy_kv__hadamard_tile(c->ops, z, s->n_in);
     }
-    if (part != TOY_KV_KEY || frame == TOY_KV__POST)
-        return;
-    toy_kv__angles(entry.position, cs);
-    for (t = 0; t < TOY_KV_BLOCK; t++) {
-        if (frame == TOY_KV__PRE)
-            toy_kv__angles(entry.position + t, cs);
-        toy_kv__turn(cs, 1.0f, out + t * TOY_KV_HEAD_DIM, out + t * TOY_KV_HEAD_DIM);
+    if (s->outliers > 0) {
+        toy_kv__encode_outliers(s, codes, z, c->mask, c->room.z);
+        c->room.have = -1;
+    }
+    toy_kv__encode_gains(c->ops, s, codes, z, s->outliers > 0 ? c->mask : NULL);
+    for (i = 0; i < s->n_runs; i++) {
+        const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+        toy_kv__encode_run(c->ops, s, run, codes + run->codes, toy_kv__row(z, run->first));
     }
 }
 
-/* Attention over sinks, coded blocks and the exact window in one pass of an online softmax. */
+/* Encodes the block that starts at `token` into pool block `block`. Streams are encoded in order:
+ * what predictions and earlier ones say of a member is taken off first. */
+static void toy_kv__encode_tokens(toy_kv *kv, const toy_kv__ops *ops, int seq, int token, int block)
+{
+    toy_kv__coding c;
+    float *room = toy_kv__work(kv);
+    int stream;
+    memset(&c, 0, sizeof c);
+    c.kv = kv;
+    c.ops = ops;
+    c.seq = seq;
+    c.token = token;
+    c.block = block;
+    c.of = -1;
+    c.x = room;
+    c.z = c.x + (size_t)TOY_KV__MAX_IN * TOY_KV_BLOCK;
+    c.predicted = c.z + (size_t)TOY_KV__MAX_LATENTS * TOY_KV_BLOCK;
+    room = c.predicted + (TOY_KV__N_PREDICTIONS > 0 ? TOY_KV__NODE_FLOATS : 0);
+    c.mask = (unsigned char *)room;
+    c.room = toy_kv__make_room(room + TOY_KV__MASK_FLOATS);
+    for (stream = 0; stream < TOY_KV__N_STREAMS; stream++)
+        toy_kv__encode_stream(&c, stream);
+}
+
+/* One pass of attention for a few queries: its state in the scratch, the online softmax, and tokens
+ * that are exact. */
 
 /* The state of up to TOY_KV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
  * is TOY_KV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
@@ -3904,7 +5551,8 @@ typedef struct toy_kv__pass {
     float *gain;          /* [BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
     float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
-    float *tile;          /* [BLOCK, HEAD_DIM] and room to decode */
+    const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
+    int tile_first;
     float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
     float m[TOY_KV__MAX_ROWS], l[TOY_KV__MAX_ROWS], l_coded[TOY_KV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
@@ -3913,8 +5561,7 @@ typedef struct toy_kv__pass {
 #define TOY_KV__TILE (512 / TOY_KV_BLOCK > 0 ? 512 / TOY_KV_BLOCK : 1)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
-#define TOY_KV__ROOM(n)     (((size_t)(n) + 15u) / 16u * 16u)
-#define TOY_KV__DECODE_ROOM (TOY_KV__MAX_LATENTS + TOY_KV_BLOCK * TOY_KV__MAX_GAINS)
+#define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
 /* Each run of planes has a head, up to three planes to fill a quad, and two bytes an entry. */
 #define TOY_KV__PACKED_ROOM                                                                          \
     ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24) +           \
@@ -3928,7 +5575,7 @@ typedef struct toy_kv__pass {
      : TOY_KV__MAX_WIDE <= 1 << 17                  ? 2                                              \
                                                   : 1)
 #define TOY_KV__TILE_FLOATS ((size_t)TOY_KV__TILE * TOY_KV__MAX_ROWS * TOY_KV_BLOCK)
-#define TOY_KV__SCRATCH_FLOATS                                                                       \
+#define TOY_KV__PASS_FLOATS                                                                          \
     (TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM) * 3 +                                              \
      TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + \
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT) +                                    \
@@ -3936,8 +5583,7 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                                  \
-     TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2 +                          \
-     TOY_KV__ROOM(TOY_KV_BLOCK * TOY_KV_HEAD_DIM) + TOY_KV__ROOM(TOY_KV__DECODE_ROOM))
+     TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2)
 
 static float *toy_kv__take(float **room, size_t n)
 {
@@ -3965,8 +5611,101 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->bytes = (unsigned char *)toy_kv__take(&room, TOY_KV__TILE_FLOATS / 2);
     a->step = toy_kv__take(&room, TOY_KV_N_ROT + 1);
     a->cs = toy_kv__take(&room, TOY_KV_N_ROT + 1);
-    a->tile = toy_kv__take(&room, TOY_KV_BLOCK * TOY_KV_HEAD_DIM);
 }
+
+/* Which of the n tokens from `token` on a row sees: *from .. *to - 1, counted from `token`. */
+static void toy_kv__seen(const toy_kv__pass *a, int r, int token, int n, int *from, int *to)
+{
+    *from = a->first;
+    *to = a->last;
+    if (a->window > 0 && *from < a->position[r] - a->window + 1)
+        *from = a->position[r] - a->window + 1;
+    if (*to > a->position[r] + 1)
+        *to = a->position[r] + 1;
+    *from = *from < token ? 0 : *from - token;
+    *to = *to > token + n ? n : *to - token;
+}
+
+/* Soft cap and masks on one block of a row; tokens from .. to - 1 of it are seen. */
+static void toy_kv__mask(const toy_kv__pass *a, float *s, int from, int to)
+{
+    int t;
+    from = from < 0 ? 0 : from > TOY_KV_BLOCK ? TOY_KV_BLOCK : from;
+    to = to < from ? from : to > TOY_KV_BLOCK ? TOY_KV_BLOCK : to;
+    if (a->soft_cap > 0.0f)
+        for (t = from; t < to; t++)
+            s[t] = a->soft_cap * tanhf(s[t] / a->soft_cap);
+    for (t = 0; t < from; t++)
+        s[t] = TOY_KV__MASKED;
+    for (t = to; t < TOY_KV_BLOCK; t++)
+        s[t] = TOY_KV__MASKED;
+}
+
+/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
+ * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
+ * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
+static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
+{
+    int r, b, blocks = (n + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK, seen = 0;
+    for (r = 0; r < a->rows; r++) {
+        float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum = 0.0f, shrink = 1.0f;
+        int from, to, step = a->rows * TOY_KV_BLOCK;
+        toy_kv__seen(a, r, token, n, &from, &to);
+        if (from >= to) {
+            for (b = 0; b < blocks; b++)
+                memset(s + b * step, 0, sizeof(float) * TOY_KV_BLOCK);
+            continue;
+        }
+        for (b = 0; b < blocks; b++) {
+            float high;
+            if (a->soft_cap > 0.0f || from > b * TOY_KV_BLOCK || to < (b + 1) * TOY_KV_BLOCK)
+                toy_kv__mask(a, s + b * step, from - b * TOY_KV_BLOCK, to - b * TOY_KV_BLOCK);
+            high = a->ops->largest(s + b * step, TOY_KV_BLOCK);
+            top = high > top ? high : top;
+        }
+        if (top > a->m[r]) {
+            shrink = a->m[r] > TOY_KV__MASKED ? expf(a->m[r] - top) : 0.0f;
+            a->m[r] = top;
+        }
+        for (b = 0; b < blocks; b++)
+            sum += a->ops->exponentials(s + b * step, TOY_KV_BLOCK, a->m[r]);
+        if (shrink != 1.0f) {
+            a->ops->shrink(a->o + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, shrink);
+            if (a->coded)
+                a->ops->shrink(a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes,
+                               TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes, shrink);
+            if (a->coded)
+                a->ops->shrink(a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS, TOY_KV__MAX_WIDE_BINS,
+                               shrink);
+        }
+        a->l[r] = a->l[r] * shrink + sum;
+        a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
+        seen = seen > 1 || expf(top - a->m[r]) > TOY_KV__FINE * a->l[r] ? 2 : 1;
+    }
+    return seen;
+}
+
+/* Exact tokens token .. token + n - 1, n <= BLOCK and contiguous in memory. */
+static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
+{
+    int r, t;
+    const unsigned char *k = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_KEY, a->head, token);
+    const unsigned char *v = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_VALUE, a->head, token);
+    for (t = 0; t < n; t++)
+        for (r = 0; r < a->rows; r++)
+            a->s[r * TOY_KV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * TOY_KV_HEAD_DIM * 2,
+                                                       TOY_KV_HEAD_DIM, a->q + r * TOY_KV_HEAD_DIM);
+    if (!toy_kv__soft_max(a, token, n, 0))
+        return;
+    for (t = 0; t < n; t++)
+        for (r = 0; r < a->rows; r++)
+            if (a->s[r * TOY_KV_BLOCK + t] != 0.0f)
+                a->ops->add_row(v + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM,
+                                a->s[r * TOY_KV_BLOCK + t], a->o + r * TOY_KV_HEAD_DIM);
+}
+
+/* Coded blocks whose vectors are never rebuilt: queries are mapped into latents, scores are looked
+ * up, probabilities are summed in latents and mapped back once. */
 
 /* y [rows, n_latents] = dec' q for one member of a stream. */
 static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int member)
@@ -4227,97 +5966,6 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     }
 }
 
-/* Which of the n tokens from `token` on a row sees: *from .. *to - 1, counted from `token`. */
-static void toy_kv__seen(const toy_kv__pass *a, int r, int token, int n, int *from, int *to)
-{
-    *from = a->first;
-    *to = a->last;
-    if (a->window > 0 && *from < a->position[r] - a->window + 1)
-        *from = a->position[r] - a->window + 1;
-    if (*to > a->position[r] + 1)
-        *to = a->position[r] + 1;
-    *from = *from < token ? 0 : *from - token;
-    *to = *to > token + n ? n : *to - token;
-}
-
-/* Soft cap and masks on one block of a row; tokens from .. to - 1 of it are seen. */
-static void toy_kv__mask(const toy_kv__pass *a, float *s, int from, int to)
-{
-    int t;
-    from = from < 0 ? 0 : from > TOY_KV_BLOCK ? TOY_KV_BLOCK : from;
-    to = to < from ? from : to > TOY_KV_BLOCK ? TOY_KV_BLOCK : to;
-    if (a->soft_cap > 0.0f)
-        for (t = from; t < to; t++)
-            s[t] = a->soft_cap * tanhf(s[t] / a->soft_cap);
-    for (t = 0; t < from; t++)
-        s[t] = TOY_KV__MASKED;
-    for (t = to; t < TOY_KV_BLOCK; t++)
-        s[t] = TOY_KV__MASKED;
-}
-
-/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
- * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
- * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
-static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
-{
-    int r, b, blocks = (n + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK, seen = 0;
-    for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum = 0.0f, shrink = 1.0f;
-        int from, to, step = a->rows * TOY_KV_BLOCK;
-        toy_kv__seen(a, r, token, n, &from, &to);
-        if (from >= to) {
-            for (b = 0; b < blocks; b++)
-                memset(s + b * step, 0, sizeof(float) * TOY_KV_BLOCK);
-            continue;
-        }
-        for (b = 0; b < blocks; b++) {
-            float high;
-            if (a->soft_cap > 0.0f || from > b * TOY_KV_BLOCK || to < (b + 1) * TOY_KV_BLOCK)
-                toy_kv__mask(a, s + b * step, from - b * TOY_KV_BLOCK, to - b * TOY_KV_BLOCK);
-            high = a->ops->largest(s + b * step, TOY_KV_BLOCK);
-            top = high > top ? high : top;
-        }
-        if (top > a->m[r]) {
-            shrink = a->m[r] > TOY_KV__MASKED ? expf(a->m[r] - top) : 0.0f;
-            a->m[r] = top;
-        }
-        for (b = 0; b < blocks; b++)
-            sum += a->ops->exponentials(s + b * step, TOY_KV_BLOCK, a->m[r]);
-        if (shrink != 1.0f) {
-            a->ops->shrink(a->o + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, shrink);
-            if (a->coded)
-                a->ops->shrink(a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes,
-                               TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes, shrink);
-            if (a->coded)
-                a->ops->shrink(a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS, TOY_KV__MAX_WIDE_BINS,
-                               shrink);
-        }
-        a->l[r] = a->l[r] * shrink + sum;
-        a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = seen > 1 || expf(top - a->m[r]) > TOY_KV__FINE * a->l[r] ? 2 : 1;
-    }
-    return seen;
-}
-
-/* Exact tokens token .. token + n - 1, n <= BLOCK and contiguous in memory. */
-static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
-{
-    int r, t;
-    const unsigned char *k = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_KEY, a->head, token);
-    const unsigned char *v = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_VALUE, a->head, token);
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            a->s[r * TOY_KV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * TOY_KV_HEAD_DIM * 2,
-                                                       TOY_KV_HEAD_DIM, a->q + r * TOY_KV_HEAD_DIM);
-    if (!toy_kv__soft_max(a, token, n, 0))
-        return;
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            if (a->s[r * TOY_KV_BLOCK + t] != 0.0f)
-                a->ops->add_row(v + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM,
-                                a->s[r * TOY_KV_BLOCK + t], a->o + r * TOY_KV_HEAD_DIM);
-}
-
 /* Turns the queries into the frame of a block at `position`. The angles go on from block to block
  * by one complex product a pair, and start afresh every 64 blocks. */
 static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
@@ -4334,67 +5982,6 @@ static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
     }
     for (r = 0; r < a->rows; r++)
         toy_kv__turn(a->cs, -1.0f, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
-}
-
-/* s [rows, BLOCK] of a block whose keys must be rebuilt and rotated before they meet queries. */
-static void toy_kv__score_rebuilt(toy_kv__pass *a, toy_kv__entry entry, float *scores)
-{
-    int r, t, d;
-    toy_kv__decode_head(a->kv, a->ops, entry, TOY_KV_KEY, a->layer, a->head,
-                      a->tile + TOY_KV__ROOM(TOY_KV_BLOCK * TOY_KV_HEAD_DIM), a->tile);
-    for (r = 0; r < a->rows; r++)
-        for (t = 0; t < TOY_KV_BLOCK; t++) {
-            float sum = 0.0f;
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                sum += a->q[r * TOY_KV_HEAD_DIM + d] * a->tile[t * TOY_KV_HEAD_DIM + d];
-            scores[r * TOY_KV_BLOCK + t] = sum;
-        }
-}
-
-/* Whether any row may see tokens of block j. */
-static int toy_kv__reaches(const toy_kv__pass *a, int j)
-{
-    int token = TOY_KV_N_SINK + j * TOY_KV_BLOCK;
-    if (token + TOY_KV_BLOCK <= a->first || token >= a->last)
-        return 0;
-    return a->window <= 0 || token + TOY_KV_BLOCK > a->position[0] - a->window + 1;
-}
-
-static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
-{
-    int j, b, n, previous = -1, ready = 0, seen;
-    for (j = 0; j < n_sealed; j += n) {
-        n = 1;
-        if (!toy_kv__reaches(a, j))
-            continue;
-        while (n < TOY_KV__TILE && j + n < n_sealed && toy_kv__reaches(a, j + n))
-            n++;
-        if (!a->coded) {
-            memset(a->acc, 0,
-                   sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
-            memset(a->bins, 0, sizeof(float) * (size_t)a->rows * TOY_KV__MAX_WIDE_BINS);
-            toy_kv__fill_books(a);
-        }
-        a->coded = 1;
-        for (b = 0; b < n; b++) {
-            toy_kv__entry entry = a->blocks[j + b];
-            float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
-            if (a->k_frame == TOY_KV__PRE) {
-                toy_kv__score_rebuilt(a, entry, scores);
-                continue;
-            }
-            if (a->k_frame == TOY_KV__BLOCKWISE)
-                toy_kv__turn_queries(a, entry.position, previous);
-            if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
-                toy_kv__fill_tables(a);
-            toy_kv__score_block(a, entry.block, scores);
-            ready = 1;
-            previous = entry.position;
-        }
-        seen = toy_kv__soft_max(a, TOY_KV_N_SINK + j * TOY_KV_BLOCK, n * TOY_KV_BLOCK, 1);
-        if (seen)
-            toy_kv__sum_tile(a, a->blocks + j, n, seen == 2);
-    }
 }
 
 /* Adds dec * acc + mean of every V stream to o. */
@@ -4423,6 +6010,92 @@ static void toy_kv__collect(toy_kv__pass *a)
             if (s->mean >= 0)
                 a->ops->add_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, a->l_coded[r], o);
         }
+    }
+}
+
+/* Attention over sinks, coded blocks and the exact window in one pass of an online softmax. */
+
+/* Blocks of rebuilt vectors that attention holds at once: what is absorbed of the other part is
+ * collected as often, so not too few; and all heads of them should stay in a cache. */
+#define TOY_KV__HELD_MOST (((size_t)1 << 18) / TOY_KV__NODE_FLOATS)
+#define TOY_KV__HELD                                                                                 \
+    (TOY_KV__HELD_MOST < 1 ? 1 : TOY_KV__HELD_MOST < TOY_KV__TILE ? (int)TOY_KV__HELD_MOST : TOY_KV__TILE)
+/* Queries that meet a block while it is held. */
+#define TOY_KV__QUERIES      32
+#define TOY_KV__STATE_FLOATS TOY_KV__ROOM(2 * TOY_KV__QUERIES * TOY_KV_N_HEADS)
+#define TOY_KV__HELD_FLOATS  (2 * (size_t)TOY_KV__HELD * TOY_KV__NODE_FLOATS)
+#define TOY_KV__ATTEND_FLOATS                                                                        \
+    (TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS +                                                      \
+     (TOY_KV__REBUILDS ? TOY_KV__HELD_FLOATS + TOY_KV__REBUILD_FLOATS : 0))
+#define TOY_KV__READ_FLOATS (TOY_KV__HEAD_FLOATS + TOY_KV__REBUILD_FLOATS)
+#define TOY_KV__SCRATCH_FLOATS                                                                       \
+    (TOY_KV__ATTEND_FLOATS > TOY_KV__READ_FLOATS ? TOY_KV__ATTEND_FLOATS : TOY_KV__READ_FLOATS)
+
+/* Whether any row may see tokens of block j. */
+static int toy_kv__reaches(const toy_kv__pass *a, int j)
+{
+    int token = TOY_KV_N_SINK + j * TOY_KV_BLOCK;
+    if (token + TOY_KV_BLOCK <= a->first || token >= a->last)
+        return 0;
+    return a->window <= 0 || token + TOY_KV_BLOCK > a->position[0] - a->window + 1;
+}
+
+/* A rebuilt block: [HEAD_DIM, BLOCK]. */
+static inline const float *toy_kv__held(const toy_kv__pass *a, const float *tile, int j)
+{
+    return tile + (size_t)(j - a->tile_first) * TOY_KV__NODE_FLOATS;
+}
+
+/* Adds the sums over rebuilt values to o. */
+static void toy_kv__collect_held(toy_kv__pass *a)
+{
+    int r, d;
+    for (r = 0; r < a->rows; r++) {
+        const float *acc = a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
+        a->ops->reduce(acc, TOY_KV_HEAD_DIM, a->turned);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            a->o[r * TOY_KV_HEAD_DIM + d] += a->turned[d];
+    }
+}
+
+static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
+{
+    int j, b, n, previous = -1, ready = 0, seen;
+    for (j = 0; j < n_sealed; j += n) {
+        n = 1;
+        if (!toy_kv__reaches(a, j))
+            continue;
+        while (n < TOY_KV__TILE && j + n < n_sealed && toy_kv__reaches(a, j + n))
+            n++;
+        if (!a->coded) {
+            memset(a->acc, 0,
+                   sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
+            memset(a->bins, 0, sizeof(float) * (size_t)a->rows * TOY_KV__MAX_WIDE_BINS);
+            if (a->v_tile == NULL)
+                toy_kv__fill_books(a);
+        }
+        a->coded = 1;
+        for (b = 0; b < n; b++) {
+            toy_kv__entry entry = a->blocks[j + b];
+            float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
+            if (a->k_tile != NULL) {
+                a->ops->dense->score(toy_kv__held(a, a->k_tile, j + b), a->q, a->rows, scores);
+                continue;
+            }
+            if (a->k_frame == TOY_KV__BLOCKWISE)
+                toy_kv__turn_queries(a, entry.position, previous);
+            if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
+                toy_kv__fill_tables(a);
+            toy_kv__score_block(a, entry.block, scores);
+            ready = 1;
+            previous = entry.position;
+        }
+        seen = toy_kv__soft_max(a, TOY_KV_N_SINK + j * TOY_KV_BLOCK, n * TOY_KV_BLOCK, 1);
+        for (b = 0; b < n && seen && a->v_tile != NULL; b++)
+            a->ops->dense->sum(toy_kv__held(a, a->v_tile, j + b), a->s + b * a->rows * TOY_KV_BLOCK,
+                               a->rows, a->acc, TOY_KV__MAX_SUM_LATENTS);
+        if (seen && a->v_tile == NULL)
+            toy_kv__sum_tile(a, a->blocks + j, n, seen == 2);
     }
 }
 
@@ -4457,22 +6130,46 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
         if (t < a->last && t + n > a->first)
             toy_kv__attend_exact(a, t, n);
     }
-    if (a->coded)
+    if (a->coded && a->v_tile != NULL)
+        toy_kv__collect_held(a);
+    else if (a->coded)
         toy_kv__collect(a);
 }
 
-/* Queries skip .. skip + n - 1 of the latest n_q tokens; q and partial begin at query `skip`. */
-static toy_kv_status toy_kv__attend_some(const toy_kv *kv, int seq, int layer, int kv_head, int n_q,
-                                     int skip, int n, const float *q, int first, int count,
-                                     const toy_kv_attention *attention, toy_kv_partial *partial,
-                                     void *scratch, size_t scratch_bytes)
+/* ---- heads, ranges, queries ---- */
+
+/* Queries skip .. skip + n - 1 of the latest n_q tokens of a layer, over tokens first .. last - 1.
+ */
+typedef struct toy_kv__job {
+    const toy_kv *kv;
+    const toy_kv__ops *ops;
+    int seq, layer, n_q, skip, n, n_tokens, first, last, window;
+    float scale, soft_cap;
+    const float *q; /* [n_q, N_HEADS, HEAD_DIM] */
+    float *scratch;
+} toy_kv__job;
+
+/* Where partial results go: those of query i and the g-th head of its group at index i * step + g.
+ */
+typedef struct toy_kv__result {
+    float *m, *l, *o;
+    size_t step;
+} toy_kv__result;
+
+static inline size_t toy_kv__result_row(const toy_kv__result *out, int row)
 {
-    toy_kv__pass a;
-    int row, r, d, rows = n * TOY_KV_GROUP, n_tokens;
-    float scale = TOY_KV_ATTENTION_SCALE;
-    if (kv == NULL || q == NULL || partial == NULL || seq < 0 || seq >= kv->config.n_seq ||
-        layer < 0 || layer >= TOY_KV_N_LAYERS || kv_head < 0 || kv_head >= TOY_KV_N_KV_HEADS ||
-        first < 0 || count < 0)
+    return (size_t)(row / TOY_KV_GROUP) * out->step + (size_t)(row % TOY_KV_GROUP);
+}
+
+/* Fails for arguments that are out of range. */
+static toy_kv_status toy_kv__make_job(toy_kv__job *job, const toy_kv *kv, int seq, int layer, int n_q,
+                                  const float *q, int first, int count,
+                                  const toy_kv_attention *attention, void *scratch,
+                                  size_t scratch_bytes)
+{
+    int n_tokens;
+    if (kv == NULL || q == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
+        layer >= TOY_KV_N_LAYERS || first < 0 || count < 0)
         return TOY_KV_E_ARGUMENT;
     n_tokens = toy_kv__sequence(kv, seq)->n_tokens[layer];
     if (n_q < 1 || n_q > n_tokens)
@@ -4481,108 +6178,225 @@ static toy_kv_status toy_kv__attend_some(const toy_kv *kv, int seq, int layer, i
         return TOY_KV_E_SIZE;
     if ((uintptr_t)scratch % 64 != 0)
         return TOY_KV_E_ALIGNMENT;
-    if (attention != NULL && attention->scale != 0.0f)
-        scale = attention->scale;
-    memset(&a, 0, sizeof a);
-    a.kv = kv;
-    a.ops = toy_kv__select(kv->config.isa);
-    a.seq = seq;
-    a.layer = layer;
-    a.head = kv_head;
-    a.first = first;
-    a.last = first > n_tokens || count > n_tokens - first ? n_tokens : first + count;
-    a.soft_cap = attention != NULL ? attention->soft_cap : 0.0f;
-    a.window = attention != NULL ? attention->sliding_window : 0;
-    toy_kv__carve(&a, scratch);
-    for (row = 0; row < rows; row += a.rows) {
-        a.rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
-        for (r = 0; r < a.rows; r++) {
-            const float *src = q + ((size_t)((row + r) / TOY_KV_GROUP) * TOY_KV_N_HEADS +
-                                    (size_t)(kv_head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
-                                       TOY_KV_HEAD_DIM;
-            a.position[r] = n_tokens - n_q + skip + (row + r) / TOY_KV_GROUP;
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                a.q[r * TOY_KV_HEAD_DIM + d] = src[d] * scale;
-        }
-        toy_kv__attend_rows(&a);
-        memcpy(partial->m + row, a.m, sizeof(float) * (size_t)a.rows);
-        memcpy(partial->l + row, a.l, sizeof(float) * (size_t)a.rows);
-        memcpy(partial->o + (size_t)row * TOY_KV_HEAD_DIM, a.o,
-               sizeof(float) * (size_t)a.rows * TOY_KV_HEAD_DIM);
-    }
+    memset(job, 0, sizeof *job);
+    job->kv = kv;
+    job->ops = toy_kv__select(kv->config.isa);
+    job->seq = seq;
+    job->layer = layer;
+    job->n_q = job->n = n_q;
+    job->n_tokens = n_tokens;
+    job->first = first;
+    job->last = first > n_tokens || count > n_tokens - first ? n_tokens : first + count;
+    job->scale =
+        attention != NULL && attention->scale != 0.0f ? attention->scale : TOY_KV_ATTENTION_SCALE;
+    job->soft_cap = attention != NULL ? attention->soft_cap : 0.0f;
+    job->window = attention != NULL ? attention->sliding_window : 0;
+    job->q = q;
+    job->scratch = (float *)scratch;
     return TOY_KV_OK;
 }
+
+/* The position of the i-th query of a job. */
+static inline int toy_kv__position(const toy_kv__job *job, int i)
+{
+    return job->n_tokens - job->n_q + job->skip + i;
+}
+
+/* Adds one partial row to another. */
+static void toy_kv__merge_row(float *m, float *l, float *x, float m_more, float l_more,
+                            const float *y)
+{
+    int d;
+    float top = *m > m_more ? *m : m_more, a = expf(*m - top), b = expf(m_more - top);
+    *m = top;
+    *l = *l * a + l_more * b;
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+        x[d] = x[d] * a + y[d] * b;
+}
+
+/* All rows of one KV head over a range of tokens, added to what `out` holds of them. */
+static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int head,
+                              const toy_kv__result *out)
+{
+    int row, r, d, rows = job->n * TOY_KV_GROUP, last = a->last;
+    a->head = head;
+    for (row = 0; row < rows; row += a->rows) {
+        a->rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
+        for (r = 0; r < a->rows; r++) {
+            int query = job->skip + (row + r) / TOY_KV_GROUP;
+            const float *src = job->q + ((size_t)query * TOY_KV_N_HEADS +
+                                         (size_t)(head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
+                                            TOY_KV_HEAD_DIM;
+            a->position[r] = toy_kv__position(job, (row + r) / TOY_KV_GROUP);
+            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+                a->q[r * TOY_KV_HEAD_DIM + d] = src[d] * job->scale;
+        }
+        if (a->position[a->rows - 1] < last)
+            a->last = a->position[a->rows - 1] + 1;
+        toy_kv__attend_rows(a);
+        a->last = last;
+        for (r = 0; r < a->rows; r++) {
+            size_t at = toy_kv__result_row(out, row + r);
+            toy_kv__merge_row(out->m + at, out->l + at, out->o + at * TOY_KV_HEAD_DIM, a->m[r], a->l[r],
+                            a->o + r * TOY_KV_HEAD_DIM);
+        }
+    }
+}
+
+/* Rebuilds the blocks from j on that some query of the job sees, for n_heads heads. */
+static void toy_kv__hold_blocks(const toy_kv__job *job, toy_kv__pass *a, int j, int n_sealed, int head,
+                              int n_heads, float *k, float *v)
+{
+    int b;
+    float *room = job->scratch + TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS + TOY_KV__HELD_FLOATS;
+    a->position[0] = toy_kv__position(job, 0);
+    a->tile_first = j;
+    for (b = 0; b < TOY_KV__HELD && j + b < n_sealed; b++) {
+        size_t at = (size_t)b * TOY_KV__NODE_FLOATS;
+        if (toy_kv__reaches(a, j + b))
+            toy_kv__rebuild(job->kv, job->ops, toy_kv__blocks(job->kv, job->seq)[j + b], job->layer,
+                          head, n_heads, room, k == NULL ? NULL : k + at,
+                          v == NULL ? NULL : v + at);
+    }
+}
+
+/* Some heads of a layer. Where its vectors must be rebuilt that is done once for all heads and
+ * queries: blocks outside, heads inside. */
+static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, toy_kv__result out)
+{
+    toy_kv__pass a;
+    float *k = job->scratch + TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS;
+    float *v = k + (size_t)TOY_KV__HELD * TOY_KV__NODE_FLOATS;
+    int j, h, row, last = toy_kv__position(job, job->n - 1) + 1;
+    int n_sealed = toy_kv__sequence(job->kv, job->seq)->n_sealed, step = TOY_KV__HELD;
+    if (!toy_kv__nodes[toy_kv__node_at[TOY_KV_KEY * TOY_KV_N_LAYERS + job->layer]].rebuilt)
+        k = NULL;
+    if (!toy_kv__nodes[toy_kv__node_at[TOY_KV_VALUE * TOY_KV_N_LAYERS + job->layer]].rebuilt)
+        v = NULL;
+    if (k == NULL && v == NULL)
+        step = n_sealed + 1;
+    last = last < job->last ? last : job->last;
+    memset(&a, 0, sizeof a);
+    a.kv = job->kv;
+    a.ops = job->ops;
+    a.seq = job->seq;
+    a.layer = job->layer;
+    a.soft_cap = job->soft_cap;
+    a.window = job->window;
+    toy_kv__carve(&a, job->scratch);
+    for (h = 0; h < n_heads; h++)
+        for (row = 0; row < job->n * TOY_KV_GROUP; row++) {
+            size_t at = toy_kv__result_row(&out, row) + (size_t)(h * TOY_KV_GROUP);
+            out.m[at] = TOY_KV__MASKED;
+            out.l[at] = 0.0f;
+            memset(out.o + at * TOY_KV_HEAD_DIM, 0, sizeof(float) * TOY_KV_HEAD_DIM);
+        }
+    for (j = 0; j == 0 || j < n_sealed; j += step) {
+        int from = TOY_KV_N_SINK + j * TOY_KV_BLOCK, to = from + step * TOY_KV_BLOCK;
+        a.first = j == 0 || from < job->first ? job->first : from;
+        a.last = j + step >= n_sealed || to > last ? last : to;
+        if (a.first >= a.last)
+            continue;
+        if (k != NULL || v != NULL)
+            toy_kv__hold_blocks(job, &a, j, n_sealed, head, n_heads, k, v);
+        for (h = 0; h < n_heads; h++) {
+            toy_kv__result rows = out;
+            rows.m += h * TOY_KV_GROUP;
+            rows.l += h * TOY_KV_GROUP;
+            rows.o += (size_t)(h * TOY_KV_GROUP) * TOY_KV_HEAD_DIM;
+            a.k_tile = k == NULL ? NULL : k + (size_t)h * TOY_KV__HEAD_FLOATS;
+            a.v_tile = v == NULL ? NULL : v + (size_t)h * TOY_KV__HEAD_FLOATS;
+            toy_kv__attend_head(job, &a, head + h, &rows);
+        }
+    }
+}
+
+/* ---- what engines call ---- */
 
 toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_head, int n_q,
                              const float *q, int first, int count, const toy_kv_attention *attention,
                              toy_kv_partial *partial, void *scratch, size_t scratch_bytes)
 {
-    return toy_kv__attend_some(kv, seq, layer, kv_head, n_q, 0, n_q, q, first, count, attention,
-                             partial, scratch, scratch_bytes);
+    toy_kv__job job;
+    toy_kv__result out;
+    toy_kv_status status;
+    if (partial == NULL || kv_head < 0 || kv_head >= TOY_KV_N_KV_HEADS)
+        return TOY_KV_E_ARGUMENT;
+    status = toy_kv__make_job(&job, kv, seq, layer, n_q, q, first, count, attention, scratch,
+                            scratch_bytes);
+    if (status != TOY_KV_OK)
+        return status;
+    out.m = partial->m;
+    out.l = partial->l;
+    out.o = partial->o;
+    out.step = TOY_KV_GROUP;
+    toy_kv__attend_job(&job, kv_head, 1, out);
+    return TOY_KV_OK;
 }
 
 void toy_kv_merge(toy_kv_partial *into, const toy_kv_partial *from, int rows)
 {
-    int r, d;
-    for (r = 0; r < rows; r++) {
-        float top = into->m[r] > from->m[r] ? into->m[r] : from->m[r];
-        float a = expf(into->m[r] - top), b = expf(from->m[r] - top);
-        float *x = into->o + (size_t)r * TOY_KV_HEAD_DIM;
-        const float *y = from->o + (size_t)r * TOY_KV_HEAD_DIM;
-        into->m[r] = top;
-        into->l[r] = into->l[r] * a + from->l[r] * b;
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-            x[d] = x[d] * a + y[d] * b;
+    int r;
+    for (r = 0; r < rows; r++)
+        toy_kv__merge_row(into->m + r, into->l + r, into->o + (size_t)r * TOY_KV_HEAD_DIM, from->m[r],
+                        from->l[r], from->o + (size_t)r * TOY_KV_HEAD_DIM);
+}
+
+/* dst [HEAD_DIM] = o divided by l and the sink's share; dst may be o. */
+static void toy_kv__finish_row(float m, float l, const float *o, const float *sink, float *dst)
+{
+    int d;
+    float shrink = 1.0f;
+    if (sink != NULL) {
+        float top = m > *sink ? m : *sink;
+        shrink = expf(m - top);
+        l = l * shrink + expf(*sink - top);
     }
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+        dst[d] = l > 0.0f ? o[d] * shrink / l : 0.0f;
 }
 
 void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q, const toy_kv_attention *attention,
                  float *out)
 {
-    int row, d;
+    int row;
     const float *sinks = attention != NULL ? attention->sink_logits : NULL;
     for (row = 0; row < n_q * TOY_KV_GROUP; row++) {
         int head = kv_head * TOY_KV_GROUP + row % TOY_KV_GROUP;
-        float l = partial->l[row], shrink = 1.0f;
-        float *dst =
-            out + ((size_t)(row / TOY_KV_GROUP) * TOY_KV_N_HEADS + (size_t)head) * TOY_KV_HEAD_DIM;
-        if (sinks != NULL) {
-            float top = partial->m[row] > sinks[head] ? partial->m[row] : sinks[head];
-            shrink = expf(partial->m[row] - top);
-            l = l * shrink + expf(sinks[head] - top);
-        }
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-            dst[d] =
-                l > 0.0f ? partial->o[(size_t)row * TOY_KV_HEAD_DIM + (size_t)d] * shrink / l : 0.0f;
+        size_t at = (size_t)(row / TOY_KV_GROUP) * TOY_KV_N_HEADS + (size_t)head;
+        toy_kv__finish_row(partial->m[row], partial->l[row], partial->o + (size_t)row * TOY_KV_HEAD_DIM,
+                         sinks != NULL ? sinks + head : NULL, out + at * TOY_KV_HEAD_DIM);
     }
 }
 
 toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const float *q, float *out,
                         const toy_kv_attention *attention, void *scratch, size_t scratch_bytes)
 {
-    enum { STEP = TOY_KV__MAX_ROWS / TOY_KV_GROUP > 0 ? TOY_KV__MAX_ROWS / TOY_KV_GROUP : 1 };
-    float m[STEP * TOY_KV_GROUP], l[STEP * TOY_KV_GROUP], o[STEP * TOY_KV_GROUP * TOY_KV_HEAD_DIM];
-    toy_kv_partial partial;
+    toy_kv__job job;
     toy_kv_status status;
-    int head, i;
-    if (q == NULL || out == NULL || n_q < 1)
+    const float *sinks = attention != NULL ? attention->sink_logits : NULL;
+    int i;
+    if (out == NULL)
         return TOY_KV_E_ARGUMENT;
-    partial.m = m;
-    partial.l = l;
-    partial.o = o;
-    for (i = 0; i < n_q; i += STEP) {
-        int n = n_q - i < STEP ? n_q - i : STEP;
-        for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
-            status = toy_kv__attend_some(kv, seq, layer, head, n_q, i, n,
-                                       q + (size_t)i * TOY_KV_N_HEADS * TOY_KV_HEAD_DIM, 0, INT32_MAX,
-                                       attention, &partial, scratch, scratch_bytes);
-            if (status != TOY_KV_OK)
-                return status;
-            toy_kv_finish(&partial, head, n, attention,
-                        out + (size_t)i * TOY_KV_N_HEADS * TOY_KV_HEAD_DIM);
+    status = toy_kv__make_job(&job, kv, seq, layer, n_q, q, 0, INT32_MAX, attention, scratch,
+                            scratch_bytes);
+    for (i = 0; i < n_q && status == TOY_KV_OK; i += TOY_KV__QUERIES) {
+        toy_kv__result rows;
+        int row;
+        job.skip = i;
+        job.n = n_q - i < TOY_KV__QUERIES ? n_q - i : TOY_KV__QUERIES;
+        rows.m = job.scratch + TOY_KV__PASS_FLOATS;
+        rows.l = rows.m + TOY_KV__QUERIES * TOY_KV_N_HEADS;
+        rows.o = out + (size_t)i * TOY_KV_N_HEADS * TOY_KV_HEAD_DIM;
+        rows.step = TOY_KV_N_HEADS;
+        toy_kv__attend_job(&job, 0, TOY_KV_N_KV_HEADS, rows);
+        for (row = 0; row < job.n * TOY_KV_N_HEADS; row++) {
+            float *o = rows.o + (size_t)row * TOY_KV_HEAD_DIM;
+            toy_kv__finish_row(rows.m[row], rows.l[row], o,
+                             sinks != NULL ? sinks + row % TOY_KV_N_HEADS : NULL, o);
         }
     }
-    return TOY_KV_OK;
+    return status;
 }
 
 /* The cache itself: memory, blocks, append, trim, fork, read. */
@@ -4608,7 +6422,7 @@ size_t toy_kv_scratch_size(void)
 static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
 {
     toy_kv_config c;
-    uint64_t at = TOY_KV__ALIGNED(sizeof(toy_kv)), limit = (uint64_t)(SIZE_MAX / 2), row, work;
+    uint64_t at = TOY_KV__ALIGNED(sizeof(toy_kv)), limit = (uint64_t)(SIZE_MAX / 2), row;
     if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
         config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
         config->n_blocks < 0 || config->n_blocks > (1 << 28))
@@ -4642,9 +6456,9 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     kv->references = at;
     at += TOY_KV__ALIGNED(sizeof(int32_t) * (uint64_t)c.n_blocks);
     kv->work = at;
-    work = (uint64_t)TOY_KV_BLOCK * TOY_KV__MAX_IN + TOY_KV__MAX_LATENTS +
-           (uint64_t)TOY_KV_BLOCK * TOY_KV_HEAD_DIM + TOY_KV__DECODE_ROOM;
-    at += TOY_KV__ALIGNED(work * sizeof(float));
+    at += TOY_KV__ALIGNED((uint64_t)TOY_KV__WORK_FLOATS * sizeof(float));
+    kv->turns = at;
+    at += TOY_KV__ALIGNED((uint64_t)TOY_KV__TURN_FLOATS * sizeof(float));
     kv->exact = at;
     row = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
     if (row * (uint64_t)(TOY_KV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
@@ -4657,6 +6471,18 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     if (kv->bytes > limit)
         return TOY_KV_E_ARGUMENT;
     return TOY_KV_OK;
+}
+
+/* The angles of every offset in a block. */
+static void toy_kv__fill_turns(toy_kv *kv)
+{
+    float cs[TOY_KV_N_ROT + 1] = {0.0f}, *turns = toy_kv__turns(kv);
+    int t, i;
+    for (t = 0; t < TOY_KV_BLOCK && TOY_KV__TURN_FLOATS > 0; t++) {
+        toy_kv__angles(t, cs);
+        for (i = 0; i < TOY_KV_N_ROT; i++)
+            turns[i * TOY_KV_BLOCK + t] = cs[i];
+    }
 }
 
 toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes)
@@ -4683,6 +6509,7 @@ toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory
     memset(memory, 0, (size_t)laid.pool);
     memcpy(memory, &laid, sizeof laid);
     *kv = (toy_kv *)memory;
+    toy_kv__fill_turns(*kv);
     return TOY_KV_OK;
 }
 
@@ -4741,10 +6568,9 @@ static void toy_kv__encode_block(toy_kv *kv, int seq)
 {
     const toy_kv__ops *ops = toy_kv__select(kv->config.isa);
     toy_kv__seq *q = toy_kv__sequence(kv, seq);
-    int stream, token = toy_kv__n_coded(q), block = toy_kv__take_block(kv);
+    int token = toy_kv__n_coded(q), block = toy_kv__take_block(kv);
     toy_kv__entry *entry = &toy_kv__blocks(kv, seq)[q->n_sealed];
-    for (stream = 0; stream < TOY_KV__N_STREAMS; stream++)
-        toy_kv__encode_stream(kv, ops, seq, stream, token, block);
+    toy_kv__encode_tokens(kv, ops, seq, token, block);
     entry->block = block;
     entry->position = token;
     q->n_sealed++;
@@ -4843,26 +6669,34 @@ int toy_kv_n_tokens(const toy_kv *kv, int seq)
 
 /* ---- trim and fork ---- */
 
+/* x [HEAD_DIM, BLOCK]: the exact vectors of one head from `token` on. */
+static void toy_kv__store_exact(toy_kv *kv, int seq, const toy_kv__node *n, int head, int token,
+                              const float *x)
+{
+    int t, d;
+    for (t = 0; t < TOY_KV_BLOCK; t++) {
+        unsigned char *dst = toy_kv__exact(kv, seq, n->layer, n->part, head, token + t);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            toy_kv__store_half(dst + 2 * d, x[d * TOY_KV_BLOCK + t]);
+    }
+}
+
 /* Decodes the last block of a sequence back into the exact window and gives the block up. */
 static void toy_kv__reopen_block(toy_kv *kv, int seq)
 {
     const toy_kv__ops *ops = toy_kv__select(kv->config.isa);
     toy_kv__seq *q = toy_kv__sequence(kv, seq);
     toy_kv__entry entry = toy_kv__blocks(kv, seq)[q->n_sealed - 1];
-    float *out = toy_kv__work(kv), *z = out + TOY_KV_BLOCK * TOY_KV_HEAD_DIM;
-    int layer, part, head, t, d, token = toy_kv__n_coded(q) - TOY_KV_BLOCK;
-    for (layer = 0; layer < TOY_KV_N_LAYERS; layer++)
-        for (part = 0; part < 2; part++)
-            for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
-                toy_kv__decode_head(kv, ops, entry, part, layer, head, z, out);
-                for (t = 0; t < TOY_KV_BLOCK; t++) {
-                    unsigned char *dst = toy_kv__exact(kv, seq, layer, part, head, token + t);
-                    for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
-                        uint16_t h = toy_kv__to_half(out[t * TOY_KV_HEAD_DIM + d]);
-                        memcpy(dst + 2 * d, &h, 2);
-                    }
-                }
-            }
+    float *x = toy_kv__work(kv);
+    toy_kv__room room = toy_kv__make_room(x + TOY_KV__HEAD_FLOATS);
+    int node, head, token = toy_kv__n_coded(q) - TOY_KV_BLOCK;
+    for (node = 0; node < 2 * TOY_KV_N_LAYERS; node++) {
+        toy_kv__rebuild_node(kv, ops, entry.block, node, 0, TOY_KV_N_KV_HEADS, &room);
+        for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+            toy_kv__hand_out(kv, ops, entry.position, node, head, 1, &room, x);
+            toy_kv__store_exact(kv, seq, &toy_kv__nodes[node], head, token, x);
+        }
+    }
     toy_kv__release_block(kv, entry.block);
     q->n_sealed--;
 }
@@ -4944,11 +6778,12 @@ toy_kv_status toy_kv_read(const toy_kv *kv, int seq, int layer, int kv_head, toy
             continue;
         }
         if (block != have)
-            toy_kv__decode_head(kv, ops, toy_kv__blocks(kv, seq)[block], (int)part, layer, kv_head,
-                              tile + TOY_KV__ROOM(TOY_KV_BLOCK * TOY_KV_HEAD_DIM), tile);
+            toy_kv__rebuild(kv, ops, toy_kv__blocks(kv, seq)[block], layer, kv_head, 1,
+                          tile + TOY_KV__HEAD_FLOATS, part == TOY_KV_KEY ? tile : NULL,
+                          part == TOY_KV_KEY ? NULL : tile);
         have = block;
-        memcpy(dst, tile + (t - TOY_KV_N_SINK) % TOY_KV_BLOCK * TOY_KV_HEAD_DIM,
-               sizeof(float) * TOY_KV_HEAD_DIM);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            dst[d] = tile[d * TOY_KV_BLOCK + (t - TOY_KV_N_SINK) % TOY_KV_BLOCK];
     }
     return TOY_KV_OK;
 }
