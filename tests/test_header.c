@@ -433,7 +433,7 @@ static void check_arithmetic(int index, const char *compiler, const char *runner
     trial_free(&t);
 }
 
-static int case_indices[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+static int case_indices[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14};
 _Static_assert(sizeof case_indices / sizeof *case_indices == N_TOY_CASES, "a case without a test");
 
 ParameterizedTestParameters(header, does_the_plans_arithmetic)

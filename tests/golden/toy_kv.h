@@ -5117,17 +5117,18 @@ static void toy_kv__unpack_rest(const unsigned char *plane, int bits, unsigned c
 {
     int t, i, rest = bits % 8;
     const unsigned char *p = plane + bits / 8 * TOY_KV_BLOCK;
-    /* Eight codes fill `rest` bytes. Halves, quarters and eighths are moved apart in turn. */
-    uint64_t halves = ((1ull << 4 * rest) - 1) * 0x0000000100000001u;
-    uint64_t quarters = ((1ull << 2 * rest) - 1) * 0x0001000100010001u;
-    uint64_t eighths = ((1ull << rest) - 1) * 0x0101010101010101u;
+    /* Eight codes fill `rest` bytes. Of each half, quarter and eighth in turn, the lower one stays
+     * and the upper one moves to where its bytes begin. */
+    uint64_t halves = (1ull << 4 * rest) - 1;
+    uint64_t quarters = ((1ull << 2 * rest) - 1) * 0x0000000100000001u;
+    uint64_t eighths = ((1ull << rest) - 1) * 0x0001000100010001u;
     for (t = 0; t < TOY_KV_BLOCK; t += 8, p += rest) {
         uint64_t word = 0;
         for (i = 0; i < rest; i++)
             word |= (uint64_t)p[i] << 8 * i;
-        word = (word | word << (32 - 4 * rest)) & halves;
-        word = (word | word << (16 - 2 * rest)) & quarters;
-        word = (word | word << (8 - rest)) & eighths;
+        word = (word & halves) | (word << (32 - 4 * rest) & halves << 32);
+        word = (word & quarters) | (word << (16 - 2 * rest) & quarters << 16);
+        word = (word & eighths) | (word << (8 - rest) & eighths << 8);
         memcpy(bytes + t, &word, 8);
     }
 }
