@@ -123,7 +123,7 @@ static vqkvc_code lower_linear(const vqkvc_plan *plan, gen_lowered *low, linear_
 static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *table_first,
                                linear_books *linear, vqkvc_err *err)
 {
-    int64_t total = 256 + 4; /* linear codebooks; a spare word for gathers to read */
+    int64_t total = 256 + 16; /* linear codebooks; spare words */
     for (int i = 0; i < plan->n_tables; i++)
         total += (int64_t)plan->tables[i].rows * plan->tables[i].cols + 3;
     total += (int64_t)plan->n_streams * 256;
@@ -157,7 +157,8 @@ static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *ta
         for (int c = 0; c < 256; c++)
             low->values[low->streams[i].gain_table + c] = vqkvc_stream_gain(s, c);
     }
-    reserve(low, "spare: gathers read two bytes behind an entry [4]", 4);
+    reserve(low, "spare: gathers read two bytes behind an entry, vectors never less than 32 [16]",
+            16);
     return VQKVC_OK;
 }
 

@@ -881,8 +881,8 @@ static const uint64_t toy_kv__tables[] = {
     0x588e585d582d5800u, 0x596b593058f858c2u, 0x5a715a2b59e859a8u, 0x5ba95b565b065abau,
     0x5c8e5c5d5c2d5c00u, 0x5d6b5d305cf85cc2u, 0x5e715e2b5de85da8u, 0x5fa95f565f065ebau,
     0x608e605d602d6000u, 0x616b613060f860c2u, 0x6271622b61e861a8u, 0x63a96356630662bau,
-    /* spare: gathers read two bytes behind an entry [4] */
-    0x0000000000000000u,
+    /* spare: gathers read two bytes behind an entry, vectors never less than 32 [16] */
+    0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u,
 };
 
 /* Scalar helpers, rotation, and places in the caller's memory. */
