@@ -216,7 +216,7 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
 
 /* What absorbing one stream of a head takes. */
 typedef struct absorbing {
-    int lut, book, latents, runs;
+    int lut, book, latents, runs, columns;
     int64_t wide;
 } absorbing;
 
@@ -225,6 +225,8 @@ static void add_absorbing(const gen_lowered *low, const vqkvc_stream *s, const g
 {
     sum->latents += s->n_latents;
     sum->runs += lowered->n_runs;
+    if (s->frame == VQKVC_FRAME_BLOCK && s->transform == VQKVC_TRANSFORM_BASIS)
+        sum->columns += (s->n_latents + 16) / 16 * 16; /* COLUMNS of types.h */
     for (int r = 0; r < lowered->n_runs; r++) {
         const gen_run *run = &low->runs[lowered->first_run + r];
         if (run->coder == GEN_WIDE)
@@ -241,6 +243,7 @@ static void note_absorbing(gen_lowered *low, int part, const absorbing *sum)
     if (part == VQKVC_PART_K) {
         low->max_lut = larger(low->max_lut, sum->lut);
         low->max_runs = larger(low->max_runs, sum->runs);
+        low->max_columns = larger(low->max_columns, sum->columns);
         low->max_wide_lut = sum->wide > low->max_wide_lut ? sum->wide : low->max_wide_lut;
     } else {
         low->max_book = larger(low->max_book, sum->book);

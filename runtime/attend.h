@@ -79,6 +79,8 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                 vqkv__fill_books(a);
             if (a->k_tile == NULL)
                 vqkv__fill_dots(a);
+            if (a->batches)
+                vqkv__fill_maps(a);
         }
         a->coded = 1;
         for (b = 0; b < n; b++) {
@@ -93,13 +95,20 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                 a->ops->dense->score(vqkv__held(a, a->k_tile, j + b), a->q, a->rows, scores);
                 continue;
             }
-            if (a->k_frame == VQKV__BLOCKWISE)
+            if (a->batches && b % VQKV__MAP_BLOCKS == 0)
+                vqkv__map_batch(a, a->blocks + j + b,
+                                n - b < VQKV__MAP_BLOCKS ? n - b : VQKV__MAP_BLOCKS, previous);
+            else if (a->k_frame == VQKV__BLOCKWISE && !a->batches)
                 vqkv__turn_queries(a, entry.position, previous);
-            if (a->k_frame == VQKV__BLOCKWISE || !ready)
-                vqkv__fill_tables(a);
+            if (a->batches)
+                vqkv__fill_tables(a, a->mapped + (size_t)(b % VQKV__MAP_BLOCKS * a->rows) *
+                                                     (size_t)a->map_columns);
+            else if (a->k_frame == VQKV__BLOCKWISE || !ready)
+                vqkv__fill_tables(a, NULL);
             vqkv__score_block(a, entry.block, scores);
             ready = 1;
-            previous = entry.position;
+            previous = a->batches && b % VQKV__MAP_BLOCKS != VQKV__MAP_BLOCKS - 1 ? previous
+                                                                                  : entry.position;
         }
         seen = vqkv__soft_max(a, VQKV_N_SINK + j * VQKV_BLOCK, n * VQKV_BLOCK, 1);
         for (b = 0; b < n && seen && a->v_tile != NULL; b++)
@@ -126,6 +135,7 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->v_uses = vqkv__uses_of(VQKV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = vqkv__sums_bytes(a);
     a->k_frame = vqkv__streams[a->k_uses[0].stream].frame;
+    a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)
         vqkv__angles(VQKV_BLOCK, a->step);

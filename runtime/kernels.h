@@ -284,16 +284,41 @@ VQKV__TARGET_ISA static void vqkv__map_ISA(const unsigned char *table, int n_in,
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-VQKV__TARGET_ISA static void vqkv__fill_table_ISA(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+VQKV__TARGET_ISA static void vqkv__fill_tables_ISA(const vqkv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int w, i;
-    for (i = 0; i < 16; i += VQKV__LANES_ISA) {
-        vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
-        for (w = 0; w < width; w++)
-            a = vqkv__fma_ISA(vqkv__set1_ISA(q[w]), vqkv__loadh_ISA(book + 2 * (w * 16 + i)), a);
-        vqkv__store_ISA(lut + i, a);
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = vqkv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += VQKV__LANES_ISA) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+                for (w = 0; w < run->width; w++) {
+                    vqkv__vf_ISA b = vqkv__loadh_ISA(book + 2 * (w * 16 + i));
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__set1_ISA(x[k * stride + (size_t)w]), b, a##k);
+                    VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+                }
+#define VQKV__X(k) vqkv__store_ISA(dst + k * 16, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+            for (; r < rows; r++) {
+                vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = vqkv__fma_ISA(vqkv__set1_ISA(q[(size_t)r * stride + (size_t)w]),
+                                      vqkv__loadh_ISA(book + 2 * (w * 16 + i)), a);
+                vqkv__store_ISA(lut + r * 16 + i, a);
+            }
+        }
     }
 }
 
@@ -496,7 +521,7 @@ static const vqkv__ops vqkv__ops_ISA = {
     VQKV__LANES_ISA,         vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA,
     vqkv__score_scalars_ISA, vqkv__sum_scalars_ISA,   vqkv__scale_rows_ISA,
     vqkv__gains_ISA,         vqkv__add_row_ISA,       vqkv__dot_row_ISA,
-    vqkv__map_ISA,           vqkv__fill_table_ISA,    vqkv__largest_ISA,
+    vqkv__map_ISA,           vqkv__fill_tables_ISA,   vqkv__largest_ISA,
     vqkv__exponentials_ISA,  vqkv__exact_scores_ISA,  vqkv__exact_sums_ISA,
     vqkv__reduce_ISA,        vqkv__shrink_ISA,        vqkv__nearest_ISA,
     vqkv__nearest_wide_ISA,  VQKV__BYTE_OPS_ISA,      &vqkv__dense_ISA,

@@ -15,23 +15,29 @@ typedef struct vqkv__pass {
     int in_bytes;      /* V streams are summed by byte kernels */
     const vqkv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;             /* [rows, HEAD_DIM], scaled */
-    float *turned;        /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;             /* [rows, MAX_LATENTS] query in latents */
-    float *lut;           /* score tables of all K streams of the head */
-    float *packed;        /* the same in bytes: vqkv__packed, then tables, for each run of planes */
-    short *dot_table;     /* codewords of K runs that vqkv__dots() says: [pairs, 32] */
-    float *dot_scale;     /* of their channels */
-    short *dot_words;     /* the queries in their units, run behind run: [rows, 2 * pairs] */
-    float *dot_unit;      /* [runs, rows] */
-    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
-    float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    float *q;         /* [rows, HEAD_DIM], scaled */
+    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;         /* [rows, MAX_LATENTS] query in latents */
+    float *lut;       /* score tables of all K streams of the head */
+    float *packed;    /* the same in bytes: vqkv__packed, then tables, for each run of planes */
+    short *dot_table; /* codewords of K runs that vqkv__dots() says: [pairs, 32] */
+    float *dot_scale; /* of their channels */
+    short *dot_words; /* the queries in their units, run behind run: [rows, 2 * pairs] */
+    float *dot_unit;  /* [runs, rows] */
+    float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
+    short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
+    float *map_scale;         /* [map_columns] */
+    float *mapped;            /* [MAP_BLOCKS, rows, map_columns] the same in latents */
+    int map_columns, batches; /* batches: queries are mapped in batches */
+    float map_unit[VQKV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
     float *gain;          /* [BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
-    float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
+    float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
     float bias[VQKV__MAX_ROWS]; /* q . mean of the coded keys */
@@ -39,7 +45,8 @@ typedef struct vqkv__pass {
     float *o; /* [rows, HEAD_DIM] */
 } vqkv__pass;
 
-#define VQKV__TILE (1024 / VQKV_BLOCK)
+#define VQKV__TILE       (1024 / VQKV_BLOCK)
+#define VQKV__MAP_BLOCKS (VQKV__TILE < 8 ? VQKV__TILE : 8)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define VQKV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
@@ -66,7 +73,11 @@ typedef struct vqkv__pass {
      VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS) + VQKV__ROOM(VQKV__PACKED_ROOM) +   \
      VQKV__ROOM(VQKV__MAX_DOT_PAIRS * 16) + VQKV__ROOM(VQKV__MAX_DOT_PAIRS * 2) +                  \
      VQKV__ROOM(VQKV__MAX_DOT_PAIRS * VQKV__MAX_ROWS) +                                            \
-     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_RUNS) + VQKV__ROOM(VQKV__MAX_BOOK) +                    \
+     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_RUNS) +                                                 \
+     VQKV__ROOM((size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2) + VQKV__ROOM(VQKV__MAX_COLUMNS) +   \
+     VQKV__ROOM(VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2) +                           \
+     VQKV__ROOM((size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                   \
+     VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
      VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV_BLOCK) +                                  \
      VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2)
@@ -93,6 +104,11 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->dot_scale = vqkv__take(&room, VQKV__MAX_DOT_PAIRS * 2);
     a->dot_words = (short *)vqkv__take(&room, VQKV__MAX_DOT_PAIRS * VQKV__MAX_ROWS);
     a->dot_unit = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_RUNS);
+    a->map_words = (short *)vqkv__take(&room, (size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2);
+    a->map_scale = vqkv__take(&room, VQKV__MAX_COLUMNS);
+    a->map_queries =
+        (short *)vqkv__take(&room, VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2);
+    a->mapped = vqkv__take(&room, (size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS);
     a->book = vqkv__take(&room, VQKV__MAX_BOOK);
     a->acc = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16);
     a->s = vqkv__take(&room, VQKV__TILE_FLOATS);

@@ -83,6 +83,11 @@ typedef struct vqkv__packed {
  * square, codes taken as equally likely). */
 #define VQKV__TABLE_ERROR 0.002f
 
+/* Bases in words: the largest of a column is MAP_TOP; columns lie in sixteens, each [n_in / 2]
+ * pairs of inputs [16, 2]. */
+#define VQKV__MAP_TOP    2047.0f
+#define VQKV__COLUMNS(n) (((n) + 16) / 16 * 16)
+
 /* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
  * plane of two. */
 static inline int vqkv__dot_pairs(const vqkv__run *run)
@@ -92,6 +97,14 @@ static inline int vqkv__dot_pairs(const vqkv__run *run)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
+    /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
+     * the scale of each column; COLUMNS(n_out) of them. */
+    void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
+    /* x [n] in words that count `unit` each. */
+    void (*to_words)(const float *, int, float, short *);
+    /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
+    void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
+                      int, float *);
     /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
      * of each channel [2 * pairs]. */
     void (*dot_books)(const vqkv__run *, short *, float *);
@@ -156,7 +169,7 @@ typedef struct vqkv__ops {
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
-    void (*fill_table)(const unsigned char *, int, const float *, float *);
+    void (*fill_tables)(const vqkv__run *, const float *, size_t, int, float *);
     float (*largest)(const float *, int, size_t);
     float (*exponentials)(float *, int, size_t, float);
     void (*exact_scores)(const unsigned char *, int, const float *, int, float *);
