@@ -50,9 +50,11 @@ static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
     const char *packed = (const char *)a->packed;
     const short *table = a->dot_table, *words = a->dot_words;
     const float *unit = a->dot_unit;
-    for (r = 0; r < a->rows; r++)
+    for (r = 0; r < a->rows; r++) {
+        float bias = a->bias[r]; /* by itself, so that the loop is vectorized */
         for (t = 0; t < VQKV_BLOCK; t++)
-            scores[r * VQKV_BLOCK + t] = a->bias[r];
+            scores[r * VQKV_BLOCK + t] = bias;
+    }
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const vqkv__stream *s = &vqkv__streams[stream];
@@ -178,29 +180,46 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
     }
 }
 
+/* y [rows, n_latents] = what was summed of one V stream, whose sums begin at latent `first` and bin
+ * `bin`; returns the bin behind it. */
+static size_t vqkv__collect_latents(vqkv__pass *a, const vqkv__stream *s, size_t first, size_t bin)
+{
+    const float *end = a->bins + bin;
+    int r, i;
+    for (r = 0; r < a->rows; r++) {
+        float *y = a->y + (size_t)r * (size_t)s->n_latents;
+        const float *bins = a->bins + (size_t)r * VQKV__MAX_WIDE_BINS + bin;
+        a->ops->reduce(a->acc + ((size_t)r * VQKV__MAX_SUM_LATENTS + first) * (size_t)a->ops->lanes,
+                       s->n_latents, y);
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+            if (vqkv__runs[i].coder == VQKV__WIDE)
+                bins = vqkv__collect_wide(a->ops, &vqkv__runs[i], bins, y);
+        if (s->transform == VQKV__HADAMARD)
+            vqkv__hadamard(y, s->n_in);
+        if (r == 0)
+            end = bins;
+    }
+    return (size_t)(end - a->bins);
+}
+
 /* Adds dec * acc + mean of every V stream to o. */
 static void vqkv__collect(vqkv__pass *a)
 {
-    int u, r, d, i;
-    for (r = 0; r < a->rows; r++) {
-        const float *acc = a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
-        const float *bins = a->bins + (size_t)r * VQKV__MAX_WIDE_BINS;
-        float *o = a->o + r * VQKV_HEAD_DIM;
-        for (u = 0; u < a->n_v_uses; u++) {
-            const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
-            int row = a->v_uses[u].member * VQKV_HEAD_DIM;
-            a->ops->reduce(acc, s->n_latents, a->y);
-            acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
-            for (i = s->first_run; i < s->first_run + s->n_runs; i++)
-                if (vqkv__runs[i].coder == VQKV__WIDE)
-                    bins = vqkv__collect_wide(a->ops, &vqkv__runs[i], bins, a->y);
-            if (s->transform == VQKV__HADAMARD)
-                vqkv__hadamard(a->y, s->n_in);
-            for (d = 0; d < VQKV_HEAD_DIM; d++)
-                o[d] += s->transform == VQKV__BASIS
-                            ? a->ops->dot_row(vqkv__table(s->dec + (row + d) * s->n_latents),
-                                              s->n_latents, a->y)
-                            : a->y[row + d];
+    int u, r, d;
+    size_t first = 0, bin = 0;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
+        int row = a->v_uses[u].member * VQKV_HEAD_DIM;
+        bin = vqkv__collect_latents(a, s, first, bin);
+        first += (size_t)s->n_latents;
+        if (s->transform == VQKV__BASIS)
+            a->ops->unmap(vqkv__table(s->dec + row * s->n_latents), VQKV_HEAD_DIM, s->n_latents,
+                          a->y, a->rows, a->o);
+        for (r = 0; r < a->rows; r++) {
+            float *o = a->o + r * VQKV_HEAD_DIM;
+            const float *y = a->y + (size_t)r * (size_t)s->n_latents + row;
+            for (d = 0; d < VQKV_HEAD_DIM && s->transform != VQKV__BASIS; d++)
+                o[d] += y[d];
             if (s->mean >= 0)
                 a->ops->add_row(vqkv__table(s->mean + row), VQKV_HEAD_DIM, a->l_coded[r], o);
         }

@@ -284,6 +284,44 @@ VQKV__TARGET_ISA static void vqkv__map_ISA(const unsigned char *table, int n_in,
         }
 }
 
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+VQKV__TARGET_ISA static void vqkv__unmap_ISA(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
+{
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (j = 0; j + VQKV__LANES_ISA <= n_in; j += VQKV__LANES_ISA) {
+                vqkv__vf_ISA b = vqkv__loadh_ISA(row + 2 * j);
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(x + k * n_in + j), b, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k) sum[k] = vqkv__hsum_ISA(a##k);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (; j < n_in; j++) {
+                float b = vqkv__half_at(row, (size_t)j);
+#define VQKV__X(k) sum[k] += x[k * n_in + j] * b;
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k) o[(r + k) * n_out + d] += sum[k];
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += vqkv__dot_row_ISA(row, n_in, y + (size_t)r * (size_t)n_in);
+    }
+}
+
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
  * stride] of the run's channels. */
 VQKV__TARGET_ISA static void vqkv__fill_tables_ISA(const vqkv__run *run, const float *y,
@@ -518,13 +556,12 @@ VQKV__TARGET_ISA static int vqkv__nearest_wide_ISA(const unsigned char *book, in
 }
 
 static const vqkv__ops vqkv__ops_ISA = {
-    VQKV__LANES_ISA,         vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA,
-    vqkv__score_scalars_ISA, vqkv__sum_scalars_ISA,   vqkv__scale_rows_ISA,
-    vqkv__gains_ISA,         vqkv__add_row_ISA,       vqkv__dot_row_ISA,
-    vqkv__map_ISA,           vqkv__fill_tables_ISA,   vqkv__largest_ISA,
-    vqkv__exponentials_ISA,  vqkv__exact_scores_ISA,  vqkv__exact_sums_ISA,
-    vqkv__reduce_ISA,        vqkv__shrink_ISA,        vqkv__nearest_ISA,
-    vqkv__nearest_wide_ISA,  VQKV__BYTE_OPS_ISA,      &vqkv__dense_ISA,
+    VQKV__LANES_ISA,       vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA,  vqkv__score_scalars_ISA,
+    vqkv__sum_scalars_ISA, vqkv__scale_rows_ISA,    vqkv__gains_ISA,        vqkv__add_row_ISA,
+    vqkv__dot_row_ISA,     vqkv__map_ISA,           vqkv__unmap_ISA,        vqkv__fill_tables_ISA,
+    vqkv__largest_ISA,     vqkv__exponentials_ISA,  vqkv__exact_scores_ISA, vqkv__exact_sums_ISA,
+    vqkv__reduce_ISA,      vqkv__shrink_ISA,        vqkv__nearest_ISA,      vqkv__nearest_wide_ISA,
+    VQKV__BYTE_OPS_ISA,    &vqkv__dense_ISA,
 };
 
 #undef VQKV__ROWS4

@@ -169,6 +169,7 @@ typedef struct vqkv__ops {
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
+    void (*unmap)(const unsigned char *, int, int, const float *, int, float *);
     void (*fill_tables)(const vqkv__run *, const float *, size_t, int, float *);
     float (*largest)(const float *, int, size_t);
     float (*exponentials)(float *, int, size_t, float);
