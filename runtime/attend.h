@@ -35,11 +35,14 @@ VQKV__INLINE void vqkv__prefetch(const vqkv__pass *a, const vqkv__use *uses, int
     for (u = 0; u < n; u++) {
         const unsigned char *p = vqkv__codes(a->kv, uses[u].stream, block);
         int bytes = vqkv__streams[uses[u].stream].bytes;
-        for (i = 0; i < bytes; i += 64) {
-            if (near)
+                for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
+            if (near) {
                 VQKV__PREFETCH(p + i, 3);
-            else
+                VQKV__PREFETCH(p + i + 64, 3);
+            } else {
                 VQKV__PREFETCH(p + i, 2);
+                VQKV__PREFETCH(p + i + 64, 2);
+            }
         }
     }
 }

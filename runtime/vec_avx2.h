@@ -49,10 +49,11 @@ VQKV__TARGET_avx2 static inline __m256 vqkv__round_avx2(__m256 x)
 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-VQKV__TARGET_avx2 static inline __m256 vqkv__pow2_avx2(__m256 n)
+VQKV__TARGET_avx2 static inline __m256 vqkv__scale2_avx2(__m256 x, __m256 n)
 {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_mul_ps(x,
+                         _mm256_castsi256_ps(_mm256_slli_epi32(
+                             _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
 VQKV__TARGET_avx2 static inline float vqkv__hsum_avx2(__m256 x)
 {
