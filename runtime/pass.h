@@ -13,6 +13,7 @@ typedef struct vqkv__pass {
     float soft_cap;
     int window, coded; /* coded: some block was attended, so acc holds something */
     int in_bytes;      /* V streams are summed by byte kernels */
+    int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const vqkv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
     float *q;         /* [rows, HEAD_DIM], scaled */

@@ -97,6 +97,8 @@ static inline int vqkv__dot_pairs(const vqkv__run *run)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
+    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+     * through tables. */
     /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
     void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
@@ -124,12 +126,13 @@ typedef struct vqkv__byte_ops {
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / 255. */
+     * NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const vqkv__run *, const signed char *,
                 const float *, const unsigned char *, const float *, int, float *, size_t);
+    float rest; /* what is left of a weight counts scale / rest */
 } vqkv__byte_ops;
 
 /* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */

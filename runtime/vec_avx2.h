@@ -1,7 +1,12 @@
 /* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
-#define VQKV__LANES_avx2    8
+#define VQKV__LANES_avx2 8
+#if VQKV_BLOCK >= 64
+#define VQKV__BYTE_OPS_avx2 &vqkv__byte_ops_avx2
+#else
 #define VQKV__BYTE_OPS_avx2 NULL
-#define VQKV__TARGET_avx2   __attribute__((target("avx2,fma,f16c")))
+#endif
+#define VQKV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+#define VQKV__INLINE_avx2 VQKV__TARGET_avx2 static inline __attribute__((always_inline))
 typedef __m256 vqkv__vf_avx2;
 typedef __m256i vqkv__vi_avx2;
 typedef struct vqkv__vt_avx2 {
