@@ -228,7 +228,7 @@ static int in_bytes(int isa)
     int nibbles = 0;
     for (size_t i = 0; i < sizeof toy_kv__runs / sizeof *toy_kv__runs; i++)
         nibbles |= toy_kv__runs[i].coder == TOY_KV__NIBBLES;
-    return nibbles && isa == TOY_KV_ISA_AVX512 && TOY_KV_BLOCK >= 64;
+    return nibbles && (isa == TOY_KV_ISA_AVX512 || isa == TOY_KV_ISA_AVX2) && TOY_KV_BLOCK >= 64;
 }
 
 int main(int argc, char **argv)
