@@ -13,6 +13,14 @@
  * sums let compilers vectorise without reordering anything. */
 enum { TILE = 64, LANES = 16 };
 
+/* What the next tile will want of n values from p on: four queries are quick enough to wait for
+ * memory otherwise. A prefetch beyond the end does nothing. */
+static inline __attribute__((always_inline)) void ask(const uint16_t *p, int n)
+{
+    for (int i = 0; i < n; i += 32)
+        __builtin_prefetch(p + i);
+}
+
 /* Unrolled, so that arrays of vectors stay in registers. */
 #define FOUR(i) _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)
 
@@ -251,6 +259,7 @@ AVX2 static void sum_avx2(const uint16_t *v, int n, int d, const float *p0, cons
 AVX2 static void score4_avx2(const uint16_t *k, int n, int d, const float *q, float *s)
 {
     for (int t = 0; t < n; t += 2) {
+        ask(k + (size_t)(t + TILE) * d, 2 * d);
         const uint16_t *k0 = k + (size_t)t * d, *k1 = t + 1 < n ? k0 + d : k0;
         __m256 a[4], b[4];
         FOUR(r)
@@ -288,6 +297,7 @@ AVX2 static void sum4_avx2(const uint16_t *v, int n, int d, const float *p, floa
         }
         for (int t = 0; t < n; t++) {
             const uint16_t *row = v + (size_t)t * d + i;
+            ask(row + (size_t)TILE * d, 16);
             __m256 x = load_half8(row), y = two ? load_half8(row + 8) : x;
             FOUR(r)
             {
@@ -397,6 +407,7 @@ AVX512 static void sum_avx512(const uint16_t *v, int n, int d, const float *p0, 
 AVX512 static void score4_avx512(const uint16_t *k, int n, int d, const float *q, float *s)
 {
     for (int t = 0; t < n; t += 4) {
+        ask(k + (size_t)(t + TILE) * d, 4 * d);
         const uint16_t *k0 = k + (size_t)t * d, *k1 = t + 1 < n ? k0 + d : k0;
         const uint16_t *k2 = t + 2 < n ? k1 + d : k1, *k3 = t + 3 < n ? k2 + d : k2;
         __m512 a[4][4];
@@ -431,6 +442,7 @@ AVX512 static void sum4_avx512(const uint16_t *v, int n, int d, const float *p, 
         a[r][j] = _mm512_loadu_ps(o + (size_t)r * d + i + 16 * j);
         for (int t = 0; t < n; t++) {
             const uint16_t *row = v + (size_t)t * d + i;
+            ask(row + (size_t)TILE * d, 64);
             __m512 x0 = load_half16(row), x1 = load_half16(row + 16);
             __m512 x2 = load_half16(row + 32), x3 = load_half16(row + 48);
             FOUR(r)
