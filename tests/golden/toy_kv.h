@@ -241,6 +241,15 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #define TOY_KV__MASKED   (-1e30f) /* the score of a token that a query does not see */
 #define TOY_KV__MAX_ROWS 8        /* queries that share one pass over the codes */
 
+#ifdef __GNUC__
+#define TOY_KV__PREFETCH(p, locality) __builtin_prefetch(p, 0, locality)
+#define TOY_KV__INLINE                static inline __attribute__((always_inline))
+#else
+#define TOY_KV__PREFETCH(p, locality) (void)(p)
+#define TOY_KV__INLINE                static inline
+#endif
+#define TOY_KV__AHEAD 2 /* blocks that codes of keys are asked for in advance */
+
 enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES, TOY_KV__WIDE };
 enum toy_kv__frame { TOY_KV__PRE, TOY_KV__POST, TOY_KV__BLOCKWISE };
 enum toy_kv__transform { TOY_KV__IDENTITY, TOY_KV__HADAMARD, TOY_KV__BASIS };
@@ -306,28 +315,62 @@ typedef struct toy_kv__packed {
     char pad[64 - (sizeof(int) + sizeof(float) * 2 * TOY_KV__MAX_ROWS) % 64];
 } toy_kv__packed;
 
-/* A probability above this part of its row's sum so far is worth 16 bits in the sums. */
-#define TOY_KV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
-#define TOY_KV__TABLE_ERROR 0.001f
+#define TOY_KV__TABLE_ERROR 0.002f
 
-/* Kernels in 8-bit arithmetic, for blocks of 64 tokens and more. */
+/* Bases in words: the largest of a column is MAP_TOP; columns lie in sixteens, each [n_in / 2]
+ * pairs of inputs [16, 2]. */
+#define TOY_KV__MAP_TOP    2047.0f
+#define TOY_KV__COLUMNS(n) (((n) + 16) / 16 * 16)
+
+/* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
+ * plane of two. */
+static inline int toy_kv__dot_pairs(const toy_kv__run *run)
+{
+    return run->width == 1 ? (run->planes + 1) / 2 : run->planes;
+}
+
+/* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
-    /* Packs score tables [planes, rows, 16] of fp32; returns the bytes written to out. */
-    size_t (*pack_tables)(const float *, int, int, toy_kv__packed *, signed char *);
+    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+     * through tables. */
+    /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
+     * the scale of each column; COLUMNS(n_out) of them. */
+    void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
+    /* x [n] in words that count `unit` each. */
+    void (*to_words)(const float *, int, float, short *);
+    /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
+    void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
+                      int, float *);
+    /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
+     * of each channel [2 * pairs]. */
+    void (*dot_books)(const toy_kv__run *, short *, float *);
+    /* Queries in latents [rows, stride], from the run's first on, to words [rows, 2 * pairs] and
+     * units [rows]; adds to energy [rows] the mean square that the run's scores will have. */
+    void (*dot_queries)(const toy_kv__run *, const float *, const float *, size_t, int, short *,
+                        float *, float *);
+    /* s [rows, BLOCK] += the scores of a run: codes, table, words, units. */
+    void (*dot_scores)(const unsigned char *, const toy_kv__run *, const short *, const short *,
+                       const float *, int, float *);
+    /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
+     * are added to theirs. Returns the bytes written to out. */
+    size_t (*pack_tables)(const float *, int, int, const float *, toy_kv__packed *, signed char *);
     /* s [rows, BLOCK] += the scores of consecutive planes. */
     void (*score)(const unsigned char *, int, const toy_kv__packed *, const signed char *, int,
                   float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / 255. */
+     * NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const toy_kv__run *, const signed char *,
                 const float *, const unsigned char *, const float *, int, float *, size_t);
+    float rest; /* what is left of a weight counts scale / rest */
+    /* A probability above this part of its row's sum so far is worth the rest as well. */
+    float fine;
 } toy_kv__byte_ops;
 
 /* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */
@@ -367,9 +410,12 @@ typedef struct toy_kv__ops {
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
-    void (*fill_table)(const unsigned char *, int, const float *, float *);
-    float (*largest)(const float *, int);
-    float (*exponentials)(float *, int, float);
+    void (*unmap)(const unsigned char *, int, int, const float *, int, float *);
+    void (*fill_tables)(const toy_kv__run *, const float *, size_t, int, float *);
+    float (*largest)(const float *, int, size_t);
+    float (*exponentials)(float *, int, size_t, float);
+    void (*exact_scores)(const unsigned char *, int, const float *, int, float *);
+    void (*exact_sums)(const unsigned char *, int, const float *, int, float *);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
     int (*nearest)(const unsigned char *, int, const float *);
@@ -417,6 +463,7 @@ struct toy_kv {
 #define TOY_KV__MAX_WIDE_BINS 0
 #define TOY_KV__MAX_SUM_LATENTS 32
 #define TOY_KV__MAX_RUNS 7
+#define TOY_KV__MAX_COLUMNS 32
 #define TOY_KV__MAX_STAGES 2
 #define TOY_KV__MAX_BEAM 1
 #define TOY_KV__MAX_RANK 0
@@ -857,8 +904,8 @@ static const uint64_t toy_kv__tables[] = {
     0x588e585d582d5800u, 0x596b593058f858c2u, 0x5a715a2b59e859a8u, 0x5ba95b565b065abau,
     0x5c8e5c5d5c2d5c00u, 0x5d6b5d305cf85cc2u, 0x5e715e2b5de85da8u, 0x5fa95f565f065ebau,
     0x608e605d602d6000u, 0x616b613060f860c2u, 0x6271622b61e861a8u, 0x63a96356630662bau,
-    /* spare: gathers read two bytes behind an entry [4] */
-    0x0000000000000000u,
+    /* spare: gathers read two bytes behind an entry, vectors never less than 32 [16] */
+    0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u,
 };
 
 /* Scalar helpers, rotation, and places in the caller's memory. */
@@ -1077,10 +1124,10 @@ static inline float toy_kv__round_portable(float x)
 {
     return rintf(x);
 }
-static inline float toy_kv__pow2_portable(float n)
+static inline float toy_kv__scale2_portable(float x, float n)
 {
     /* more than 127 only after a NaN, which must not make the conversion undefined */
-    return toy_kv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
+    return x * toy_kv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
 }
 static inline float toy_kv__hsum_portable(float x)
 {
@@ -1360,7 +1407,7 @@ static const toy_kv__dense_ops toy_kv__dense_portable = {
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -1384,7 +1431,7 @@ TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__exp_portable(t
     y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(1.66666657e-1f));
     y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(5.00000000e-1f));
     y = toy_kv__fma_portable(toy_kv__mul_portable(y, r), r, toy_kv__add_portable(r, toy_kv__set1_portable(1.0f)));
-    return toy_kv__mul_portable(y, toy_kv__pow2_portable(n));
+    return toy_kv__scale2_portable(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -1643,40 +1690,187 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(const unsigned char *ta
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_portable static void toy_kv__fill_table_portable(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_portable static void toy_kv__unmap_portable(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_portable(toy_kv__set1_portable(q[w]), toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_portable(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_portable <= n_in; j += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable b = toy_kv__loadh_portable(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_portable(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_portable(row, n_in, y + (size_t)r * (size_t)n_in);
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_portable static float toy_kv__largest_portable(const float *s, int n)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_portable static void toy_kv__fill_tables_portable(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int t;
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_portable b = toy_kv__loadh_portable(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_portable(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_portable(toy_kv__set1_portable(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_portable(lut + r * 16 + i, a);
+            }
+        }
+    }
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_portable static float toy_kv__largest_portable(const float *s, int blocks, size_t step)
+{
+    int b, t;
     toy_kv__vf_portable high = toy_kv__load_portable(s);
-    for (t = TOY_KV__LANES_portable; t < n; t += TOY_KV__LANES_portable)
-        high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+            high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
     return toy_kv__hmax_portable(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_portable shift = toy_kv__set1_portable(-m), sum = toy_kv__set1_portable(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
-        toy_kv__store_portable(s + t, e);
-        sum = toy_kv__add_portable(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
+            toy_kv__store_portable(s + t, e);
+            sum = toy_kv__add_portable(sum, e);
+        }
     return toy_kv__hsum_portable(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_portable static void toy_kv__exact_scores_portable(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable v = toy_kv__loadh_portable(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_portable(toy_kv__load_portable(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_portable(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_portable(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_portable static void toy_kv__exact_sums_portable(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_portable) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_portable;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_portable a##i = toy_kv__load_portable(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_portable(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_portable x = toy_kv__loadh_portable(row),
+                             y = toy_kv__loadh_portable(row + 2 * TOY_KV__LANES_portable);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable w = toy_kv__set1_portable(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_portable(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_portable(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_portable(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_portable(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_portable(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -1768,11 +1962,12 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned 
 }
 
 static const toy_kv__ops toy_kv__ops_portable = {
-    TOY_KV__LANES_portable,        toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable, toy_kv__score_scalars_portable,
-    toy_kv__sum_scalars_portable,  toy_kv__scale_rows_portable,    toy_kv__gains_portable,       toy_kv__add_row_portable,
-    toy_kv__dot_row_portable,      toy_kv__map_portable,           toy_kv__fill_table_portable,  toy_kv__largest_portable,
-    toy_kv__exponentials_portable, toy_kv__reduce_portable,        toy_kv__shrink_portable,      toy_kv__nearest_portable,
-    toy_kv__nearest_wide_portable, TOY_KV__BYTE_OPS_portable,      &toy_kv__dense_portable,
+    TOY_KV__LANES_portable,       toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable,  toy_kv__score_scalars_portable,
+    toy_kv__sum_scalars_portable, toy_kv__scale_rows_portable,    toy_kv__gains_portable,        toy_kv__add_row_portable,
+    toy_kv__dot_row_portable,     toy_kv__map_portable,           toy_kv__unmap_portable,        toy_kv__fill_tables_portable,
+    toy_kv__largest_portable,     toy_kv__exponentials_portable,  toy_kv__exact_scores_portable, toy_kv__exact_sums_portable,
+    toy_kv__reduce_portable,      toy_kv__shrink_portable,        toy_kv__nearest_portable,      toy_kv__nearest_wide_portable,
+    TOY_KV__BYTE_OPS_portable,    &toy_kv__dense_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -1784,9 +1979,14 @@ static const toy_kv__ops toy_kv__ops_portable = {
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 /* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
-#define TOY_KV__LANES_avx2    8
+#define TOY_KV__LANES_avx2 8
+#if TOY_KV_BLOCK >= 64
+#define TOY_KV__BYTE_OPS_avx2 &toy_kv__byte_ops_avx2
+#else
 #define TOY_KV__BYTE_OPS_avx2 NULL
-#define TOY_KV__TARGET_avx2   __attribute__((target("avx2,fma,f16c")))
+#endif
+#define TOY_KV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+#define TOY_KV__INLINE_avx2 TOY_KV__TARGET_avx2 static inline __attribute__((always_inline))
 typedef __m256 toy_kv__vf_avx2;
 typedef __m256i toy_kv__vi_avx2;
 typedef struct toy_kv__vt_avx2 {
@@ -1834,10 +2034,11 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__round_avx2(__m256 x)
 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-TOY_KV__TARGET_avx2 static inline __m256 toy_kv__pow2_avx2(__m256 n)
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__scale2_avx2(__m256 x, __m256 n)
 {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_mul_ps(x,
+                         _mm256_castsi256_ps(_mm256_slli_epi32(
+                             _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
 TOY_KV__TARGET_avx2 static inline float toy_kv__hsum_avx2(__m256 x)
 {
@@ -1881,6 +2082,315 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__gather_avx2(const unsigned char
     return _mm256_cvtph_ps(
         _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
+/* Byte kernels, AVX2: what toy_kv__byte_ops promises (types.h). Tables are those of the AVX-512
+ * kernels. Scores: a shuffle looks up 32 tokens of a plane; sums of unsigned bytes are kept as sums
+ * of 16-bit words and of their high halves. Sums: shuffled codewords times weights of 7 bits, so
+ * that no pair of products leaves 16 bits. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Sixteen floats times factor, rounded to words. */
+TOY_KV__TARGET_avx2 static inline __m256i toy_kv__sixteen_avx2(const float *x, float factor)
+{
+    __m256 f = _mm256_set1_ps(factor);
+    __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), f));
+    __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), f));
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+}
+
+/* The low bytes of sixteen words; what does not fit a signed byte is cut. */
+TOY_KV__TARGET_avx2 static inline __m128i toy_kv__narrowed_avx2(__m256i x)
+{
+    return _mm_packs_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+/* The largest magnitude of sixteen floats; *square += their squares, over lanes. */
+TOY_KV__TARGET_avx2 static inline float toy_kv__reach_avx2(const float *x, __m256 *square)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
+    *square = _mm256_fmadd_ps(a, a, _mm256_fmadd_ps(b, b, *square));
+    return toy_kv__hmax_avx2(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
+}
+
+TOY_KV__TARGET_avx2 static size_t toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
+                                                       const float *energy, toy_kv__packed *head,
+                                                       signed char *out)
+{
+    int q, r, p, quads = (planes + 3) / 4;
+    head->wide = 0;
+    for (r = 0; r < rows; r++) { /* from the last quad on, as many 8-bit ones as are allowed */
+        __m256 square = _mm256_setzero_ps();
+        float limit, top = 0.0f;
+        for (p = 0; p < planes; p++)
+            toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+        /* Half of what is allowed where the strongest channels are no tables. */
+        limit = 0.5f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR *
+                (energy[r] + toy_kv__hsum_avx2(square) / 16.0f);
+        for (q = quads - 1; q >= head->wide; q--) {
+            for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
+                float m =
+                    toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+                top = m > top ? m : top;
+            }
+            if (top * top / (127.0f * 127.0f * 12.0f) * (float)(planes - 4 * q) > limit)
+                head->wide = q + 1;
+        }
+    }
+    for (r = 0; r < rows; r++) {
+        float narrow = 0.0f, widest = 0.0f;
+        __m256 square = _mm256_setzero_ps();
+        for (p = 0; p < planes; p++) {
+            float m = toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+            if (p < 4 * head->wide)
+                widest = m > widest ? m : widest;
+            else
+                narrow = m > narrow ? m : narrow;
+        }
+        head->scale[2 * r] = widest / 32512.0f;
+        head->scale[2 * r + 1] = narrow / 127.0f;
+    }
+    for (q = 0; q < quads; q++)
+        for (r = 0; r < rows; r++) {
+            int wide = q < head->wide;
+            float scale = head->scale[2 * r + !wide];
+            for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
+                __m256i x = _mm256_setzero_si256();
+                if (p < planes && scale > 0.0f)
+                    x = toy_kv__sixteen_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
+                                           1.0f / scale);
+                if (wide) { /* low bytes are unsigned: move them through the signed packing */
+                    __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(255));
+                    _mm_storeu_si128((__m128i *)(void *)(out + 64),
+                                     _mm_packus_epi16(_mm256_castsi256_si128(low),
+                                                      _mm256_extracti128_si256(low, 1)));
+                    x = _mm256_srai_epi16(x, 8);
+                }
+                _mm_storeu_si128((__m128i *)(void *)out, toy_kv__narrowed_avx2(x));
+            }
+            out += wide ? 64 : 0;
+        }
+    return (size_t)rows * 64 * (size_t)(quads + head->wide);
+}
+
+/* Sums of bytes under way: of 16-bit words that hold two each, and of their high halves. */
+typedef struct toy_kv__wordsum_avx2 {
+    __m256i all, high;
+} toy_kv__wordsum_avx2;
+
+TOY_KV__INLINE_avx2 void toy_kv__add_codes_avx2(toy_kv__wordsum_avx2 *sum, __m256i table, __m256i codes)
+{
+    __m256i x = _mm256_shuffle_epi8(table, codes);
+    sum->all = _mm256_add_epi16(sum->all, x);
+    sum->high = _mm256_add_epi16(sum->high, _mm256_srli_epi16(x, 8));
+}
+
+/* dst [32] += scale * (the sums - bias). */
+TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const toy_kv__wordsum_avx2 *sum, int bias, float scale,
+                                        float *dst)
+{
+    __m256i even = _mm256_sub_epi16(sum->all, _mm256_slli_epi16(sum->high, 8));
+    __m256i part[2];
+    int i, k;
+    part[0] = _mm256_unpacklo_epi16(even, sum->high); /* tokens 0..7, 16..23 */
+    part[1] = _mm256_unpackhi_epi16(even, sum->high);
+#pragma GCC unroll 2
+    for (i = 0; i < 2; i++)
+#pragma GCC unroll 2
+        for (k = 0; k < 2; k++) {
+            __m128i words =
+                k == 0 ? _mm256_castsi256_si128(part[i]) : _mm256_extracti128_si256(part[i], 1);
+            float *to = dst + 16 * k + 8 * i;
+            __m256 x = _mm256_cvtepi32_ps(
+                _mm256_sub_epi32(_mm256_cvtepu16_epi32(words), _mm256_set1_epi32(bias)));
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(x, _mm256_set1_ps(scale), _mm256_loadu_ps(to)));
+        }
+}
+
+/* Tables of n planes for one row at `step` bytes a quad; `flip`: entries are signed. At most 256
+ * planes, so that no sum leaves 16 bits. */
+TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, int n,
+                                               const signed char *tables, size_t step, int flip,
+                                               float scale, float *s)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(flip ? -128 : 0);
+    int c, p;
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
+        toy_kv__wordsum_avx2 low, high;
+        low.all = low.high = high.all = high.high = _mm256_setzero_si256();
+        for (p = 0; p < n; p++) {
+            __m256i x = _mm256_loadu_si256(
+                (const __m256i *)(const void *)(codes + (size_t)p * (TOY_KV_BLOCK / 2)));
+            __m256i t = _mm256_xor_si256(
+                _mm256_broadcastsi128_si256(_mm_loadu_si128(
+                    (const __m128i *)(const void *)(tables + (size_t)(p / 4) * step + p % 4 * 16))),
+                sign);
+            toy_kv__add_codes_avx2(&low, t, _mm256_and_si256(x, nibble));
+            toy_kv__add_codes_avx2(&high, t, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+        }
+        toy_kv__flush_avx2(&low, flip ? 128 * n : 0, scale, s + 32 * c);
+        toy_kv__flush_avx2(&high, flip ? 128 * n : 0, scale, s + TOY_KV_BLOCK / 2 + 32 * c);
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *codes, int planes,
+                                                     const toy_kv__packed *head,
+                                                     const signed char *tables, int rows, float *s)
+{
+    int r, p, n, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
+    for (r = 0; r < rows; r++, s += TOY_KV_BLOCK) {
+        size_t step = (size_t)rows * 128;
+        for (p = 0; p < wide; p += 256) {
+            const signed char *t = tables + (size_t)(p / 4) * step + (size_t)r * 128;
+            const unsigned char *from = codes + (size_t)p * (TOY_KV_BLOCK / 2);
+            n = wide - p < 256 ? wide - p : 256;
+            toy_kv__score_planes_avx2(from, n, t, step, 1, 256.0f * head->scale[2 * r], s);
+            toy_kv__score_planes_avx2(from, n, t + 64, step, 0, head->scale[2 * r], s);
+        }
+        for (p = wide; p < planes; p += 256) {
+            const signed char *t = tables + (size_t)head->wide * step + (size_t)r * 64 +
+                                   (size_t)((p - wide) / 4) * (size_t)rows * 64;
+            n = planes - p < 256 ? planes - p : 256;
+            toy_kv__score_planes_avx2(codes + (size_t)p * (TOY_KV_BLOCK / 2), n, t, (size_t)rows * 64,
+                                    1, head->scale[2 * r + 1], s);
+        }
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n, signed char *out,
+                                                    float *scale)
+{
+    int i;
+    for (i = 0; i < n; i++) {
+        __m256 square = _mm256_setzero_ps();
+        float top = toy_kv__reach_avx2(book + i * 16, &square);
+        scale[i] = top / 127.0f;
+        _mm_storeu_si128((__m128i *)(void *)(out + i * 16),
+                         toy_kv__narrowed_avx2(
+                             toy_kv__sixteen_avx2(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f)));
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *w, int blocks, int rows,
+                                                      unsigned char *out, unsigned char *rest,
+                                                      float *scale)
+{
+    /* Thresholds as in the AVX-512 kernel; 126 keeps a dithered weight below 127. */
+    static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
+                                     0.40625f, 0.90625f, 0.09375f, 0.59375f, 0.34375f, 0.84375f,
+                                     0.21875f, 0.71875f, 0.46875f, 0.96875f};
+    int b, r, t, i;
+    for (r = 0; r < rows; r++) {
+        float top = 0.0f, factor, x[16], left[16];
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 8) {
+                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+                float m = toy_kv__hmax_avx2(_mm256_loadu_ps(w + at));
+                top = m > top ? m : top;
+            }
+        scale[r] = top / 126.0f;
+        factor = top > 0.0f ? 126.0f / top : 0.0f;
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+                for (i = 0; i < 16; i += 8) {
+                    __m256 y = _mm256_mul_ps(_mm256_loadu_ps(w + at + i), _mm256_set1_ps(factor));
+                    __m256 down = _mm256_floor_ps(
+                        rest != NULL ? y : _mm256_add_ps(y, _mm256_loadu_ps(dither + i)));
+                    _mm256_storeu_ps(x + i, down);
+                    _mm256_storeu_ps(left + i, _mm256_sub_ps(y, down));
+                }
+                _mm_storeu_si128((__m128i *)(void *)(out + at),
+                                 toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(x, 1.0f)));
+                if (rest != NULL)
+                    _mm_storeu_si128((__m128i *)(void *)(rest + at),
+                                     toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(left, 127.0f)));
+            }
+    }
+}
+
+/* One channel, n rows from row r on: n is a constant where it is called. */
+TOY_KV__INLINE_avx2 void toy_kv__sum_channel_avx2(const unsigned char *const *codes, size_t plane,
+                                              int blocks, const signed char *book, float book_scale,
+                                              const unsigned char *weights, const float *scale,
+                                              int rows, int r, const int n, float *acc,
+                                              size_t stride)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    const __m256i table =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)book));
+    __m256i sum[4];
+    int b, k, t;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k] = _mm256_setzero_si256();
+    for (b = 0; b < blocks; b++)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 32) {
+            const unsigned char *w =
+                weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+            __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(codes[b] + plane + t));
+            __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
+            __m256i high =
+                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                const unsigned char *p = w + k * TOY_KV_BLOCK;
+                __m256i u =
+                    _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(const void *)p), low);
+                __m256i v = _mm256_maddubs_epi16(
+                    _mm256_loadu_si256((const __m256i *)(const void *)(p + TOY_KV_BLOCK / 2)), high);
+                sum[k] = _mm256_add_epi32(sum[k], _mm256_add_epi32(_mm256_madd_epi16(u, ones),
+                                                                   _mm256_madd_epi16(v, ones)));
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *dst = acc + (size_t)(r + k) * stride * 8;
+        __m256 f = _mm256_set1_ps(scale[r + k] * book_scale);
+        _mm256_storeu_ps(dst, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k]), f, _mm256_loadu_ps(dst)));
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *const *codes, size_t offset,
+                                                   int blocks, const toy_kv__run *run,
+                                                   const signed char *book, const float *book_scale,
+                                                   const unsigned char *weights, const float *scale,
+                                                   int rows, float *acc, size_t stride)
+{
+    int p, w, r;
+    for (p = 0; p < run->planes; p++) {
+        size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
+        for (w = 0; w < run->width; w++, book += 16, book_scale++) {
+            float *dst = acc + (size_t)(p / run->stages * run->width + w) * 8;
+            for (r = 0; r + 4 <= rows; r += 4)
+                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
+                                       rows, r, 4, dst, stride);
+            for (; r < rows; r++)
+                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
+                                       rows, r, 1, dst, stride);
+        }
+    }
+}
+
+/* No dots and no batches: keys are scored through tables, and where every block has a frame of its
+ * own, in fp32. */
+static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    toy_kv__pack_tables_avx2,
+    toy_kv__score_bytes_avx2,
+    toy_kv__pack_books_avx2,
+    toy_kv__pack_weights_avx2,
+    toy_kv__sum_bytes_avx2,
+    127.0f,
+    0.02f,
+};
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
  * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
  * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
@@ -2135,7 +2645,7 @@ static const toy_kv__dense_ops toy_kv__dense_avx2 = {
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -2159,7 +2669,7 @@ TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__exp_avx2(toy_kv__vf_av
     y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(1.66666657e-1f));
     y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(5.00000000e-1f));
     y = toy_kv__fma_avx2(toy_kv__mul_avx2(y, r), r, toy_kv__add_avx2(r, toy_kv__set1_avx2(1.0f)));
-    return toy_kv__mul_avx2(y, toy_kv__pow2_avx2(n));
+    return toy_kv__scale2_avx2(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -2418,40 +2928,187 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(const unsigned char *table, int
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_avx2 static void toy_kv__fill_table_avx2(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[w]), toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_avx2(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx2 <= n_in; j += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 b = toy_kv__loadh_avx2(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx2(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_avx2(row, n_in, y + (size_t)r * (size_t)n_in);
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_avx2 static float toy_kv__largest_avx2(const float *s, int n)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_avx2 static void toy_kv__fill_tables_avx2(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int t;
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_avx2 b = toy_kv__loadh_avx2(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx2(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_avx2(lut + r * 16 + i, a);
+            }
+        }
+    }
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_avx2 static float toy_kv__largest_avx2(const float *s, int blocks, size_t step)
+{
+    int b, t;
     toy_kv__vf_avx2 high = toy_kv__load_avx2(s);
-    for (t = TOY_KV__LANES_avx2; t < n; t += TOY_KV__LANES_avx2)
-        high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+            high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
     return toy_kv__hmax_avx2(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_avx2 shift = toy_kv__set1_avx2(-m), sum = toy_kv__set1_avx2(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
-        toy_kv__store_avx2(s + t, e);
-        sum = toy_kv__add_avx2(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
+            toy_kv__store_avx2(s + t, e);
+            sum = toy_kv__add_avx2(sum, e);
+        }
     return toy_kv__hsum_avx2(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_avx2 static void toy_kv__exact_scores_avx2(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 v = toy_kv__loadh_avx2(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_avx2(toy_kv__load_avx2(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_avx2(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx2(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_avx2 static void toy_kv__exact_sums_avx2(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx2) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx2;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_avx2 a##i = toy_kv__load_avx2(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_avx2(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_avx2 x = toy_kv__loadh_avx2(row),
+                             y = toy_kv__loadh_avx2(row + 2 * TOY_KV__LANES_avx2);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 w = toy_kv__set1_avx2(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_avx2(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_avx2(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_avx2(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_avx2(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_avx2(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -2543,11 +3200,12 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_avx2 = {
-    TOY_KV__LANES_avx2,        toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2, toy_kv__score_scalars_avx2,
-    toy_kv__sum_scalars_avx2,  toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,       toy_kv__add_row_avx2,
-    toy_kv__dot_row_avx2,      toy_kv__map_avx2,           toy_kv__fill_table_avx2,  toy_kv__largest_avx2,
-    toy_kv__exponentials_avx2, toy_kv__reduce_avx2,        toy_kv__shrink_avx2,      toy_kv__nearest_avx2,
-    toy_kv__nearest_wide_avx2, TOY_KV__BYTE_OPS_avx2,      &toy_kv__dense_avx2,
+    TOY_KV__LANES_avx2,       toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2,  toy_kv__score_scalars_avx2,
+    toy_kv__sum_scalars_avx2, toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,        toy_kv__add_row_avx2,
+    toy_kv__dot_row_avx2,     toy_kv__map_avx2,           toy_kv__unmap_avx2,        toy_kv__fill_tables_avx2,
+    toy_kv__largest_avx2,     toy_kv__exponentials_avx2,  toy_kv__exact_scores_avx2, toy_kv__exact_sums_avx2,
+    toy_kv__reduce_avx2,      toy_kv__shrink_avx2,        toy_kv__nearest_avx2,      toy_kv__nearest_wide_avx2,
+    TOY_KV__BYTE_OPS_avx2,    &toy_kv__dense_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -2561,12 +3219,25 @@ static const toy_kv__ops toy_kv__ops_avx2 = {
 #define TOY_KV__TARGET_avx512                                                                        \
     __attribute__((                                                                                \
         target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")))
+/* Where a loop's length must be a constant: gcc would not inline it by itself. */
+#define TOY_KV__INLINE_avx512 TOY_KV__TARGET_avx512 static inline __attribute__((always_inline))
 /* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
  * which g++ warns about. */
 #define TOY_KV__ALL_avx512 ((__mmask16)0xffff)
 typedef __m512 toy_kv__vf_avx512;
 typedef __m512 toy_kv__vt_avx512;
 typedef __m512i toy_kv__vi_avx512;
+
+/* sum += products of four unsigned bytes of a with signed ones of b, and of two 16-bit words.
+ * Around its own intrinsics for these gcc 12 copies every accumulator twice. */
+TOY_KV__INLINE_avx512 void toy_kv__add_bytes_avx512(__m512i *sum, __m512i a, __m512i b)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
+TOY_KV__INLINE_avx512 void toy_kv__add_words_avx512(__m512i *sum, __m512i a, __m512i b)
+{
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
 
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__set1_avx512(float x)
 {
@@ -2612,12 +3283,9 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__round_avx512(__m512 x)
     return _mm512_maskz_roundscale_ps(TOY_KV__ALL_avx512, x,
                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-TOY_KV__TARGET_avx512 static inline __m512 toy_kv__pow2_avx512(__m512 n)
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__scale2_avx512(__m512 x, __m512 n)
 {
-    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(
-        TOY_KV__ALL_avx512,
-        _mm512_add_epi32(_mm512_maskz_cvtps_epi32(TOY_KV__ALL_avx512, n), _mm512_set1_epi32(127)),
-        23));
+    return _mm512_maskz_scalef_ps(TOY_KV__ALL_avx512, x, n);
 }
 TOY_KV__TARGET_avx512 static inline __m256 toy_kv__low_half_avx512(__m512 x)
 {
@@ -2651,14 +3319,333 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__lookup_avx512(__m512 table, _
 {
     return _mm512_maskz_permutexvar_ps(TOY_KV__ALL_avx512, index, table);
 }
-/* Reads two bytes behind each entry: the constant table ends in a spare word. */
+/* 256 binary16 values fill eight registers: four two-register permutations beat a gather. */
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__gather_avx512(const unsigned char *table,
                                                              const unsigned char *codes)
 {
-    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)codes));
-    __m512i words = _mm512_i32gather_epi32(index, (const void *)table, 2);
-    return _mm512_maskz_cvtph_ps((__mmask16)0xffff, _mm512_cvtepi32_epi16(words));
+    __m512i index = _mm512_maskz_cvtepu8_epi16(
+        0xffffffffu, _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)codes)));
+    __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64));
+    __mmask32 bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
+    __m512i part[4];
+    int i;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++)
+        part[i] =
+            _mm512_permutex2var_epi16(_mm512_loadu_si512((const void *)(table + 128 * i)), index,
+                                      _mm512_loadu_si512((const void *)(table + 128 * i + 64)));
+    part[0] = _mm512_mask_blend_epi16(bit6, part[0], part[1]);
+    part[2] = _mm512_mask_blend_epi16(bit6, part[2], part[3]);
+    part[0] = _mm512_mask_blend_epi16(bit7, part[0], part[2]);
+    return _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, _mm512_castsi512_si256(part[0]));
 }
+/* The query map in 16-bit words, AVX-512: what toy_kv__byte_ops promises (types.h). Words of 12 bits
+ * and more on both sides keep the product's error far below that of score tables; eight would not.
+ */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Columns i .. i + 15 of a basis row; the mean where they end. */
+TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const unsigned char *table,
+                                                const unsigned char *mean, int d, int n_out, int i)
+{
+    int left = n_out - i;
+    __mmask16 real = left < 16 ? (__mmask16)((1u << left) - 1u) : TOY_KV__ALL_avx512;
+    __m256i half = _mm256_maskz_loadu_epi16(
+        real, (const void *)(table + 2 * ((size_t)d * (size_t)n_out + (size_t)i)));
+    __m512 x = _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, half);
+    if (left < 16 && mean != NULL)
+        x = _mm512_mask_mov_ps(x, (__mmask16)(1u << left),
+                               _mm512_set1_ps(toy_kv__half_at(mean, (size_t)d)));
+    return x;
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(const unsigned char *table,
+                                                       const unsigned char *mean, int n_in,
+                                                       int n_out, short *words, float *scale)
+{
+    int i, d;
+    for (i = 0; i <= n_out; i += 16) {
+        __m512 high = _mm512_setzero_ps(), factor;
+        __mmask16 some;
+        for (d = 0; d < n_in; d++)
+            high =
+                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(table, mean, d, n_out, i)));
+        some = _mm512_cmp_ps_mask(high, _mm512_setzero_ps(), _CMP_GT_OQ);
+        factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(TOY_KV__MAP_TOP), high);
+        _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / TOY_KV__MAP_TOP)));
+        for (d = 0; d < n_in; d += 2, words += 32) {
+            __m512 x = toy_kv__map_row_avx512(table, mean, d, n_out, i);
+            __m512 y = toy_kv__map_row_avx512(table, mean, d + 1, n_out, i);
+            __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
+            __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
+            _mm512_storeu_si512((void *)words,
+                                _mm512_mask_blend_epi16(0xaaaaaaaau, a, _mm512_slli_epi32(b, 16)));
+        }
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__to_words_avx512(const float *x, int n, float unit, short *out)
+{
+    __m512 factor = _mm512_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < n; i += 16) {
+        __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : TOY_KV__ALL_avx512;
+        __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor);
+        _mm512_mask_cvtsepi32_storeu_epi16((void *)(out + i), some, _mm512_cvtps_epi32(y));
+    }
+}
+
+/* Rows of x at distance n_in, of y at distance `columns`; `n` rows and 16 `wide` columns, both
+ * constants where it is called. */
+TOY_KV__INLINE_avx512 void toy_kv__map_tile_avx512(const short *x, int n_in, const short *words,
+                                               const float *scale, int columns, const float *unit,
+                                               const int n, const int wide, float *y)
+{
+    __m512i sum[4][4];
+    int d, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+    for (d = 0; d < n_in / 2; d++) {
+        __m512i w[4];
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            w[i] = _mm512_loadu_si512(
+                (const void *)(words + (size_t)i * 16 * (size_t)n_in + 32 * (size_t)d));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            int32_t two;
+            __m512i q;
+            memcpy(&two, x + k * n_in + 2 * d, 4);
+            q = _mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (i = 0; i < wide; i++)
+                toy_kv__add_words_avx512(&sum[k][i], w[i], q);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
+                             _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]),
+                                           _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i),
+                                                         _mm512_set1_ps(unit[k]))));
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m, int n_in,
+                                                       const short *words, const float *scale,
+                                                       int columns, const float *unit, int rows,
+                                                       float *y)
+{
+    int c, r, step;
+    float units[TOY_KV__MAX_ROWS + 3]; /* of four rows from any one on */
+    for (r = 0; r < rows + 3; r++)
+        units[r] = unit[r % rows];
+    for (c = 0; c < columns; c += step) {
+        const short *w = words + (size_t)c * (size_t)n_in;
+        step = columns - c >= 64 ? 64 : 16;
+        for (r = 0; r < m;) {
+            const short *q = x + (size_t)r * (size_t)n_in;
+            float *dst = y + (size_t)r * (size_t)columns + c;
+#define TOY_KV__MAP(n, wide)                                                                         \
+    toy_kv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, n, wide, dst)
+            if (m - r >= 4) {
+                step == 64 ? TOY_KV__MAP(4, 4) : TOY_KV__MAP(4, 1);
+                r += 4;
+            } else {
+                step == 64 ? TOY_KV__MAP(1, 4) : TOY_KV__MAP(1, 1);
+                r++;
+            }
+#undef TOY_KV__MAP
+        }
+    }
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
+/* Scores of codes of one or two channels, AVX-512: what toy_kv__byte_ops promises (types.h).
+ *
+ * The codewords themselves are looked up, 16 bits each and two channels to a 32-bit lane, and meet
+ * the query in a dot product: one lookup serves every row, and no table has to be filled for a
+ * query. A pair is two channels: those of two planes of one channel a code, or of one plane of two.
+ */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Codewords count scale / DOT_TOP; queries are rounded so that no sum leaves 32 bits. */
+#define TOY_KV__DOT_TOP 2047.0f
+
+/* table [pairs, 32] of 16-bit codewords: lookups for one channel a code are by words (sixteen of
+ * each plane), for two by double words; scale [2 * pairs] of each channel. */
+TOY_KV__TARGET_avx512 static void toy_kv__dot_books_avx512(const toy_kv__run *run, short *table,
+                                                       float *scale)
+{
+    int pairs = toy_kv__dot_pairs(run), i, k;
+    for (i = 0; i < 2 * pairs; i++) {
+        int plane = run->width == 1 ? i : i / 2, w = run->width == 1 ? 0 : i % 2;
+        __m512 x = _mm512_setzero_ps();
+        __m512i words;
+        int entry[16];
+        float top;
+        if (plane < run->planes)
+            x = toy_kv__loadh_avx512(toy_kv__table(run->book + plane / run->stages * run->book_step +
+                                               (plane % run->stages * run->width + w) * 16));
+        top = _mm512_reduce_max_ps(_mm512_abs_ps(x));
+        scale[i] = top / TOY_KV__DOT_TOP;
+        words = _mm512_cvtps_epi32(
+            _mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? TOY_KV__DOT_TOP / top : 0.0f)));
+        _mm512_storeu_si512((void *)entry, words);
+        for (k = 0; k < 16; k++)
+            table[i / 2 * 32 + (run->width == 1 ? i % 2 * 16 + k : 2 * k + i % 2)] =
+                (short)entry[k];
+    }
+}
+
+/* Channels i .. i + 15 of a row's latents times their scale: 0 behind the last plane's. */
+TOY_KV__TARGET_avx512 static inline __m512
+toy_kv__dot_channels_avx512(const toy_kv__run *run, const float *scale, const float *y, int i)
+{
+    int n = run->planes * run->width - i, k;
+    __mmask16 real = n < 16 ? (__mmask16)((1u << n) - 1u) : TOY_KV__ALL_avx512;
+    float lane[16];
+    __m512 s = _mm512_maskz_loadu_ps(real, scale + i);
+    if (run->stages == 1)
+        return _mm512_mul_ps(s, _mm512_maskz_loadu_ps(real, y + i));
+    for (k = 0; k < 16; k++)
+        lane[k] = k < n ? y[(i + k) / run->width / run->stages * run->width + (i + k) % run->width]
+                        : 0.0f;
+    return _mm512_mul_ps(s, _mm512_loadu_ps(lane));
+}
+
+/* y [rows, stride]: queries in latents, from the run's first on; to words [rows, 2 * pairs], each
+ * of which counts unit[row] of a codeword's step. The mean square of a codebook is taken to be a
+ * seventh of its largest square, as it is for Gaussian channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__dot_queries_avx512(const toy_kv__run *run, const float *scale,
+                                                         const float *y, size_t stride, int rows,
+                                                         short *words, float *unit, float *energy)
+{
+    int n = 2 * toy_kv__dot_pairs(run), r, i;
+    /* n products of at most DOT_TOP * limit stay below 2^31. */
+    float limit = 1048576.0f / (float)n;
+    limit = limit < 32767.0f ? limit : 32767.0f;
+    for (r = 0; r < rows; r++, y += stride, words += n) {
+        __m512 high = _mm512_setzero_ps(), square = high, factor;
+        float top;
+        for (i = 0; i < n; i += 16) {
+            __m512 x = toy_kv__dot_channels_avx512(run, scale, y, i);
+            high = _mm512_max_ps(high, _mm512_abs_ps(x));
+            square = _mm512_fmadd_ps(x, x, square);
+        }
+        energy[r] += _mm512_reduce_add_ps(square) * (TOY_KV__DOT_TOP * TOY_KV__DOT_TOP / 7.0f);
+        top = _mm512_reduce_max_ps(high);
+        unit[r] = top / limit;
+        factor = _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f);
+        for (i = 0; i < n; i += 16) {
+            __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : TOY_KV__ALL_avx512;
+            __m512 x = _mm512_mul_ps(toy_kv__dot_channels_avx512(run, scale, y, i), factor);
+            _mm512_mask_cvtepi32_storeu_epi16((void *)(words + i), some, _mm512_cvtps_epi32(x));
+        }
+    }
+}
+
+/* The dword at pair p of a row's words. */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__dot_pair_avx512(const short *words, int p)
+{
+    int32_t two;
+    memcpy(&two, words + 2 * p, 4);
+    return _mm512_set1_epi32(two);
+}
+
+/* n rows, a constant where it is called, from row r on; tokens of chunk c: 32 and, half a block
+ * later, 32 more. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, const toy_kv__run *run,
+                                               const short *table, const short *words,
+                                               const float *unit, int r, const int n, int c,
+                                               const int width, float *s)
+{
+    const int bytes = TOY_KV_BLOCK / 2, pairs = toy_kv__dot_pairs(run);
+    const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
+    /* Byte 0 of a lane from the low half of a register, byte 2 from the high half. */
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i pick0 = _mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(0x00010001)),
+                                           _mm512_set1_epi32(0x00200000));
+    const __m512i pick1 = _mm512_add_epi32(pick0, _mm512_set1_epi32(0x00100010));
+    __m512i sum[4][4];
+    int p, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+    codes += 32 * c;
+    words += r * 2 * pairs;
+    for (p = 0; p < pairs; p++, table += 32) {
+        __m512i t = _mm512_loadu_si512((const void *)table), v[4];
+        if (width == 1) {
+            const unsigned char *a = codes + 2 * p * bytes;
+            const unsigned char *b = 2 * p + 1 < run->planes ? a + bytes : a;
+            __m512i x =
+                _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+            x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+            v[0] = _mm512_permutexvar_epi8(pick0, x);
+            v[1] = _mm512_permutexvar_epi8(pick1, x);
+            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, second, 0xea);
+            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[1], 4), nibble, second, 0xea);
+            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, second, 0xea);
+            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, second, 0xea);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++)
+                v[i] = _mm512_permutexvar_epi16(v[i], t);
+        } else {
+            const unsigned char *a = codes + p * bytes;
+            v[0] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)a));
+            v[1] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(a + 16)));
+            v[2] = _mm512_srli_epi32(v[0], 4);
+            v[3] = _mm512_srli_epi32(v[1], 4);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) /* bits above the low four do not count */
+                v[i] = _mm512_permutexvar_epi32(v[i], t);
+        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            __m512i y = toy_kv__dot_pair_avx512(words + k * 2 * pairs, p);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++)
+                toy_kv__add_words_avx512(&sum[k][i], v[i], y);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m512 f = _mm512_set1_ps(unit[r + k]);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) {
+            float *dst = s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c + i % 2 * 16;
+            _mm512_storeu_ps(
+                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+        }
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__dot_scores_avx512(const unsigned char *codes,
+                                                        const toy_kv__run *run, const short *table,
+                                                        const short *words, const float *unit,
+                                                        int rows, float *s)
+{
+    int c, r;
+#define TOY_KV__DOT(n)                                                                               \
+    (run->width == 1 ? toy_kv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 1, s)        \
+                     : toy_kv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 2, s))
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__DOT(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__DOT(2);
+        for (; r < rows; r++)
+            TOY_KV__DOT(1);
+    }
+#undef TOY_KV__DOT
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Byte kernels, AVX-512 with VBMI and VNNI: what toy_kv__byte_ops promises (types.h).
  *
  * Scores: the planes of four codes are interleaved in registers, so that one byte permutation looks
@@ -2687,15 +3674,15 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__interleave_avx512(int first)
                            _mm512_set1_epi32((int)(0x60402000u + 0x01010101u * (unsigned)first)));
 }
 
-/* Scores of n rows, a constant where it is called, from row r on. */
-TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigned char *codes,
-                                                               int planes, const toy_kv__packed *head,
-                                                               const signed char *tables, int rows,
-                                                               int r, const int n, float *s)
+/* Scores of n rows, a constant where it is called, from row r on: quads in 16 bits. */
+TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes, int planes,
+                                                 const toy_kv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
-    int part, q, k, quads = (planes + 3) / 4;
+    int part, q, k;
     for (part = 0; part < TOY_KV_BLOCK / 32; part++) { /* 16 tokens and 16 half a block later */
         const __m512i pick = toy_kv__interleave_avx512(part % 2 * 16);
         const unsigned char *p = codes + part / 2 * 32;
@@ -2713,10 +3700,10 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigne
             for (k = 0; k < n; k++) {
                 __m512i h = _mm512_loadu_si512((const void *)(t + k * 128));
                 __m512i l = _mm512_loadu_si512((const void *)(t + k * 128 + 64));
-                high[k][0] = _mm512_dpbusd_epi32(high[k][0], ones, _mm512_permutexvar_epi8(a, h));
-                high[k][1] = _mm512_dpbusd_epi32(high[k][1], ones, _mm512_permutexvar_epi8(b, h));
-                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
-                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
+                toy_kv__add_bytes_avx512(&high[k][0], ones, _mm512_permutexvar_epi8(a, h));
+                toy_kv__add_bytes_avx512(&high[k][1], ones, _mm512_permutexvar_epi8(b, h));
+                toy_kv__add_bytes_avx512(&sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
+                toy_kv__add_bytes_avx512(&sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
             }
         }
 #pragma GCC unroll 4
@@ -2728,32 +3715,68 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigne
             float *far = dst + TOY_KV_BLOCK / 2;
             _mm512_storeu_ps(dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w0), f, _mm512_loadu_ps(dst)));
             _mm512_storeu_ps(far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w1), f, _mm512_loadu_ps(far)));
-            sum[k][0] = sum[k][1] = _mm512_setzero_si512();
         }
-        t = tables + (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
-        for (; q < quads; q++, t += (size_t)rows * 64) {
-            __m512i x = _mm512_permutex2var_epi8(toy_kv__two_planes_avx512(p, 4 * q, planes), pick,
-                                                 toy_kv__two_planes_avx512(p, 4 * q + 2, planes));
-            __m512i a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
-            __m512i b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
+    }
+}
+
+/* The same of quads in 8 bits, 64 tokens at a time. */
+TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *codes, int planes,
+                                                   const toy_kv__packed *head,
+                                                   const signed char *tables, int rows, int r,
+                                                   const int n, float *s)
+{
+    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
+    const __m512i base = _mm512_set1_epi32(0x30201000);
+    const __m512i pick0 = toy_kv__interleave_avx512(0), pick1 = toy_kv__interleave_avx512(16);
+    int c, q, k, i;
+    tables += (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
+        const signed char *t = tables;
+        __m512i sum[4][4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+        for (q = head->wide; q < (planes + 3) / 4; q++, t += (size_t)rows * 64) {
+            __m512i a = toy_kv__two_planes_avx512(codes, 4 * q, planes), v[4];
+            __m512i b = toy_kv__two_planes_avx512(codes, 4 * q + 2, planes);
+            v[0] = _mm512_permutex2var_epi8(a, pick0, b);
+            v[1] = _mm512_permutex2var_epi8(a, pick1, b);
+            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
+            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
+            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
-                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], ones, _mm512_permutexvar_epi8(a, e));
-                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], ones, _mm512_permutexvar_epi8(b, e));
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_avx512(&sum[k][i], ones, _mm512_permutexvar_epi8(v[i], e));
             }
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            float *dst = s + (r + k) * TOY_KV_BLOCK + part * 16;
-            float *far = dst + TOY_KV_BLOCK / 2;
             __m512 f = _mm512_set1_ps(head->scale[2 * (r + k) + 1]);
-            _mm512_storeu_ps(
-                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][0]), f, _mm512_loadu_ps(dst)));
-            _mm512_storeu_ps(
-                far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][1]), f, _mm512_loadu_ps(far)));
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                float *dst =
+                    s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c + i % 2 * 16;
+                _mm512_storeu_ps(
+                    dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+            }
         }
     }
+}
+
+/* Both kinds; most tables have one only. */
+TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
+                                                 const toy_kv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
+{
+    if (head->wide > 0)
+        toy_kv__score_wide_avx512(codes, planes, head, tables, rows, r, n, s);
+    if (head->wide < (planes + 3) / 4)
+        toy_kv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, s);
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char *codes, int planes,
@@ -2777,7 +3800,8 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__scaled_avx512(const float *l
 }
 
 TOY_KV__TARGET_avx512 static size_t toy_kv__pack_tables_avx512(const float *lut, int planes, int rows,
-                                                           toy_kv__packed *head, signed char *out)
+                                                           const float *energy, toy_kv__packed *head,
+                                                           signed char *out)
 {
     int q, r, p, quads = (planes + 3) / 4;
     float top[TOY_KV__MAX_ROWS];
@@ -2792,7 +3816,7 @@ TOY_KV__TARGET_avx512 static size_t toy_kv__pack_tables_avx512(const float *lut,
                 __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
                 sum = _mm512_fmadd_ps(x, x, sum);
             }
-            square[r] = _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of the score */
+            square[r] = energy[r] + _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of a score */
             top[r] = 0.0f;
         }
         for (q = quads - 1; q >= 0; q--) {
@@ -2914,50 +3938,67 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__plane_codes_avx512(const uns
     return _mm512_and_si512(x, _mm512_set1_epi8(15));
 }
 
-/* One plane, one or two of its channels, n rows from row r on (constants where it is called). */
-TOY_KV__TARGET_avx512 static inline void
-toy_kv__sum_rows_avx512(const unsigned char *const *codes, size_t plane, int blocks,
-                      const signed char *book, const float *book_scale,
-                      const unsigned char *weights, const float *scale, int rows, int r,
-                      const int n, const int two, float *acc, size_t stride)
+/* Four channels of a run from channel c on (of `n_channels`, counted plane by plane), `each` of
+ * them of one plane, n rows from row r on; each and n are constants where it is called. */
+TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *codes, size_t offset,
+                                               int blocks, const toy_kv__run *run, int c,
+                                               int n_channels, const int each,
+                                               const signed char *book, const float *book_scale,
+                                               const unsigned char *weights, const float *scale,
+                                               int rows, int r, const int n, float *acc,
+                                               size_t stride)
 {
-    __m512i sum0[4], sum1[4], table0, table1;
-    int b, k, t;
-    table0 = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)book));
-    table1 = table0;
-    if (two)
-        table1 =
-            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(book + 16)));
+    __m512i sum[4][4], table[4];
+    size_t plane[4];
+    int b, k, t, i;
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++)
-        sum0[k] = sum1[k] = _mm512_setzero_si512();
+    for (i = 0; i < 4; i++) {
+        int channel = c + i < n_channels ? c + i : n_channels - 1; /* twice, and not stored */
+        table[i] = _mm512_broadcast_i32x4(
+            _mm_loadu_si128((const __m128i *)(const void *)(book + channel * 16)));
+        plane[i] = offset + (size_t)(each == 4         ? c / run->width
+                                     : each == 2       ? channel / 2
+                                     : run->width == 1 ? channel
+                                                       : channel / run->width) *
+                                (TOY_KV_BLOCK / 2);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][i] = _mm512_setzero_si512();
+    }
     for (b = 0; b < blocks; b++)
         for (t = 0; t < TOY_KV_BLOCK; t += 64) {
-            __m512i x = toy_kv__plane_codes_avx512(codes[b] + plane, t);
-            __m512i v0 = _mm512_shuffle_epi8(table0, x), v1 = v0;
             const unsigned char *w =
                 weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-            if (two)
-                v1 = _mm512_shuffle_epi8(table1, x);
+            __m512i x, v[4];
+            x = toy_kv__plane_codes_avx512(codes[b] + plane[0], t);
+            v[0] = _mm512_shuffle_epi8(table[0], x);
+#pragma GCC unroll 4
+            for (i = 1; i < 4; i++) {
+                if (i % each == 0)
+                    x = toy_kv__plane_codes_avx512(codes[b] + plane[i], t);
+                v[i] = _mm512_shuffle_epi8(table[i], x);
+            }
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i p = _mm512_loadu_si512((const void *)(w + k * TOY_KV_BLOCK));
-                sum0[k] = _mm512_dpbusd_epi32(sum0[k], p, v0);
-                if (two)
-                    sum1[k] = _mm512_dpbusd_epi32(sum1[k], p, v1);
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_avx512(&sum[k][i], p, v[i]);
             }
         }
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++) {
-        float *dst = acc + (size_t)(r + k) * stride * 16;
-        __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[0]);
-        _mm512_storeu_ps(dst,
-                         _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum0[k]), f, _mm512_loadu_ps(dst)));
-        if (two) {
-            f = _mm512_set1_ps(scale[r + k] * book_scale[1]);
-            dst += 16;
-            _mm512_storeu_ps(dst,
-                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum1[k]), f, _mm512_loadu_ps(dst)));
+    for (i = 0; i < 4; i++) {
+        int latent = c + i; /* no division where there is one stage */
+        if (run->stages > 1)
+            latent = latent / run->width / run->stages * run->width + latent % run->width;
+        if (c + i >= n_channels)
+            continue;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            float *dst = acc + ((size_t)(r + k) * stride + (size_t)latent) * 16;
+            __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[c + i]);
+            _mm512_storeu_ps(
+                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
         }
     }
 }
@@ -2968,42 +4009,40 @@ toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int b
                        const unsigned char *weights, const float *scale, int rows, float *acc,
                        size_t stride)
 {
-    int p, w, r;
-    for (p = 0; p < run->planes; p++) {
-        size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
-        float *dst = acc + (size_t)(p / run->stages * run->width) * 16;
-        for (w = 0; w < run->width; w += 2, dst += 32, book += 32, book_scale += 2) {
-            int two = w + 1 < run->width;
-            for (r = 0; r + 4 <= rows; r += 4) {
-                if (two)
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 4, 1, dst, stride);
-                else
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 4, 0, dst, stride);
-            }
-            for (; r + 2 <= rows; r += 2) {
-                if (two)
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 2, 1, dst, stride);
-                else
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 2, 0, dst, stride);
-            }
-            for (; r < rows; r++)
-                toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale, rows,
-                                      r, 1, two, dst, stride);
-            if (!two) { /* one channel: step back over the missing one */
-                book -= 16;
-                book_scale--;
-            }
-        }
+    int c, r, n = run->planes * run->width;
+#define TOY_KV__X(each, n_rows)                                                                      \
+    toy_kv__sum_rows_avx512(codes, offset, blocks, run, c, n, each, book, book_scale, weights,       \
+                          scale, rows, r, n_rows, acc, stride)
+#define TOY_KV__SUM(n_rows)                                                                          \
+    (run->width % 4 == 0 ? TOY_KV__X(4, n_rows)                                                      \
+     : run->width == 2   ? TOY_KV__X(2, n_rows)                                                      \
+                         : TOY_KV__X(1, n_rows))
+    for (c = 0; c < n; c += 4) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__SUM(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__SUM(2);
+        for (; r < rows; r++)
+            TOY_KV__SUM(1);
     }
+#undef TOY_KV__SUM
+#undef TOY_KV__X
 }
 
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
-    toy_kv__pack_tables_avx512,  toy_kv__score_bytes_avx512, toy_kv__pack_books_avx512,
-    toy_kv__pack_weights_avx512, toy_kv__sum_bytes_avx512,
+    toy_kv__map_basis_avx512,
+    toy_kv__to_words_avx512,
+    toy_kv__map_words_avx512,
+    toy_kv__dot_books_avx512,
+    toy_kv__dot_queries_avx512,
+    toy_kv__dot_scores_avx512,
+    toy_kv__pack_tables_avx512,
+    toy_kv__score_bytes_avx512,
+    toy_kv__pack_books_avx512,
+    toy_kv__pack_weights_avx512,
+    toy_kv__sum_bytes_avx512,
+    255.0f,
+    0.05f,
 };
 
 #endif /* TOY_KV_BLOCK >= 64 */
@@ -3261,7 +4300,7 @@ static const toy_kv__dense_ops toy_kv__dense_avx512 = {
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -3285,7 +4324,7 @@ TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__exp_avx512(toy_kv_
     y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(1.66666657e-1f));
     y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(5.00000000e-1f));
     y = toy_kv__fma_avx512(toy_kv__mul_avx512(y, r), r, toy_kv__add_avx512(r, toy_kv__set1_avx512(1.0f)));
-    return toy_kv__mul_avx512(y, toy_kv__pow2_avx512(n));
+    return toy_kv__scale2_avx512(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -3544,40 +4583,187 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(const unsigned char *table,
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_avx512 static void toy_kv__fill_table_avx512(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[w]), toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_avx512(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx512 <= n_in; j += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 b = toy_kv__loadh_avx512(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx512(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_avx512(row, n_in, y + (size_t)r * (size_t)n_in);
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_avx512 static float toy_kv__largest_avx512(const float *s, int n)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__fill_tables_avx512(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int t;
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_avx512 b = toy_kv__loadh_avx512(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx512(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_avx512(lut + r * 16 + i, a);
+            }
+        }
+    }
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_avx512 static float toy_kv__largest_avx512(const float *s, int blocks, size_t step)
+{
+    int b, t;
     toy_kv__vf_avx512 high = toy_kv__load_avx512(s);
-    for (t = TOY_KV__LANES_avx512; t < n; t += TOY_KV__LANES_avx512)
-        high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+            high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
     return toy_kv__hmax_avx512(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_avx512 shift = toy_kv__set1_avx512(-m), sum = toy_kv__set1_avx512(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
-        toy_kv__store_avx512(s + t, e);
-        sum = toy_kv__add_avx512(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
+            toy_kv__store_avx512(s + t, e);
+            sum = toy_kv__add_avx512(sum, e);
+        }
     return toy_kv__hsum_avx512(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_avx512 static void toy_kv__exact_scores_avx512(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 v = toy_kv__loadh_avx512(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_avx512(toy_kv__load_avx512(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_avx512(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx512(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_avx512 static void toy_kv__exact_sums_avx512(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx512) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx512;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_avx512 a##i = toy_kv__load_avx512(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_avx512(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_avx512 x = toy_kv__loadh_avx512(row),
+                             y = toy_kv__loadh_avx512(row + 2 * TOY_KV__LANES_avx512);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 w = toy_kv__set1_avx512(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_avx512(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_avx512(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_avx512(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_avx512(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_avx512(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -3669,11 +4855,12 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char
 }
 
 static const toy_kv__ops toy_kv__ops_avx512 = {
-    TOY_KV__LANES_avx512,        toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512, toy_kv__score_scalars_avx512,
-    toy_kv__sum_scalars_avx512,  toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,       toy_kv__add_row_avx512,
-    toy_kv__dot_row_avx512,      toy_kv__map_avx512,           toy_kv__fill_table_avx512,  toy_kv__largest_avx512,
-    toy_kv__exponentials_avx512, toy_kv__reduce_avx512,        toy_kv__shrink_avx512,      toy_kv__nearest_avx512,
-    toy_kv__nearest_wide_avx512, TOY_KV__BYTE_OPS_avx512,      &toy_kv__dense_avx512,
+    TOY_KV__LANES_avx512,       toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512,  toy_kv__score_scalars_avx512,
+    toy_kv__sum_scalars_avx512, toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,        toy_kv__add_row_avx512,
+    toy_kv__dot_row_avx512,     toy_kv__map_avx512,           toy_kv__unmap_avx512,        toy_kv__fill_tables_avx512,
+    toy_kv__largest_avx512,     toy_kv__exponentials_avx512,  toy_kv__exact_scores_avx512, toy_kv__exact_sums_avx512,
+    toy_kv__reduce_avx512,      toy_kv__shrink_avx512,        toy_kv__nearest_avx512,      toy_kv__nearest_wide_avx512,
+    TOY_KV__BYTE_OPS_avx512,    &toy_kv__dense_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -3733,9 +4920,10 @@ static inline float32x4_t toy_kv__round_neon(float32x4_t x)
 {
     return vrndnq_f32(x);
 }
-static inline float32x4_t toy_kv__pow2_neon(float32x4_t n)
+static inline float32x4_t toy_kv__scale2_neon(float32x4_t x, float32x4_t n)
 {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+    return vmulq_f32(
+        x, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)));
 }
 static inline float toy_kv__hsum_neon(float32x4_t x)
 {
@@ -4032,7 +5220,7 @@ static const toy_kv__dense_ops toy_kv__dense_neon = {
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -4056,7 +5244,7 @@ TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__exp_neon(toy_kv__vf_ne
     y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(1.66666657e-1f));
     y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(5.00000000e-1f));
     y = toy_kv__fma_neon(toy_kv__mul_neon(y, r), r, toy_kv__add_neon(r, toy_kv__set1_neon(1.0f)));
-    return toy_kv__mul_neon(y, toy_kv__pow2_neon(n));
+    return toy_kv__scale2_neon(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -4315,40 +5503,187 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(const unsigned char *table, int
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_neon static void toy_kv__fill_table_neon(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_neon static void toy_kv__unmap_neon(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_neon(toy_kv__set1_neon(q[w]), toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_neon(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_neon <= n_in; j += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon b = toy_kv__loadh_neon(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_neon(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_neon(row, n_in, y + (size_t)r * (size_t)n_in);
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_neon static float toy_kv__largest_neon(const float *s, int n)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_neon static void toy_kv__fill_tables_neon(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int t;
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_neon b = toy_kv__loadh_neon(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_neon(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_neon(toy_kv__set1_neon(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_neon(lut + r * 16 + i, a);
+            }
+        }
+    }
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_neon static float toy_kv__largest_neon(const float *s, int blocks, size_t step)
+{
+    int b, t;
     toy_kv__vf_neon high = toy_kv__load_neon(s);
-    for (t = TOY_KV__LANES_neon; t < n; t += TOY_KV__LANES_neon)
-        high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+            high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
     return toy_kv__hmax_neon(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_neon shift = toy_kv__set1_neon(-m), sum = toy_kv__set1_neon(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
-        toy_kv__store_neon(s + t, e);
-        sum = toy_kv__add_neon(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
+            toy_kv__store_neon(s + t, e);
+            sum = toy_kv__add_neon(sum, e);
+        }
     return toy_kv__hsum_neon(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_neon static void toy_kv__exact_scores_neon(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon v = toy_kv__loadh_neon(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_neon(toy_kv__load_neon(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_neon(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_neon(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_neon static void toy_kv__exact_sums_neon(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_neon) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_neon;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_neon a##i = toy_kv__load_neon(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_neon(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_neon x = toy_kv__loadh_neon(row),
+                             y = toy_kv__loadh_neon(row + 2 * TOY_KV__LANES_neon);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon w = toy_kv__set1_neon(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_neon(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_neon(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_neon(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_neon(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_neon(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -4440,11 +5775,12 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_neon = {
-    TOY_KV__LANES_neon,        toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon, toy_kv__score_scalars_neon,
-    toy_kv__sum_scalars_neon,  toy_kv__scale_rows_neon,    toy_kv__gains_neon,       toy_kv__add_row_neon,
-    toy_kv__dot_row_neon,      toy_kv__map_neon,           toy_kv__fill_table_neon,  toy_kv__largest_neon,
-    toy_kv__exponentials_neon, toy_kv__reduce_neon,        toy_kv__shrink_neon,      toy_kv__nearest_neon,
-    toy_kv__nearest_wide_neon, TOY_KV__BYTE_OPS_neon,      &toy_kv__dense_neon,
+    TOY_KV__LANES_neon,       toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon,  toy_kv__score_scalars_neon,
+    toy_kv__sum_scalars_neon, toy_kv__scale_rows_neon,    toy_kv__gains_neon,        toy_kv__add_row_neon,
+    toy_kv__dot_row_neon,     toy_kv__map_neon,           toy_kv__unmap_neon,        toy_kv__fill_tables_neon,
+    toy_kv__largest_neon,     toy_kv__exponentials_neon,  toy_kv__exact_scores_neon, toy_kv__exact_sums_neon,
+    toy_kv__reduce_neon,      toy_kv__shrink_neon,        toy_kv__nearest_neon,      toy_kv__nearest_wide_neon,
+    TOY_KV__BYTE_OPS_neon,    &toy_kv__dense_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -5561,21 +6897,32 @@ typedef struct toy_kv__pass {
     float soft_cap;
     int window, coded; /* coded: some block was attended, so acc holds something */
     int in_bytes;      /* V streams are summed by byte kernels */
+    int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const toy_kv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;             /* [rows, HEAD_DIM], scaled */
-    float *turned;        /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;             /* [rows, MAX_LATENTS] query in latents */
-    float *lut;           /* score tables of all K streams of the head */
-    float *packed;        /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
-    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
-    float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    float *q;         /* [rows, HEAD_DIM], scaled */
+    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;         /* [rows, MAX_LATENTS] query in latents */
+    float *lut;       /* score tables of all K streams of the head */
+    float *packed;    /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
+    short *dot_table; /* codewords of K runs that toy_kv__dots() says: [pairs, 32] */
+    float *dot_scale; /* of their channels */
+    short *dot_words; /* the queries in their units, run behind run: [rows, 2 * pairs] */
+    float *dot_unit;  /* [runs, rows] */
+    float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
+    short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
+    float *map_scale;         /* [map_columns] */
+    float *mapped;            /* [MAP_BLOCKS, rows, map_columns] the same in latents */
+    int map_columns, batches; /* batches: queries are mapped in batches */
+    float map_unit[TOY_KV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
     float *gain;          /* [BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
-    float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
+    float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
     float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
@@ -5583,7 +6930,8 @@ typedef struct toy_kv__pass {
     float *o; /* [rows, HEAD_DIM] */
 } toy_kv__pass;
 
-#define TOY_KV__TILE (512 / TOY_KV_BLOCK > 0 ? 512 / TOY_KV_BLOCK : 1)
+#define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
+#define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
@@ -5591,6 +6939,9 @@ typedef struct toy_kv__pass {
 #define TOY_KV__PACKED_ROOM                                                                          \
     ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24) +           \
      (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT / 2)
+/* A plane has 16 floats of score tables, and as dots 64 bytes of codewords, two scales and two
+ * words a row; an odd plane makes a pair alone. */
+#define TOY_KV__MAX_DOT_PAIRS ((size_t)TOY_KV__MAX_LUT / 16 + TOY_KV__MAX_RUNS)
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define TOY_KV__MAX_WIDE (TOY_KV__MAX_WIDE_LUT + TOY_KV__MAX_WIDE_BINS)
@@ -5605,6 +6956,12 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + \
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT) +                                    \
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS) + TOY_KV__ROOM(TOY_KV__PACKED_ROOM) +   \
+     TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 16) + TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 2) +                  \
+     TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS) +                                            \
+     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) +                                                 \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2) + TOY_KV__ROOM(TOY_KV__MAX_COLUMNS) +   \
+     TOY_KV__ROOM(TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2) +                           \
+     TOY_KV__ROOM((size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                   \
      TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                                  \
@@ -5628,6 +6985,15 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->wide = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT);
     a->bins = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS);
     a->packed = toy_kv__take(&room, TOY_KV__PACKED_ROOM);
+    a->dot_table = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 16);
+    a->dot_scale = toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 2);
+    a->dot_words = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS);
+    a->dot_unit = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
+    a->map_words = (short *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2);
+    a->map_scale = toy_kv__take(&room, TOY_KV__MAX_COLUMNS);
+    a->map_queries =
+        (short *)toy_kv__take(&room, TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2);
+    a->mapped = toy_kv__take(&room, (size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
     a->book = toy_kv__take(&room, TOY_KV__MAX_BOOK);
     a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
     a->s = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
@@ -5666,14 +7032,19 @@ static void toy_kv__mask(const toy_kv__pass *a, float *s, int from, int to)
         s[t] = TOY_KV__MASKED;
 }
 
+/* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
+#define TOY_KV__NOTHING 3e-8f
+
 /* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
- * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
+ * where a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are
+ * more than nothing (their probabilities are in the sums all the same), 2 if some probability is so
  * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
 static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
 {
+    float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
     int r, b, blocks = (n + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK, seen = 0;
     for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum = 0.0f, shrink = 1.0f;
+        float *s = a->s + r * TOY_KV_BLOCK, top, sum, shrink = 1.0f;
         int from, to, step = a->rows * TOY_KV_BLOCK;
         toy_kv__seen(a, r, token, n, &from, &to);
         if (from >= to) {
@@ -5681,19 +7052,15 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
                 memset(s + b * step, 0, sizeof(float) * TOY_KV_BLOCK);
             continue;
         }
-        for (b = 0; b < blocks; b++) {
-            float high;
+        for (b = 0; b < blocks; b++)
             if (a->soft_cap > 0.0f || from > b * TOY_KV_BLOCK || to < (b + 1) * TOY_KV_BLOCK)
                 toy_kv__mask(a, s + b * step, from - b * TOY_KV_BLOCK, to - b * TOY_KV_BLOCK);
-            high = a->ops->largest(s + b * step, TOY_KV_BLOCK);
-            top = high > top ? high : top;
-        }
+        top = a->ops->largest(s, blocks, (size_t)step);
         if (top > a->m[r]) {
             shrink = a->m[r] > TOY_KV__MASKED ? expf(a->m[r] - top) : 0.0f;
             a->m[r] = top;
         }
-        for (b = 0; b < blocks; b++)
-            sum += a->ops->exponentials(s + b * step, TOY_KV_BLOCK, a->m[r]);
+        sum = a->ops->exponentials(s, blocks, (size_t)step, a->m[r]);
         if (shrink != 1.0f) {
             a->ops->shrink(a->o + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, shrink);
             if (a->coded)
@@ -5705,7 +7072,8 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = seen > 1 || expf(top - a->m[r]) > TOY_KV__FINE * a->l[r] ? 2 : 1;
+        if (sum > TOY_KV__NOTHING * a->l[r])
+            seen = seen > 1 || expf(top - a->m[r]) > fine * a->l[r] ? 2 : 1;
     }
     return seen;
 }
@@ -5713,29 +7081,130 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
 /* Exact tokens token .. token + n - 1, n <= BLOCK and contiguous in memory. */
 static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
 {
-    int r, t;
+    int i;
     const unsigned char *k = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_KEY, a->head, token);
     const unsigned char *v = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_VALUE, a->head, token);
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            a->s[r * TOY_KV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * TOY_KV_HEAD_DIM * 2,
-                                                       TOY_KV_HEAD_DIM, a->q + r * TOY_KV_HEAD_DIM);
-    if (!toy_kv__soft_max(a, token, n, 0))
-        return;
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            if (a->s[r * TOY_KV_BLOCK + t] != 0.0f)
-                a->ops->add_row(v + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM,
-                                a->s[r * TOY_KV_BLOCK + t], a->o + r * TOY_KV_HEAD_DIM);
+    for (i = 0; i < n * TOY_KV_HEAD_DIM * 2; i += 64)
+        TOY_KV__PREFETCH(v + i, 3);
+    a->ops->exact_scores(k, n, a->q, a->rows, a->s);
+    if (toy_kv__soft_max(a, token, n, 0))
+        a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }
 
-/* Coded blocks whose vectors are never rebuilt: queries are mapped into latents, scores are looked
- * up, probabilities are summed in latents and mapped back once. */
+/* Queries of coded blocks: turned into the frame of a block, mapped into latents, made into what
+ * scores are looked up with. Where every block has a frame of its own, this is done for a batch of
+ * blocks at once: one product of all their queries with the basis. */
 
-/* y [rows, n_latents] = dec' q for one member of a stream. */
-static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int member)
+/* Cosines [N_ROT / 2] and sines of the angles that queries turn back by for a block at `position`.
+ * They go on from block to block by one complex product a pair, and start afresh every 64 blocks.
+ */
+static void toy_kv__block_angles(toy_kv__pass *a, int position, int previous)
+{
+    enum { PAIRS = TOY_KV_N_ROT / 2 };
+    float *c = a->cs, *s = a->cs + PAIRS, both[TOY_KV_N_ROT + 1];
+    int i;
+    if (previous >= 0 && position == previous + TOY_KV_BLOCK && position / TOY_KV_BLOCK % 64 != 0) {
+        for (i = 0; i < PAIRS; i++) {
+            float x = c[i], y = s[i];
+            c[i] = x * a->step[2 * i] - y * a->step[2 * i + 1];
+            s[i] = y * a->step[2 * i] + x * a->step[2 * i + 1];
+        }
+        return;
+    }
+    toy_kv__angles(position, both);
+    for (i = 0; i < PAIRS; i++) {
+        c[i] = both[2 * i];
+        s[i] = both[2 * i + 1];
+    }
+}
+
+/* y [HEAD_DIM] = x turned back by those angles. */
+static void toy_kv__turn_back(const float *cs, const float *x, float *y)
+{
+    enum { PAIRS = TOY_KV_N_ROT / 2 };
+    int i;
+    for (i = TOY_KV_N_ROT; i < TOY_KV_HEAD_DIM; i++)
+        y[i] = x[i];
+    for (i = 0; i < PAIRS; i++) {
+        int k = TOY_KV_ROPE_INTERLEAVED ? 2 * i : i, l = TOY_KV_ROPE_INTERLEAVED ? k + 1 : i + PAIRS;
+        float c = cs[i], s = cs[PAIRS + i];
+        y[k] = x[k] * c + x[l] * s;
+        y[l] = x[l] * c - x[k] * s;
+    }
+}
+
+/* Turns the queries into the frame of one block. */
+static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
+{
+    int r;
+    toy_kv__block_angles(a, position, previous);
+    for (r = 0; r < a->rows; r++)
+        toy_kv__turn_back(a->cs, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
+}
+
+/* Whether queries are mapped for many blocks at once. */
+static int toy_kv__maps_batches(const toy_kv__pass *a)
+{
+    int u;
+    if (a->ops->bytes == NULL || a->ops->bytes->map_words == NULL ||
+        a->k_frame != TOY_KV__BLOCKWISE || TOY_KV_HEAD_DIM % 2 != 0)
+        return 0;
+    for (u = 0; u < a->n_k_uses; u++)
+        if (toy_kv__streams[a->k_uses[u].stream].transform != TOY_KV__BASIS)
+            return 0;
+    return 1;
+}
+
+/* Makes ready for batches: the bases of all K streams in words, columns behind each other, with the
+ * mean as the last column of each; and what a word of each query counts. Turning leaves the length
+ * of a pair as it is, so that holds for every block. */
+static void toy_kv__fill_maps(toy_kv__pass *a)
+{
+    /* HEAD_DIM products of a word of the basis and one of a query stay below 2^31. */
+    const float most = 2147483648.0f / (TOY_KV__MAP_TOP * TOY_KV_HEAD_DIM) - 1.0f;
+    const float limit = most < 32767.0f ? most : 32767.0f;
+    int u, r, i;
+    a->map_columns = 0;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
+        a->ops->bytes->map_basis(
+            toy_kv__table(s->dec + row * s->n_latents),
+            s->mean < 0 ? NULL : toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, s->n_latents,
+            a->map_words + (size_t)a->map_columns * TOY_KV_HEAD_DIM, a->map_scale + a->map_columns);
+        a->map_columns += TOY_KV__COLUMNS(s->n_latents);
+    }
+    for (r = 0; r < a->rows; r++) {
+        const float *x = a->q + r * TOY_KV_HEAD_DIM;
+        float top = 0.0f;
+        for (i = 0; i < TOY_KV_HEAD_DIM; i++)
+            top += x[i] * x[i];
+        a->map_unit[r] = sqrtf(top) / limit;
+    }
+}
+
+/* Queries of n blocks from `entries` on, n <= MAP_BLOCKS, into latents: a->mapped. */
+static void toy_kv__map_batch(toy_kv__pass *a, const toy_kv__entry *entries, int n, int previous)
+{
+    int b, r;
+    for (b = 0; b < n; b++) {
+        toy_kv__turn_queries(a, entries[b].position, previous);
+        for (r = 0; r < a->rows; r++)
+            a->ops->bytes->to_words(a->turned + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, a->map_unit[r],
+                                    a->map_queries + (size_t)(b * a->rows + r) * TOY_KV_HEAD_DIM);
+        previous = entries[b].position;
+    }
+    a->ops->bytes->map_words(a->map_queries, n * a->rows, TOY_KV_HEAD_DIM, a->map_words, a->map_scale,
+                             a->map_columns, a->map_unit, a->rows, a->mapped);
+}
+
+/* a->y [rows, n_latents] = dec' q for one member of a stream, and a->bias += q . mean. */
+static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member)
 {
     int r, d, row = member * TOY_KV_HEAD_DIM;
+    for (r = 0; r < a->rows && s->mean >= 0; r++)
+        a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
+                                      a->turned + r * TOY_KV_HEAD_DIM);
     if (s->transform == TOY_KV__BASIS) {
         a->ops->map(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
                     a->turned, TOY_KV_HEAD_DIM, a->rows, a->y);
@@ -5751,77 +7220,123 @@ static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int me
     }
 }
 
-/* Whether run i of a stream goes on from the one before: the same gain, and nibbles both. */
-static int toy_kv__continues(const toy_kv__stream *s, int i)
+/* Whether a K run's codewords meet the query themselves instead of through score tables. With a
+ * query of its own for each short block, tables of two channels cost more to fill than they save.
+ */
+static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
+{
+    return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
+           run->coder == TOY_KV__NIBBLES &&
+           (run->width == 1 ||
+            (run->width == 2 && a->k_frame == TOY_KV__BLOCKWISE && TOY_KV_BLOCK < 128));
+}
+
+/* Whether run i of a K stream goes on from the one before: the same gain, and tables of nibbles
+ * both. */
+static int toy_kv__continues(const toy_kv__pass *a, const toy_kv__stream *s, int i)
 {
     const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
     return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == TOY_KV__NIBBLES &&
-           run[-1].coder == TOY_KV__NIBBLES;
+           run[-1].coder == TOY_KV__NIBBLES && !toy_kv__dots(a, run) && !toy_kv__dots(a, run - 1);
 }
 
-/* Score tables in fp32 of one run for the queries in a->y; returns their end. */
-static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__stream *s, const toy_kv__run *run, float *lut)
+/* The codewords of K runs that meet queries themselves. */
+static void toy_kv__fill_dots(toy_kv__pass *a)
+{
+    short *table = a->dot_table;
+    float *scale = a->dot_scale;
+    int u, i;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
+            if (!toy_kv__dots(a, &toy_kv__runs[i]))
+                continue;
+            a->ops->bytes->dot_books(&toy_kv__runs[i], table, scale);
+            table += 32 * toy_kv__dot_pairs(&toy_kv__runs[i]);
+            scale += 2 * toy_kv__dot_pairs(&toy_kv__runs[i]);
+        }
+    }
+}
+
+/* Score tables in fp32 of one run for queries in latents y [rows, stride]; returns their end. */
+static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__run *run, const float *y, size_t stride,
+                             float *lut)
 {
     int p, r;
+    y += run->first;
+    if (run->coder == TOY_KV__NIBBLES) {
+        a->ops->fill_tables(run, y, stride, a->rows, lut);
+        return lut + run->planes * a->rows * 16;
+    }
     for (p = 0; p < run->planes; p++)
-        for (r = 0; r < a->rows; r++) {
-            const float *y =
-                a->y + (size_t)r * (size_t)s->n_latents + run->first + p / run->stages * run->width;
-            if (run->coder != TOY_KV__NIBBLES) {
-                *lut++ = *y;
-                continue;
-            }
-            a->ops->fill_table(toy_kv__table(run->book + p / run->stages * run->book_step +
-                                           p % run->stages * run->width * 16),
-                               run->width, y, lut);
-            lut += 16;
-        }
+        for (r = 0; r < a->rows; r++)
+            *lut++ = y[(size_t)r * stride + (size_t)(p / run->stages * run->width)];
     return lut;
 }
 
-/* Score tables of every K stream of the head for the queries as turned; also bias. Nibbles end up
- * in a->packed where there are byte kernels, else in a->lut like the others. */
-static void toy_kv__fill_tables(toy_kv__pass *a)
+/* Score tables of every K stream of the head, also bias: for the queries as turned, or those of a
+ * batch's block `mapped` if it is not NULL. Nibbles end up in a->packed where there are byte
+ * kernels, else in a->lut like the others. */
+static void toy_kv__fill_tables(toy_kv__pass *a, const float *mapped)
 {
     int u, i, r, planes = 0;
     float *lut = a->lut, *start = a->lut;
     size_t wide = 0;
     char *packed = (char *)a->packed;
+    short *words = a->dot_words;
+    float *unit = a->dot_unit, energy[TOY_KV__MAX_ROWS];
+    const float *scale = a->dot_scale;
     for (r = 0; r < a->rows; r++)
         a->bias[r] = 0.0f;
     for (u = 0; u < a->n_k_uses; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
-        toy_kv__map_queries(a, s, a->k_uses[u].member);
-        for (r = 0; r < a->rows && s->mean >= 0; r++)
-            a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
-                                          a->turned + r * TOY_KV_HEAD_DIM);
+        size_t stride = mapped != NULL ? (size_t)a->map_columns : (size_t)s->n_latents;
+        const float *y = mapped != NULL ? mapped : a->y;
+        if (mapped == NULL)
+            toy_kv__map_one(a, s, a->k_uses[u].member);
+        for (r = 0; r < a->rows && mapped != NULL; r++)
+            a->bias[r] += y[(size_t)r * stride + (size_t)s->n_latents];
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-            if (!toy_kv__continues(s, i)) {
+            if (i == 0 || run[-1].gain != run->gain)
+                memset(energy, 0, sizeof energy);
+            if (!toy_kv__continues(a, s, i)) {
                 start = lut;
                 planes = 0;
             }
+            if (toy_kv__dots(a, run)) {
+                int n = 2 * toy_kv__dot_pairs(run);
+                a->ops->bytes->dot_queries(run, scale, y + run->first, stride, a->rows, words, unit,
+                                           energy);
+                scale += n;
+                words += a->rows * n;
+                unit += a->rows;
+                continue;
+            }
             if (run->coder == TOY_KV__WIDE) {
                 for (r = 0; r < a->rows; r++)
-                    toy_kv__fill_wide(a->ops, run, a->y + (size_t)r * (size_t)s->n_latents,
+                    toy_kv__fill_wide(a->ops, run, y + (size_t)r * stride,
                                     a->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT + wide);
                 wide += (size_t)run->planes << run->bits;
                 continue;
             }
-            lut = toy_kv__fill_run(a, s, run, lut);
+            lut = toy_kv__fill_run(a, run, y, stride, lut);
             planes += run->planes;
-            if (a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
-                !toy_kv__continues(s, i + 1)) {
+            if (a->k_bytes && run->coder == TOY_KV__NIBBLES && !toy_kv__continues(a, s, i + 1)) {
                 toy_kv__packed *head = (toy_kv__packed *)(void *)packed;
                 packed += sizeof *head;
-                packed +=
-                    a->ops->bytes->pack_tables(start, planes, a->rows, head, (signed char *)packed);
+                packed += a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
+                                                     (signed char *)packed);
                 lut = start;
             }
         }
+        if (mapped != NULL)
+            mapped += TOY_KV__COLUMNS(s->n_latents);
     }
 }
+
+/* Coded blocks whose vectors are never rebuilt: scores are looked up for queries in latents,
+ * probabilities are summed in latents and mapped back once. */
 
 /* Whether the head's V streams are summed in bytes: weights must not be negative then, as they are
  * with q4_0's gains. */
@@ -5870,9 +7385,13 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
     int u, i, r, t, planes = 0, first = 0;
     const float *lut = a->lut, *wide = a->wide;
     const char *packed = (const char *)a->packed;
-    for (r = 0; r < a->rows; r++)
+    const short *table = a->dot_table, *words = a->dot_words;
+    const float *unit = a->dot_unit;
+    for (r = 0; r < a->rows; r++) {
+        float bias = a->bias[r]; /* by itself, so that the loop is vectorized */
         for (t = 0; t < TOY_KV_BLOCK; t++)
-            scores[r * TOY_KV_BLOCK + t] = a->bias[r];
+            scores[r * TOY_KV_BLOCK + t] = bias;
+    }
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
@@ -5884,22 +7403,29 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
             int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
             if (dst == a->part && opens)
                 memset(a->part, 0, sizeof(float) * (size_t)a->rows * TOY_KV_BLOCK);
-            if (!toy_kv__continues(s, i)) {
+            if (!toy_kv__continues(a, s, i)) {
                 planes = 0;
                 first = run->codes;
             }
             planes += run->planes;
-            if (run->coder == TOY_KV__WIDE) {
+            if (toy_kv__dots(a, run)) {
+                int pairs = toy_kv__dot_pairs(run);
+                a->ops->bytes->dot_scores(codes + run->codes, run, table, words, unit, a->rows,
+                                          dst);
+                table += 32 * pairs;
+                words += a->rows * 2 * pairs;
+                unit += a->rows;
+            } else if (run->coder == TOY_KV__WIDE) {
                 toy_kv__score_wide(run, codes + run->codes, wide, a->rows, dst);
                 wide += (size_t)run->planes << run->bits;
             } else if (run->coder != TOY_KV__NIBBLES) {
                 a->ops->score_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES,
                                       lut, a->rows, dst);
                 lut += run->planes * a->rows;
-            } else if (a->ops->bytes == NULL) {
+            } else if (!a->k_bytes) {
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
                 lut += run->planes * a->rows * 16;
-            } else if (!toy_kv__continues(s, i + 1)) {
+            } else if (!toy_kv__continues(a, s, i + 1)) {
                 const toy_kv__packed *head = (const toy_kv__packed *)(const void *)packed;
                 packed += sizeof *head;
                 a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,
@@ -5976,7 +7502,7 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
             if (!packed) {
                 ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
-                    rest_scale[r] = scale[r] / 255.0f;
+                    rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
@@ -5991,47 +7517,46 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     }
 }
 
-/* Turns the queries into the frame of a block at `position`. The angles go on from block to block
- * by one complex product a pair, and start afresh every 64 blocks. */
-static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
+/* y [rows, n_latents] = what was summed of one V stream, whose sums begin at latent `first` and bin
+ * `bin`; returns the bin behind it. */
+static size_t toy_kv__collect_latents(toy_kv__pass *a, const toy_kv__stream *s, size_t first, size_t bin)
 {
-    int i, r;
-    if (previous < 0 || position != previous + TOY_KV_BLOCK || position / TOY_KV_BLOCK % 64 == 0) {
-        toy_kv__angles(position, a->cs);
-    } else {
-        for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
-            float c = a->cs[2 * i], s = a->cs[2 * i + 1];
-            a->cs[2 * i] = c * a->step[2 * i] - s * a->step[2 * i + 1];
-            a->cs[2 * i + 1] = s * a->step[2 * i] + c * a->step[2 * i + 1];
-        }
+    const float *end = a->bins + bin;
+    int r, i;
+    for (r = 0; r < a->rows; r++) {
+        float *y = a->y + (size_t)r * (size_t)s->n_latents;
+        const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS + bin;
+        a->ops->reduce(a->acc + ((size_t)r * TOY_KV__MAX_SUM_LATENTS + first) * (size_t)a->ops->lanes,
+                       s->n_latents, y);
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+            if (toy_kv__runs[i].coder == TOY_KV__WIDE)
+                bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, y);
+        if (s->transform == TOY_KV__HADAMARD)
+            toy_kv__hadamard(y, s->n_in);
+        if (r == 0)
+            end = bins;
     }
-    for (r = 0; r < a->rows; r++)
-        toy_kv__turn(a->cs, -1.0f, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
+    return (size_t)(end - a->bins);
 }
 
 /* Adds dec * acc + mean of every V stream to o. */
 static void toy_kv__collect(toy_kv__pass *a)
 {
-    int u, r, d, i;
-    for (r = 0; r < a->rows; r++) {
-        const float *acc = a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
-        const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS;
-        float *o = a->o + r * TOY_KV_HEAD_DIM;
-        for (u = 0; u < a->n_v_uses; u++) {
-            const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
-            int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
-            a->ops->reduce(acc, s->n_latents, a->y);
-            acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
-            for (i = s->first_run; i < s->first_run + s->n_runs; i++)
-                if (toy_kv__runs[i].coder == TOY_KV__WIDE)
-                    bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, a->y);
-            if (s->transform == TOY_KV__HADAMARD)
-                toy_kv__hadamard(a->y, s->n_in);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                o[d] += s->transform == TOY_KV__BASIS
-                            ? a->ops->dot_row(toy_kv__table(s->dec + (row + d) * s->n_latents),
-                                              s->n_latents, a->y)
-                            : a->y[row + d];
+    int u, r, d;
+    size_t first = 0, bin = 0;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
+        bin = toy_kv__collect_latents(a, s, first, bin);
+        first += (size_t)s->n_latents;
+        if (s->transform == TOY_KV__BASIS)
+            a->ops->unmap(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
+                          a->y, a->rows, a->o);
+        for (r = 0; r < a->rows; r++) {
+            float *o = a->o + r * TOY_KV_HEAD_DIM;
+            const float *y = a->y + (size_t)r * (size_t)s->n_latents + row;
+            for (d = 0; d < TOY_KV_HEAD_DIM && s->transform != TOY_KV__BASIS; d++)
+                o[d] += y[d];
             if (s->mean >= 0)
                 a->ops->add_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, a->l_coded[r], o);
         }
@@ -6063,6 +7588,28 @@ static int toy_kv__reaches(const toy_kv__pass *a, int j)
     if (token + TOY_KV_BLOCK <= a->first || token >= a->last)
         return 0;
     return a->window <= 0 || token + TOY_KV_BLOCK > a->position[0] - a->window + 1;
+}
+
+/* Asks for the codes of a block: `near`, because they are wanted next. Streams lie apart, and where
+ * the next block lies only the block table knows, so no hardware sees it coming. Inlined, or
+ * gcc takes it for a function without effects. */
+TOY_KV__INLINE void toy_kv__prefetch(const toy_kv__pass *a, const toy_kv__use *uses, int n, int block,
+                                 int near)
+{
+    int u, i;
+    for (u = 0; u < n; u++) {
+        const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
+        int bytes = toy_kv__streams[uses[u].stream].bytes;
+        for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
+            if (near) {
+                TOY_KV__PREFETCH(p + i, 3);
+                TOY_KV__PREFETCH(p + i + 64, 3);
+            } else {
+                TOY_KV__PREFETCH(p + i, 2);
+                TOY_KV__PREFETCH(p + i + 64, 2);
+            }
+        }
+    }
 }
 
 /* A rebuilt block: [HEAD_DIM, BLOCK]. */
@@ -6098,22 +7645,38 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
             memset(a->bins, 0, sizeof(float) * (size_t)a->rows * TOY_KV__MAX_WIDE_BINS);
             if (a->v_tile == NULL)
                 toy_kv__fill_books(a);
+            if (a->k_tile == NULL)
+                toy_kv__fill_dots(a);
+            if (a->batches)
+                toy_kv__fill_maps(a);
         }
         a->coded = 1;
         for (b = 0; b < n; b++) {
             toy_kv__entry entry = a->blocks[j + b];
+            int ahead = j + b + TOY_KV__AHEAD;
             float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
+            if (a->k_tile == NULL && ahead < n_sealed)
+                toy_kv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
+            if (a->v_tile == NULL)
+                toy_kv__prefetch(a, a->v_uses, a->n_v_uses, entry.block, 0);
             if (a->k_tile != NULL) {
                 a->ops->dense->score(toy_kv__held(a, a->k_tile, j + b), a->q, a->rows, scores);
                 continue;
             }
-            if (a->k_frame == TOY_KV__BLOCKWISE)
+            if (a->batches && b % TOY_KV__MAP_BLOCKS == 0)
+                toy_kv__map_batch(a, a->blocks + j + b,
+                                n - b < TOY_KV__MAP_BLOCKS ? n - b : TOY_KV__MAP_BLOCKS, previous);
+            else if (a->k_frame == TOY_KV__BLOCKWISE && !a->batches)
                 toy_kv__turn_queries(a, entry.position, previous);
-            if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
-                toy_kv__fill_tables(a);
+            if (a->batches)
+                toy_kv__fill_tables(a, a->mapped + (size_t)(b % TOY_KV__MAP_BLOCKS * a->rows) *
+                                                     (size_t)a->map_columns);
+            else if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
+                toy_kv__fill_tables(a, NULL);
             toy_kv__score_block(a, entry.block, scores);
             ready = 1;
-            previous = entry.position;
+            previous = a->batches && b % TOY_KV__MAP_BLOCKS != TOY_KV__MAP_BLOCKS - 1 ? previous
+                                                                                  : entry.position;
         }
         seen = toy_kv__soft_max(a, TOY_KV_N_SINK + j * TOY_KV_BLOCK, n * TOY_KV_BLOCK, 1);
         for (b = 0; b < n && seen && a->v_tile != NULL; b++)
@@ -6140,6 +7703,9 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = toy_kv__sums_bytes(a);
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
+    a->k_bytes = a->ops->bytes != NULL &&
+                 (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
+    a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
         toy_kv__angles(TOY_KV_BLOCK, a->step);
