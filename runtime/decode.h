@@ -31,13 +31,37 @@ static inline unsigned char *vqkv__shift_at(const vqkv__stream *s, unsigned char
     return codes + s->n_gains * 4 * VQKV_BLOCK + i * s->n_latents * 2;
 }
 
+/* x [width, BLOCK], or what is added to it, = codewords of a plane of another width than 4 bits. */
+static void vqkv__decode_wide(const vqkv__ops *ops, const vqkv__run *run,
+                              const unsigned char *plane, const unsigned char *book, int add,
+                              float *x)
+{
+    unsigned char bytes[VQKV_BLOCK];
+    unsigned short code[VQKV_BLOCK];
+    float words[VQKV_BLOCK];
+    int w, t;
+    if (run->bits < 8)
+        vqkv__unpack_rest(plane, run->bits, bytes);
+    else if (run->bits > 8)
+        vqkv__unpack_wide(plane, run->bits, code);
+    for (w = 0; w < run->width; w++, x += VQKV_BLOCK, book += (size_t)2 << run->bits) {
+        float *dst = add ? words : x;
+        if (run->bits <= 8)
+            ops->gains(run->bits < 8 ? bytes : plane, book, dst);
+        else
+            for (t = 0; t < VQKV_BLOCK; t++)
+                dst[t] = vqkv__half_at(book, code[t]);
+        if (add)
+            ops->dense->add(VQKV_BLOCK, 1.0f, words, x);
+    }
+}
+
 /* x [groups * width, BLOCK]: the codewords of one run. */
 static void vqkv__decode_run(const vqkv__ops *ops, const vqkv__run *run, const unsigned char *codes,
                              float *x)
 {
     unsigned char bytes[VQKV_BLOCK];
-    unsigned short code[VQKV_BLOCK];
-    int p, w, t, half = 1 << (run->bits - 1);
+    int p;
     size_t size = vqkv__wide_bytes(run);
     for (p = 0; p < run->planes; p++, codes += size) {
         float *dst = vqkv__row(x, p / run->stages * run->width);
@@ -51,14 +75,9 @@ static void vqkv__decode_run(const vqkv__ops *ops, const vqkv__run *run, const u
             ops->dense->from_nibbles(codes, book, run->width, add, dst);
         } else if (run->uniform) {
             vqkv__unpack_rest(codes, run->bits, bytes);
-            ops->dense->from_bytes(bytes, -(float)half, dst);
+            ops->dense->from_bytes(bytes, -(float)(1 << (run->bits - 1)), dst);
         } else {
-            vqkv__unpack_wide(codes, run->bits, code);
-            for (w = 0; w < run->width; w++, dst += VQKV_BLOCK)
-                for (t = 0; t < VQKV_BLOCK; t++) {
-                    float v = vqkv__half_at(book, ((size_t)w << run->bits) + code[t]);
-                    dst[t] = add ? dst[t] + v : v;
-                }
+            vqkv__decode_wide(ops, run, codes, book, add, dst);
         }
     }
 }

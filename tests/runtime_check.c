@@ -5,10 +5,10 @@
  * The header's prefix is toy_kv. INPUT holds int32 n and the keys and values of n tokens, float
  * [2, n, N_LAYERS, N_KV_HEADS, HEAD_DIM], keys rotated. The tokens are appended in uneven batches,
  * the last by itself; in between, attention with all options is compared with check_attend() over
- * what the cache says it holds. OUTPUT gets for each instruction set its number as int32 and what
- * is read back, in INPUT's shape. stdout: a line an instruction set with the largest error. ISA
- * leaves only the named one. The exit status is 1 after a broken bound and 2 where the check itself
- * failed. */
+ * what the cache says it holds, and in the end copies of it with the original. OUTPUT gets for each
+ * instruction set its number as int32 and what is read back, in INPUT's shape. stdout: a line an
+ * instruction set with the largest error. ISA leaves only the named one. The exit status is 1 after
+ * a broken bound and 2 where the check itself failed. */
 #define TOY_KV_IMPLEMENTATION
 #include HEADER
 
@@ -207,6 +207,40 @@ static void write_back(check *c, int32_t isa, FILE *out)
     free(all);
 }
 
+/* Copies of the sequence, saved and loaded, forked, and cut inside a block, hold the same. */
+static void check_copies(check *c)
+{
+    int block = (c->n - TOY_KV_N_SINK - TOY_KV_N_RECENT) / 2 / TOY_KV_BLOCK * TOY_KV_BLOCK;
+    int keep[3] = {c->n, c->n, TOY_KV_N_SINK + block + TOY_KV_BLOCK / 2 + 1};
+    size_t bytes = toy_kv_save_size(c->kv, 0), values = (size_t)c->n * DIM;
+    void *saved = need(bytes);
+    float *was = (float *)need(sizeof(float) * values), *is = (float *)need(sizeof(float) * values);
+    must(toy_kv_save(c->kv, 0, saved, bytes), "save");
+    for (int way = 0; way < 3; way++) {
+        must(way == 0 ? toy_kv_load(c->kv, 1, saved, bytes) : toy_kv_fork(c->kv, 0, 1), "copy");
+        must(toy_kv_trim(c->kv, 1, keep[way]), "trim");
+        for (int slot = 0; slot < 2 * LAYERS * HEADS; slot++) {
+            int layer = slot / 2 / HEADS, head = slot / 2 % HEADS;
+            toy_kv_part part = slot % 2 == 0 ? TOY_KV_KEY : TOY_KV_VALUE;
+            read_back(c, layer, head, part, c->n, was);
+            must(toy_kv_read(c->kv, 1, layer, head, part, 0, keep[way], is, c->scratch,
+                             c->scratch_bytes),
+                 "read");
+            for (int i = 0; i < keep[way] * DIM; i++)
+                if (is[i] != was[i] &&
+                    (way < 2 || is[i] != toy_kv__from_half(toy_kv__to_half(was[i])))) {
+                    printf("  copy %d: layer %d, head %d, part %d, token %d: %g was %g\n", way,
+                           layer, head, (int)part, i / DIM, (double)is[i], (double)was[i]);
+                    c->failed++;
+                    break;
+                }
+        }
+    }
+    free(saved);
+    free(was);
+    free(is);
+}
+
 static void load_input(check *c, const char *path)
 {
     int32_t n;
@@ -226,8 +260,13 @@ static void load_input(check *c, const char *path)
 static int in_bytes(int isa)
 {
     int nibbles = 0;
-    for (size_t i = 0; i < sizeof toy_kv__runs / sizeof *toy_kv__runs; i++)
-        nibbles |= toy_kv__runs[i].coder == TOY_KV__NIBBLES;
+    for (size_t i = 0; i < sizeof toy_kv__streams / sizeof *toy_kv__streams; i++) {
+        const toy_kv__stream *s = &toy_kv__streams[i];
+        const toy_kv__member *m = &toy_kv__members[s->first_member];
+        int absorbed = !toy_kv__nodes[toy_kv__node_at[m->part * LAYERS + m->layer]].rebuilt;
+        for (int r = 0; r < s->n_runs; r++)
+            nibbles |= absorbed && toy_kv__runs[s->first_run + r].coder == TOY_KV__NIBBLES;
+    }
     return nibbles && isa == TOY_KV_ISA_AVX512 && TOY_KV_BLOCK >= 64;
 }
 
@@ -247,6 +286,7 @@ int main(int argc, char **argv)
         size_t bytes = 0;
         config.n_ctx = c.n;
         config.max_batch = MAX_BATCH;
+        config.n_seq = 2;
         config.isa = (toy_kv_isa)isa;
         if (argc == 4 && strcmp(argv[3], names[isa]) != 0)
             continue;
@@ -260,6 +300,7 @@ int main(int argc, char **argv)
         c.worst = c.squares = c.checks = c.failed = 0;
         c.bound = in_bytes(isa) ? ATTEND_BOUND_BYTES : ATTEND_BOUND;
         run(&c);
+        check_copies(&c);
         write_back(&c, isa, out);
         double rms = sqrt(c.squares / c.checks);
         printf("%-8s attend: %d outputs, largest error %.3g, %d beyond %g, rms %.3g\n", names[isa],

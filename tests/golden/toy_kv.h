@@ -4662,13 +4662,37 @@ static inline unsigned char *toy_kv__shift_at(const toy_kv__stream *s, unsigned 
     return codes + s->n_gains * 4 * TOY_KV_BLOCK + i * s->n_latents * 2;
 }
 
+/* x [width, BLOCK], or what is added to it, = codewords of a plane of another width than 4 bits. */
+static void toy_kv__decode_wide(const toy_kv__ops *ops, const toy_kv__run *run,
+                              const unsigned char *plane, const unsigned char *book, int add,
+                              float *x)
+{
+    unsigned char bytes[TOY_KV_BLOCK];
+    unsigned short code[TOY_KV_BLOCK];
+    float words[TOY_KV_BLOCK];
+    int w, t;
+    if (run->bits < 8)
+        toy_kv__unpack_rest(plane, run->bits, bytes);
+    else if (run->bits > 8)
+        toy_kv__unpack_wide(plane, run->bits, code);
+    for (w = 0; w < run->width; w++, x += TOY_KV_BLOCK, book += (size_t)2 << run->bits) {
+        float *dst = add ? words : x;
+        if (run->bits <= 8)
+            ops->gains(run->bits < 8 ? bytes : plane, book, dst);
+        else
+            for (t = 0; t < TOY_KV_BLOCK; t++)
+                dst[t] = toy_kv__half_at(book, code[t]);
+        if (add)
+            ops->dense->add(TOY_KV_BLOCK, 1.0f, words, x);
+    }
+}
+
 /* x [groups * width, BLOCK]: the codewords of one run. */
 static void toy_kv__decode_run(const toy_kv__ops *ops, const toy_kv__run *run, const unsigned char *codes,
                              float *x)
 {
     unsigned char bytes[TOY_KV_BLOCK];
-    unsigned short code[TOY_KV_BLOCK];
-    int p, w, t, half = 1 << (run->bits - 1);
+    int p;
     size_t size = toy_kv__wide_bytes(run);
     for (p = 0; p < run->planes; p++, codes += size) {
         float *dst = toy_kv__row(x, p / run->stages * run->width);
@@ -4682,14 +4706,9 @@ static void toy_kv__decode_run(const toy_kv__ops *ops, const toy_kv__run *run, c
             ops->dense->from_nibbles(codes, book, run->width, add, dst);
         } else if (run->uniform) {
             toy_kv__unpack_rest(codes, run->bits, bytes);
-            ops->dense->from_bytes(bytes, -(float)half, dst);
+            ops->dense->from_bytes(bytes, -(float)(1 << (run->bits - 1)), dst);
         } else {
-            toy_kv__unpack_wide(codes, run->bits, code);
-            for (w = 0; w < run->width; w++, dst += TOY_KV_BLOCK)
-                for (t = 0; t < TOY_KV_BLOCK; t++) {
-                    float v = toy_kv__half_at(book, ((size_t)w << run->bits) + code[t]);
-                    dst[t] = add ? dst[t] + v : v;
-                }
+            toy_kv__decode_wide(ops, run, codes, book, add, dst);
         }
     }
 }
