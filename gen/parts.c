@@ -15,6 +15,8 @@
     X(vec_neon)                                                                                    \
     X(dense)                                                                                       \
     X(kernels)                                                                                     \
+    X(maps_avx512)                                                                                 \
+    X(dots_avx512)                                                                                 \
     X(bytes_avx512)                                                                                \
     X(dispatch)                                                                                    \
     X(wide)                                                                                        \
@@ -23,6 +25,7 @@
     X(gains)                                                                                       \
     X(encode)                                                                                      \
     X(pass)                                                                                        \
+    X(queries)                                                                                     \
     X(absorbed)                                                                                    \
     X(attend)                                                                                      \
     X(kvcache)                                                                                     \
