@@ -1,5 +1,5 @@
 /* toy_kv.h - a compressed KV cache for the model "golden", scheme toy.
- * Made by vqkvc 0.1.0, ABI 1. Do not edit: run the command below again.
+ * Made by vqkvc 0.1.0, ABI 2. Do not edit: run the command below again.
  *
  * USE. In one C or C++ file:
  *     #define TOY_KV_IMPLEMENTATION
@@ -25,7 +25,7 @@
  *
  * FROM. weights unknown
  *       calibration none
- *       plan 8949e5c598b997800a4a93e2bfc722f6
+ *       plan cde2d32c7b346a17b1649d168b41298c
  *       vqkvc emit toy
  *
  * STREAMS
@@ -49,7 +49,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TOY_KV_ABI_VERSION 1 /* of this interface and of saved caches */
+#define TOY_KV_ABI_VERSION 2 /* of this interface and of saved caches */
 #define TOY_KV_N_LAYERS 3
 #define TOY_KV_N_HEADS 8 /* query heads */
 #define TOY_KV_N_KV_HEADS 1
@@ -60,8 +60,10 @@
 #define TOY_KV_BLOCK 32 /* tokens that are encoded together */
 #define TOY_KV_N_SINK 4 /* first tokens, exact for ever */
 #define TOY_KV_N_RECENT 24 /* latest tokens, exact at least */
+#define TOY_KV_LANDMARKS 0 /* tokens that share a landmark; 0: none, and no top_tokens */
 #define TOY_KV_ATTENTION_SCALE 2.500000000e-01f /* 1 / sqrt(HEAD_DIM) */
-#define TOY_KV_CODEC "8949e5c598b997800a4a93e2bfc722f6" /* hash of the plan and all tables */
+#define TOY_KV_MAX_ERROR 0.000000000e+00f /* of every vector, a part of its length; 0: no bound */
+#define TOY_KV_CODEC "cde2d32c7b346a17b1649d168b41298c" /* hash of the plan and all tables */
 
 #ifdef __cplusplus
 extern "C" {
@@ -77,7 +79,7 @@ extern "C" {
     X(E_CONTEXT, "the sequence would grow beyond n_ctx")                                           \
     X(E_BATCH, "more tokens at once than max_batch allows; split the prompt")                      \
     X(E_ORDER, "layers are out of step: append every step to every layer, in any order")           \
-    X(E_FULL, "no free block is left in the pool")                                                 \
+    X(E_FULL, "no free block is left in the pool, or no place on the exact list")                  \
     X(E_VALUE, "a key or value is not a finite number")                                            \
     X(E_CPU, "this processor lacks the instruction set asked for")                                 \
     X(E_FORMAT, "not a saved cache, or cut short")                                                 \
@@ -110,6 +112,8 @@ typedef struct toy_kv_config {
     int max_batch; /* most tokens of one append; 256 */
     int n_blocks;  /* blocks of TOY_KV_BLOCK tokens in the pool; enough for n_seq full sequences */
     toy_kv_isa isa;
+    int n_exact; /* vectors on the exact list, which codecs with a bound on every error
+                    (TOY_KV_MAX_ERROR) have; twice what calibration expects, and some */
 } toy_kv_config;
 
 typedef struct toy_kv toy_kv; /* lives in the caller's memory; holds no pointers: may be moved */
@@ -133,7 +137,9 @@ typedef enum toy_kv_keys { TOY_KV_KEYS_ROTATED, TOY_KV_KEYS_UNROTATED } toy_kv_k
  * A step appends the same tokens to every layer. Blocks that have left the exact window are encoded
  * when the next step begins; that is the only slow case (see the banner). Unrotated keys are
  * rotated here by their positions, which count from 0. Values are kept in fp16 at first: what is
- * beyond its range becomes its largest value. One thread at a time for a cache. */
+ * beyond its range becomes its largest value. With TOY_KV_MAX_ERROR > 0 every vector is held back to
+ * |x - x^| <= TOY_KV_MAX_ERROR |x|: codes that would break this are corrected by the exact list, and
+ * where it is full, E_FULL comes before a token is taken. One thread at a time for a cache. */
 toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k, const void *v,
                         toy_kv_type type, toy_kv_keys keys);
 
@@ -151,12 +157,25 @@ toy_kv_status toy_kv_fork(toy_kv *kv, int from, int to);
 /* Tokens that every layer of a sequence holds; -1 for a bad argument. */
 int toy_kv_n_tokens(const toy_kv *kv, int seq);
 
+/* The most that toy_kv_attention may ask for; scratch has room for so many. */
+#define TOY_KV_MAX_TOP_TOKENS     8192
+#define TOY_KV_MAX_OUTLIER_CHUNKS 128
+
 /* Zero means the default. */
 typedef struct toy_kv_attention {
     float scale;              /* on q . k; TOY_KV_ATTENTION_SCALE */
     float soft_cap;           /* scores become cap * tanh(score / cap); 0: none */
     int sliding_window;       /* a query sees this many latest tokens, its own included; 0: all */
     const float *sink_logits; /* [TOY_KV_N_HEADS] extra logit in every softmax; NULL: none */
+    /* For codecs with TOY_KV_LANDMARKS > 0: of all coded tokens in the range, attend only to so many,
+     * in chunks of TOY_KV_LANDMARKS: those whose mean key scores highest with any of a few queries of
+     * a KV head (one decoded token's, all its heads), the earlier ones of equals. First tokens and
+     * the exact window are always attended. 0: all; at most TOY_KV_MAX_TOP_TOKENS. */
+    int top_tokens;
+    /* With top_tokens: chunks besides that are always attended, those with a key farthest from
+     * their mean. 0: three for sixteen of the others; negative: none; at most
+     * TOY_KV_MAX_OUTLIER_CHUNKS. */
+    int outlier_chunks;
 } toy_kv_attention;
 
 /* Causal attention of the latest n_q tokens of a layer. q, out: [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM]
@@ -192,8 +211,18 @@ typedef enum toy_kv_part { TOY_KV_KEY, TOY_KV_VALUE } toy_kv_part;
 toy_kv_status toy_kv_read(const toy_kv *kv, int seq, int layer, int kv_head, toy_kv_part part, int first,
                       int n, float *dst, void *scratch, size_t scratch_bytes);
 
-/* Bytes that the tokens held take: codes, gains, exact window, block tables. */
+/* Bytes that the tokens held take: codes, gains, landmarks, exact list, exact window, block tables.
+ */
 size_t toy_kv_bytes_used(const toy_kv *kv);
+
+typedef struct toy_kv_stats {
+    size_t bytes;              /* toy_kv_bytes_used() */
+    int blocks_used, n_blocks; /* of the pool */
+    int exact_used, n_exact;   /* vectors on the exact list, and its places */
+} toy_kv_stats;
+
+/* For engines that plan ahead: how full a cache is. */
+toy_kv_status toy_kv_get_stats(const toy_kv *kv, toy_kv_stats *stats);
 
 /* ---- save and load --------------------------------------------------------------------------- */
 
@@ -316,6 +345,11 @@ typedef struct toy_kv__packed {
  * square, codes taken as equally likely). */
 #define TOY_KV__TABLE_ERROR 0.002f
 
+/* Bases in words: the largest of a column is MAP_TOP; columns lie in sixteens, each [n_in / 2]
+ * pairs of inputs [16, 2]. */
+#define TOY_KV__MAP_TOP    2047.0f
+#define TOY_KV__COLUMNS(n) (((n) + 16) / 16 * 16)
+
 /* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
  * plane of two. */
 static inline int toy_kv__dot_pairs(const toy_kv__run *run)
@@ -325,6 +359,14 @@ static inline int toy_kv__dot_pairs(const toy_kv__run *run)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
+    /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
+     * the scale of each column; COLUMNS(n_out) of them. */
+    void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
+    /* x [n] in words that count `unit` each. */
+    void (*to_words)(const float *, int, float, short *);
+    /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
+    void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
+                      int, float *);
     /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
      * of each channel [2 * pairs]. */
     void (*dot_books)(const toy_kv__run *, short *, float *);
@@ -375,6 +417,8 @@ typedef struct toy_kv__dense_ops {
     void (*sum)(const float *, const float *, int, float *, size_t);
     /* Squared distances of z [width] to `count` of the n codewords, binary16 [width, n]. */
     void (*distances)(const unsigned char *, int, int, int, const float *, float *);
+    /* best [n] = the most that a query [rows, HEAD_DIM] scores with bytes [n, HEAD_DIM] - 128. */
+    void (*landmarks)(const unsigned char *, int, const float *, int, float *);
 } toy_kv__dense_ops;
 
 typedef struct toy_kv__ops {
@@ -389,7 +433,8 @@ typedef struct toy_kv__ops {
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
-    void (*fill_table)(const unsigned char *, int, const float *, float *);
+    void (*unmap)(const unsigned char *, int, int, const float *, int, float *);
+    void (*fill_tables)(const toy_kv__run *, const float *, size_t, int, float *);
     float (*largest)(const float *, int, size_t);
     float (*exponentials)(float *, int, size_t, float);
     void (*exact_scores)(const unsigned char *, int, const float *, int, float *);
@@ -401,6 +446,11 @@ typedef struct toy_kv__ops {
     const toy_kv__byte_ops *bytes; /* NULL: none */
     const toy_kv__dense_ops *dense;
 } toy_kv__ops;
+
+/* A vector on the exact list (exceptions.h): the next of its chain, its token in the block. */
+typedef struct toy_kv__link {
+    int32_t next, token;
+} toy_kv__link;
 
 /* Where a block of a sequence lies in the pool, and the position of its first token. */
 typedef struct toy_kv__entry {
@@ -419,14 +469,33 @@ struct toy_kv {
     int32_t ring;         /* tokens of the exact window behind the sinks, a multiple of the block */
     int32_t seq_blocks;   /* entries of a sequence's block table */
     int32_t n_free, next; /* free blocks; where to look for the next one */
-    uint64_t seqs, tables, references, exact, pool, work, turns, bytes; /* offsets from here */
+    int32_t n_kept, kept_free; /* vectors on the exact list; the first free place, 0: none */
+    /* offsets from here */
+    uint64_t seqs, tables, references, kept_firsts, kept_links, kept_rows, exact, pool;
+    uint64_t work, turns, bytes;
 };
+
+/* Tokens that share a landmark, and their number in a block; without landmarks a whole block. */
+#define TOY_KV__CHUNK  (TOY_KV_LANDMARKS > 0 ? TOY_KV_LANDMARKS : TOY_KV_BLOCK)
+#define TOY_KV__CHUNKS (TOY_KV_BLOCK / TOY_KV__CHUNK)
+/* Of one layer and KV head in a block (landmarks.h). */
+#define TOY_KV__LANDMARK_BYTES (TOY_KV_LANDMARKS > 0 ? TOY_KV__CHUNKS * (TOY_KV_HEAD_DIM + 3) : 0)
+/* Whether vectors are kept exactly where their error is too large (exceptions.h). */
+#define TOY_KV__KEEPS (TOY_KV_MAX_ERROR > 0.0f)
+#define TOY_KV__SLOTS (2 * TOY_KV_N_LAYERS * TOY_KV_N_KV_HEADS) /* heads with keys or values */
+/* Of a block in the pool, and what heads its chains on the exact list. */
+#define TOY_KV__POOL_BYTES                                                                           \
+    ((uint64_t)TOY_KV__BLOCK_BYTES +                                                                 \
+     (uint64_t)TOY_KV_N_LAYERS * TOY_KV_N_KV_HEADS * (uint64_t)TOY_KV__LANDMARK_BYTES)
+#define TOY_KV__CHAIN_BYTES (TOY_KV__KEEPS ? sizeof(int32_t) * (size_t)TOY_KV__SLOTS : 0)
 
 #define TOY_KV__MAGIC      0x31766b7176716b76u
 #define TOY_KV__ALIGNED(n) (((uint64_t)(n) + 63u) / 64u * 64u)
 
 /* What the model's rotation multiplies by besides turning (YaRN). */
 #define TOY_KV__ROPE_SCALE 1.000000000e+00f
+/* The part of all vectors that the exact list has room for by default. */
+#define TOY_KV__KEPT_SHARE 0.000000000e+00
 
 /* The most that any stream or head needs. */
 #define TOY_KV__N_STREAMS 7
@@ -441,6 +510,7 @@ struct toy_kv {
 #define TOY_KV__MAX_WIDE_BINS 0
 #define TOY_KV__MAX_SUM_LATENTS 32
 #define TOY_KV__MAX_RUNS 7
+#define TOY_KV__MAX_COLUMNS 32
 #define TOY_KV__MAX_STAGES 2
 #define TOY_KV__MAX_BEAM 1
 #define TOY_KV__MAX_RANK 0
@@ -1027,6 +1097,37 @@ static inline unsigned char *toy_kv__codes(const toy_kv *kv, int stream, int blo
            (size_t)s->bytes * (size_t)block;
 }
 
+/* The landmarks of one head in a block: behind the streams, head by head. */
+static inline unsigned char *toy_kv__landmarks(const toy_kv *kv, int layer, int head, int block)
+{
+    size_t start = (size_t)TOY_KV__BLOCK_BYTES +
+                   (size_t)(layer * TOY_KV_N_KV_HEADS + head) * (size_t)TOY_KV__LANDMARK_BYTES;
+    return toy_kv__base(kv) + kv->pool + start * (size_t)kv->config.n_blocks +
+           (size_t)TOY_KV__LANDMARK_BYTES * (size_t)block;
+}
+
+static inline int toy_kv__slot(int part, int layer, int head)
+{
+    return (part * TOY_KV_N_LAYERS + layer) * TOY_KV_N_KV_HEADS + head;
+}
+
+/* The exact list: the chain of a head in a block, a link, its vector. */
+static inline int32_t *toy_kv__kept_first(const toy_kv *kv, int slot, int block)
+{
+    return (int32_t *)(void *)(toy_kv__base(kv) + kv->kept_firsts) +
+           (size_t)slot * (size_t)kv->config.n_blocks + block;
+}
+
+static inline toy_kv__link *toy_kv__kept_link(const toy_kv *kv, int32_t i)
+{
+    return (toy_kv__link *)(void *)(toy_kv__base(kv) + kv->kept_links) + (i - 1);
+}
+
+static inline unsigned char *toy_kv__kept_row(const toy_kv *kv, int32_t i)
+{
+    return toy_kv__base(kv) + kv->kept_rows + (size_t)(i - 1) * TOY_KV_HEAD_DIM * 2;
+}
+
 /* Tokens before this one are sinks or lie in blocks. */
 static inline int toy_kv__n_coded(const toy_kv__seq *q)
 {
@@ -1130,9 +1231,10 @@ static inline float toy_kv__gather_portable(const unsigned char *table, const un
 {
     return toy_kv__half_at(table, *codes);
 }
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 #define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
@@ -1373,10 +1475,30 @@ TOY_KV__TARGET_portable static void toy_kv__distances_portable(const unsigned ch
     }
 }
 
+TOY_KV__TARGET_portable static void toy_kv__landmark_scores_portable(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_portable bias = toy_kv__set1_portable(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable)
+                a = toy_kv__fma_portable(toy_kv__load_portable(x + d),
+                                  toy_kv__add_portable(toy_kv__loadu8_portable(codes + d), bias), a);
+            sum = toy_kv__hsum_portable(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_portable = {
-    toy_kv__product_portable,    toy_kv__add_scaled_portable,   toy_kv__affine_portable,    toy_kv__affine_row_portable,
-    toy_kv__from_bytes_portable, toy_kv__from_nibbles_portable, toy_kv__turn_tile_portable, toy_kv__score_tile_portable,
-    toy_kv__sum_tile_portable,   toy_kv__distances_portable,
+    toy_kv__product_portable,    toy_kv__add_scaled_portable,   toy_kv__affine_portable,          toy_kv__affine_row_portable,
+    toy_kv__from_bytes_portable, toy_kv__from_nibbles_portable, toy_kv__turn_tile_portable,       toy_kv__score_tile_portable,
+    toy_kv__sum_tile_portable,   toy_kv__distances_portable,    toy_kv__landmark_scores_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -1667,16 +1789,79 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(const unsigned char *ta
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_portable static void toy_kv__fill_table_portable(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_portable static void toy_kv__unmap_portable(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_portable(toy_kv__set1_portable(q[w]), toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_portable(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_portable <= n_in; j += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable b = toy_kv__loadh_portable(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_portable(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_portable(row, n_in, y + (size_t)r * (size_t)n_in);
+    }
+}
+
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_portable static void toy_kv__fill_tables_portable(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
+{
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_portable b = toy_kv__loadh_portable(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_portable(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_portable(toy_kv__set1_portable(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_portable(lut + r * 16 + i, a);
+            }
+        }
     }
 }
 
@@ -1876,13 +2061,12 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned 
 }
 
 static const toy_kv__ops toy_kv__ops_portable = {
-    TOY_KV__LANES_portable,         toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable,
-    toy_kv__score_scalars_portable, toy_kv__sum_scalars_portable,   toy_kv__scale_rows_portable,
-    toy_kv__gains_portable,         toy_kv__add_row_portable,       toy_kv__dot_row_portable,
-    toy_kv__map_portable,           toy_kv__fill_table_portable,    toy_kv__largest_portable,
-    toy_kv__exponentials_portable,  toy_kv__exact_scores_portable,  toy_kv__exact_sums_portable,
-    toy_kv__reduce_portable,        toy_kv__shrink_portable,        toy_kv__nearest_portable,
-    toy_kv__nearest_wide_portable,  TOY_KV__BYTE_OPS_portable,      &toy_kv__dense_portable,
+    TOY_KV__LANES_portable,       toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable,  toy_kv__score_scalars_portable,
+    toy_kv__sum_scalars_portable, toy_kv__scale_rows_portable,    toy_kv__gains_portable,        toy_kv__add_row_portable,
+    toy_kv__dot_row_portable,     toy_kv__map_portable,           toy_kv__unmap_portable,        toy_kv__fill_tables_portable,
+    toy_kv__largest_portable,     toy_kv__exponentials_portable,  toy_kv__exact_scores_portable, toy_kv__exact_sums_portable,
+    toy_kv__reduce_portable,      toy_kv__shrink_portable,        toy_kv__nearest_portable,      toy_kv__nearest_wide_portable,
+    TOY_KV__BYTE_OPS_portable,    &toy_kv__dense_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -1991,9 +2175,10 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__gather_avx2(const unsigned char
     return _mm256_cvtph_ps(
         _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 #define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
@@ -2234,10 +2419,30 @@ TOY_KV__TARGET_avx2 static void toy_kv__distances_avx2(const unsigned char *book
     }
 }
 
+TOY_KV__TARGET_avx2 static void toy_kv__landmark_scores_avx2(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_avx2 bias = toy_kv__set1_avx2(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2)
+                a = toy_kv__fma_avx2(toy_kv__load_avx2(x + d),
+                                  toy_kv__add_avx2(toy_kv__loadu8_avx2(codes + d), bias), a);
+            sum = toy_kv__hsum_avx2(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_avx2 = {
-    toy_kv__product_avx2,    toy_kv__add_scaled_avx2,   toy_kv__affine_avx2,    toy_kv__affine_row_avx2,
-    toy_kv__from_bytes_avx2, toy_kv__from_nibbles_avx2, toy_kv__turn_tile_avx2, toy_kv__score_tile_avx2,
-    toy_kv__sum_tile_avx2,   toy_kv__distances_avx2,
+    toy_kv__product_avx2,    toy_kv__add_scaled_avx2,   toy_kv__affine_avx2,          toy_kv__affine_row_avx2,
+    toy_kv__from_bytes_avx2, toy_kv__from_nibbles_avx2, toy_kv__turn_tile_avx2,       toy_kv__score_tile_avx2,
+    toy_kv__sum_tile_avx2,   toy_kv__distances_avx2,    toy_kv__landmark_scores_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -2528,16 +2733,79 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(const unsigned char *table, int
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_avx2 static void toy_kv__fill_table_avx2(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[w]), toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_avx2(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx2 <= n_in; j += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 b = toy_kv__loadh_avx2(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx2(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_avx2(row, n_in, y + (size_t)r * (size_t)n_in);
+    }
+}
+
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_avx2 static void toy_kv__fill_tables_avx2(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
+{
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_avx2 b = toy_kv__loadh_avx2(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx2(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_avx2(lut + r * 16 + i, a);
+            }
+        }
     }
 }
 
@@ -2737,13 +3005,12 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_avx2 = {
-    TOY_KV__LANES_avx2,         toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2,
-    toy_kv__score_scalars_avx2, toy_kv__sum_scalars_avx2,   toy_kv__scale_rows_avx2,
-    toy_kv__gains_avx2,         toy_kv__add_row_avx2,       toy_kv__dot_row_avx2,
-    toy_kv__map_avx2,           toy_kv__fill_table_avx2,    toy_kv__largest_avx2,
-    toy_kv__exponentials_avx2,  toy_kv__exact_scores_avx2,  toy_kv__exact_sums_avx2,
-    toy_kv__reduce_avx2,        toy_kv__shrink_avx2,        toy_kv__nearest_avx2,
-    toy_kv__nearest_wide_avx2,  TOY_KV__BYTE_OPS_avx2,      &toy_kv__dense_avx2,
+    TOY_KV__LANES_avx2,       toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2,  toy_kv__score_scalars_avx2,
+    toy_kv__sum_scalars_avx2, toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,        toy_kv__add_row_avx2,
+    toy_kv__dot_row_avx2,     toy_kv__map_avx2,           toy_kv__unmap_avx2,        toy_kv__fill_tables_avx2,
+    toy_kv__largest_avx2,     toy_kv__exponentials_avx2,  toy_kv__exact_scores_avx2, toy_kv__exact_sums_avx2,
+    toy_kv__reduce_avx2,      toy_kv__shrink_avx2,        toy_kv__nearest_avx2,      toy_kv__nearest_wide_avx2,
+    TOY_KV__BYTE_OPS_avx2,    &toy_kv__dense_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -2880,6 +3147,131 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__gather_avx512(const unsigned 
     part[0] = _mm512_mask_blend_epi16(bit7, part[0], part[2]);
     return _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, _mm512_castsi512_si256(part[0]));
 }
+/* The query map in 16-bit words, AVX-512: what toy_kv__byte_ops promises (types.h). Words of 12 bits
+ * and more on both sides keep the product's error far below that of score tables; eight would not.
+ */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Columns i .. i + 15 of a basis row; the mean where they end. */
+TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const unsigned char *table,
+                                                const unsigned char *mean, int d, int n_out, int i)
+{
+    int left = n_out - i;
+    __mmask16 real = left < 16 ? (__mmask16)((1u << left) - 1u) : TOY_KV__ALL_avx512;
+    __m256i half = _mm256_maskz_loadu_epi16(
+        real, (const void *)(table + 2 * ((size_t)d * (size_t)n_out + (size_t)i)));
+    __m512 x = _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, half);
+    if (left < 16 && mean != NULL)
+        x = _mm512_mask_mov_ps(x, (__mmask16)(1u << left),
+                               _mm512_set1_ps(toy_kv__half_at(mean, (size_t)d)));
+    return x;
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(const unsigned char *table,
+                                                       const unsigned char *mean, int n_in,
+                                                       int n_out, short *words, float *scale)
+{
+    int i, d;
+    for (i = 0; i <= n_out; i += 16) {
+        __m512 high = _mm512_setzero_ps(), factor;
+        __mmask16 some;
+        for (d = 0; d < n_in; d++)
+            high =
+                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(table, mean, d, n_out, i)));
+        some = _mm512_cmp_ps_mask(high, _mm512_setzero_ps(), _CMP_GT_OQ);
+        factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(TOY_KV__MAP_TOP), high);
+        _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / TOY_KV__MAP_TOP)));
+        for (d = 0; d < n_in; d += 2, words += 32) {
+            __m512 x = toy_kv__map_row_avx512(table, mean, d, n_out, i);
+            __m512 y = toy_kv__map_row_avx512(table, mean, d + 1, n_out, i);
+            __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
+            __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
+            _mm512_storeu_si512((void *)words,
+                                _mm512_mask_blend_epi16(0xaaaaaaaau, a, _mm512_slli_epi32(b, 16)));
+        }
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__to_words_avx512(const float *x, int n, float unit, short *out)
+{
+    __m512 factor = _mm512_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < n; i += 16) {
+        __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : TOY_KV__ALL_avx512;
+        __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor);
+        _mm512_mask_cvtsepi32_storeu_epi16((void *)(out + i), some, _mm512_cvtps_epi32(y));
+    }
+}
+
+/* Rows of x at distance n_in, of y at distance `columns`; `n` rows and 16 `wide` columns, both
+ * constants where it is called. */
+TOY_KV__INLINE_avx512 void toy_kv__map_tile_avx512(const short *x, int n_in, const short *words,
+                                               const float *scale, int columns, const float *unit,
+                                               const int n, const int wide, float *y)
+{
+    __m512i sum[4][4];
+    int d, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+    for (d = 0; d < n_in / 2; d++) {
+        __m512i w[4];
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            w[i] = _mm512_loadu_si512(
+                (const void *)(words + (size_t)i * 16 * (size_t)n_in + 32 * (size_t)d));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            int32_t two;
+            __m512i q;
+            memcpy(&two, x + k * n_in + 2 * d, 4);
+            q = _mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (i = 0; i < wide; i++)
+                toy_kv__add_words_avx512(&sum[k][i], w[i], q);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
+                             _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]),
+                                           _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i),
+                                                         _mm512_set1_ps(unit[k]))));
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m, int n_in,
+                                                       const short *words, const float *scale,
+                                                       int columns, const float *unit, int rows,
+                                                       float *y)
+{
+    int c, r, step;
+    float units[TOY_KV__MAX_ROWS + 3]; /* of four rows from any one on */
+    for (r = 0; r < rows + 3; r++)
+        units[r] = unit[r % rows];
+    for (c = 0; c < columns; c += step) {
+        const short *w = words + (size_t)c * (size_t)n_in;
+        step = columns - c >= 64 ? 64 : 16;
+        for (r = 0; r < m;) {
+            const short *q = x + (size_t)r * (size_t)n_in;
+            float *dst = y + (size_t)r * (size_t)columns + c;
+#define TOY_KV__MAP(n, wide)                                                                         \
+    toy_kv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, n, wide, dst)
+            if (m - r >= 4) {
+                step == 64 ? TOY_KV__MAP(4, 4) : TOY_KV__MAP(4, 1);
+                r += 4;
+            } else {
+                step == 64 ? TOY_KV__MAP(1, 4) : TOY_KV__MAP(1, 1);
+                r++;
+            }
+#undef TOY_KV__MAP
+        }
+    }
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Scores of codes of one or two channels, AVX-512: what toy_kv__byte_ops promises (types.h).
  *
  * The codewords themselves are looked up, 16 bits each and two channels to a 32-bit lane, and meet
@@ -3404,15 +3796,17 @@ toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int b
 }
 
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
+    toy_kv__map_basis_avx512,    toy_kv__to_words_avx512,    toy_kv__map_words_avx512,
     toy_kv__dot_books_avx512,    toy_kv__dot_queries_avx512, toy_kv__dot_scores_avx512,
     toy_kv__pack_tables_avx512,  toy_kv__score_bytes_avx512, toy_kv__pack_books_avx512,
     toy_kv__pack_weights_avx512, toy_kv__sum_bytes_avx512,
 };
 
 #endif /* TOY_KV_BLOCK >= 64 */
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 #define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
@@ -3653,10 +4047,30 @@ TOY_KV__TARGET_avx512 static void toy_kv__distances_avx512(const unsigned char *
     }
 }
 
+TOY_KV__TARGET_avx512 static void toy_kv__landmark_scores_avx512(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_avx512 bias = toy_kv__set1_avx512(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512)
+                a = toy_kv__fma_avx512(toy_kv__load_avx512(x + d),
+                                  toy_kv__add_avx512(toy_kv__loadu8_avx512(codes + d), bias), a);
+            sum = toy_kv__hsum_avx512(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_avx512 = {
-    toy_kv__product_avx512,    toy_kv__add_scaled_avx512,   toy_kv__affine_avx512,    toy_kv__affine_row_avx512,
-    toy_kv__from_bytes_avx512, toy_kv__from_nibbles_avx512, toy_kv__turn_tile_avx512, toy_kv__score_tile_avx512,
-    toy_kv__sum_tile_avx512,   toy_kv__distances_avx512,
+    toy_kv__product_avx512,    toy_kv__add_scaled_avx512,   toy_kv__affine_avx512,          toy_kv__affine_row_avx512,
+    toy_kv__from_bytes_avx512, toy_kv__from_nibbles_avx512, toy_kv__turn_tile_avx512,       toy_kv__score_tile_avx512,
+    toy_kv__sum_tile_avx512,   toy_kv__distances_avx512,    toy_kv__landmark_scores_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -3947,16 +4361,79 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(const unsigned char *table,
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_avx512 static void toy_kv__fill_table_avx512(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[w]), toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_avx512(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx512 <= n_in; j += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 b = toy_kv__loadh_avx512(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx512(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_avx512(row, n_in, y + (size_t)r * (size_t)n_in);
+    }
+}
+
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__fill_tables_avx512(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
+{
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_avx512 b = toy_kv__loadh_avx512(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx512(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_avx512(lut + r * 16 + i, a);
+            }
+        }
     }
 }
 
@@ -4156,13 +4633,12 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char
 }
 
 static const toy_kv__ops toy_kv__ops_avx512 = {
-    TOY_KV__LANES_avx512,         toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512,
-    toy_kv__score_scalars_avx512, toy_kv__sum_scalars_avx512,   toy_kv__scale_rows_avx512,
-    toy_kv__gains_avx512,         toy_kv__add_row_avx512,       toy_kv__dot_row_avx512,
-    toy_kv__map_avx512,           toy_kv__fill_table_avx512,    toy_kv__largest_avx512,
-    toy_kv__exponentials_avx512,  toy_kv__exact_scores_avx512,  toy_kv__exact_sums_avx512,
-    toy_kv__reduce_avx512,        toy_kv__shrink_avx512,        toy_kv__nearest_avx512,
-    toy_kv__nearest_wide_avx512,  TOY_KV__BYTE_OPS_avx512,      &toy_kv__dense_avx512,
+    TOY_KV__LANES_avx512,       toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512,  toy_kv__score_scalars_avx512,
+    toy_kv__sum_scalars_avx512, toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,        toy_kv__add_row_avx512,
+    toy_kv__dot_row_avx512,     toy_kv__map_avx512,           toy_kv__unmap_avx512,        toy_kv__fill_tables_avx512,
+    toy_kv__largest_avx512,     toy_kv__exponentials_avx512,  toy_kv__exact_scores_avx512, toy_kv__exact_sums_avx512,
+    toy_kv__reduce_avx512,      toy_kv__shrink_avx512,        toy_kv__nearest_avx512,      toy_kv__nearest_wide_avx512,
+    TOY_KV__BYTE_OPS_avx512,    &toy_kv__dense_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -4267,9 +4743,10 @@ static inline float32x4_t toy_kv__gather_neon(const unsigned char *table, const 
         memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
 }
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 #define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
@@ -4510,10 +4987,30 @@ TOY_KV__TARGET_neon static void toy_kv__distances_neon(const unsigned char *book
     }
 }
 
+TOY_KV__TARGET_neon static void toy_kv__landmark_scores_neon(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_neon bias = toy_kv__set1_neon(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon)
+                a = toy_kv__fma_neon(toy_kv__load_neon(x + d),
+                                  toy_kv__add_neon(toy_kv__loadu8_neon(codes + d), bias), a);
+            sum = toy_kv__hsum_neon(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_neon = {
-    toy_kv__product_neon,    toy_kv__add_scaled_neon,   toy_kv__affine_neon,    toy_kv__affine_row_neon,
-    toy_kv__from_bytes_neon, toy_kv__from_nibbles_neon, toy_kv__turn_tile_neon, toy_kv__score_tile_neon,
-    toy_kv__sum_tile_neon,   toy_kv__distances_neon,
+    toy_kv__product_neon,    toy_kv__add_scaled_neon,   toy_kv__affine_neon,          toy_kv__affine_row_neon,
+    toy_kv__from_bytes_neon, toy_kv__from_nibbles_neon, toy_kv__turn_tile_neon,       toy_kv__score_tile_neon,
+    toy_kv__sum_tile_neon,   toy_kv__distances_neon,    toy_kv__landmark_scores_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -4804,16 +5301,79 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(const unsigned char *table, int
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_neon static void toy_kv__fill_table_neon(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_neon static void toy_kv__unmap_neon(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_neon(toy_kv__set1_neon(q[w]), toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_neon(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_neon <= n_in; j += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon b = toy_kv__loadh_neon(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_neon(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_neon(row, n_in, y + (size_t)r * (size_t)n_in);
+    }
+}
+
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_neon static void toy_kv__fill_tables_neon(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
+{
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_neon b = toy_kv__loadh_neon(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_neon(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_neon(toy_kv__set1_neon(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_neon(lut + r * 16 + i, a);
+            }
+        }
     }
 }
 
@@ -5013,13 +5573,12 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_neon = {
-    TOY_KV__LANES_neon,         toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon,
-    toy_kv__score_scalars_neon, toy_kv__sum_scalars_neon,   toy_kv__scale_rows_neon,
-    toy_kv__gains_neon,         toy_kv__add_row_neon,       toy_kv__dot_row_neon,
-    toy_kv__map_neon,           toy_kv__fill_table_neon,    toy_kv__largest_neon,
-    toy_kv__exponentials_neon,  toy_kv__exact_scores_neon,  toy_kv__exact_sums_neon,
-    toy_kv__reduce_neon,        toy_kv__shrink_neon,        toy_kv__nearest_neon,
-    toy_kv__nearest_wide_neon,  TOY_KV__BYTE_OPS_neon,      &toy_kv__dense_neon,
+    TOY_KV__LANES_neon,       toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon,  toy_kv__score_scalars_neon,
+    toy_kv__sum_scalars_neon, toy_kv__scale_rows_neon,    toy_kv__gains_neon,        toy_kv__add_row_neon,
+    toy_kv__dot_row_neon,     toy_kv__map_neon,           toy_kv__unmap_neon,        toy_kv__fill_tables_neon,
+    toy_kv__largest_neon,     toy_kv__exponentials_neon,  toy_kv__exact_scores_neon, toy_kv__exact_sums_neon,
+    toy_kv__reduce_neon,      toy_kv__shrink_neon,        toy_kv__nearest_neon,      toy_kv__nearest_wide_neon,
+    TOY_KV__BYTE_OPS_neon,    &toy_kv__dense_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -5430,6 +5989,92 @@ static void toy_kv__add_member(const toy_kv__ops *ops, const toy_kv__stream *s, 
                                toy_kv__row(out, d));
 }
 
+/* The exact list: vectors of coded tokens that their codes say too badly, kept in binary16. A chain
+ * for each head of each block holds them by ascending token; indices count from 1, 0 ends. */
+
+#define TOY_KV__KEPT_BYTES (sizeof(toy_kv__link) + 2 * (size_t)TOY_KV_HEAD_DIM)
+
+/* Adds a vector in front of a chain; there is a free place. */
+static void toy_kv__put_kept(toy_kv *kv, int slot, int block, int token, const unsigned char *row)
+{
+    int32_t *first = toy_kv__kept_first(kv, slot, block);
+    int32_t i = kv->kept_free;
+    toy_kv__link *link = toy_kv__kept_link(kv, i);
+    kv->kept_free = link->next;
+    kv->n_kept++;
+    memcpy(toy_kv__kept_row(kv, i), row, 2 * (size_t)TOY_KV_HEAD_DIM);
+    link->token = token;
+    link->next = *first;
+    *first = i;
+}
+
+/* Empties the chains of a block. */
+static void toy_kv__drop_kept(toy_kv *kv, int block)
+{
+    int slot;
+    for (slot = 0; slot < TOY_KV__SLOTS; slot++) {
+        int32_t *first = toy_kv__kept_first(kv, slot, block);
+        while (*first != 0) {
+            int32_t i = *first;
+            toy_kv__link *link = toy_kv__kept_link(kv, i);
+            *first = link->next;
+            link->next = kv->kept_free;
+            kv->kept_free = i;
+            kv->n_kept--;
+        }
+    }
+}
+
+static int toy_kv__count_kept(const toy_kv *kv, int block)
+{
+    int slot, n = 0;
+    int32_t i;
+    for (slot = 0; slot < TOY_KV__SLOTS && TOY_KV__KEEPS; slot++)
+        for (i = *toy_kv__kept_first(kv, slot, block); i != 0; i = toy_kv__kept_link(kv, i)->next)
+            n++;
+    return n;
+}
+
+/* Writes the kept vectors of one head into x [HEAD_DIM, BLOCK]. */
+static void toy_kv__place_kept(const toy_kv *kv, int part, int layer, int head, int block, float *x)
+{
+    int32_t i = *toy_kv__kept_first(kv, toy_kv__slot(part, layer, head), block);
+    int d;
+    for (; i != 0; i = toy_kv__kept_link(kv, i)->next) {
+        const unsigned char *row = toy_kv__kept_row(kv, i);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            x[d * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token] = toy_kv__half_at(row, (size_t)d);
+    }
+}
+
+/* Puts the scores of kept keys into s [rows, BLOCK]: q [rows, HEAD_DIM]. */
+static void toy_kv__score_kept(const toy_kv *kv, const toy_kv__ops *ops, int layer, int head, int block,
+                             const float *q, int rows, float *s)
+{
+    int32_t i = *toy_kv__kept_first(kv, toy_kv__slot(TOY_KV_KEY, layer, head), block);
+    int r;
+    for (; i != 0; i = toy_kv__kept_link(kv, i)->next)
+        for (r = 0; r < rows; r++)
+            s[r * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token] =
+                ops->dot_row(toy_kv__kept_row(kv, i), TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+}
+
+/* Moves the weights of kept values out of s [rows, BLOCK] and coded [rows] into o [rows, HEAD_DIM].
+ */
+static void toy_kv__sum_kept(const toy_kv *kv, const toy_kv__ops *ops, int layer, int head, int block,
+                           int rows, float *s, float *coded, float *o)
+{
+    int32_t i = *toy_kv__kept_first(kv, toy_kv__slot(TOY_KV_VALUE, layer, head), block);
+    int r;
+    for (; i != 0; i = toy_kv__kept_link(kv, i)->next)
+        for (r = 0; r < rows; r++) {
+            float *weight = &s[r * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token];
+            ops->add_row(toy_kv__kept_row(kv, i), TOY_KV_HEAD_DIM, *weight, o + r * TOY_KV_HEAD_DIM);
+            coded[r] -= *weight;
+            *weight = 0.0f;
+        }
+}
+
 /* Rebuilding blocks: K and V as they are, for attention that cannot be absorbed, for reading, and
  * for what later streams and layers are coded against.
  *
@@ -5562,16 +6207,19 @@ static void toy_kv__turn_tile(const toy_kv *kv, const toy_kv__ops *ops, int fram
     }
 }
 
-/* Takes some heads of a node that is in its slot to out [n_heads, HEAD_DIM, BLOCK], keys rotated.
- */
-static void toy_kv__hand_out(const toy_kv *kv, const toy_kv__ops *ops, int position, int node, int head,
-                           int n_heads, const toy_kv__room *room, float *out)
+/* Takes some heads of a node that is in its slot to out [n_heads, HEAD_DIM, BLOCK], keys rotated,
+ * and what is on the exact list as it is there. */
+static void toy_kv__hand_out(const toy_kv *kv, const toy_kv__ops *ops, toy_kv__entry entry, int node,
+                           int head, int n_heads, const toy_kv__room *room, float *out)
 {
     const toy_kv__node *n = &toy_kv__nodes[node];
     int h;
-    for (h = head; h < head + n_heads; h++, out += TOY_KV__HEAD_FLOATS)
-        toy_kv__turn_tile(kv, ops, toy_kv__frame_of(n->part, n->layer, h), position, 1.0f,
+    for (h = head; h < head + n_heads; h++, out += TOY_KV__HEAD_FLOATS) {
+        toy_kv__turn_tile(kv, ops, toy_kv__frame_of(n->part, n->layer, h), entry.position, 1.0f,
                         toy_kv__slot_of(room, node) + (size_t)h * TOY_KV__HEAD_FLOATS, out);
+        if (TOY_KV__KEEPS)
+            toy_kv__place_kept(kv, n->part, n->layer, h, entry.block, out);
+    }
 }
 
 /* K and V of some heads of one layer and block: k, v [n_heads, HEAD_DIM, BLOCK], keys rotated by
@@ -5603,7 +6251,7 @@ static void toy_kv__rebuild(const toy_kv *kv, const toy_kv__ops *ops, toy_kv__en
         else if (need[i] != 0)
             toy_kv__rebuild_node(kv, ops, entry.block, i, head, n_heads, &room);
         if (need[i] & WANTED)
-            toy_kv__hand_out(kv, ops, entry.position, i, head, n_heads, &room, out);
+            toy_kv__hand_out(kv, ops, entry, i, head, n_heads, &room, out);
     }
 }
 
@@ -6121,12 +6769,297 @@ static void toy_kv__encode_tokens(toy_kv *kv, const toy_kv__ops *ops, int seq, i
         toy_kv__encode_stream(&c, stream);
 }
 
+/* Puts the vectors of one head that x [HEAD_DIM, BLOCK] says too badly on the exact list; 0 if it
+ * has no room for one. The bound is held a little closer than stated, so that it still holds where
+ * another instruction set rounds otherwise. From the last token down: chains grow in front. */
+static int toy_kv__keep_head(toy_kv *kv, int seq, const toy_kv__node *n, int head, toy_kv__entry entry,
+                           const float *x)
+{
+    const float limit = TOY_KV_MAX_ERROR * TOY_KV_MAX_ERROR * 0.9998f;
+    int t, d;
+    for (t = TOY_KV_BLOCK - 1; t >= 0; t--) {
+        const unsigned char *row =
+            toy_kv__exact(kv, seq, n->layer, n->part, head, entry.position + t);
+        float error = 0.0f, norm = 0.0f;
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            float exact = toy_kv__half_at(row, (size_t)d), off = exact - x[d * TOY_KV_BLOCK + t];
+            error += off * off;
+            norm += exact * exact;
+        }
+        if (error <= limit * norm)
+            continue;
+        if (kv->kept_free == 0)
+            return 0;
+        toy_kv__put_kept(kv, toy_kv__slot(n->part, n->layer, head), entry.block, t, row);
+    }
+    return 1;
+}
+
+/* The same for all heads of a block that has just been encoded: decodes it. */
+static int toy_kv__keep_bad(toy_kv *kv, const toy_kv__ops *ops, int seq, toy_kv__entry entry)
+{
+    float *x = toy_kv__work(kv);
+    toy_kv__room room = toy_kv__make_room(x + TOY_KV__HEAD_FLOATS);
+    int node, head;
+    for (node = 0; node < 2 * TOY_KV_N_LAYERS; node++) {
+        toy_kv__rebuild_node(kv, ops, entry.block, node, 0, TOY_KV_N_KV_HEADS, &room);
+        for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+            toy_kv__hand_out(kv, ops, entry, node, head, 1, &room, x);
+            if (!toy_kv__keep_head(kv, seq, &toy_kv__nodes[node], head, entry, x))
+                return 0;
+        }
+    }
+    return 1;
+}
+
+/* Landmarks: a mean of the exact keys of every chunk of tokens, so that attention can pick the
+ * chunks that matter before it reads any codes (ShadowKV, section 4.1). Chunks with a key that is
+ * far from their mean are told by it badly; the worst of them are attended always.
+ *
+ * A block has for each layer and KV head: means as bytes that count from 128 [CHUNKS, HEAD_DIM],
+ * binary16 scales [CHUNKS], and the least cosine of a key to its chunk's mean as a byte [CHUNKS],
+ * 0 for -1 to 255 for 1. */
+
+/* A chunk of coded tokens, counted from the end of the sinks. */
+typedef struct toy_kv__pick {
+    float score;
+    int32_t chunk;
+} toy_kv__pick;
+
+/* The chunks that one pass of queries attends to, in their order. */
+typedef struct toy_kv__choice {
+    int32_t n, all; /* all: nothing is left out, picks mean nothing */
+    toy_kv__pick picks[TOY_KV_MAX_OUTLIER_CHUNKS + TOY_KV_MAX_TOP_TOKENS / TOY_KV__CHUNK];
+} toy_kv__choice;
+
+/* ---- writing ---- */
+
+/* cos [0, 255] of the two, 128 where one is zero. */
+static unsigned char toy_kv__likeness(const float *x, const float *y)
+{
+    float xx = 0.0f, yy = 0.0f, xy = 0.0f;
+    int d;
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+        xx += x[d] * x[d];
+        yy += y[d] * y[d];
+        xy += x[d] * y[d];
+    }
+    xy = xx > 0.0f && yy > 0.0f ? xy / (sqrtf(xx) * sqrtf(yy)) : 0.0f;
+    xy = xy < -1.0f ? -1.0f : xy > 1.0f ? 1.0f : xy;
+    return (unsigned char)(int)(127.5f * (xy + 1.0f) + 0.5f);
+}
+
+/* One chunk: keys [CHUNK], binary16 [HEAD_DIM] each. */
+static void toy_kv__write_landmark(const toy_kv__ops *ops, const unsigned char *keys,
+                                 unsigned char *means, unsigned char *scale, unsigned char *least)
+{
+    float mean[TOY_KV_HEAD_DIM], key[TOY_KV_HEAD_DIM], top = 0.0f, step;
+    int t, d;
+    memset(mean, 0, sizeof mean);
+    for (t = 0; t < TOY_KV__CHUNK; t++)
+        ops->add_row(keys + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM, 1.0f / TOY_KV__CHUNK, mean);
+    *least = 255;
+    for (t = 0; t < TOY_KV__CHUNK; t++) {
+        unsigned char like;
+        memset(key, 0, sizeof key);
+        ops->add_row(keys + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM, 1.0f, key);
+        like = toy_kv__likeness(key, mean);
+        *least = like < *least ? like : *least;
+    }
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+        top = fabsf(mean[d]) > top ? fabsf(mean[d]) : top;
+    toy_kv__store_half(scale, top / 127.0f);
+    step = toy_kv__half_at(scale, 0);
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+        float code = step > 0.0f ? roundf(mean[d] / step) : 0.0f;
+        code = code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code;
+        means[d] = (unsigned char)((int)code + 128);
+    }
+}
+
+/* Of the block whose exact tokens begin at `token`. */
+static void toy_kv__write_landmarks(const toy_kv *kv, const toy_kv__ops *ops, int seq, int token,
+                                  int block)
+{
+    int layer, head, c;
+    for (layer = 0; layer < TOY_KV_N_LAYERS; layer++)
+        for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+            unsigned char *means = toy_kv__landmarks(kv, layer, head, block);
+            unsigned char *scales = means + TOY_KV__CHUNKS * TOY_KV_HEAD_DIM;
+            for (c = 0; c < TOY_KV__CHUNKS; c++) /* a block has no end of the ring inside */
+                toy_kv__write_landmark(
+                    ops, toy_kv__exact(kv, seq, layer, TOY_KV_KEY, head, token + c * TOY_KV__CHUNK),
+                    means + c * TOY_KV_HEAD_DIM, scales + 2 * c, scales + 2 * TOY_KV__CHUNKS + c);
+        }
+}
+
+/* ---- choosing ---- */
+
+/* The order of a heap: the worst score on top (of equal ones the latest chunk), or where it is
+ * being sorted the latest chunk. */
+static inline int toy_kv__above(const toy_kv__pick *a, const toy_kv__pick *b, int by_chunk)
+{
+    if (!by_chunk && a->score != b->score)
+        return a->score < b->score;
+    return a->chunk > b->chunk;
+}
+
+static void toy_kv__sift(toy_kv__pick *heap, int n, int i, int by_chunk)
+{
+    toy_kv__pick moved = heap[i];
+    int child;
+    for (; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && toy_kv__above(&heap[child + 1], &heap[child], by_chunk))
+            child++;
+        if (!toy_kv__above(&heap[child], &moved, by_chunk))
+            break;
+        heap[i] = heap[child];
+    }
+    heap[i] = moved;
+}
+
+/* Puts a chunk among the `most` best. */
+static void toy_kv__offer(toy_kv__pick *heap, int *n, int most, float score, int chunk)
+{
+    toy_kv__pick pick;
+    int i;
+    pick.score = score;
+    pick.chunk = chunk;
+    if (*n < most) {
+        heap[(*n)++] = pick;
+        for (i = *n / 2 - 1; i >= 0 && *n == most; i--)
+            toy_kv__sift(heap, *n, i, 0);
+    } else if (most > 0 && toy_kv__above(&heap[0], &pick, 0)) {
+        heap[0] = pick;
+        toy_kv__sift(heap, *n, 0, 0);
+    }
+}
+
+static void toy_kv__sort_picks(toy_kv__pick *picks, int n)
+{
+    int i;
+    for (i = n / 2 - 1; i >= 0; i--)
+        toy_kv__sift(picks, n, i, 1);
+    for (i = n - 1; i > 0; i--) {
+        toy_kv__pick last = picks[i];
+        picks[i] = picks[0];
+        picks[0] = last;
+        toy_kv__sift(picks, i, 0, 1);
+    }
+}
+
+/* What a choice is made among: chunks low .. high - 1 of one head, in blocks of a sequence. */
+typedef struct toy_kv__chunks {
+    const toy_kv *kv;
+    const toy_kv__entry *blocks;
+    int layer, head, low, high;
+} toy_kv__chunks;
+
+/* The n chunks with the least likeness, sorted. */
+static int toy_kv__pick_outliers(const toy_kv__chunks *c, int most, toy_kv__pick *picks)
+{
+    int chunk, n = 0;
+    for (chunk = c->low; chunk < c->high && most > 0; chunk++) {
+        const unsigned char *least =
+            toy_kv__landmarks(c->kv, c->layer, c->head, c->blocks[chunk / TOY_KV__CHUNKS].block) +
+            TOY_KV__CHUNKS * (TOY_KV_HEAD_DIM + 2);
+        toy_kv__offer(picks, &n, most, -(float)least[chunk % TOY_KV__CHUNKS], chunk);
+    }
+    toy_kv__sort_picks(picks, n);
+    return n;
+}
+
+/* The best of the others, for queries q [rows, HEAD_DIM], behind the n_outliers that picks holds.
+ */
+static int toy_kv__pick_best(const toy_kv__chunks *c, const toy_kv__ops *ops, const float *q, int rows,
+                           int n_outliers, int most, toy_kv__pick *picks)
+{
+    float best[TOY_KV__CHUNKS];
+    int j, i, n = 0, skip = 0;
+    for (j = c->low / TOY_KV__CHUNKS; j * TOY_KV__CHUNKS < c->high; j++) {
+        const unsigned char *means = toy_kv__landmarks(c->kv, c->layer, c->head, c->blocks[j].block);
+        ops->dense->landmarks(means, TOY_KV__CHUNKS, q, rows, best);
+        for (i = 0; i < TOY_KV__CHUNKS; i++) {
+            int chunk = j * TOY_KV__CHUNKS + i;
+            if (chunk < c->low || chunk >= c->high)
+                continue;
+            if (skip < n_outliers && picks[skip].chunk == chunk) {
+                skip++;
+                continue;
+            }
+            toy_kv__offer(picks + n_outliers, &n, most,
+                        best[i] * toy_kv__half_at(means + TOY_KV__CHUNKS * TOY_KV_HEAD_DIM, (size_t)i),
+                        chunk);
+        }
+    }
+    return n;
+}
+
+/* Chooses for `rows` queries q [rows, HEAD_DIM] among the coded tokens first .. last - 1. */
+static void toy_kv__choose(toy_kv__chunks *c, const toy_kv__ops *ops, const toy_kv__seq *seq,
+                         const float *q, int rows, int first, int last, int n_top, int n_outliers,
+                         toy_kv__choice *choice)
+{
+    int coded = toy_kv__n_coded(seq);
+    first = first < TOY_KV_N_SINK ? TOY_KV_N_SINK : first;
+    last = last > coded ? coded : last;
+    c->low = (first - TOY_KV_N_SINK) / TOY_KV__CHUNK;
+    c->high = last < TOY_KV_N_SINK ? 0 : (last - TOY_KV_N_SINK + TOY_KV__CHUNK - 1) / TOY_KV__CHUNK;
+    choice->all = n_top + n_outliers >= c->high - c->low;
+    choice->n = 0;
+    if (choice->all)
+        return;
+    choice->n = toy_kv__pick_outliers(c, n_outliers, choice->picks);
+    choice->n += toy_kv__pick_best(c, ops, q, rows, choice->n, n_top, choice->picks);
+    toy_kv__sort_picks(choice->picks, choice->n);
+}
+
+/* ---- what was chosen ---- */
+
+/* Index of the first pick that is no chunk before block j. */
+static int toy_kv__first_pick(const toy_kv__choice *choice, int j)
+{
+    int low = 0, high = choice->n;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (choice->picks[middle].chunk < j * TOY_KV__CHUNKS)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Whether any chunk of block j is attended. */
+static int toy_kv__picked(const toy_kv__choice *choice, int j)
+{
+    int i = toy_kv__first_pick(choice, j);
+    return i < choice->n && choice->picks[i].chunk < (j + 1) * TOY_KV__CHUNKS;
+}
+
+/* Masks what is left out of the scores s [BLOCK] of block j. */
+static void toy_kv__mask_chunks(const toy_kv__choice *choice, int j, float *s)
+{
+    int c, t, i = toy_kv__first_pick(choice, j);
+    for (c = 0; c < TOY_KV__CHUNKS; c++) {
+        if (i < choice->n && choice->picks[i].chunk == j * TOY_KV__CHUNKS + c) {
+            i++;
+            continue;
+        }
+        for (t = c * TOY_KV__CHUNK; t < (c + 1) * TOY_KV__CHUNK; t++)
+            s[t] = TOY_KV__MASKED;
+    }
+}
+
 /* One pass of attention for a few queries: its state in the scratch, the online softmax, and tokens
  * that are exact. */
 
 /* The state of up to TOY_KV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
  * is TOY_KV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
  * block: [blocks, rows, BLOCK]. */
+#define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
+#define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
+
 typedef struct toy_kv__pass {
     const toy_kv *kv;
     const toy_kv__ops *ops;
@@ -6138,31 +7071,38 @@ typedef struct toy_kv__pass {
     int in_bytes;      /* V streams are summed by byte kernels */
     const toy_kv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;             /* [rows, HEAD_DIM], scaled */
-    float *turned;        /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;             /* [rows, MAX_LATENTS] query in latents */
-    float *lut;           /* score tables of all K streams of the head */
-    float *packed;        /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
-    short *dot_table;     /* codewords of K runs that toy_kv__dots() says: [pairs, 32] */
-    float *dot_scale;     /* of their channels */
-    short *dot_words;     /* the queries in their units, run behind run: [rows, 2 * pairs] */
-    float *dot_unit;      /* [runs, rows] */
-    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
-    float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    float *q;         /* [rows, HEAD_DIM], scaled */
+    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;         /* [rows, MAX_LATENTS] query in latents */
+    float *lut;       /* score tables of all K streams of the head */
+    float *packed;    /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
+    short *dot_table; /* codewords of K runs that toy_kv__dots() says: [pairs, 32] */
+    float *dot_scale; /* of their channels */
+    short *dot_words; /* the queries in their units, run behind run: [rows, 2 * pairs] */
+    float *dot_unit;  /* [runs, rows] */
+    float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
+    short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
+    float *map_scale;         /* [map_columns] */
+    float *mapped;            /* [MAP_BLOCKS, rows, map_columns] the same in latents */
+    int map_columns, batches; /* batches: queries are mapped in batches */
+    float map_unit[TOY_KV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
     float *gain;          /* [BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
-    float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
+    float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
+    toy_kv__entry tile[TOY_KV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
+    int tile_block[TOY_KV__TILE], tile_token[TOY_KV__TILE];
+    const toy_kv__choice *choice; /* of chunks; NULL: all are attended */
     float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
     float m[TOY_KV__MAX_ROWS], l[TOY_KV__MAX_ROWS], l_coded[TOY_KV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
 } toy_kv__pass;
-
-#define TOY_KV__TILE (1024 / TOY_KV_BLOCK)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
@@ -6189,7 +7129,11 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS) + TOY_KV__ROOM(TOY_KV__PACKED_ROOM) +   \
      TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 16) + TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 2) +                  \
      TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS) +                                            \
-     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) + TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                    \
+     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) +                                                 \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2) + TOY_KV__ROOM(TOY_KV__MAX_COLUMNS) +   \
+     TOY_KV__ROOM(TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2) +                           \
+     TOY_KV__ROOM((size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                   \
+     TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                                  \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2)
@@ -6216,6 +7160,11 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->dot_scale = toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 2);
     a->dot_words = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS);
     a->dot_unit = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
+    a->map_words = (short *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2);
+    a->map_scale = toy_kv__take(&room, TOY_KV__MAX_COLUMNS);
+    a->map_queries =
+        (short *)toy_kv__take(&room, TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2);
+    a->mapped = toy_kv__take(&room, (size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
     a->book = toy_kv__take(&room, TOY_KV__MAX_BOOK);
     a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
     a->s = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
@@ -6254,25 +7203,37 @@ static void toy_kv__mask(const toy_kv__pass *a, float *s, int from, int to)
         s[t] = TOY_KV__MASKED;
 }
 
-/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
- * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
- * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
-static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
+/* Soft cap and masks on all blocks of row r, s; returns whether it sees anything of them. */
+static int toy_kv__mask_row(const toy_kv__pass *a, int r, int blocks, int n, int coded, float *s)
 {
-    int r, b, blocks = (n + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK, seen = 0;
+    int b, from, to, seen = 0;
+    for (b = 0; b < blocks; b++, s += a->rows * TOY_KV_BLOCK) {
+        toy_kv__seen(a, r, a->tile_token[b], n, &from, &to);
+        seen |= from < to;
+        if (a->soft_cap > 0.0f || from > 0 || to < TOY_KV_BLOCK)
+            toy_kv__mask(a, s, from, to);
+        if (coded && a->choice != NULL)
+            toy_kv__mask_chunks(a->choice, a->tile_block[b], s);
+    }
+    return seen;
+}
+
+/* Softmax of a->s over the tile's blocks, n tokens in each; what was summed before is shrunk where
+ * a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so large a
+ * part of its row's sum that rounding it to 8 bits would show, else 1. */
+static int toy_kv__soft_max(toy_kv__pass *a, int blocks, int n, int coded)
+{
+    int r, b, seen = 0;
     for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * TOY_KV_BLOCK, top, sum, shrink = 1.0f;
-        int from, to, step = a->rows * TOY_KV_BLOCK;
-        toy_kv__seen(a, r, token, n, &from, &to);
-        if (from >= to) {
+        float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum, shrink = 1.0f;
+        int step = a->rows * TOY_KV_BLOCK;
+        if (toy_kv__mask_row(a, r, blocks, n, coded, s))
+            top = a->ops->largest(s, blocks, (size_t)step);
+        if (top <= TOY_KV__MASKED) { /* a choice may leave nothing that this row sees */
             for (b = 0; b < blocks; b++)
                 memset(s + b * step, 0, sizeof(float) * TOY_KV_BLOCK);
             continue;
         }
-        for (b = 0; b < blocks; b++)
-            if (a->soft_cap > 0.0f || from > b * TOY_KV_BLOCK || to < (b + 1) * TOY_KV_BLOCK)
-                toy_kv__mask(a, s + b * step, from - b * TOY_KV_BLOCK, to - b * TOY_KV_BLOCK);
-        top = a->ops->largest(s, blocks, (size_t)step);
         if (top > a->m[r]) {
             shrink = a->m[r] > TOY_KV__MASKED ? expf(a->m[r] - top) : 0.0f;
             a->m[r] = top;
@@ -6303,17 +7264,124 @@ static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
     for (i = 0; i < n * TOY_KV_HEAD_DIM * 2; i += 64)
         TOY_KV__PREFETCH(v + i, 3);
     a->ops->exact_scores(k, n, a->q, a->rows, a->s);
-    if (toy_kv__soft_max(a, token, n, 0))
+    a->tile_token[0] = token;
+    if (toy_kv__soft_max(a, 1, n, 0))
         a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }
 
-/* Coded blocks whose vectors are never rebuilt: queries are mapped into latents, scores are looked
- * up, probabilities are summed in latents and mapped back once. */
+/* Queries of coded blocks: turned into the frame of a block, mapped into latents, made into what
+ * scores are looked up with. Where every block has a frame of its own, this is done for a batch of
+ * blocks at once: one product of all their queries with the basis. */
 
-/* y [rows, n_latents] = dec' q for one member of a stream. */
-static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int member)
+/* Cosines [N_ROT / 2] and sines of the angles that queries turn back by for a block at `position`.
+ * They go on from block to block by one complex product a pair, and start afresh every 64 blocks.
+ */
+static void toy_kv__block_angles(toy_kv__pass *a, int position, int previous)
+{
+    enum { PAIRS = TOY_KV_N_ROT / 2 };
+    float *c = a->cs, *s = a->cs + PAIRS, both[TOY_KV_N_ROT + 1];
+    int i;
+    if (previous >= 0 && position == previous + TOY_KV_BLOCK && position / TOY_KV_BLOCK % 64 != 0) {
+        for (i = 0; i < PAIRS; i++) {
+            float x = c[i], y = s[i];
+            c[i] = x * a->step[2 * i] - y * a->step[2 * i + 1];
+            s[i] = y * a->step[2 * i] + x * a->step[2 * i + 1];
+        }
+        return;
+    }
+    toy_kv__angles(position, both);
+    for (i = 0; i < PAIRS; i++) {
+        c[i] = both[2 * i];
+        s[i] = both[2 * i + 1];
+    }
+}
+
+/* y [HEAD_DIM] = x turned back by those angles. */
+static void toy_kv__turn_back(const float *cs, const float *x, float *y)
+{
+    enum { PAIRS = TOY_KV_N_ROT / 2 };
+    int i;
+    for (i = TOY_KV_N_ROT; i < TOY_KV_HEAD_DIM; i++)
+        y[i] = x[i];
+    for (i = 0; i < PAIRS; i++) {
+        int k = TOY_KV_ROPE_INTERLEAVED ? 2 * i : i, l = TOY_KV_ROPE_INTERLEAVED ? k + 1 : i + PAIRS;
+        float c = cs[i], s = cs[PAIRS + i];
+        y[k] = x[k] * c + x[l] * s;
+        y[l] = x[l] * c - x[k] * s;
+    }
+}
+
+/* Turns the queries into the frame of one block. */
+static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
+{
+    int r;
+    toy_kv__block_angles(a, position, previous);
+    for (r = 0; r < a->rows; r++)
+        toy_kv__turn_back(a->cs, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
+}
+
+/* Whether queries are mapped for many blocks at once. */
+static int toy_kv__maps_batches(const toy_kv__pass *a)
+{
+    int u;
+    if (a->ops->bytes == NULL || a->k_frame != TOY_KV__BLOCKWISE || TOY_KV_HEAD_DIM % 2 != 0)
+        return 0;
+    for (u = 0; u < a->n_k_uses; u++)
+        if (toy_kv__streams[a->k_uses[u].stream].transform != TOY_KV__BASIS)
+            return 0;
+    return 1;
+}
+
+/* Makes ready for batches: the bases of all K streams in words, columns behind each other, with the
+ * mean as the last column of each; and what a word of each query counts. Turning leaves the length
+ * of a pair as it is, so that holds for every block. */
+static void toy_kv__fill_maps(toy_kv__pass *a)
+{
+    /* HEAD_DIM products of a word of the basis and one of a query stay below 2^31. */
+    const float most = 2147483648.0f / (TOY_KV__MAP_TOP * TOY_KV_HEAD_DIM) - 1.0f;
+    const float limit = most < 32767.0f ? most : 32767.0f;
+    int u, r, i;
+    a->map_columns = 0;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
+        a->ops->bytes->map_basis(
+            toy_kv__table(s->dec + row * s->n_latents),
+            s->mean < 0 ? NULL : toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, s->n_latents,
+            a->map_words + (size_t)a->map_columns * TOY_KV_HEAD_DIM, a->map_scale + a->map_columns);
+        a->map_columns += TOY_KV__COLUMNS(s->n_latents);
+    }
+    for (r = 0; r < a->rows; r++) {
+        const float *x = a->q + r * TOY_KV_HEAD_DIM;
+        float top = 0.0f;
+        for (i = 0; i < TOY_KV_HEAD_DIM; i++)
+            top += x[i] * x[i];
+        a->map_unit[r] = sqrtf(top) / limit;
+    }
+}
+
+/* Queries of n blocks from `entries` on, n <= MAP_BLOCKS, into latents: a->mapped. */
+static void toy_kv__map_batch(toy_kv__pass *a, const toy_kv__entry *entries, int n, int previous)
+{
+    int b, r;
+    for (b = 0; b < n; b++) {
+        toy_kv__turn_queries(a, entries[b].position, previous);
+        for (r = 0; r < a->rows; r++)
+            a->ops->bytes->to_words(a->turned + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, a->map_unit[r],
+                                    a->map_queries + (size_t)(b * a->rows + r) * TOY_KV_HEAD_DIM);
+        previous = entries[b].position;
+    }
+    a->ops->bytes->map_words(a->map_queries, n * a->rows, TOY_KV_HEAD_DIM, a->map_words, a->map_scale,
+                             a->map_columns, a->map_unit, a->rows, a->mapped);
+}
+
+/* a->y [rows, n_latents] = dec' q for one member of a stream, and a->bias += q . mean. */
+static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member)
 {
     int r, d, row = member * TOY_KV_HEAD_DIM;
+    for (r = 0; r < a->rows && s->mean >= 0; r++)
+        a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
+                                      a->turned + r * TOY_KV_HEAD_DIM);
     if (s->transform == TOY_KV__BASIS) {
         a->ops->map(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
                     a->turned, TOY_KV_HEAD_DIM, a->rows, a->y);
@@ -6366,29 +7434,26 @@ static void toy_kv__fill_dots(toy_kv__pass *a)
     }
 }
 
-/* Score tables in fp32 of one run for the queries in a->y; returns their end. */
-static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__stream *s, const toy_kv__run *run, float *lut)
+/* Score tables in fp32 of one run for queries in latents y [rows, stride]; returns their end. */
+static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__run *run, const float *y, size_t stride,
+                             float *lut)
 {
     int p, r;
+    y += run->first;
+    if (run->coder == TOY_KV__NIBBLES) {
+        a->ops->fill_tables(run, y, stride, a->rows, lut);
+        return lut + run->planes * a->rows * 16;
+    }
     for (p = 0; p < run->planes; p++)
-        for (r = 0; r < a->rows; r++) {
-            const float *y =
-                a->y + (size_t)r * (size_t)s->n_latents + run->first + p / run->stages * run->width;
-            if (run->coder != TOY_KV__NIBBLES) {
-                *lut++ = *y;
-                continue;
-            }
-            a->ops->fill_table(toy_kv__table(run->book + p / run->stages * run->book_step +
-                                           p % run->stages * run->width * 16),
-                               run->width, y, lut);
-            lut += 16;
-        }
+        for (r = 0; r < a->rows; r++)
+            *lut++ = y[(size_t)r * stride + (size_t)(p / run->stages * run->width)];
     return lut;
 }
 
-/* Score tables of every K stream of the head for the queries as turned; also bias. Nibbles end up
- * in a->packed where there are byte kernels, else in a->lut like the others. */
-static void toy_kv__fill_tables(toy_kv__pass *a)
+/* Score tables of every K stream of the head, also bias: for the queries as turned, or those of a
+ * batch's block `mapped` if it is not NULL. Nibbles end up in a->packed where there are byte
+ * kernels, else in a->lut like the others. */
+static void toy_kv__fill_tables(toy_kv__pass *a, const float *mapped)
 {
     int u, i, r, planes = 0;
     float *lut = a->lut, *start = a->lut;
@@ -6401,11 +7466,12 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
         a->bias[r] = 0.0f;
     for (u = 0; u < a->n_k_uses; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
-        toy_kv__map_queries(a, s, a->k_uses[u].member);
-        for (r = 0; r < a->rows && s->mean >= 0; r++)
-            a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
-                                          a->turned + r * TOY_KV_HEAD_DIM);
+        size_t stride = mapped != NULL ? (size_t)a->map_columns : (size_t)s->n_latents;
+        const float *y = mapped != NULL ? mapped : a->y;
+        if (mapped == NULL)
+            toy_kv__map_one(a, s, a->k_uses[u].member);
+        for (r = 0; r < a->rows && mapped != NULL; r++)
+            a->bias[r] += y[(size_t)r * stride + (size_t)s->n_latents];
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
             if (i == 0 || run[-1].gain != run->gain)
@@ -6416,8 +7482,8 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
             }
             if (toy_kv__dots(a, run)) {
                 int n = 2 * toy_kv__dot_pairs(run);
-                a->ops->bytes->dot_queries(run, scale, a->y + run->first, (size_t)s->n_latents,
-                                           a->rows, words, unit, energy);
+                a->ops->bytes->dot_queries(run, scale, y + run->first, stride, a->rows, words, unit,
+                                           energy);
                 scale += n;
                 words += a->rows * n;
                 unit += a->rows;
@@ -6425,12 +7491,12 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
             }
             if (run->coder == TOY_KV__WIDE) {
                 for (r = 0; r < a->rows; r++)
-                    toy_kv__fill_wide(a->ops, run, a->y + (size_t)r * (size_t)s->n_latents,
+                    toy_kv__fill_wide(a->ops, run, y + (size_t)r * stride,
                                     a->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT + wide);
                 wide += (size_t)run->planes << run->bits;
                 continue;
             }
-            lut = toy_kv__fill_run(a, s, run, lut);
+            lut = toy_kv__fill_run(a, run, y, stride, lut);
             planes += run->planes;
             if (a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
                 !toy_kv__continues(a, s, i + 1)) {
@@ -6441,8 +7507,13 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
                 lut = start;
             }
         }
+        if (mapped != NULL)
+            mapped += TOY_KV__COLUMNS(s->n_latents);
     }
 }
+
+/* Coded blocks whose vectors are never rebuilt: scores are looked up for queries in latents,
+ * probabilities are summed in latents and mapped back once. */
 
 /* Whether the head's V streams are summed in bytes: weights must not be negative then, as they are
  * with q4_0's gains. */
@@ -6493,9 +7564,11 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
     const char *packed = (const char *)a->packed;
     const short *table = a->dot_table, *words = a->dot_words;
     const float *unit = a->dot_unit;
-    for (r = 0; r < a->rows; r++)
+    for (r = 0; r < a->rows; r++) {
+        float bias = a->bias[r]; /* by itself, so that the loop is vectorized */
         for (t = 0; t < TOY_KV_BLOCK; t++)
-            scores[r * TOY_KV_BLOCK + t] = a->bias[r];
+            scores[r * TOY_KV_BLOCK + t] = bias;
+    }
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
@@ -6621,47 +7694,46 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     }
 }
 
-/* Turns the queries into the frame of a block at `position`. The angles go on from block to block
- * by one complex product a pair, and start afresh every 64 blocks. */
-static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
+/* y [rows, n_latents] = what was summed of one V stream, whose sums begin at latent `first` and bin
+ * `bin`; returns the bin behind it. */
+static size_t toy_kv__collect_latents(toy_kv__pass *a, const toy_kv__stream *s, size_t first, size_t bin)
 {
-    int i, r;
-    if (previous < 0 || position != previous + TOY_KV_BLOCK || position / TOY_KV_BLOCK % 64 == 0) {
-        toy_kv__angles(position, a->cs);
-    } else {
-        for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
-            float c = a->cs[2 * i], s = a->cs[2 * i + 1];
-            a->cs[2 * i] = c * a->step[2 * i] - s * a->step[2 * i + 1];
-            a->cs[2 * i + 1] = s * a->step[2 * i] + c * a->step[2 * i + 1];
-        }
+    const float *end = a->bins + bin;
+    int r, i;
+    for (r = 0; r < a->rows; r++) {
+        float *y = a->y + (size_t)r * (size_t)s->n_latents;
+        const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS + bin;
+        a->ops->reduce(a->acc + ((size_t)r * TOY_KV__MAX_SUM_LATENTS + first) * (size_t)a->ops->lanes,
+                       s->n_latents, y);
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+            if (toy_kv__runs[i].coder == TOY_KV__WIDE)
+                bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, y);
+        if (s->transform == TOY_KV__HADAMARD)
+            toy_kv__hadamard(y, s->n_in);
+        if (r == 0)
+            end = bins;
     }
-    for (r = 0; r < a->rows; r++)
-        toy_kv__turn(a->cs, -1.0f, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
+    return (size_t)(end - a->bins);
 }
 
 /* Adds dec * acc + mean of every V stream to o. */
 static void toy_kv__collect(toy_kv__pass *a)
 {
-    int u, r, d, i;
-    for (r = 0; r < a->rows; r++) {
-        const float *acc = a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
-        const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS;
-        float *o = a->o + r * TOY_KV_HEAD_DIM;
-        for (u = 0; u < a->n_v_uses; u++) {
-            const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
-            int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
-            a->ops->reduce(acc, s->n_latents, a->y);
-            acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
-            for (i = s->first_run; i < s->first_run + s->n_runs; i++)
-                if (toy_kv__runs[i].coder == TOY_KV__WIDE)
-                    bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, a->y);
-            if (s->transform == TOY_KV__HADAMARD)
-                toy_kv__hadamard(a->y, s->n_in);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                o[d] += s->transform == TOY_KV__BASIS
-                            ? a->ops->dot_row(toy_kv__table(s->dec + (row + d) * s->n_latents),
-                                              s->n_latents, a->y)
-                            : a->y[row + d];
+    int u, r, d;
+    size_t first = 0, bin = 0;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
+        bin = toy_kv__collect_latents(a, s, first, bin);
+        first += (size_t)s->n_latents;
+        if (s->transform == TOY_KV__BASIS)
+            a->ops->unmap(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
+                          a->y, a->rows, a->o);
+        for (r = 0; r < a->rows; r++) {
+            float *o = a->o + r * TOY_KV_HEAD_DIM;
+            const float *y = a->y + (size_t)r * (size_t)s->n_latents + row;
+            for (d = 0; d < TOY_KV_HEAD_DIM && s->transform != TOY_KV__BASIS; d++)
+                o[d] += y[d];
             if (s->mean >= 0)
                 a->ops->add_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, a->l_coded[r], o);
         }
@@ -6679,10 +7751,19 @@ static void toy_kv__collect(toy_kv__pass *a)
 #define TOY_KV__QUERIES      32
 #define TOY_KV__STATE_FLOATS TOY_KV__ROOM(2 * TOY_KV__QUERIES * TOY_KV_N_HEADS)
 #define TOY_KV__HELD_FLOATS  (2 * (size_t)TOY_KV__HELD * TOY_KV__NODE_FLOATS)
-#define TOY_KV__ATTEND_FLOATS                                                                        \
+/* Where chunks are chosen so many queries at a time that a head has one pass, and passes that a
+ * head has, more than one where a group is larger than a pass. */
+#define TOY_KV__CHOOSERS (TOY_KV__PASS_ROWS / TOY_KV_GROUP > 0 ? TOY_KV__PASS_ROWS / TOY_KV_GROUP : 1)
+#define TOY_KV__CHOICES  ((TOY_KV__CHOOSERS * TOY_KV_GROUP + TOY_KV__PASS_ROWS - 1) / TOY_KV__PASS_ROWS)
+#define TOY_KV__CHOICE_FLOATS                                                                        \
+    (TOY_KV_LANDMARKS > 0                                                                            \
+         ? TOY_KV__ROOM(sizeof(toy_kv__choice) / 4 * TOY_KV_N_KV_HEADS * (size_t)TOY_KV__CHOICES)          \
+         : 0)
+#define TOY_KV__CHOICE_AT                                                                            \
     (TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS +                                                      \
-     (TOY_KV__REBUILDS ? TOY_KV__HELD_FLOATS + TOY_KV__REBUILD_FLOATS : 0))
-#define TOY_KV__READ_FLOATS (TOY_KV__HEAD_FLOATS + TOY_KV__REBUILD_FLOATS)
+     (TOY_KV__REBUILDS ? TOY_KV__ROOM(TOY_KV__HELD_FLOATS + TOY_KV__REBUILD_FLOATS) : 0))
+#define TOY_KV__ATTEND_FLOATS (TOY_KV__CHOICE_AT + TOY_KV__CHOICE_FLOATS)
+#define TOY_KV__READ_FLOATS   (TOY_KV__HEAD_FLOATS + TOY_KV__REBUILD_FLOATS)
 #define TOY_KV__SCRATCH_FLOATS                                                                       \
     (TOY_KV__ATTEND_FLOATS > TOY_KV__READ_FLOATS ? TOY_KV__ATTEND_FLOATS : TOY_KV__READ_FLOATS)
 
@@ -6693,6 +7774,21 @@ static int toy_kv__reaches(const toy_kv__pass *a, int j)
     if (token + TOY_KV_BLOCK <= a->first || token >= a->last)
         return 0;
     return a->window <= 0 || token + TOY_KV_BLOCK > a->position[0] - a->window + 1;
+}
+
+/* Gathers the next blocks from *j on that some row attends to into the tile; returns their number,
+ * 0 behind the last. */
+static int toy_kv__next_tile(toy_kv__pass *a, int n_sealed, int *j)
+{
+    int n = 0;
+    for (; *j < n_sealed && n < TOY_KV__TILE; (*j)++) {
+        if (!toy_kv__reaches(a, *j) || (a->choice != NULL && !toy_kv__picked(a->choice, *j)))
+            continue;
+        a->tile[n] = a->blocks[*j];
+        a->tile_block[n] = *j;
+        a->tile_token[n++] = TOY_KV_N_SINK + *j * TOY_KV_BLOCK;
+    }
+    return n;
 }
 
 /* Asks for the codes of a block: `near`, because they are wanted next. Streams lie apart, and where
@@ -6734,13 +7830,8 @@ static void toy_kv__collect_held(toy_kv__pass *a)
 
 static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
 {
-    int j, b, n, previous = -1, ready = 0, seen;
-    for (j = 0; j < n_sealed; j += n) {
-        n = 1;
-        if (!toy_kv__reaches(a, j))
-            continue;
-        while (n < TOY_KV__TILE && j + n < n_sealed && toy_kv__reaches(a, j + n))
-            n++;
+    int j = 0, b, n, previous = -1, ready = 0, seen;
+    while ((n = toy_kv__next_tile(a, n_sealed, &j)) > 0) {
         if (!a->coded) {
             memset(a->acc, 0,
                    sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
@@ -6749,34 +7840,53 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                 toy_kv__fill_books(a);
             if (a->k_tile == NULL)
                 toy_kv__fill_dots(a);
+            if (a->batches)
+                toy_kv__fill_maps(a);
         }
         a->coded = 1;
         for (b = 0; b < n; b++) {
-            toy_kv__entry entry = a->blocks[j + b];
-            int ahead = j + b + TOY_KV__AHEAD;
+            toy_kv__entry entry = a->tile[b];
+            /* behind the tile the next blocks are a guess, right unless chunks were chosen */
+            int over = b + TOY_KV__AHEAD - (n - 1);
+            int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + TOY_KV__AHEAD];
             float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
             if (a->k_tile == NULL && ahead < n_sealed)
                 toy_kv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
             if (a->v_tile == NULL)
                 toy_kv__prefetch(a, a->v_uses, a->n_v_uses, entry.block, 0);
             if (a->k_tile != NULL) {
-                a->ops->dense->score(toy_kv__held(a, a->k_tile, j + b), a->q, a->rows, scores);
+                a->ops->dense->score(toy_kv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
+                                     scores);
                 continue;
             }
-            if (a->k_frame == TOY_KV__BLOCKWISE)
+            if (a->batches && b % TOY_KV__MAP_BLOCKS == 0)
+                toy_kv__map_batch(a, a->tile + b, n - b < TOY_KV__MAP_BLOCKS ? n - b : TOY_KV__MAP_BLOCKS,
+                                previous);
+            else if (a->k_frame == TOY_KV__BLOCKWISE && !a->batches)
                 toy_kv__turn_queries(a, entry.position, previous);
-            if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
-                toy_kv__fill_tables(a);
+            if (a->batches)
+                toy_kv__fill_tables(a, a->mapped + (size_t)(b % TOY_KV__MAP_BLOCKS * a->rows) *
+                                                     (size_t)a->map_columns);
+            else if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
+                toy_kv__fill_tables(a, NULL);
             toy_kv__score_block(a, entry.block, scores);
+            if (TOY_KV__KEEPS)
+                toy_kv__score_kept(a->kv, a->ops, a->layer, a->head, entry.block, a->q, a->rows,
+                                 scores);
             ready = 1;
-            previous = entry.position;
+            previous = a->batches && b % TOY_KV__MAP_BLOCKS != TOY_KV__MAP_BLOCKS - 1 ? previous
+                                                                                  : entry.position;
         }
-        seen = toy_kv__soft_max(a, TOY_KV_N_SINK + j * TOY_KV_BLOCK, n * TOY_KV_BLOCK, 1);
+        seen = toy_kv__soft_max(a, n, TOY_KV_BLOCK, 1);
+        for (b = 0; b < n && seen && a->v_tile == NULL && TOY_KV__KEEPS; b++)
+            toy_kv__sum_kept(a->kv, a->ops, a->layer, a->head, a->tile[b].block, a->rows,
+                           a->s + b * a->rows * TOY_KV_BLOCK, a->l_coded, a->o);
         for (b = 0; b < n && seen && a->v_tile != NULL; b++)
-            a->ops->dense->sum(toy_kv__held(a, a->v_tile, j + b), a->s + b * a->rows * TOY_KV_BLOCK,
-                               a->rows, a->acc, TOY_KV__MAX_SUM_LATENTS);
+            a->ops->dense->sum(toy_kv__held(a, a->v_tile, a->tile_block[b]),
+                               a->s + b * a->rows * TOY_KV_BLOCK, a->rows, a->acc,
+                               TOY_KV__MAX_SUM_LATENTS);
         if (seen && a->v_tile == NULL)
-            toy_kv__sum_tile(a, a->blocks + j, n, seen == 2);
+            toy_kv__sum_tile(a, a->tile, n, seen == 2);
     }
 }
 
@@ -6796,6 +7906,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = toy_kv__sums_bytes(a);
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
+    a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
         toy_kv__angles(TOY_KV_BLOCK, a->step);
@@ -6817,7 +7928,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
         toy_kv__collect(a);
 }
 
-/* ---- heads, ranges, queries ---- */
+/* Attention as engines ask for it: heads, ranges of tokens and queries, pass by pass. */
 
 /* Queries skip .. skip + n - 1 of the latest n_q tokens of a layer, over tokens first .. last - 1.
  */
@@ -6825,6 +7936,7 @@ typedef struct toy_kv__job {
     const toy_kv *kv;
     const toy_kv__ops *ops;
     int seq, layer, n_q, skip, n, n_tokens, first, last, window;
+    int n_top, n_outliers; /* chunks to choose; n_top 0: all are attended */
     float scale, soft_cap;
     const float *q; /* [n_q, N_HEADS, HEAD_DIM] */
     float *scratch;
@@ -6840,6 +7952,33 @@ typedef struct toy_kv__result {
 static inline size_t toy_kv__result_row(const toy_kv__result *out, int row)
 {
     return (size_t)(row / TOY_KV_GROUP) * out->step + (size_t)(row % TOY_KV_GROUP);
+}
+
+/* How many chunks to choose. Fails for arguments that are out of range. */
+static toy_kv_status toy_kv__limit_chunks(toy_kv__job *job, const toy_kv_attention *attention)
+{
+    int top = attention != NULL ? attention->top_tokens : 0, first, last;
+    if (top == 0)
+        return TOY_KV_OK;
+    if (TOY_KV_LANDMARKS == 0 || top < 0 || top > TOY_KV_MAX_TOP_TOKENS ||
+        attention->outlier_chunks > TOY_KV_MAX_OUTLIER_CHUNKS)
+        return TOY_KV_E_ARGUMENT;
+    job->n_top = (top + TOY_KV__CHUNK - 1) / TOY_KV__CHUNK;
+    first = job->first < TOY_KV_N_SINK ? TOY_KV_N_SINK : job->first;
+    last = toy_kv__n_coded(toy_kv__sequence(job->kv, job->seq));
+    last = last < job->last ? last : job->last;
+    if (job->n_top * TOY_KV__CHUNK >= last - first) {
+        job->n_top = 0; /* nothing to choose */
+        return TOY_KV_OK;
+    }
+    job->n_outliers = attention->outlier_chunks;
+    if (job->n_outliers < 0)
+        job->n_outliers = 0;
+    else if (job->n_outliers == 0)
+        job->n_outliers = job->n_top * 3 / 16;
+    if (job->n_outliers > TOY_KV_MAX_OUTLIER_CHUNKS)
+        job->n_outliers = TOY_KV_MAX_OUTLIER_CHUNKS;
+    return TOY_KV_OK;
 }
 
 /* Fails for arguments that are out of range. */
@@ -6874,7 +8013,7 @@ static toy_kv_status toy_kv__make_job(toy_kv__job *job, const toy_kv *kv, int se
     job->window = attention != NULL ? attention->sliding_window : 0;
     job->q = q;
     job->scratch = (float *)scratch;
-    return TOY_KV_OK;
+    return toy_kv__limit_chunks(job, attention);
 }
 
 /* The position of the i-th query of a job. */
@@ -6895,23 +8034,54 @@ static void toy_kv__merge_row(float *m, float *l, float *x, float m_more, float 
         x[d] = x[d] * a + y[d] * b;
 }
 
-/* All rows of one KV head over a range of tokens, added to what `out` holds of them. */
-static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int head,
-                              const toy_kv__result *out)
+/* The queries of one pass: those of a KV head from `row` on. */
+static void toy_kv__load_rows(const toy_kv__job *job, toy_kv__pass *a, int head, int row)
 {
-    int row, r, d, rows = job->n * TOY_KV_GROUP, last = a->last;
+    int r, d, rows = job->n * TOY_KV_GROUP;
     a->head = head;
+    a->rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
+    for (r = 0; r < a->rows; r++) {
+        int query = job->skip + (row + r) / TOY_KV_GROUP;
+        const float *src = job->q + ((size_t)query * TOY_KV_N_HEADS +
+                                     (size_t)(head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
+                                        TOY_KV_HEAD_DIM;
+        a->position[r] = toy_kv__position(job, (row + r) / TOY_KV_GROUP);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            a->q[r * TOY_KV_HEAD_DIM + d] = src[d] * job->scale;
+    }
+}
+
+/* What the passes of one head attend to, over all of the job's tokens: choices [CHOICES]. */
+static void toy_kv__choose_rows(const toy_kv__job *job, toy_kv__pass *a, int head, toy_kv__choice *choices)
+{
+    const toy_kv__seq *q = toy_kv__sequence(job->kv, job->seq);
+    toy_kv__chunks among;
+    int row, first, last;
+    among.kv = job->kv;
+    among.blocks = toy_kv__blocks(job->kv, job->seq);
+    among.layer = job->layer;
+    among.head = head;
+    for (row = 0; row < job->n * TOY_KV_GROUP; row += a->rows) {
+        toy_kv__load_rows(job, a, head, row);
+        first = job->first;
+        if (job->window > 0 && first < a->position[0] - job->window + 1)
+            first = a->position[0] - job->window + 1;
+        last = a->position[a->rows - 1] + 1;
+        toy_kv__choose(&among, job->ops, q, a->q, a->rows, first, last < job->last ? last : job->last,
+                     job->n_top, job->n_outliers, choices++);
+    }
+}
+
+/* All rows of one KV head over a range of tokens, added to what `out` holds of them. choices
+ * [CHOICES] of its passes, or NULL. */
+static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int head,
+                              const toy_kv__choice *choices, const toy_kv__result *out)
+{
+    int row, r, rows = job->n * TOY_KV_GROUP, last = a->last;
     for (row = 0; row < rows; row += a->rows) {
-        a->rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
-        for (r = 0; r < a->rows; r++) {
-            int query = job->skip + (row + r) / TOY_KV_GROUP;
-            const float *src = job->q + ((size_t)query * TOY_KV_N_HEADS +
-                                         (size_t)(head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
-                                            TOY_KV_HEAD_DIM;
-            a->position[r] = toy_kv__position(job, (row + r) / TOY_KV_GROUP);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                a->q[r * TOY_KV_HEAD_DIM + d] = src[d] * job->scale;
-        }
+        toy_kv__load_rows(job, a, head, row);
+        a->choice = choices == NULL || choices->all ? NULL : choices;
+        choices += choices != NULL;
         if (a->position[a->rows - 1] < last)
             a->last = a->position[a->rows - 1] + 1;
         toy_kv__attend_rows(a);
@@ -6924,21 +8094,39 @@ static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int hea
     }
 }
 
-/* Rebuilds the blocks from j on that some query of the job sees, for n_heads heads. */
-static void toy_kv__hold_blocks(const toy_kv__job *job, toy_kv__pass *a, int j, int n_sealed, int head,
-                              int n_heads, float *k, float *v)
+/* Whether any pass of n_heads heads attends to block j: choices as toy_kv__attend_job() has them. */
+static int toy_kv__wanted(const toy_kv__job *job, const toy_kv__choice *choices, int n_heads, int j)
 {
-    int b;
+    int h, i, passes = (job->n * TOY_KV_GROUP + TOY_KV__PASS_ROWS - 1) / TOY_KV__PASS_ROWS;
+    if (choices == NULL)
+        return 1;
+    for (h = 0; h < n_heads; h++)
+        for (i = 0; i < passes; i++) {
+            const toy_kv__choice *one = &choices[h * TOY_KV__CHOICES + i];
+            if (one->all || toy_kv__picked(one, j))
+                return 1;
+        }
+    return 0;
+}
+
+/* Rebuilds the blocks from j on that some query of the job sees, for n_heads heads; returns their
+ * number. */
+static int toy_kv__hold_blocks(const toy_kv__job *job, toy_kv__pass *a, const toy_kv__choice *choices,
+                             int j, int n_sealed, int head, int n_heads, float *k, float *v)
+{
+    int b, n = 0;
     float *room = job->scratch + TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS + TOY_KV__HELD_FLOATS;
     a->position[0] = toy_kv__position(job, 0);
     a->tile_first = j;
     for (b = 0; b < TOY_KV__HELD && j + b < n_sealed; b++) {
         size_t at = (size_t)b * TOY_KV__NODE_FLOATS;
-        if (toy_kv__reaches(a, j + b))
-            toy_kv__rebuild(job->kv, job->ops, toy_kv__blocks(job->kv, job->seq)[j + b], job->layer,
-                          head, n_heads, room, k == NULL ? NULL : k + at,
-                          v == NULL ? NULL : v + at);
+        if (!toy_kv__reaches(a, j + b) || !toy_kv__wanted(job, choices, n_heads, j + b))
+            continue;
+        toy_kv__rebuild(job->kv, job->ops, toy_kv__blocks(job->kv, job->seq)[j + b], job->layer, head,
+                      n_heads, room, k == NULL ? NULL : k + at, v == NULL ? NULL : v + at);
+        n++;
     }
+    return n;
 }
 
 /* Some heads of a layer. Where its vectors must be rebuilt that is done once for all heads and
@@ -6948,6 +8136,8 @@ static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, to
     toy_kv__pass a;
     float *k = job->scratch + TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS;
     float *v = k + (size_t)TOY_KV__HELD * TOY_KV__NODE_FLOATS;
+    toy_kv__choice *choices =
+        job->n_top == 0 ? NULL : (toy_kv__choice *)(void *)(job->scratch + TOY_KV__CHOICE_AT);
     int j, h, row, last = toy_kv__position(job, job->n - 1) + 1;
     int n_sealed = toy_kv__sequence(job->kv, job->seq)->n_sealed, step = TOY_KV__HELD;
     if (!toy_kv__nodes[toy_kv__node_at[TOY_KV_KEY * TOY_KV_N_LAYERS + job->layer]].rebuilt)
@@ -6972,14 +8162,18 @@ static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, to
             out.l[at] = 0.0f;
             memset(out.o + at * TOY_KV_HEAD_DIM, 0, sizeof(float) * TOY_KV_HEAD_DIM);
         }
+    for (h = 0; h < n_heads && choices != NULL; h++)
+        toy_kv__choose_rows(job, &a, head + h, choices + h * TOY_KV__CHOICES);
     for (j = 0; j == 0 || j < n_sealed; j += step) {
         int from = TOY_KV_N_SINK + j * TOY_KV_BLOCK, to = from + step * TOY_KV_BLOCK;
         a.first = j == 0 || from < job->first ? job->first : from;
         a.last = j + step >= n_sealed || to > last ? last : to;
         if (a.first >= a.last)
             continue;
-        if (k != NULL || v != NULL)
-            toy_kv__hold_blocks(job, &a, j, n_sealed, head, n_heads, k, v);
+        if ((k != NULL || v != NULL) &&
+            toy_kv__hold_blocks(job, &a, choices, j, n_sealed, head, n_heads, k, v) == 0 && j > 0 &&
+            j + step < n_sealed)
+            continue; /* no exact tokens either */
         for (h = 0; h < n_heads; h++) {
             toy_kv__result rows = out;
             rows.m += h * TOY_KV_GROUP;
@@ -6987,7 +8181,8 @@ static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, to
             rows.o += (size_t)(h * TOY_KV_GROUP) * TOY_KV_HEAD_DIM;
             a.k_tile = k == NULL ? NULL : k + (size_t)h * TOY_KV__HEAD_FLOATS;
             a.v_tile = v == NULL ? NULL : v + (size_t)h * TOY_KV__HEAD_FLOATS;
-            toy_kv__attend_head(job, &a, head + h, &rows);
+            toy_kv__attend_head(job, &a, head + h,
+                              choices == NULL ? NULL : choices + h * TOY_KV__CHOICES, &rows);
         }
     }
 }
@@ -7001,6 +8196,7 @@ toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_he
     toy_kv__job job;
     toy_kv__result out;
     toy_kv_status status;
+    int i, step = 1;
     if (partial == NULL || kv_head < 0 || kv_head >= TOY_KV_N_KV_HEADS)
         return TOY_KV_E_ARGUMENT;
     status = toy_kv__make_job(&job, kv, seq, layer, n_q, q, first, count, attention, scratch,
@@ -7011,7 +8207,15 @@ toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_he
     out.l = partial->l;
     out.o = partial->o;
     out.step = TOY_KV_GROUP;
-    toy_kv__attend_job(&job, kv_head, 1, out);
+    for (i = 0; i < n_q; i += step) {
+        step = job.n_top > 0 ? TOY_KV__CHOOSERS : n_q;
+        job.skip = i;
+        job.n = n_q - i < step ? n_q - i : step;
+        toy_kv__attend_job(&job, kv_head, 1, out);
+        out.m += job.n * TOY_KV_GROUP;
+        out.l += job.n * TOY_KV_GROUP;
+        out.o += (size_t)(job.n * TOY_KV_GROUP) * TOY_KV_HEAD_DIM;
+    }
     return TOY_KV_OK;
 }
 
@@ -7056,16 +8260,17 @@ toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const
     toy_kv__job job;
     toy_kv_status status;
     const float *sinks = attention != NULL ? attention->sink_logits : NULL;
-    int i;
+    int i, step = 1;
     if (out == NULL)
         return TOY_KV_E_ARGUMENT;
     status = toy_kv__make_job(&job, kv, seq, layer, n_q, q, 0, INT32_MAX, attention, scratch,
                             scratch_bytes);
-    for (i = 0; i < n_q && status == TOY_KV_OK; i += TOY_KV__QUERIES) {
+    for (i = 0; i < n_q && status == TOY_KV_OK; i += step) {
         toy_kv__result rows;
         int row;
         job.skip = i;
-        job.n = n_q - i < TOY_KV__QUERIES ? n_q - i : TOY_KV__QUERIES;
+        step = job.n_top > 0 ? TOY_KV__CHOOSERS : TOY_KV__QUERIES;
+        job.n = n_q - i < step ? n_q - i : step;
         rows.m = job.scratch + TOY_KV__PASS_FLOATS;
         rows.l = rows.m + TOY_KV__QUERIES * TOY_KV_N_HEADS;
         rows.o = out + (size_t)i * TOY_KV_N_HEADS * TOY_KV_HEAD_DIM;
@@ -7099,6 +8304,25 @@ size_t toy_kv_scratch_size(void)
     return TOY_KV__SCRATCH_FLOATS * sizeof(float);
 }
 
+/* The exact list of a cache with c->n_blocks blocks: its default length, its place at *at. */
+static void toy_kv__lay_out_kept(toy_kv_config *c, toy_kv *kv, uint64_t *at)
+{
+    uint64_t vectors = (uint64_t)c->n_blocks * TOY_KV_BLOCK * (uint64_t)TOY_KV__SLOTS, n;
+    n = (uint64_t)((double)vectors * TOY_KV__KEPT_SHARE) + (uint64_t)TOY_KV__SLOTS;
+    if (c->n_exact == 0)
+        c->n_exact = n < vectors && n < (1u << 30) ? (int)n
+                     : vectors < (1u << 30)        ? (int)vectors
+                                                   : 1 << 30;
+    if (!TOY_KV__KEEPS)
+        c->n_exact = 0;
+    kv->kept_firsts = *at;
+    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV__CHAIN_BYTES * (uint64_t)c->n_blocks);
+    kv->kept_links = *at;
+    *at += TOY_KV__ALIGNED(sizeof(toy_kv__link) * (uint64_t)c->n_exact);
+    kv->kept_rows = *at;
+    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV_HEAD_DIM * 2 * (uint64_t)c->n_exact);
+}
+
 /* Fills in defaults and offsets; fails where a size would overflow. */
 static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
 {
@@ -7106,7 +8330,8 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     uint64_t at = TOY_KV__ALIGNED(sizeof(toy_kv)), limit = (uint64_t)(SIZE_MAX / 2), row;
     if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
         config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
-        config->n_blocks < 0 || config->n_blocks > (1 << 28))
+        config->n_blocks < 0 || config->n_blocks > (1 << 28) || config->n_exact < 0 ||
+        config->n_exact > (1 << 30))
         return TOY_KV_E_ARGUMENT;
     c = *config;
     if (c.n_seq == 0)
@@ -7127,7 +8352,6 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
     kv->ring =
         (TOY_KV_N_RECENT + TOY_KV_BLOCK + c.max_batch + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK * TOY_KV_BLOCK;
-    kv->config = c;
     kv->n_free = c.n_blocks;
     kv->magic = TOY_KV__MAGIC;
     kv->seqs = at;
@@ -7140,15 +8364,17 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     at += TOY_KV__ALIGNED((uint64_t)TOY_KV__WORK_FLOATS * sizeof(float));
     kv->turns = at;
     at += TOY_KV__ALIGNED((uint64_t)TOY_KV__TURN_FLOATS * sizeof(float));
+    toy_kv__lay_out_kept(&c, kv, &at);
+    kv->config = c;
     kv->exact = at;
     row = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
     if (row * (uint64_t)(TOY_KV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
         return TOY_KV_E_ARGUMENT;
     at += TOY_KV__ALIGNED(row * (uint64_t)(TOY_KV_N_SINK + kv->ring) * (uint64_t)c.n_seq);
     kv->pool = at;
-    if ((uint64_t)c.n_blocks > limit / 4 / TOY_KV__BLOCK_BYTES)
+    if ((uint64_t)c.n_blocks > limit / 4 / TOY_KV__POOL_BYTES)
         return TOY_KV_E_ARGUMENT;
-    kv->bytes = at + (uint64_t)c.n_blocks * TOY_KV__BLOCK_BYTES;
+    kv->bytes = at + (uint64_t)c.n_blocks * TOY_KV__POOL_BYTES;
     if (kv->bytes > limit)
         return TOY_KV_E_ARGUMENT;
     return TOY_KV_OK;
@@ -7178,6 +8404,7 @@ toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes)
 toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory, size_t bytes)
 {
     toy_kv laid;
+    int32_t i;
     toy_kv_status status = toy_kv__lay_out(config, &laid);
     if (status != TOY_KV_OK)
         return status;
@@ -7190,6 +8417,10 @@ toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory
     memset(memory, 0, (size_t)laid.pool);
     memcpy(memory, &laid, sizeof laid);
     *kv = (toy_kv *)memory;
+    for (i = (*kv)->config.n_exact; i > 0; i--) {
+        toy_kv__kept_link(*kv, i)->next = (*kv)->kept_free;
+        (*kv)->kept_free = i;
+    }
     toy_kv__fill_turns(*kv);
     return TOY_KV_OK;
 }
@@ -7215,8 +8446,11 @@ static int toy_kv__take_block(toy_kv *kv)
 
 static void toy_kv__release_block(toy_kv *kv, int block)
 {
-    if (--toy_kv__references(kv)[block] == 0)
-        kv->n_free++;
+    if (--toy_kv__references(kv)[block] > 0)
+        return;
+    if (TOY_KV__KEEPS)
+        toy_kv__drop_kept(kv, block);
+    kv->n_free++;
 }
 
 /* The fewest tokens that a layer holds. */
@@ -7245,16 +8479,25 @@ static int toy_kv__due(const toy_kv__seq *q)
     return uncoded < TOY_KV_BLOCK ? 0 : uncoded / TOY_KV_BLOCK;
 }
 
-static void toy_kv__encode_block(toy_kv *kv, int seq)
+/* Encodes the oldest uncoded tokens of a sequence; where that takes more room on the exact list
+ * than there is, nothing has changed. */
+static toy_kv_status toy_kv__encode_block(toy_kv *kv, int seq)
 {
     const toy_kv__ops *ops = toy_kv__select(kv->config.isa);
     toy_kv__seq *q = toy_kv__sequence(kv, seq);
     int token = toy_kv__n_coded(q), block = toy_kv__take_block(kv);
     toy_kv__entry *entry = &toy_kv__blocks(kv, seq)[q->n_sealed];
     toy_kv__encode_tokens(kv, ops, seq, token, block);
+    if (TOY_KV_LANDMARKS > 0)
+        toy_kv__write_landmarks(kv, ops, seq, token, block);
     entry->block = block;
     entry->position = token;
+    if (TOY_KV__KEEPS && !toy_kv__keep_bad(kv, ops, seq, *entry)) {
+        toy_kv__release_block(kv, block);
+        return TOY_KV_E_FULL;
+    }
     q->n_sealed++;
+    return TOY_KV_OK;
 }
 
 /* ---- append ---- */
@@ -7304,6 +8547,7 @@ toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k
 {
     size_t row = (size_t)TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM;
     float cs[TOY_KV_N_ROT + 1] = {0.0f};
+    toy_kv_status status = TOY_KV_OK;
     toy_kv__seq *q;
     int i, j, held;
     if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
@@ -7321,8 +8565,10 @@ toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k
     if (toy_kv__in_step(q)) {
         if (toy_kv__due(q) > kv->n_free)
             return TOY_KV_E_FULL;
-        while (toy_kv__due(q) > 0)
-            toy_kv__encode_block(kv, seq);
+        while (status == TOY_KV_OK && toy_kv__due(q) > 0)
+            status = toy_kv__encode_block(kv, seq);
+        if (status != TOY_KV_OK)
+            return status;
         q->target = held + n;
     } else if (held + n != q->target) {
         return TOY_KV_E_ORDER;
@@ -7374,7 +8620,7 @@ static void toy_kv__reopen_block(toy_kv *kv, int seq)
     for (node = 0; node < 2 * TOY_KV_N_LAYERS; node++) {
         toy_kv__rebuild_node(kv, ops, entry.block, node, 0, TOY_KV_N_KV_HEADS, &room);
         for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
-            toy_kv__hand_out(kv, ops, entry.position, node, head, 1, &room, x);
+            toy_kv__hand_out(kv, ops, entry, node, head, 1, &room, x);
             toy_kv__store_exact(kv, seq, &toy_kv__nodes[node], head, token, x);
         }
     }
@@ -7475,7 +8721,9 @@ size_t toy_kv_bytes_used(const toy_kv *kv)
     int seq;
     if (kv == NULL)
         return 0;
-    bytes = (size_t)(kv->config.n_blocks - kv->n_free) * TOY_KV__BLOCK_BYTES;
+    bytes =
+        (size_t)(kv->config.n_blocks - kv->n_free) * ((size_t)TOY_KV__POOL_BYTES + TOY_KV__CHAIN_BYTES);
+    bytes += (size_t)kv->n_kept * TOY_KV__KEPT_BYTES;
     for (seq = 0; seq < kv->config.n_seq; seq++) {
         const toy_kv__seq *q = toy_kv__sequence(kv, seq);
         int exact = toy_kv__least(q) - q->n_sealed * TOY_KV_BLOCK;
@@ -7484,19 +8732,42 @@ size_t toy_kv_bytes_used(const toy_kv *kv)
     return bytes;
 }
 
+toy_kv_status toy_kv_get_stats(const toy_kv *kv, toy_kv_stats *stats)
+{
+    if (kv == NULL || stats == NULL)
+        return TOY_KV_E_ARGUMENT;
+    stats->bytes = toy_kv_bytes_used(kv);
+    stats->n_blocks = kv->config.n_blocks;
+    stats->blocks_used = kv->config.n_blocks - kv->n_free;
+    stats->n_exact = kv->config.n_exact;
+    stats->exact_used = kv->n_kept;
+    return TOY_KV_OK;
+}
+
 /* Saving and loading one sequence. Layout, little-endian:
- *   toy_kv__saved, then n_sealed times the streams' block contents in stream order, then the exact
- *   tokens: for each layer, part and head, binary16 [tokens, TOY_KV_HEAD_DIM]. */
+ *   toy_kv__saved, then n_sealed times the streams' block contents in stream order and the landmarks
+ * of each layer and head, then the exact list, n_kept times toy_kv__saved_vector and binary16
+ *   [TOY_KV_HEAD_DIM], ascending, then the exact tokens: for each layer, part and head, binary16
+ *   [tokens, TOY_KV_HEAD_DIM]. */
 
 typedef struct toy_kv__saved {
     char magic[8];     /* "VQKVSAVE" */
     uint32_t version;  /* TOY_KV_ABI_VERSION */
     uint32_t n_sealed; /* blocks */
     uint64_t n_tokens;
+    uint64_t n_kept;   /* vectors on the exact list */
     uint64_t bytes;    /* of everything, this header included */
     char codec[32];    /* TOY_KV_CODEC: identity of the tables */
     uint64_t checksum; /* of all bytes, with this field zero */
 } toy_kv__saved;
+
+/* Where a vector of the exact list belongs. */
+typedef struct toy_kv__saved_vector {
+    uint32_t token; /* counted from the end of the sinks */
+    uint32_t slot;  /* part, layer and head: toy_kv__slot() */
+} toy_kv__saved_vector;
+
+#define TOY_KV__SAVED_VECTOR (sizeof(toy_kv__saved_vector) + 2 * (size_t)TOY_KV_HEAD_DIM)
 
 /* Mixes 8 bytes at a time by xor, multiply and rotate; guards against damage, not malice. */
 static uint64_t toy_kv__checksum(uint64_t sum, const unsigned char *p, size_t n)
@@ -7515,11 +8786,21 @@ static uint64_t toy_kv__checksum(uint64_t sum, const unsigned char *p, size_t n)
     return sum;
 }
 
-static uint64_t toy_kv__saved_bytes(uint64_t n_tokens, uint64_t n_sealed)
+/* n_kept is no more than the vectors in n_sealed blocks, so nothing overflows. */
+static uint64_t toy_kv__saved_bytes(uint64_t n_tokens, uint64_t n_sealed, uint64_t n_kept)
 {
     uint64_t token = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
-    return sizeof(toy_kv__saved) + n_sealed * TOY_KV__BLOCK_BYTES +
+    return sizeof(toy_kv__saved) + n_sealed * TOY_KV__POOL_BYTES + n_kept * TOY_KV__SAVED_VECTOR +
            (n_tokens - n_sealed * TOY_KV_BLOCK) * token;
+}
+
+static uint64_t toy_kv__kept_of(const toy_kv *kv, int seq)
+{
+    int j;
+    uint64_t n = 0;
+    for (j = 0; j < toy_kv__sequence(kv, seq)->n_sealed && TOY_KV__KEEPS; j++)
+        n += (uint64_t)toy_kv__count_kept(kv, toy_kv__blocks(kv, seq)[j].block);
+    return n;
 }
 
 size_t toy_kv_save_size(const toy_kv *kv, int seq)
@@ -7528,7 +8809,8 @@ size_t toy_kv_save_size(const toy_kv *kv, int seq)
     if (kv == NULL || seq < 0 || seq >= kv->config.n_seq)
         return 0;
     q = toy_kv__sequence(kv, seq);
-    return (size_t)toy_kv__saved_bytes((uint64_t)toy_kv__least(q), (uint64_t)q->n_sealed);
+    return (size_t)toy_kv__saved_bytes((uint64_t)toy_kv__least(q), (uint64_t)q->n_sealed,
+                                     toy_kv__kept_of(kv, seq));
 }
 
 /* Moves the exact tokens of a sequence out to bytes (out) or in; returns the end of the bytes. */
@@ -7550,12 +8832,48 @@ static unsigned char *toy_kv__move_exact(const toy_kv *kv, int seq, int out, uns
     return bytes;
 }
 
+/* Moves the contents of a block of the pool out to bytes (out) or in; returns the end of the bytes.
+ */
+static unsigned char *toy_kv__move_block(const toy_kv *kv, int block, int out, unsigned char *bytes)
+{
+    int stream, head;
+    for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
+        size_t n = (size_t)toy_kv__streams[stream].bytes;
+        unsigned char *codes = toy_kv__codes(kv, stream, block);
+        memcpy(out ? bytes : codes, out ? codes : bytes, n);
+        bytes += n;
+    }
+    for (head = 0; head < TOY_KV_N_LAYERS * TOY_KV_N_KV_HEADS && TOY_KV_LANDMARKS > 0; head++) {
+        unsigned char *marks = toy_kv__landmarks(kv, 0, head, block);
+        memcpy(out ? bytes : marks, out ? marks : bytes, (size_t)TOY_KV__LANDMARK_BYTES);
+        bytes += TOY_KV__LANDMARK_BYTES;
+    }
+    return bytes;
+}
+
+/* Writes the exact list of one block, the j-th of its sequence; returns the end of the bytes. */
+static unsigned char *toy_kv__save_kept(const toy_kv *kv, int block, int j, unsigned char *bytes)
+{
+    toy_kv__saved_vector head;
+    int slot;
+    int32_t i;
+    for (slot = 0; slot < TOY_KV__SLOTS && TOY_KV__KEEPS; slot++)
+        for (i = *toy_kv__kept_first(kv, slot, block); i != 0; i = toy_kv__kept_link(kv, i)->next) {
+            head.token = (uint32_t)(j * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token);
+            head.slot = (uint32_t)slot;
+            memcpy(bytes, &head, sizeof head);
+            memcpy(bytes + sizeof head, toy_kv__kept_row(kv, i), 2 * (size_t)TOY_KV_HEAD_DIM);
+            bytes += TOY_KV__SAVED_VECTOR;
+        }
+    return bytes;
+}
+
 toy_kv_status toy_kv_save(const toy_kv *kv, int seq, void *dst, size_t bytes)
 {
     toy_kv__saved head;
     unsigned char *p = (unsigned char *)dst;
     const toy_kv__seq *q;
-    int j, stream;
+    int j;
     if (kv == NULL || dst == NULL || seq < 0 || seq >= kv->config.n_seq)
         return TOY_KV_E_ARGUMENT;
     q = toy_kv__sequence(kv, seq);
@@ -7568,20 +8886,39 @@ toy_kv_status toy_kv_save(const toy_kv *kv, int seq, void *dst, size_t bytes)
     head.version = TOY_KV_ABI_VERSION;
     head.n_tokens = (uint64_t)q->n_tokens[0];
     head.n_sealed = (uint32_t)q->n_sealed;
-    head.bytes = toy_kv__saved_bytes(head.n_tokens, head.n_sealed);
+    head.n_kept = toy_kv__kept_of(kv, seq);
+    head.bytes = toy_kv__saved_bytes(head.n_tokens, head.n_sealed, head.n_kept);
     memcpy(head.codec, TOY_KV_CODEC, 32);
     p += sizeof head;
     for (j = 0; j < q->n_sealed; j++)
-        for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
-            size_t n = (size_t)toy_kv__streams[stream].bytes;
-            memcpy(p, toy_kv__codes(kv, stream, toy_kv__blocks(kv, seq)[j].block), n);
-            p += n;
-        }
+        p = toy_kv__move_block(kv, toy_kv__blocks(kv, seq)[j].block, 1, p);
+    for (j = 0; j < q->n_sealed; j++)
+        p = toy_kv__save_kept(kv, toy_kv__blocks(kv, seq)[j].block, j, p);
     toy_kv__move_exact(kv, seq, 1, p);
     memcpy(dst, &head, sizeof head);
     head.checksum = toy_kv__checksum(1, (const unsigned char *)dst, (size_t)head.bytes);
     memcpy(dst, &head, sizeof head);
     return TOY_KV_OK;
+}
+
+/* Whether the n vectors of a saved exact list are in order and in blocks. */
+static int toy_kv__kept_in_order(const unsigned char *p, uint64_t n, uint32_t n_sealed)
+{
+    uint64_t i, before = 0;
+    for (i = 0; i < n; i++, p += TOY_KV__SAVED_VECTOR) {
+        toy_kv__saved_vector head;
+        uint64_t at;
+        memcpy(&head, p, sizeof head);
+        if (head.token / TOY_KV_BLOCK >= n_sealed || head.slot >= TOY_KV__SLOTS)
+            return 0;
+        /* by block, slot, token; from 1 up */
+        at = ((uint64_t)(head.token / TOY_KV_BLOCK) * TOY_KV__SLOTS + head.slot) * TOY_KV_BLOCK +
+             head.token % TOY_KV_BLOCK + 1;
+        if (at <= before)
+            return 0;
+        before = at;
+    }
+    return 1;
 }
 
 /* Everything about a saved sequence that can be known before it is loaded. */
@@ -7600,7 +8937,9 @@ static toy_kv_status toy_kv__check_saved(const toy_kv *kv, int seq, const unsign
         return TOY_KV_E_CONTEXT;
     if (head->n_sealed > 0 && (uint64_t)head->n_sealed * TOY_KV_BLOCK + TOY_KV_N_SINK > head->n_tokens)
         return TOY_KV_E_FORMAT;
-    if (head->bytes != toy_kv__saved_bytes(head->n_tokens, head->n_sealed) || bytes < head->bytes)
+    if (head->n_kept > (TOY_KV__KEEPS ? (uint64_t)head->n_sealed * TOY_KV_BLOCK * TOY_KV__SLOTS : 0) ||
+        head->bytes != toy_kv__saved_bytes(head->n_tokens, head->n_sealed, head->n_kept) ||
+        bytes < head->bytes)
         return TOY_KV_E_FORMAT;
     uncoded = head->n_tokens - (uint64_t)head->n_sealed * TOY_KV_BLOCK;
     if (uncoded > (uint64_t)(TOY_KV_N_SINK + kv->ring))
@@ -7611,13 +8950,19 @@ static toy_kv_status toy_kv__check_saved(const toy_kv *kv, int seq, const unsign
     sum = toy_kv__checksum(sum, src + sizeof *head, (size_t)head->bytes - sizeof *head);
     if (sum != stored)
         return TOY_KV_E_CHECKSUM;
+    if (!toy_kv__kept_in_order(src + sizeof *head + head->n_sealed * (size_t)TOY_KV__POOL_BYTES,
+                             head->n_kept, head->n_sealed))
+        return TOY_KV_E_FORMAT;
     {
         /* What the sequence gives up on being replaced counts as free. */
-        int j, free_blocks = kv->n_free;
+        int j, free_blocks = kv->n_free, free_kept = kv->config.n_exact - kv->n_kept;
         const toy_kv__entry *blocks = toy_kv__blocks(kv, seq);
         for (j = 0; j < toy_kv__sequence(kv, seq)->n_sealed; j++)
-            free_blocks += toy_kv__references(kv)[blocks[j].block] == 1;
-        if (head->n_sealed > (uint32_t)free_blocks)
+            if (toy_kv__references(kv)[blocks[j].block] == 1) {
+                free_blocks++;
+                free_kept += toy_kv__count_kept(kv, blocks[j].block);
+            }
+        if (head->n_sealed > (uint32_t)free_blocks || head->n_kept > (uint64_t)free_kept)
             return TOY_KV_E_FULL;
     }
     return TOY_KV_OK;
@@ -7629,7 +8974,8 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes)
     toy_kv__seq *q;
     const unsigned char *p = (const unsigned char *)src;
     toy_kv_status status;
-    int i, stream;
+    uint64_t kept;
+    int i;
     if (kv == NULL || src == NULL || seq < 0 || seq >= kv->config.n_seq)
         return TOY_KV_E_ARGUMENT;
     status = toy_kv__check_saved(kv, seq, p, bytes, &head);
@@ -7643,11 +8989,15 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes)
         toy_kv__entry *entry = &toy_kv__blocks(kv, seq)[i];
         entry->block = toy_kv__take_block(kv);
         entry->position = TOY_KV_N_SINK + i * TOY_KV_BLOCK;
-        for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
-            size_t n = (size_t)toy_kv__streams[stream].bytes;
-            memcpy(toy_kv__codes(kv, stream, entry->block), p, n);
-            p += n;
-        }
+        p = toy_kv__move_block(kv, entry->block, 0, (unsigned char *)(uintptr_t)p);
+    }
+    p += head.n_kept * TOY_KV__SAVED_VECTOR;
+    for (kept = 1; kept <= head.n_kept; kept++) { /* backwards: chains grow in front */
+        const unsigned char *at = p - kept * TOY_KV__SAVED_VECTOR;
+        toy_kv__saved_vector place;
+        memcpy(&place, at, sizeof place);
+        toy_kv__put_kept(kv, (int)place.slot, toy_kv__blocks(kv, seq)[place.token / TOY_KV_BLOCK].block,
+                       (int)(place.token % TOY_KV_BLOCK), at + sizeof place);
     }
     q->n_sealed = (int32_t)head.n_sealed;
     q->target = (int32_t)head.n_tokens;
