@@ -38,7 +38,7 @@ FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(BUILD)/fuzz/%)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all help deps test run-tests demo figures regress bench lint lint-clang cppcheck sanitize fuzz run-fuzz \
+.PHONY: all help deps test run-tests demo figures regress bench bench-fit lint lint-clang cppcheck sanitize fuzz run-fuzz \
 	install uninstall clean FORCE
 
 all: $(BUILD)/libvqkvc.a $(PROGRAM) ## build the compiler, build/vqkvc
@@ -73,6 +73,11 @@ regress: deps ## measure tests/regress.csv and docs/fidelity.svg anew (long; nee
 bench: deps ## time the emitted kernels (results, not tests)
 	@+$(MAKE) --no-print-directory all >&2
 	@scripts/bench.sh
+
+bench-fit: deps ## time and memory of calibration at the size of Llama-3.1-8B (half an hour; results, not tests)
+	@+$(MAKE) --no-print-directory all >&2
+	@+! $(HAS_FAISS) || $(MAKE) --no-print-directory $(BUILD)/tests/bench_kmeans >&2
+	@scripts/bench_fit.sh
 
 lint: lint-clang ## check format, include law, warnings of clang, and what is tracked
 	git ls-files -z -- '*.c' '*.h' ':!tests/golden' | xargs -0 -r clang-format --dry-run -Werror
@@ -135,6 +140,14 @@ $(BUILD)/tests/%: tests/%.c $(BUILD)/libvqkvc.a
 	@mkdir -p $(@D)
 	@echo "  TEST  $@"
 	$(Q)$(CC) $(CFLAGS_ALL) -Itests -MMD -MP -MF $@.d -MT $@ $< $(BUILD)/libvqkvc.a -o $@ $(LIBS_ALL) -lcriterion
+
+# Nothing but `make bench-fit` wants faiss, and that goes without where it is not installed.
+HAS_FAISS = echo '\#include <faiss/Clustering.h>' | $(CXX) -E -x c++ - >/dev/null 2>&1
+$(BUILD)/tests/bench_kmeans: tests/bench_kmeans.cpp $(BUILD)/libvqkvc.a
+	@mkdir -p $(@D)
+	@echo "  CXX   $@"
+	$(Q)$(CXX) -std=c++17 -O2 -fopenmp -Wall -Wextra -Icompiler -I. $(shell pkg-config --cflags $(PKGS)) \
+		$< $(BUILD)/libvqkvc.a -o $@ -lfaiss $(LIBS_ALL)
 
 $(BUILD)/fuzz/%: tests/%.c tests/fuzz_driver.c $(wildcard tests/*.h) $(BUILD)/libvqkvc.a
 	@mkdir -p $(@D)

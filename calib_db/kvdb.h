@@ -43,8 +43,8 @@ typedef struct kvdb_model {
 /* What a row was made from and where its bytes are. One table serves captures, bases, codebooks,
  * adapters, grids, plans and headers: they differ by kind. */
 typedef struct kvdb_artifact {
-    const char *kind;   /* "capture", "capture-shard", "basis", "codebook", "predictor", "grid",
-                           "plan", "header" */
+    const char *kind;   /* "capture", "capture-shard", "sensitivity", "loss", "basis", "codebook",
+                           "predictor", "grid", "plan", "header" */
     const char *recipe; /* unique together with kind */
     vqkvc_hash content; /* blob */
     vqkvc_hash model;   /* weights hash, or "" for what belongs to no model */

@@ -87,16 +87,17 @@ static void print_banner(const vqkvc_plan *plan, const gen_options *o, const vqk
                                                  : "none");
     vqkvc_buf_printf(
         out,
-        " * COST, bits a value (one of %d a token): codes %.3f + gains %.3f = %.3f stored; "
+        " * COST, bits a value (one of %d a token): codes %.3f + gains%s %.3f = %.3f stored; "
         "attention\n"
         " * reads %.3f. With the exact window (first %d tokens, latest %d to %d) and %zu bytes of\n"
         " * tables, at a context of %d tokens: %.3f. A block of %d tokens is encoded at once, in "
         "the\n"
         " * append that begins the step after it has left the exact window.\n *\n",
-        2 * g->n_layers * g->n_kv_heads * g->head_dim, cost.code_bits, cost.gain_bits,
-        cost.code_bits + cost.gain_bits, cost.scan_bits, plan->n_sink, plan->n_recent,
-        plan->n_recent + plan->block - 1, cost.table_bytes, cost.context, cost.total_bits,
-        plan->block);
+        2 * g->n_layers * g->n_kv_heads * g->head_dim, cost.code_bits,
+        plan->landmarks > 0 || plan->max_error > 0 ? ", landmarks, exact list" : "",
+        vqkvc_cost_stored(&cost) - cost.code_bits, vqkvc_cost_stored(&cost), cost.scan_bits,
+        plan->n_sink, plan->n_recent, plan->n_recent + plan->block - 1, cost.table_bytes,
+        cost.context, cost.total_bits, plan->block);
     vqkvc_buf_printf(out,
                      " * FROM. weights %s\n *       calibration %s\n *       plan %s\n *       ",
                      g->weights_hash.hex[0] != '\0' ? g->weights_hash.hex : "unknown",

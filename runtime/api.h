@@ -52,7 +52,9 @@ vqkv_status vqkv_size(const vqkv_config *config, size_t *bytes);
 /* Makes an empty cache in memory[bytes], aligned to 64. *kv points into memory. */
 vqkv_status vqkv_init(vqkv **kv, const vqkv_config *config, void *memory, size_t bytes);
 /* Bytes of scratch that attend needs, aligned to 64; one scratch a thread. Codecs with codebooks of
- * thousands of codewords need megabytes: a table of scores with an entry for each of them. */
+ * thousands of codewords need megabytes: a table of scores with an entry for each of them. Codecs
+ * whose vectors are rebuilt hold a few blocks of one layer, all KV heads, in fp32; those with
+ * predictions also the blocks of the layers that are predicted from, one at a time. */
 size_t vqkv_scratch_size(void);
 /* The instruction set in use. */
 vqkv_isa vqkv_isa_in_use(const vqkv *kv);
@@ -109,7 +111,9 @@ typedef struct vqkv_attention {
 
 /* Causal attention of the latest n_q tokens of a layer. q, out: [n_q, VQKV_N_HEADS, VQKV_HEAD_DIM]
  * fp32, queries rotated. attention may be NULL. The cache is only read: any number of threads may
- * attend at once, each with its own scratch. */
+ * attend at once, each with its own scratch. Where the codec must rebuild vectors, that is done
+ * once for all heads and up to 32 queries of a call; with predictions it takes time in proportion
+ * to the layers below that are predicted from. */
 vqkv_status vqkv_attend(const vqkv *kv, int seq, int layer, int n_q, const float *q, float *out,
                         const vqkv_attention *attention, void *scratch, size_t scratch_bytes);
 
@@ -123,7 +127,8 @@ typedef struct vqkv_partial {
 
 /* As vqkv_attend, for one KV head and the tokens first .. first + count - 1 only; sink_logits are
  * not applied here. Ranges that start and end at multiples of VQKV_BLOCK (counted from
- * VQKV_N_SINK) are quickest. q: [n_q, VQKV_N_HEADS, VQKV_HEAD_DIM] as in vqkv_attend. */
+ * VQKV_N_SINK) are quickest; threads that split the context rather than the heads rebuild vectors
+ * once only, where the codec must. q: [n_q, VQKV_N_HEADS, VQKV_HEAD_DIM] as in vqkv_attend. */
 vqkv_status vqkv_attend_part(const vqkv *kv, int seq, int layer, int kv_head, int n_q,
                              const float *q, int first, int count, const vqkv_attention *attention,
                              vqkv_partial *partial, void *scratch, size_t scratch_bytes);

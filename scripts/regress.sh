@@ -32,5 +32,5 @@ tail -c "$half" "$data/eval_technical.txt" | sed 1d >"$out/technical.txt"
 build/vqkvc suite examples/models/ref7m.gguf --db "$store" --isa portable \
     --text "$data/eval_books.txt" --text "$data/eval_wikitext2.txt" --text "$out/technical.txt" \
     --long "$data/eval_long_book.txt" --windows "${WINDOWS:-4}" --context 1024 --step 8 \
-    --ablations --robust "$out/technical_calibration.txt" \
+    --any-scan --ablations --robust "$out/technical_calibration.txt" \
     --csv tests/regress.csv --svg docs/fidelity.svg

@@ -240,10 +240,10 @@ static int choose(check *c, const wish *w, int layer, int head, const double *q,
     int low, high, n, k = (w->top + CHUNK - 1) / CHUNK, sure = 1;
     int n_out = w->outliers > 0 ? w->outliers : w->outliers < 0 ? 0 : k * 3 / 16;
     for (int t = first; t < last; t++)
-        keep[t] |= t < SINK || t >= coded(c, 0);
+        keep[t] |= w->top == 0 || t < SINK || t >= coded(c, 0);
     first = first > SINK ? first : SINK;
     last = last < coded(c, 0) ? last : coded(c, 0);
-    if (first >= last)
+    if (first >= last || w->top == 0)
         return 1;
     low = (first - SINK) / CHUNK;
     high = (last - SINK + CHUNK - 1) / CHUNK;
@@ -265,7 +265,7 @@ static int choose(check *c, const wish *w, int layer, int head, const double *q,
             score[i] = s > score[i] ? s : score[i];
         }
     }
-    if (w->top == 0 || k + n_out >= n) {
+    if (k + n_out >= n) {
         memset(top, 1, sizeof top);
     } else {
         keep_best(unlike, out, n, n_out);

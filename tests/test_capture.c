@@ -676,7 +676,8 @@ static vqkvc_capture toy_capture(void)
         for (int layer = 0; layer < 2; layer++) {
             c.stats[kind][layer].n = 9;
             c.stats[kind][layer].mean[0] = vqkvc_rng_normal(&rng);
-            c.sample[kind][layer][7] = (uint16_t)vqkvc_rng_below(&rng, 30000);
+            if (kind != VQKVC_QUERY)
+                c.sample[kind][layer][7] = (uint16_t)vqkvc_rng_below(&rng, 30000);
         }
     c.value_metric = vqkvc_arena_alloc(&c.arena, 2 * 2 * 36, sizeof(float), &err);
     c.value_metric[3] = 4;
@@ -691,7 +692,9 @@ Test(blob, round_trip_is_byte_identical)
     cr_assert_eq(vqkvc_capture_load(&again, bytes.data, bytes.len, &err), VQKVC_OK, "%s", err.msg);
     vqkvc_buf second = bytes_of(&again);
     cr_assert(same_bytes(&bytes, &second));
-    cr_assert_eq(again.sample[VQKVC_QUERY][1][7], c.sample[VQKVC_QUERY][1][7]);
+    cr_assert_eq(again.sample[VQKVC_VALUE][1][7], c.sample[VQKVC_VALUE][1][7]);
+    cr_assert_eq(again.stats[VQKVC_QUERY][1].mean[0], c.stats[VQKVC_QUERY][1].mean[0]);
+    cr_assert_null(again.sample[VQKVC_QUERY][1]); /* queries are not sampled */
     cr_assert_eq(again.value_metric[3], 4);
     cr_assert_eq(again.geometry.rope_freq[1], c.geometry.rope_freq[1]);
     free(bytes.data), free(second.data);

@@ -120,7 +120,7 @@ static void open_suite(suite *s, int first)
         if (i == N_SCHEMES - 1)
             corrupt_tables(header);
         s->codecs[i] = load(schemes[i], header);
-        s->subjects[i] = (vqkvc_subject){schemes[i], &s->codecs[i]};
+        s->subjects[i] = (vqkvc_subject){schemes[i], &s->codecs[i], 0};
     }
     cr_assert_eq(vqkvc_read_file("tests/data/ref7m_tokens.i32", sizeof ids, &text, &err), VQKVC_OK);
     cr_assert_eq(text.len, sizeof ids);

@@ -54,6 +54,21 @@ void vqkvc_matrix_init(void)
 DEFINE_GEMM(vqkvc_sgemm, float, cblas_sgemm)
 DEFINE_GEMM(vqkvc_dgemm, double, cblas_dgemm)
 
+void vqkvc_dgemm_gram_add(int n, int k, const double *a, size_t lda, double *c, size_t ldc)
+{
+    int tiles = (n + TILE_ROWS - 1) / TILE_ROWS;
+#pragma omp parallel for collapse(2) schedule(dynamic) if (tiles > 1)
+    for (int i = 0; i < tiles; i++)
+        for (int j = 0; j < tiles; j++) {
+            size_t row = (size_t)i * TILE_ROWS, column = (size_t)j * TILE_ROWS;
+            int rows = n - (int)row < TILE_ROWS ? n - (int)row : TILE_ROWS;
+            int columns = n - (int)column < TILE_ROWS ? n - (int)column : TILE_ROWS;
+            if (j >= i)
+                cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, rows, columns, k, 1, a + row,
+                            (int)lda, a + column, (int)lda, 1, c + row * ldc + column, (int)ldc);
+        }
+}
+
 /* Eigenvectors are unique up to sign; fixing it keeps outputs stable. */
 static void fix_sign(int n, double *v)
 {
@@ -86,6 +101,21 @@ vqkvc_code vqkvc_eigen_symmetric(int n, double *a, double *w, vqkvc_err *err)
     }
     for (int i = 0; i < n; i++)
         fix_sign(n, a + (size_t)i * n);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_eigenvalues_symmetric(int n, double *a, double *w, vqkvc_err *err)
+{
+    /* The upper triangle of rows is the lower one of columns. */
+    int info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'N', 'L', n, a, n, w);
+    if (info != 0)
+        return vqkvc_fail(err, VQKVC_E_NUMERIC, "dsyevd of a %d x %d matrix failed (info %d)", n, n,
+                          info);
+    for (int i = 0, j = n - 1; i < j; i++, j--) {
+        double t = w[i];
+        w[i] = w[j];
+        w[j] = t;
+    }
     return VQKVC_OK;
 }
 

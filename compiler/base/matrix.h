@@ -30,9 +30,17 @@ void vqkvc_dgemm_nt(int m, int n, int k, const double *a, size_t lda, const doub
 void vqkvc_dgemm_tn(int m, int n, int k, const double *a, size_t lda, const double *b, size_t ldb,
                     double *c, size_t ldc);
 
+/* C [n, n] += A' A with A [k, n], but only the tiles on and above the diagonal: the entries below
+ * it are left without meaning where their tile was not touched. */
+void vqkvc_dgemm_gram_add(int n, int k, const double *a, size_t lda, double *c, size_t ldc);
+
 /* Eigenvalues (descending) and eigenvectors of the symmetric a [n, n]; on return row i of a is the
  * unit eigenvector of w[i], signed so that its entry of largest magnitude is positive. */
 vqkvc_code vqkvc_eigen_symmetric(int n, double *a, double *w, vqkvc_err *err);
+
+/* Eigenvalues (descending) alone, several times faster; a [n, n] is destroyed, and read on and
+ * above its diagonal only. */
+vqkvc_code vqkvc_eigenvalues_symmetric(int n, double *a, double *w, vqkvc_err *err);
 
 /* Solves A X = B for symmetric positive definite a [n, n] (destroyed) and b [n, m] (becomes X). */
 vqkvc_code vqkvc_solve_spd(int n, int m, double *a, double *b, vqkvc_err *err);

@@ -10,7 +10,7 @@
 #endif
 
 static const char MAGIC[8] = {'v', 'q', 'k', 'v', 'c', 'c', 'a', 'p'};
-enum { VERSION = 1, HEADER = 24, CHECKSUM = VQKVC_HASH_CHARS - 1 };
+enum { VERSION = 2, HEADER = 24, CHECKSUM = VQKVC_HASH_CHARS - 1 };
 enum { HAS_VALUE_METRIC = 1, HAS_RESIDUAL = 2 };
 
 int vqkvc_capture_n_parts(const vqkvc_geometry *g)
@@ -79,12 +79,13 @@ static void put_layer(vqkvc_buf *buf, const vqkvc_capture *c, vqkvc_kind kind, i
     const vqkvc_stats *s = &c->stats[kind][layer];
     size_t width = (size_t)vqkvc_kind_width(&c->geometry, kind);
     put_u64(buf, s->n);
-    put_u32(buf, c->sample[kind][layer] != NULL);
-    if (c->sample[kind][layer] == NULL)
+    put_u32(buf, (uint32_t)vqkvc_capture_has(c, kind, layer));
+    if (!vqkvc_capture_has(c, kind, layer))
         return;
     vqkvc_buf_put(buf, s->mean, width * sizeof(double));
     vqkvc_buf_put(buf, s->moment, vqkvc_stats_moment_size(&c->geometry, kind) * sizeof(double));
-    vqkvc_buf_put(buf, c->sample[kind][layer], (size_t)c->n_sample * width * sizeof(uint16_t));
+    if (kind != VQKVC_QUERY)
+        vqkvc_buf_put(buf, c->sample[kind][layer], (size_t)c->n_sample * width * sizeof(uint16_t));
 }
 
 vqkvc_code vqkvc_capture_part_write(const vqkvc_capture *c, int part, vqkvc_buf *buf,
@@ -268,7 +269,8 @@ static void get_head(reader *r, vqkvc_capture *c)
 
 static void get_layer(reader *r, vqkvc_capture *c, vqkvc_kind kind, int layer)
 {
-    size_t width = (size_t)vqkvc_kind_width(&c->geometry, kind), room = (size_t)c->n_sample;
+    size_t width = (size_t)vqkvc_kind_width(&c->geometry, kind),
+           room = kind == VQKVC_QUERY ? 0 : (size_t)c->n_sample;
     size_t moment = vqkvc_stats_moment_size(&c->geometry, kind);
     size_t bytes = (width + moment) * sizeof(double) + room * width * sizeof(uint16_t);
     uint64_t n = get_u64(r, "tokens in the statistics");
@@ -286,7 +288,8 @@ static void get_layer(reader *r, vqkvc_capture *c, vqkvc_kind kind, int layer)
     s->n = n;
     get(r, s->mean, width, sizeof(double), "mean");
     get(r, s->moment, moment, sizeof(double), "second moment");
-    get(r, c->sample[kind][layer], room * width, sizeof(uint16_t), "sample");
+    if (kind != VQKVC_QUERY)
+        get(r, c->sample[kind][layer], room * width, sizeof(uint16_t), "sample");
 }
 
 /* Frame and checksum of the part at r->at; r->end becomes the end of its payload. */

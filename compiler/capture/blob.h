@@ -1,11 +1,11 @@
 /* blob.h - a capture as bytes: parts that a store can hold one by one, or all in one.
  *
  * Part 0 holds geometry, counts, positions, value_metric and residual_ms; part 1 + kind * n_layers
- * + layer holds statistics and sample of one kind in one layer. Every part is "vqkvccap", u32
- * version 1, u32 part, u64 payload bytes, payload, 32 hex digits: the hash of all that is in front
- * of them, little-endian. A capture that was read gives the bytes that it was read from. Bytes are
- * not trusted: every length is checked before it is used, so that a damaged or hostile part is an
- * error (VQKVC_E_FORMAT, with part and byte offset) and no more. */
+ * + layer holds statistics of one kind in one layer and, but for queries, the sample. Every part is
+ * "vqkvccap", u32 version 2, u32 part, u64 payload bytes, payload, 32 hex digits: the hash of all
+ * that is in front of them, little-endian. A capture that was read gives the bytes that it was read
+ * from. Bytes are not trusted: every length is checked before it is used, so that a damaged or
+ * hostile part is an error (VQKVC_E_FORMAT, with part and byte offset) and no more. */
 #ifndef VQKVC_CAPTURE_BLOB_H
 #define VQKVC_CAPTURE_BLOB_H
 

@@ -30,17 +30,23 @@ vqkvc_code vqkvc_capture_init(vqkvc_capture *c, const vqkvc_geometry *g, int cap
     return err->code;
 }
 
+int vqkvc_capture_has(const vqkvc_capture *c, vqkvc_kind kind, int layer)
+{
+    return c->stats[kind][layer].moment != NULL;
+}
+
 vqkvc_code vqkvc_capture_alloc_layer(vqkvc_capture *c, vqkvc_kind kind, int layer, vqkvc_err *err)
 {
     size_t width = (size_t)vqkvc_kind_width(&c->geometry, kind);
     vqkvc_stats *s = &c->stats[kind][layer];
-    if (c->sample[kind][layer] != NULL)
+    if (vqkvc_capture_has(c, kind, layer))
         return VQKVC_OK;
     s->mean = vqkvc_arena_alloc(&c->arena, width, sizeof(double), err);
     s->moment = vqkvc_arena_alloc(&c->arena, vqkvc_stats_moment_size(&c->geometry, kind),
                                   sizeof(double), err);
-    c->sample[kind][layer] =
-        vqkvc_arena_alloc(&c->arena, (size_t)c->cap_sample * width, sizeof(uint16_t), err);
+    if (kind != VQKVC_QUERY)
+        c->sample[kind][layer] =
+            vqkvc_arena_alloc(&c->arena, (size_t)c->cap_sample * width, sizeof(uint16_t), err);
     return err->code;
 }
 
@@ -66,16 +72,17 @@ static vqkvc_code merge_layer(vqkvc_capture *dst, const vqkvc_capture *src, vqkv
 {
     size_t width = (size_t)vqkvc_kind_width(&dst->geometry, kind);
     if (dst->n_tokens != 0 &&
-        (dst->sample[kind][layer] == NULL) != (src->sample[kind][layer] == NULL))
+        vqkvc_capture_has(dst, kind, layer) != vqkvc_capture_has(src, kind, layer))
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "captures differ: only one has vectors of layer %d, %s", layer,
                           vqkvc_kind_name(kind));
-    if (src->sample[kind][layer] == NULL)
+    if (!vqkvc_capture_has(src, kind, layer))
         return VQKVC_OK;
     VQKVC_TRY(vqkvc_capture_alloc_layer(dst, kind, layer, err));
     vqkvc_stats_merge(&dst->stats[kind][layer], &src->stats[kind][layer], &dst->geometry, kind);
-    memcpy(dst->sample[kind][layer] + (size_t)dst->n_sample * width, src->sample[kind][layer],
-           (size_t)src->n_sample * width * sizeof(uint16_t));
+    if (kind != VQKVC_QUERY)
+        memcpy(dst->sample[kind][layer] + (size_t)dst->n_sample * width, src->sample[kind][layer],
+               (size_t)src->n_sample * width * sizeof(uint16_t));
     return VQKVC_OK;
 }
 

@@ -1,14 +1,16 @@
 /* capture.h - what calibration keeps of a model's run over text.
  *
  * Keys, values and queries are taken before rotation (after biases and norms), per layer. Two
- * things are kept: mergeable statistics of every token (count, mean, second moments), and a seeded
- * uniform sample of tokens in fp16, with their positions.
+ * things are kept: mergeable statistics of every token (count, mean, second moments), and of keys
+ * and values a seeded uniform sample of tokens in fp16, with their positions. Queries are not
+ * sampled: all that planning asks of them follows from their second moments, and they would take
+ * as much again as keys and values together, or twice that.
  *
  * Memory bound while capturing (stated in `vqkvc capture --help`): statistics
  * 8 * n_layers * (2 d^2 + 2 d) bytes with d = n_kv_heads * head_dim, plus
  * 8 * n_layers * n_heads * head_dim^2 for queries; sample
- * 2 * n_sample * n_layers * head_dim * (n_heads + 2 n_kv_heads) bytes; plus one batch. While a
- * model runs, the statistics are held twice (the shard in flight and the sum), and 128 tokens of
+ * 4 * n_sample * n_layers * head_dim * n_kv_heads bytes; plus one batch. While a
+ * model runs, the statistics are held twice (the shard in flight and the sum), and 256 tokens of
  * all layers wait in fp32. It does not grow with the length of the text, but for 4 bytes a token.
  */
 #ifndef VQKVC_CAPTURE_CAPTURE_H
@@ -44,7 +46,7 @@ typedef struct vqkvc_capture {
     int32_t *pos;          /* [n_sample] position of each sampled token in its sequence */
     int32_t *doc;          /* [n_sample] sequence it came from */
     vqkvc_stats *stats[3]; /* [kind][layer] */
-    uint16_t **sample[3];  /* [kind][layer] -> fp16 [n_sample, width of kind] */
+    uint16_t **sample[3];  /* [kind][layer] -> fp16 [n_sample, width of kind]; queries: NULL */
     /* The output projections' Gram matrices, averaged over the query heads of a KV head:
      * Wo_h' Wo_h [n_layers, n_kv_heads, head_dim, head_dim]; NULL for an imported dump. */
     float *value_metric;
@@ -76,8 +78,11 @@ vqkvc_code vqkvc_capture_alloc(vqkvc_capture *c, const vqkvc_geometry *g, int ca
  * value_metric is left alone. After a failure dst holds no meaning. */
 vqkvc_code vqkvc_capture_merge(vqkvc_capture *dst, const vqkvc_capture *src, vqkvc_err *err);
 
-/* Sampled vectors first .. first + n - 1 of one layer, widened: dst [n, width]; zeros where
- * the layer has no vectors of this kind. */
+/* Whether a layer has vectors of this kind. */
+int vqkvc_capture_has(const vqkvc_capture *c, vqkvc_kind kind, int layer);
+
+/* Sampled keys or values first .. first + n - 1 of one layer, widened: dst [n, width]; zeros where
+ * the layer has none. */
 void vqkvc_capture_read(const vqkvc_capture *c, vqkvc_kind kind, int layer, int first, int n,
                         float *dst);
 

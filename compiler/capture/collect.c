@@ -76,7 +76,7 @@ vqkvc_code vqkvc_collector_put(vqkvc_collector *col, vqkvc_kind kind, int layer,
     }
     for (int i = 0; i < n; i++) {
         const float *vector = x + (size_t)i * width;
-        if (where[i].slot >= 0)
+        if (where[i].slot >= 0 && kind != VQKVC_QUERY)
             keep(c, kind, layer, &where[i], vector);
         memcpy(*pending + (size_t)*n_pending * width, vector, width * sizeof(float));
         if (++*n_pending == VQKVC_STATS_CHUNK)

@@ -373,7 +373,7 @@ const char *vqkvc_capture_recipe(const vqkvc_model *model, const vqkvc_source *s
     if (vqkvc_capture_params_resolve(params, g, 0, &p, err) != VQKVC_OK)
         return NULL;
     const char *whole = vqkvc_arena_printf(
-        arena, err, "capture v1;model=%s;source=%s;seed=%llu;sample=%d;skip=%d;shard_len=%d",
+        arena, err, "capture v2;model=%s;source=%s;seed=%llu;sample=%d;skip=%d;shard_len=%d",
         g->weights_hash.hex, source->hash.hex, (unsigned long long)p.seed, p.n_sample, p.n_skip,
         source->ids == NULL ? p.batch : p.shard);
     if (whole == NULL || shard < 0)

@@ -5,6 +5,8 @@
 
 #include "base/matrix.h"
 
+enum { COLUMNS = 256 /* of one thread */ };
+
 /* Moments are of blocks of a vector: one block of all KV heads, or one of each query head. */
 static int block_width(const vqkvc_geometry *g, vqkvc_kind kind)
 {
@@ -25,17 +27,14 @@ size_t vqkvc_stats_moment_size(const vqkvc_geometry *g, vqkvc_kind kind)
 vqkvc_code vqkvc_stats_scratch_alloc(vqkvc_stats_scratch *s, const vqkvc_geometry *g,
                                      vqkvc_err *err)
 {
-    size_t d = (size_t)vqkvc_kind_width(g, VQKVC_KEY);
     size_t widest = (size_t)vqkvc_kind_width(g, VQKVC_QUERY); /* n_heads >= n_kv_heads */
     s->wide = vqkvc_alloc(VQKVC_STATS_CHUNK * widest, sizeof(double), err);
-    s->product = vqkvc_alloc(d * d, sizeof(double), err);
     return err->code;
 }
 
 void vqkvc_stats_scratch_free(vqkvc_stats_scratch *s)
 {
     free(s->wide);
-    free(s->product);
     *s = (vqkvc_stats_scratch){0};
 }
 
@@ -45,19 +44,20 @@ void vqkvc_stats_add(vqkvc_stats *s, const vqkvc_geometry *g, vqkvc_kind kind, i
     size_t width = (size_t)vqkvc_kind_width(g, kind);
     int d = block_width(g, kind);
     size_t block = (size_t)d * (size_t)d;
-    for (size_t i = 0; i < (size_t)n; i++) {
-        for (size_t j = 0; j < width; j++) {
-            scratch->wide[i * width + j] = x[i * width + j];
-            s->mean[j] += x[i * width + j];
-        }
+    int blocks = block_count(g, kind);
+#pragma omp parallel for schedule(static)
+    for (size_t first = 0; first < width; first += COLUMNS) {
+        size_t end = width - first < COLUMNS ? width : first + COLUMNS;
+        for (size_t i = 0; i < (size_t)n; i++)
+            for (size_t j = first; j < end; j++) {
+                scratch->wide[i * width + j] = x[i * width + j];
+                s->mean[j] += x[i * width + j];
+            }
     }
-    for (int b = 0; b < block_count(g, kind); b++) {
-        const double *rows = scratch->wide + (size_t)b * (size_t)d;
-        double *sum = s->moment + (size_t)b * block;
-        vqkvc_dgemm_tn(d, d, n, rows, width, rows, width, scratch->product, (size_t)d);
-        for (size_t i = 0; i < block; i++)
-            sum[i] += scratch->product[i];
-    }
+#pragma omp parallel for schedule(static) if (blocks > 1)
+    for (int b = 0; b < blocks; b++)
+        vqkvc_dgemm_gram_add(d, n, scratch->wide + (size_t)b * (size_t)d, width,
+                             s->moment + (size_t)b * block, (size_t)d);
     s->n += (uint64_t)n;
 }
 

@@ -11,15 +11,15 @@
 
 #include "capture/capture.h"
 
-enum { VQKVC_STATS_CHUNK = 128 }; /* tokens */
+enum { VQKVC_STATS_CHUNK = 256 }; /* tokens */
 
 /* Doubles in a moment: width^2 for keys and values, n_heads * head_dim^2 for queries. */
 size_t vqkvc_stats_moment_size(const vqkvc_geometry *g, vqkvc_kind kind);
 
-/* Scratch for vqkvc_stats_add(): a chunk widened [VQKVC_STATS_CHUNK, width] and one product; sized
- * for all kinds of g. Freed with vqkvc_stats_scratch_free(). */
+/* Scratch for vqkvc_stats_add(): a chunk widened [VQKVC_STATS_CHUNK, width], sized for all kinds
+ * of g. Freed with vqkvc_stats_scratch_free(). */
 typedef struct vqkvc_stats_scratch {
-    double *wide, *product;
+    double *wide;
 } vqkvc_stats_scratch;
 
 vqkvc_code vqkvc_stats_scratch_alloc(vqkvc_stats_scratch *s, const vqkvc_geometry *g,

@@ -62,6 +62,15 @@ static vqkvc_code write_depfile(const vqkvc_options *o, const char *output, vqkv
 
 /* ---- the summary ---- */
 
+static int rebuilds(const vqkvc_plan *plan)
+{
+    int any = 0;
+    for (int layer = 0; layer < plan->geometry.n_layers; layer++)
+        any = any || vqkvc_plan_rebuilds(plan, VQKVC_PART_K, layer) ||
+              vqkvc_plan_rebuilds(plan, VQKVC_PART_V, layer);
+    return any;
+}
+
 static void put_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *out)
 {
     vqkvc_cost cost;
@@ -73,6 +82,14 @@ static void put_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *
                      "everything counted %.3f at %d tokens\n",
                      cost.code_bits, cost.gain_bits, cost.code_bits + cost.gain_bits,
                      cost.scan_bits, cost.total_bits, cost.context);
+    if (p->plan.landmarks > 0)
+        vqkvc_buf_printf(out, "landmarks of %d tokens: %.3f bits a value\n", p->plan.landmarks,
+                         cost.landmark_bits);
+    if (p->plan.max_error > 0)
+        vqkvc_buf_printf(out, "no vector off by more than %g: %.3f %% kept, %.3f bits a value\n",
+                         (double)p->plan.max_error, 100 * p->plan.kept_rate, cost.kept_bits);
+    vqkvc_buf_puts(out, rebuilds(&p->plan) ? "attention rebuilds vectors before queries meet them\n"
+                                           : "attention works on the codes: nothing is rebuilt\n");
     if (p->model_path != NULL)
         vqkvc_buf_printf(out, "next: vqkvc eval %s --header %s\n", p->model_path, output);
 }

@@ -48,11 +48,12 @@ const vqkvc_command vqkvc_command_capture = {
         "taken before rotation. `vqkvc build` with the same options finds them there.\n"
         "Memory is bounded whatever the length of the text: with d = KV heads x head dimension, "
         "statistics take 8 x layers x (2 d^2 + 2 d) bytes (twice while a model runs), those of "
-        "queries 8 x layers x heads x (head dimension)^2, and the sample 2 x sample x layers x "
-        "head dimension x (heads + 2 x KV heads).",
+        "queries 8 x layers x heads x (head dimension)^2, and the sample 4 x sample x layers x "
+        "KV heads x head dimension.",
     .examples = "  vqkvc capture model.gguf --self --n-tokens 65536\n"
                 "  vqkvc capture model.gguf --text a.txt --text b.txt --seed 7\n"
-                "  vqkvc capture --import dump.safetensors --json\n",
+                "  vqkvc capture --import dump.safetensors --json\n"
+                "  vqkvc capture --simulate 32x32x8x128 --n-tokens 65536\n",
     .min_args = 0,
     .max_args = 1,
     .groups = {vqkvc_options_source, vqkvc_options_json, vqkvc_options_store,

@@ -158,6 +158,9 @@ static vqkvc_code set_number(const accepted *all, const vqkvc_option *opt, const
 {
     char *end;
     errno = 0;
+    *out = 0;
+    if (opt->zero != NULL && strcmp(text, opt->zero) == 0)
+        return VQKVC_OK;
     *out = strtod(text, &end);
     if (!is_number(text, end) || !(*out >= opt->low && *out <= opt->high))
         return bad_number(all, opt, text, "a number", err);

@@ -46,17 +46,19 @@ typedef struct vqkvc_options {
     /* calibration source */
     int self;
     vqkvc_words text, tokens;
-    const char *import_path;
+    const char *import_path, *simulate;
     int64_t n_tokens;
     int sample, window;
     uint64_t seed;
     double temperature;
     /* scheme */
-    const char *scheme, *frame, *share, *schedule, *values;
+    const char *scheme, *frame, *without, *share, *schedule, *values;
     double outliers;
+    double max_error;
+    int landmarks, top_tokens;
     int group, rank, grid, per_head, anchor_every, anchor_bits;
-    double bits, max_scan;
-    int layers_shared, beam, branches, block, sink, recent;
+    double bits, max_scan, max_kl, max_ppl;
+    int layers_shared, tables_at, probes, beam, branches, block, sink, recent;
     /* output */
     const char *prefix, *output, *depfile, *show;
     /* evaluation */
@@ -66,7 +68,7 @@ typedef struct vqkvc_options {
     /* suite */
     vqkvc_words calibrate, robust;
     const char *rates, *long_text, *isa, *csv, *svg;
-    int ablations;
+    int ablations, any_scan;
     /* bench */
     int head_dim, kv_heads, bench_layers, repeats;
     unsigned given;
@@ -94,6 +96,7 @@ typedef struct vqkvc_option {
     vqkvc_option_type type;
     size_t offset; /* in vqkvc_options */
     double low, high;
+    const char *zero;     /* a word that stands for the number 0; NULL: none */
     const char *fallback; /* parsed before the command line; NULL: zero */
     unsigned mark;        /* VQKVC_GIVEN_*, set when the option is used */
     int is_file;          /* a path: its base name is what matters */

@@ -8,28 +8,38 @@
 #include "capture/blob.h"
 #include "capture/import.h"
 #include "capture/run.h"
+#include "capture/simulate.h"
 #include "command/keep.h"
 #include "command/schemes.h"
 #include "gen/gen.h"
+#include "plan/bounded.h"
 
 /* ---- opening ---- */
 
+/* A dump and a simulation bring their own geometry. */
+static int without_model(const vqkvc_options *o)
+{
+    return o->import_path != NULL || o->simulate != NULL;
+}
+
 static int needs_capture(const vqkvc_options *o)
 {
-    return vqkvc_scheme_of(o)->calibrated || o->import_path != NULL;
+    return vqkvc_scheme_of(o)->calibrated || without_model(o) || o->max_error > 0;
 }
 
 static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_err *err)
 {
-    int sources = (o->self != 0) + (o->text.n > 0) + (o->tokens.n > 0) + (o->import_path != NULL);
+    int sources = (o->self != 0) + (o->text.n > 0) + (o->tokens.n > 0) + (o->import_path != NULL) +
+                  (o->simulate != NULL);
     if (sources > 1)
         return vqkvc_fail(err, VQKVC_E_USAGE,
-                          "--self, --text, --tokens and --import exclude each other");
-    if (o->import_path != NULL && o->n_args > 0)
-        return vqkvc_fail(err, VQKVC_E_USAGE,
-                          "'%.200s' is not used with --import: a dump describes its model itself",
-                          o->args[0]);
-    if (o->import_path == NULL && o->n_args == 0)
+                          "--self, --text, --tokens, --import and --simulate exclude each other");
+    if (without_model(o) && o->n_args > 0)
+        return vqkvc_fail(
+            err, VQKVC_E_USAGE,
+            "'%.200s' is not used with --%s, which says itself what the model is like", o->args[0],
+            o->simulate != NULL ? "simulate" : "import");
+    if (!without_model(o) && o->n_args == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "which model? (a GGUF file, or --import FILE)");
     return capture_only ? VQKVC_OK : vqkvc_scheme_check(o, err);
 }
@@ -55,21 +65,36 @@ static const char *import_recipe(vqkvc_pipeline *p, vqkvc_err *err)
     vqkvc_hash hash = vqkvc_hash_bytes(map.data, map.size);
     vqkvc_map_close(&map);
     return vqkvc_arena_printf(&p->arena, err,
-                              "capture v1;import=%s;seed=%llu;n_tokens=%lld;sample=%d", hash.hex,
+                              "capture v2;import=%s;seed=%llu;n_tokens=%lld;sample=%d", hash.hex,
                               (unsigned long long)o->seed, (long long)o->n_tokens, o->sample);
+}
+
+static const char *simulation_recipe(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    const vqkvc_options *o = p->options;
+    vqkvc_capture_params resolved;
+    if (vqkvc_simulate_geometry(o->simulate, &p->geometry, err) != VQKVC_OK ||
+        vqkvc_capture_params_resolve(&p->params, &p->geometry, 0, &resolved, err) != VQKVC_OK)
+        return NULL;
+    return vqkvc_arena_printf(&p->arena, err,
+                              "capture v2;simulation v1=%s;seed=%llu;n_tokens=%lld;sample=%d;"
+                              "window=%d",
+                              p->geometry.name, (unsigned long long)o->seed,
+                              (long long)resolved.n_tokens, resolved.n_sample, resolved.window);
 }
 
 const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
                               const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err)
 {
-    const char *from =
-        weights != NULL && !vqkvc_scheme_of(o)->calibrated ? weights->hex : capture->hex;
+    const char *from = weights != NULL && !vqkvc_scheme_of(o)->calibrated && o->max_error == 0
+                           ? weights->hex
+                           : capture->hex;
     vqkvc_buf values = {0};
     vqkvc_scheme_recipe(o, &values);
     if (values.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a recipe");
     const char *recipe = err->code != VQKVC_OK ? NULL
-                                               : vqkvc_arena_printf(arena, err, "plan v2%s;from=%s",
+                                               : vqkvc_arena_printf(arena, err, "plan v3%s;from=%s",
                                                                     values.data, from);
     free(values.data);
     return recipe;
@@ -83,6 +108,8 @@ static vqkvc_code name_capture(vqkvc_pipeline *p, vqkvc_err *err)
         VQKVC_TRY(open_source(p, err));
         p->capture_recipe =
             vqkvc_capture_recipe(p->model, &p->source, &p->params, -1, &p->arena, err);
+    } else if (p->options->simulate != NULL) {
+        p->capture_recipe = simulation_recipe(p, err);
     } else {
         p->capture_recipe = import_recipe(p, err);
     }
@@ -114,7 +141,7 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
                                        .window = o->window,
                                        .seed = o->seed,
                                        .temperature = (float)o->temperature};
-    if (o->import_path == NULL) {
+    if (!without_model(o)) {
         p->model_path = o->args[0];
         VQKVC_TRY(vqkvc_model_open(&p->model, p->model_path, 0, err));
         p->geometry = *vqkvc_model_geometry(p->model);
@@ -211,8 +238,11 @@ static vqkvc_code make_capture(vqkvc_pipeline *p, vqkvc_err *err)
     if (p->model != NULL) {
         VQKVC_TRY(run_model(p, err));
     } else {
-        VQKVC_TRY(
-            vqkvc_capture_import(p->options->import_path, &p->params, p->log, &p->capture, err));
+        const vqkvc_options *o = p->options;
+        if (o->simulate != NULL)
+            VQKVC_TRY(vqkvc_capture_simulate(&p->geometry, &p->params, p->log, &p->capture, err));
+        else
+            VQKVC_TRY(vqkvc_capture_import(o->import_path, &p->params, p->log, &p->capture, err));
         VQKVC_TRY(vqkvc_store_keep_model(p->db, &p->capture.geometry, err));
     }
     VQKVC_TRY(vqkvc_store_keep_capture(p->db, p->capture_recipe, &p->capture, err));
@@ -286,12 +316,16 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
         VQKVC_TRY(vqkvc_pipeline_capture(p, err));
     double start = vqkvc_seconds();
     vqkvc_scheme_input in = {.options = p->options,
+                             .model = p->model,
                              .geometry = &p->geometry,
                              .capture = &p->capture,
                              .parent = &p->capture_hash,
                              .db = p->db,
                              .log = p->log};
     VQKVC_TRY(vqkvc_scheme_of(p->options)->make(&in, &p->plan, err));
+    p->plan.landmarks = p->options->landmarks;
+    if (p->options->max_error > 0)
+        VQKVC_TRY(vqkvc_plan_bound(&p->plan, &p->capture, (float)p->options->max_error, err));
     VQKVC_TRY(vqkvc_plan_write(&p->plan, bytes, err));
     vqkvc_say(p->log, 0, "plan: %.1f s", vqkvc_seconds() - start);
     return VQKVC_OK;
@@ -332,10 +366,10 @@ void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out)
     vqkvc_options shown = *o;
     int calibrated = needs_capture(o);
     vqkvc_buf_puts(out, "vqkvc build");
-    if (o->import_path == NULL)
+    if (!without_model(o))
         vqkvc_options_canonical_word(vqkvc_base_name(o->args[0]), out);
     vqkvc_scheme_canonical(o, out);
-    shown.self = o->import_path == NULL && o->text.n == 0 && o->tokens.n == 0;
+    shown.self = !without_model(o) && o->text.n == 0 && o->tokens.n == 0;
     if (calibrated)
         vqkvc_options_canonical(&shown, vqkvc_options_source, 0, out);
 }

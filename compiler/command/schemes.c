@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "command/fit_auto.h"
 #include "plan/anchor.h"
 #include "plan/aqua.h"
-#include "plan/auto.h"
 #include "plan/kvquant.h"
 #include "plan/svdq.h"
 #include "plan/vqkv.h"
@@ -17,19 +17,6 @@
 static vqkvc_window window_of(const vqkvc_options *o)
 {
     return (vqkvc_window){.n_sink = o->sink, .n_recent = o->recent, .block = o->block};
-}
-
-static vqkvc_code make_auto(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
-{
-    const vqkvc_options *o = in->options;
-    vqkvc_auto_params params = {.bits = o->bits,
-                                .max_scan = o->max_scan > 0 ? o->max_scan : -1,
-                                .layers_shared = o->layers_shared,
-                                .frame = strcmp(o->frame, "post") == 0 ? VQKVC_FRAME_POST
-                                                                       : VQKVC_FRAME_BLOCK,
-                                .window = window_of(o),
-                                .seed = o->seed};
-    return vqkvc_plan_auto(plan, in->capture, &params, in->db, in->parent, in->log, err);
 }
 
 static vqkvc_code make_vqkv(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)

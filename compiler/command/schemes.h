@@ -10,12 +10,13 @@
 #include "calib_db/kvdb.h"
 #include "capture/capture.h"
 #include "command/options.h"
+#include "model/model.h"
 #include "plan/plan.h"
 
 /* Name, the rate that may stand behind it in lists ("" for none), whether it takes a capture, marks
  * of its own options, maker, one line of help. The first row by FIRST, all others by X. */
 #define VQKVC_SCHEME_LIST(FIRST, X)                                                                \
-    FIRST("auto", "", 1, VQKVC_GIVEN_BITS | VQKVC_GIVEN_AUTO, make_auto,                           \
+    FIRST("auto", "", 1, VQKVC_GIVEN_BITS | VQKVC_GIVEN_AUTO, vqkvc_fit_auto,                      \
           "ours: learned bases, streams shared by layers, nibbles by dynamic programming")         \
     X("vqkv", "2.75", 1, VQKVC_GIVEN_VQKV, make_vqkv,                                              \
       "VQKV: residual codebooks of whole head vectors, 2.75 bits")                                 \
@@ -46,6 +47,7 @@
 /* What a plan is made from. */
 typedef struct vqkvc_scheme_input {
     const vqkvc_options *options;
+    vqkvc_model *model; /* NULL: an imported dump */
     const vqkvc_geometry *geometry;
     const vqkvc_capture *capture; /* of schemes that take one */
     const vqkvc_hash *parent;     /* recipe hash of the capture */

@@ -225,7 +225,7 @@ static vqkvc_code measure_group(session *e, int passage, const int *group, int n
                                      .log = s->log};
     for (int i = 0; i < n; i++)
         subjects[i] =
-            (vqkvc_subject){s->subjects[e->subjects[group[i]]].label, &e->codecs[group[i]]};
+            (vqkvc_subject){s->subjects[e->subjects[group[i]]].label, &e->codecs[group[i]], 0};
     VQKVC_TRY(vqkvc_measure(e->model, at->windows, n, subjects, &options, measured, err));
     for (int i = 0; i < n; i++) {
         int subject = e->subjects[group[i]];

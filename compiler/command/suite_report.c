@@ -8,7 +8,7 @@
 #include "command/suite.h"
 #include "eval/plot.h"
 
-enum { MAX_PANELS = 2, MAX_FAMILY = 40 };
+enum { MAX_PANELS = 3 };
 
 const char *vqkvc_suite_model_name(const vqkvc_suite *s)
 {
@@ -127,31 +127,44 @@ static vqkvc_code put_tables(report *r, vqkvc_err *err)
 
 /* ---- the picture ---- */
 
-/* A scheme's name without its rate: kvquant2, kvquant3 and kvquant4 are one line. */
+/* A scheme's name without its rate: kvquant2, kvquant3 and kvquant4 are one line, q8_0 and q4_0
+ * another. */
 static const char *family_of(report *r, const char *scheme, vqkvc_err *err)
 {
     size_t head = strcspn(scheme, "0123456789");
     size_t number = strspn(scheme + head, "0123456789.");
-    return vqkvc_arena_printf(&r->arena, err, "%.*s%s", (int)head, scheme, scheme + head + number);
+    const char *tail = scheme + head + number;
+    return vqkvc_arena_printf(&r->arena, err, "%.*s%s%s", (int)head, scheme,
+                              *tail == '_' ? "*" : "", tail);
 }
 
-static vqkvc_code fill_panel(report *r, int passage, vqkvc_plot_panel *panel, vqkvc_err *err)
+/* in_all: against all bits, else against those of codes and gains alone. */
+static vqkvc_code fill_panel(report *r, int passage, int in_all, vqkvc_plot_panel *panel,
+                             vqkvc_err *err)
 {
     const vqkvc_suite_passage *at = &r->s->passages[passage];
     gather(r, VQKVC_SUITE_TABLE, passage);
     vqkvc_plot_point *points = vqkvc_arena_alloc(&r->arena, (size_t)r->n, sizeof *points, err);
     const char *title = vqkvc_arena_printf(&r->arena, err, "%s, %d x %d tokens", at->name,
                                            at->n_windows, at->context);
-    for (int i = 0; err->code == VQKVC_OK && i < r->n; i++)
-        points[i] = (vqkvc_plot_point){.label = r->rows[i].scheme,
-                                       .family = family_of(r, r->rows[i].scheme, err),
-                                       .x = r->rows[i].cost->total_bits,
-                                       .y = r->rows[i].measured->late.kl};
-    *panel = (vqkvc_plot_panel){.title = title, .n = r->n, .points = points};
+    for (int i = 0; err->code == VQKVC_OK && i < r->n; i++) {
+        const vqkvc_cost *cost = r->rows[i].cost;
+        points[i] =
+            (vqkvc_plot_point){.label = r->rows[i].scheme,
+                               .family = family_of(r, r->rows[i].scheme, err),
+                               .x = in_all ? cost->total_bits : vqkvc_cost_stored(cost),
+                               .y = r->rows[i].measured->late.kl};
+    }
+    *panel = (vqkvc_plot_panel){.title = title,
+                                .x_title = in_all ? "bits a value, everything counted"
+                                                  : "bits a value, codes and gains",
+                                .n = r->n,
+                                .points = points};
     return err->code;
 }
 
-/* The first text, and the longest context beside it: tables weigh less there. */
+/* The first text against all bits, the longest context, where tables weigh less, and what bits come
+ * to where tables and exact window weigh nothing. */
 static vqkvc_code draw(report *r, vqkvc_err *err)
 {
     const vqkvc_suite *s = r->s;
@@ -161,12 +174,12 @@ static vqkvc_code draw(report *r, vqkvc_err *err)
     vqkvc_plot plot = {.title =
                            vqkvc_arena_printf(&r->arena, err, "Fidelity of %s with a coded cache",
                                               vqkvc_suite_model_name(s)),
-                       .x_title = "bits a value in all: codes, gains, exact window, tables",
                        .y_title = "mean KL to the exact cache, nats",
                        .main_family = "auto"};
-    VQKVC_TRY(fill_panel(r, 0, &panels[n++], err));
+    VQKVC_TRY(fill_panel(r, 0, 1, &panels[n++], err));
     if (s->n_passages > 1 && s->passages[s->n_passages - 1].is_long)
-        VQKVC_TRY(fill_panel(r, s->n_passages - 1, &panels[n++], err));
+        VQKVC_TRY(fill_panel(r, s->n_passages - 1, 1, &panels[n++], err));
+    VQKVC_TRY(fill_panel(r, 0, 0, &panels[n++], err));
     vqkvc_plot_svg(&plot, panels, n, &svg);
     if (svg.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "%s: out of memory", s->options->svg);

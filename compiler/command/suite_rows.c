@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "command/commands.h"
-#include "command/schemes.h"
+#include "command/fit_auto.h"
 #include "command/suite.h"
 
 enum { WORD = 64, DEFAULT_TOKENS = 32768 };
@@ -117,43 +117,38 @@ static vqkvc_code add_list(vqkvc_suite *s, const char *list, const char *prefix,
     return VQKVC_OK;
 }
 
+/* auto at the same rates, whatever attention has to scan: "auto2-any". */
+static vqkvc_code add_any_scan(vqkvc_suite *s, vqkvc_err *err)
+{
+    int n = s->n;
+    for (int i = 0; i < n; i++) {
+        vqkvc_options made = s->subjects[i].options;
+        if (strcmp(made.scheme, "auto") != 0)
+            continue;
+        const char *label = vqkvc_arena_printf(&s->arena, err, "auto%.4g-any", made.bits);
+        made.max_scan = 0;
+        VQKVC_TRY(err->code);
+        VQKVC_TRY(add_parsed(s, VQKVC_SUITE_TABLE, label, 0, &made, err));
+    }
+    return VQKVC_OK;
+}
+
 /* ---- ablations ---- */
 
-static vqkvc_code add_ablation(vqkvc_suite *s, const char *idea, const char *extra, vqkvc_err *err)
+static vqkvc_code add_ablation(vqkvc_suite *s, const char *idea, vqkvc_err *err)
 {
+    const char *extra = vqkvc_arena_printf(&s->arena, err, "--without=%s", idea);
     const char *label = vqkvc_arena_printf(&s->arena, err, "auto2 without %s", idea);
-    return label == NULL ? err->code
-                         : add_row(s, VQKVC_SUITE_ABLATION, label, MAIN_ROW, extra, err);
+    return label == NULL || extra == NULL
+               ? err->code
+               : add_row(s, VQKVC_SUITE_ABLATION, label, MAIN_ROW, extra, err);
 }
 
-static const vqkvc_option *find_option(const vqkvc_option *group, const char *name)
-{
-    for (const vqkvc_option *opt = group; opt->name != NULL; opt++)
-        if (strcmp(opt->name, name) == 0)
-            return opt;
-    return NULL;
-}
-
-/* auto itself, without what its own options switch off, and without each word of --without. */
 static vqkvc_code choose_ablations(vqkvc_suite *s, vqkvc_err *err)
 {
-    const vqkvc_option *without = find_option(vqkvc_options_scheme, "without");
-    const char *ideas = without == NULL            ? NULL
-                        : without->choices != NULL ? without->choices
-                                                   : without->arg;
     VQKVC_TRY(add_row(s, VQKVC_SUITE_ABLATION, NULL, MAIN_ROW, NULL, err));
-    if (ideas == NULL) {
-        VQKVC_TRY(add_ablation(s, "sharing", "--layers-shared=1", err));
-        return add_ablation(s, "block frame", "--frame=post", err);
-    }
-    for (const char *at = ideas; *at != '\0';) {
-        char idea[WORD], extra[WORD + 16];
-        size_t n = strcspn(at, "|");
-        snprintf(idea, sizeof idea, "%.*s", (int)n, at);
-        snprintf(extra, sizeof extra, "--without=%s", idea);
-        VQKVC_TRY(add_ablation(s, idea, extra, err));
-        at += n + (at[n] == '|');
-    }
+    for (int i = 0; vqkvc_auto_idea(i) != NULL; i++)
+        VQKVC_TRY(add_ablation(s, vqkvc_auto_idea(i), err));
     return VQKVC_OK;
 }
 
@@ -188,6 +183,7 @@ vqkvc_code vqkvc_suite_choose_rows(vqkvc_suite *s, vqkvc_err *err)
         vqkvc_err_prefix(err, "--rates");
         return err->code;
     }
+    VQKVC_TRY(o->any_scan ? add_any_scan(s, err) : VQKVC_OK);
     VQKVC_TRY(add_list(s, o->schemes, "", err));
     if (o->ablations)
         VQKVC_TRY(choose_ablations(s, err));

@@ -1,15 +1,21 @@
 #include "eval/cache_header.h"
 
 #include <omp.h>
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/half.h"
 #include "base/memory.h"
 #include "base/rng.h"
 
 typedef struct header_cache {
     const struct vqkvc_codec_table *table;
     const char *name;
-    int n_layers, n_seq, sliding_window;
+    int n_layers, n_seq, sliding_window, top_tokens;
+    int n_ctx;
+    size_t row;             /* n_kv_heads * head_dim */
+    float *copy;            /* [n_seq, n_layers, 2, n_ctx, row] where it is watched, or NULL */
     void *memory, *kv;      /* kv points into memory */
     unsigned char *scratch; /* [n_threads, scratch_bytes] */
     size_t scratch_bytes;
@@ -34,6 +40,13 @@ static vqkvc_code check_call(const header_cache *c, int seq, int layer, int n, v
     return VQKVC_OK;
 }
 
+/* The copy of a token's vectors of one part, all heads. */
+static float *copy_of(const header_cache *c, int seq, int layer, int part, int token)
+{
+    size_t at = (((size_t)seq * c->n_layers + layer) * 2 + part) * c->n_ctx + token;
+    return c->copy + at * c->row;
+}
+
 static vqkvc_code header_append(void *self, int seq, int layer, int pos, int n, const float *k,
                                 const float *v, vqkvc_err *err)
 {
@@ -47,6 +60,10 @@ static vqkvc_code header_append(void *self, int seq, int layer, int pos, int n, 
     int status = n > 0 ? c->table->append(c->kv, seq, layer, n, k, v) : 0;
     if (status != 0)
         return codec_failed(c, "append", seq, layer, status, err);
+    if (c->copy != NULL) {
+        memcpy(copy_of(c, seq, layer, 0, pos), k, sizeof *k * (size_t)n * c->row);
+        memcpy(copy_of(c, seq, layer, 1, pos), v, sizeof *v * (size_t)n * c->row);
+    }
     *len += n;
     return VQKVC_OK;
 }
@@ -67,8 +84,9 @@ static vqkvc_code header_attend(void *self, int seq, int layer, int pos, int n, 
     if (thread >= c->n_threads)
         return vqkvc_fail(err, VQKVC_E_USAGE, "%s: made for %d threads, called by thread %d",
                           c->name, c->n_threads, thread);
-    int status = c->table->attend(c->kv, seq, layer, n, q, out, scale, c->sliding_window,
-                                  c->scratch + (size_t)thread * c->scratch_bytes, c->scratch_bytes);
+    int status =
+        c->table->attend(c->kv, seq, layer, n, q, out, scale, c->sliding_window, c->top_tokens,
+                         c->scratch + (size_t)thread * c->scratch_bytes, c->scratch_bytes);
     if (status != 0)
         return codec_failed(c, "attend", seq, layer, status, err);
     return VQKVC_OK;
@@ -103,6 +121,7 @@ static void header_free(void *self)
     free(c->memory);
     free(c->scratch);
     free(c->len);
+    free(c->copy);
     free(c);
 }
 
@@ -144,7 +163,9 @@ vqkvc_code vqkvc_cache_header(vqkvc_cache *cache, const vqkvc_codec *codec, cons
                         .name = name,
                         .n_layers = g->n_layers,
                         .n_seq = n_seq,
-                        .sliding_window = g->sliding_window};
+                        .sliding_window = g->sliding_window,
+                        .n_ctx = n_ctx,
+                        .row = (size_t)g->n_kv_heads * g->head_dim};
     vqkvc_code code = allocate(c, &shape, err);
     if (code != VQKVC_OK) {
         header_free(c);
@@ -152,6 +173,67 @@ vqkvc_code vqkvc_cache_header(vqkvc_cache *cache, const vqkvc_codec *codec, cons
     }
     *cache = (vqkvc_cache){c, header_append, header_attend, header_trim, header_bytes, header_free};
     return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_cache_header_choose(vqkvc_cache *cache, int top_tokens, vqkvc_err *err)
+{
+    header_cache *c = cache->self;
+    if (top_tokens != 0 && c->table->landmarks == 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "%s: %d tokens cannot be chosen without landmarks",
+                          c->name, top_tokens);
+    c->top_tokens = top_tokens;
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_cache_header_watch(vqkvc_cache *cache, vqkvc_err *err)
+{
+    header_cache *c = cache->self;
+    c->copy =
+        vqkvc_alloc((size_t)c->n_seq * c->n_layers * 2 * c->n_ctx, c->row * sizeof *c->copy, err);
+    return err->code;
+}
+
+/* |x - y| / |x|, x in binary16. */
+static double relative_error(int n, const float *x, const float *y)
+{
+    double error = 0, norm = 0;
+    for (int i = 0; i < n; i++) {
+        double exact = (double)vqkvc_f16_to_f32(vqkvc_f32_to_f16(x[i]));
+        error += (exact - y[i]) * (exact - y[i]);
+        norm += exact * exact;
+    }
+    return error == 0 ? 0 : sqrt(error / norm);
+}
+
+vqkvc_code vqkvc_cache_header_errors(vqkvc_cache *cache, double *worst, double *kept_rate,
+                                     vqkvc_err *err)
+{
+    header_cache *c = cache->self;
+    int dim = c->table->head_dim, heads = c->table->n_kv_heads;
+    double coded = 0;
+    float *y = vqkvc_alloc((size_t)c->n_ctx, (size_t)dim * sizeof *y, err);
+    *worst = *kept_rate = 0;
+    for (int i = 0; y != NULL && i < c->n_seq * c->n_layers * 2 * heads; i++) {
+        int head = i % heads, part = i / heads % 2, layer = i / heads / 2 % c->n_layers;
+        int seq = i / heads / 2 / c->n_layers, n = c->len[(size_t)seq * c->n_layers + layer];
+        int over = n - 1 - c->table->n_sink - c->table->n_recent;
+        int status =
+            c->table->read(c->kv, seq, layer, head, part, 0, n, y, c->scratch, c->scratch_bytes);
+        if (status != 0) {
+            codec_failed(c, "read", seq, layer, status, err);
+            break;
+        }
+        for (int t = 0; t < n; t++) {
+            double e = relative_error(dim, copy_of(c, seq, layer, part, t) + (size_t)head * dim,
+                                      y + (size_t)t * dim);
+            *worst = e > *worst ? e : *worst;
+        }
+        coded += over > 0 ? over / c->table->block * c->table->block : 0;
+    }
+    free(y);
+    if (coded > 0)
+        *kept_rate = c->table->exact_used(c->kv) / coded;
+    return err->code;
 }
 
 vqkvc_code vqkvc_cache_header_size(const vqkvc_codec *codec, const char *name, int n_seq, int n_ctx,

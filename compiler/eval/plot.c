@@ -3,12 +3,12 @@
 #include <math.h>
 #include <string.h>
 
-#define LEAST_Y 1e-7
+#define LEAST_Y 1e-6
 #define LEAST_X 1e-3
 
 enum {
-    PANEL = 372, /* width of what lies inside a panel's axes */
-    HEIGHT = 440,
+    PANEL = 250, /* width of what lies inside a panel's axes */
+    HEIGHT = 480,
     LEFT = 64, /* of each panel */
     LEGEND = 132,
     TOP = 66,
@@ -176,8 +176,7 @@ static void begin_line(vqkvc_buf *out, const families *all, int family)
 
 /* ---- a panel ---- */
 
-static void put_axes(const vqkvc_plot *plot, const vqkvc_plot_panel *panel, const frame *f,
-                     vqkvc_buf *out)
+static void put_axes(const vqkvc_plot_panel *panel, const frame *f, vqkvc_buf *out)
 {
     int right = f->left + PANEL;
     for (int e = f->x_first; e <= f->x_last; e++) {
@@ -197,35 +196,21 @@ static void put_axes(const vqkvc_plot *plot, const vqkvc_plot_panel *panel, cons
     vqkvc_buf_printf(out, "<path class=\"axis\" d=\"M%d %dV%dH%d\"/>\n", f->left, TOP,
                      HEIGHT - BOTTOM, right);
     put_text(out, " text-anchor=\"middle\"", (f->left + right) / 2.0, TOP - 10, panel->title);
-    put_text(out, " text-anchor=\"middle\"", (f->left + right) / 2.0, HEIGHT - 14, plot->x_title);
-}
-
-/* The point of the family that follows point i: by x, then by index; -1 at the end. i < 0 asks for
- * the first. */
-static int next_point(const vqkvc_plot_panel *panel, const char *family, int i)
-{
-    const vqkvc_plot_point *points = panel->points;
-    int best = -1;
-    for (int j = 0; j < panel->n; j++) {
-        int is_behind = i < 0 || points[j].x > points[i].x || (points[j].x == points[i].x && j > i);
-        if (is_behind && strcmp(points[j].family, family) == 0 &&
-            (best < 0 || points[j].x < points[best].x))
-            best = j;
-    }
-    return best;
+    put_text(out, " text-anchor=\"middle\"", (f->left + right) / 2.0, HEIGHT - 14, panel->x_title);
 }
 
 static void put_line(const frame *f, const vqkvc_plot_panel *panel, const families *all, int family,
                      vqkvc_buf *out)
 {
-    const char *name = all->names[family];
-    int i = next_point(panel, name, -1);
-    if (i < 0)
-        return;
+    const char *move = "M";
     begin_line(out, all, family);
-    for (const char *move = "M"; i >= 0; i = next_point(panel, name, i), move = "L")
-        vqkvc_buf_printf(out, "%s%.1f %.1f", move, pixel_x(f, log_x(&panel->points[i])),
-                         pixel_y(f, log_y(&panel->points[i])));
+    for (int i = 0; i < panel->n; i++) {
+        const vqkvc_plot_point *p = &panel->points[i];
+        if (strcmp(p->family, all->names[family]) != 0)
+            continue;
+        vqkvc_buf_printf(out, "%s%.1f %.1f", move, pixel_x(f, log_x(p)), pixel_y(f, log_y(p)));
+        move = "L";
+    }
     vqkvc_buf_puts(out, "\"/>\n");
 }
 
@@ -249,14 +234,28 @@ static void put_points(const frame *f, const vqkvc_plot_panel *panel, const fami
 
 /* ---- the whole ---- */
 
-static void put_legend(const families *all, int left, vqkvc_buf *out)
+/* A family of one is called as its point is. */
+static const char *legend_name(const vqkvc_plot_panel *panel, const char *family)
+{
+    const char *name = family;
+    int n = 0;
+    for (int i = 0; i < panel->n; i++)
+        if (strcmp(panel->points[i].family, family) == 0) {
+            name = panel->points[i].label;
+            n++;
+        }
+    return n == 1 ? name : family;
+}
+
+static void put_legend(const families *all, const vqkvc_plot_panel *panel, int left, vqkvc_buf *out)
 {
     for (int i = 0; i < all->n; i++) {
         double y = TOP + 8 + 19 * i;
         begin_line(out, all, i);
         vqkvc_buf_printf(out, "M%d %.1fh26\"/>\n", left, y);
         put_mark(out, i, left + 13, y, 4);
-        put_text(out, i == all->main ? " class=\"main\"" : "", left + 34, y + 4, all->names[i]);
+        put_text(out, i == all->main ? " class=\"main\"" : "", left + 34, y + 4,
+                 legend_name(panel, all->names[i]));
     }
 }
 
@@ -281,11 +280,11 @@ void vqkvc_plot_svg(const vqkvc_plot *plot, const vqkvc_plot_panel *panels, int 
     vqkvc_buf_puts(out, "</g>\n");
     for (int k = 0; k < n_panels; k++) {
         f.left = LEFT + k * (LEFT + PANEL);
-        put_axes(plot, &panels[k], &f, out);
+        put_axes(&panels[k], &f, out);
         for (int family = all.n - 1; family >= 0; family--)
             put_line(&f, &panels[k], &all, family, out);
         put_points(&f, &panels[k], &all, out);
     }
-    put_legend(&all, n_panels * (LEFT + PANEL) + 20, out);
+    put_legend(&all, &panels[0], n_panels * (LEFT + PANEL) + 20, out);
     vqkvc_buf_puts(out, "</svg>\n");
 }

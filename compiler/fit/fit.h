@@ -31,6 +31,12 @@ vqkvc_code vqkvc_fit_basis(int d, int n, const double *cov, const double *metric
                            vqkvc_basis *basis, vqkvc_err *err);
 void vqkvc_basis_free(vqkvc_basis *basis);
 
+/* The spectrum of vqkvc_fit_basis() for a metric in blocks along its diagonal, metric[i] [block,
+ * block] at channel i * block (d a multiple of block), without its maps, in less time: cov [d, d]
+ * becomes U, the eigenvectors in its rows; lambda [d]. */
+vqkvc_code vqkvc_fit_spectrum(int d, int block, double *cov, const double *const *metric,
+                              double ridge, double *lambda, vqkvc_err *err);
+
 /* Mean [d] and centred covariance [d, d] of x [n, d], weights [n] or NULL; fixed chunks, double. */
 vqkvc_code vqkvc_fit_moments(int n, int d, const float *x, size_t ldx, const float *weights,
                              double *mean, double *cov, vqkvc_err *err);

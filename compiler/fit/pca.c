@@ -58,21 +58,19 @@ vqkvc_code vqkvc_fit_moments(int n, int d, const float *x, size_t ldx, const flo
 
     size_t dd = (size_t)d * (size_t)d;
     double *chunk = vqkvc_alloc((size_t)VQKVC_GRAM_ROWS * (size_t)d, sizeof *chunk, err);
-    double *scratch = vqkvc_alloc(dd, sizeof *scratch, err);
-    if (chunk && scratch) {
+    if (chunk) {
         weighted_mean(n, d, x, ldx, weights, total, chunk, mean);
         memset(cov, 0, dd * sizeof *cov);
         for (int begin = 0; begin < n; begin += VQKVC_GRAM_ROWS) {
             int rows = n - begin < VQKVC_GRAM_ROWS ? n - begin : VQKVC_GRAM_ROWS;
             centre_chunk(begin, rows, d, x, ldx, weights, mean, chunk);
-            vqkvc_gram_add(rows, d, d, chunk, chunk, scratch, cov);
+            vqkvc_dgemm_gram_add(d, rows, chunk, (size_t)d, cov, (size_t)d);
         }
-        for (size_t i = 0; i < dd; i++)
-            cov[i] /= total;
-        vqkvc_symmetrise(d, cov);
+        for (size_t i = 0; i < (size_t)d; i++)
+            for (size_t j = i; j < (size_t)d; j++)
+                cov[i * (size_t)d + j] = cov[j * (size_t)d + i] = cov[i * (size_t)d + j] / total;
     }
     free(chunk);
-    free(scratch);
     return err->code;
 }
 
@@ -192,6 +190,76 @@ vqkvc_code vqkvc_fit_basis(int d, int n, const double *cov, const double *metric
     if (code != VQKVC_OK)
         vqkvc_basis_free(basis);
     return code;
+}
+
+/* root [blocks][block, block] = square roots of the blocks of a metric, small eigenvalues lifted;
+ * v: eigenvectors on entry; scratch [block, block]. */
+static vqkvc_code block_roots(int d, int block, const double *const *metric, double ridge,
+                              double *root, double *v, double *w, double *scratch, vqkvc_err *err)
+{
+    size_t size = (size_t)block * (size_t)block;
+    double mean = 0, largest = 0;
+    for (int b = 0; b < d / block; b++) {
+        double *vectors = v + (size_t)b * size;
+        VQKVC_TRY(vqkvc_check_f64("metric", block, block, metric[b], (size_t)block, DBL_MAX, err));
+        memcpy(vectors, metric[b], size * sizeof *vectors);
+        vqkvc_symmetrise(block, vectors);
+        VQKVC_TRY(vqkvc_eigen_symmetric(block, vectors, w + b * block, err));
+        VQKVC_TRY(check_semi_definite("metric", block, w + b * block, err));
+        for (int i = b * block; i < (b + 1) * block; i++) {
+            mean += w[i] / d;
+            largest = fmax(largest, w[i]);
+        }
+    }
+    if (!(largest > 0))
+        return vqkvc_fail(err, VQKVC_E_NUMERIC, "the metric is zero: it weighs no direction");
+    double lowest = fmax(ridge * mean, DBL_EPSILON * d * largest);
+    for (int i = 0; i < d; i++)
+        w[i] = fmax(w[i], lowest);
+    for (int b = 0; b < d / block; b++)
+        spectral_power(block, v + (size_t)b * size, w + b * block, 0.5, scratch,
+                       root + (size_t)b * size);
+    return VQKVC_OK;
+}
+
+/* cov = root cov root for a root in blocks; product [block, d]. */
+static void whiten_blocks(int d, int block, const double *root, double *cov, double *product)
+{
+    size_t ld = (size_t)d, n = (size_t)block;
+    for (size_t at = 0; at < ld; at += n) { /* rows */
+        vqkvc_dgemm_nn(block, d, block, root + at * n, n, cov + at * ld, ld, product, ld);
+        memcpy(cov + at * ld, product, n * ld * sizeof *cov);
+    }
+    for (size_t at = 0; at < ld; at += n) { /* columns */
+        vqkvc_dgemm_nn(d, block, block, cov + at, ld, root + at * n, n, product, n);
+        for (size_t i = 0; i < ld; i++)
+            memcpy(cov + i * ld + at, product + i * n, n * sizeof *cov);
+    }
+    vqkvc_symmetrise(d, cov);
+}
+
+vqkvc_code vqkvc_fit_spectrum(int d, int block, double *cov, const double *const *metric,
+                              double ridge, double *lambda, vqkvc_err *err)
+{
+    size_t n = (size_t)d * (size_t)block;
+    if (d < 1 || block < 1 || d % block != 0 || !(ridge >= 0) || isinf(ridge))
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "the spectrum of %d channels, a metric in blocks of %d, ridge %g", d,
+                          block, ridge);
+    VQKVC_TRY(vqkvc_check_f64("covariance", d, d, cov, (size_t)d, DBL_MAX, err));
+    double *root = vqkvc_alloc(n, sizeof *root, err);
+    double *work = vqkvc_alloc(n, 2 * sizeof *work, err);
+    if (root != NULL && work != NULL &&
+        block_roots(d, block, metric, ridge, root, work, lambda, work + n, err) == VQKVC_OK) {
+        whiten_blocks(d, block, root, cov, work);
+        if (vqkvc_eigen_symmetric(d, cov, lambda, err) == VQKVC_OK)
+            check_semi_definite("covariance", d, lambda, err);
+        for (int i = 0; i < d; i++)
+            lambda[i] = fmax(lambda[i], 0);
+    }
+    free(root);
+    free(work);
+    return err->code;
 }
 
 void vqkvc_basis_free(vqkvc_basis *basis)

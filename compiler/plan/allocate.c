@@ -51,6 +51,7 @@ static double group_distortion(int w, const double *lambda, double bits, double 
  * the cells whose last group is of option o when options up to o are allowed. */
 typedef struct grid {
     int d, n_max;
+    double table; /* nibbles of a coded channel for its tables */
     double *best;
     uint8_t *used[VQKVC_LAYOUT_RUNS];
 } grid;
@@ -60,6 +61,15 @@ static size_t cell(const grid *g, int i, int j)
     return (size_t)i * (size_t)(g->n_max + 1) + (size_t)j;
 }
 
+/* Nibbles of a group of option o whose first channel is i. Its part of the tables is what rounding
+ * the running total leaves to it, so that a layout's is
+ * right to a nibble, and rather too much. */
+static int group_size(const grid *g, int o, int i)
+{
+    return options[o].stages + (int)ceil((i + options[o].width) * g->table) -
+           (int)ceil(i * g->table);
+}
+
 static void grid_free(grid *g)
 {
     free(g->best);
@@ -67,9 +77,10 @@ static void grid_free(grid *g)
         free(g->used[o]);
 }
 
-static vqkvc_code grid_fill(grid *g, int d, const double *lambda, int n_max, vqkvc_err *err)
+static vqkvc_code grid_fill(grid *g, int d, const double *lambda, double table, int n_max,
+                            vqkvc_err *err)
 {
-    *g = (grid){.d = d, .n_max = n_max};
+    *g = (grid){.d = d, .n_max = n_max, .table = table};
     size_t cells = (size_t)(d + 1) * (size_t)(n_max + 1);
     g->best = vqkvc_alloc(cells, sizeof(double), err);
     for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
@@ -82,8 +93,9 @@ static vqkvc_code grid_fill(grid *g, int d, const double *lambda, int n_max, vqk
         for (int i = 0; i + options[o].width <= d; i++) {
             double cost = group_distortion(options[o].width, lambda + i, options[o].bits,
                                            options[o].loss, NULL);
-            for (int j = 0; j + options[o].stages <= n_max; j++) {
-                size_t to = cell(g, i + options[o].width, j + options[o].stages);
+            int size = group_size(g, o, i);
+            for (int j = 0; j + size <= n_max; j++) {
+                size_t to = cell(g, i + options[o].width, j + size);
                 double total = g->best[cell(g, i, j)] + cost;
                 if (total < g->best[to]) {
                     g->best[to] = total;
@@ -113,12 +125,18 @@ static double grid_end(const grid *g, const double *lambda, int j, int *channels
     return least;
 }
 
-vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, int n_max, double *curve,
+double vqkvc_allocate_table(int d, int tables_at)
+{
+    /* A column of enc and one of dec, and 16 codewords, all binary16. */
+    return tables_at > 0 ? (2.0 * d + 16) * 16 / (4.0 * tables_at) : 0;
+}
+
+vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, double table, int n_max, double *curve,
                                 vqkvc_err *err)
 {
     grid g;
     int channels;
-    if (grid_fill(&g, d, lambda, n_max, err) == VQKVC_OK)
+    if (grid_fill(&g, d, lambda, table, n_max, err) == VQKVC_OK)
         for (int j = 0; j <= n_max; j++) {
             curve[j] = grid_end(&g, lambda, j, &channels);
             /* More nibbles than are of use are left unused. */
@@ -129,12 +147,12 @@ vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, int n_max, double *
     return err->code;
 }
 
-vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, int n_nibbles, vqkvc_layout *layout,
-                                 vqkvc_err *err)
+vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, double table, int n_nibbles,
+                                 vqkvc_layout *layout, vqkvc_err *err)
 {
     grid g;
     memset(layout, 0, sizeof *layout);
-    if (grid_fill(&g, d, lambda, n_nibbles, err) == VQKVC_OK) {
+    if (grid_fill(&g, d, lambda, table, n_nibbles, err) == VQKVC_OK) {
         int counts[VQKVC_LAYOUT_RUNS] = {0}, i, j = n_nibbles;
         layout->distortion = grid_end(&g, lambda, j, &i);
         while (j > 1 && isinf(layout->distortion))
@@ -148,7 +166,7 @@ vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, int n_nibbles, vqk
             }
             counts[o]++;
             i -= options[o].width;
-            j -= options[o].stages;
+            j -= group_size(&g, o, i);
         }
         for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
             if (counts[o] > 0)
@@ -176,12 +194,14 @@ void vqkvc_layout_distortions(const vqkvc_layout *layout, int d, const double *l
         distortion[i] = lambda[i];
 }
 
+enum { LOOK_AHEAD = 8 /* nibbles */ };
+
 /* The steepest mean fall of a curve from j on, and over how many nibbles. */
 static double steepest(const double *curve, int j, int n_max, long room, int *step)
 {
     double best = -1;
     *step = 0;
-    for (int k = 1; k <= 8 && j + k <= n_max && k <= room; k++) {
+    for (int k = 1; k <= LOOK_AHEAD && j + k <= n_max && k <= room; k++) {
         double fall = (curve[j] - curve[j + k]) / k;
         if (fall > best) {
             best = fall;
@@ -191,28 +211,29 @@ static double steepest(const double *curve, int j, int n_max, long room, int *st
     return best;
 }
 
-void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, int n_min, long total,
-                           int *share)
+vqkvc_code vqkvc_allocate_shares(int n, int n_max, const double *const *curves, long total,
+                                 int *share, vqkvc_err *err)
 {
     long left = total;
-    for (int i = 0; i < n; i++) {
-        share[i] = n_min;
-        left -= n_min;
-    }
-    while (left > 0) {
-        int which = -1, step = 0, k;
-        double best = 0;
-        for (int i = 0; i < n; i++) {
-            double fall = steepest(curves[i], share[i], n_max, left, &k);
-            if (fall > best) {
-                best = fall;
+    double *fall = vqkvc_alloc((size_t)n, sizeof *fall, err);
+    int *step = vqkvc_alloc((size_t)n, sizeof *step, err);
+    for (int i = 0; i < n; i++)
+        left -= share[i];
+    for (int which = -1; left > 0 && err->code == VQKVC_OK;) {
+        /* Only the stream that moved has another fall, until what is left limits all of them. */
+        for (int i = 0; i < n; i++)
+            if (which < 0 || i == which || left < LOOK_AHEAD)
+                fall[i] = steepest(curves[i], share[i], n_max, left, &step[i]);
+        which = -1;
+        for (int i = 0; i < n; i++)
+            if (fall[i] > (which < 0 ? 0 : fall[which]))
                 which = i;
-                step = k;
-            }
-        }
         if (which < 0)
             break;
-        share[which] += step;
-        left -= step;
+        share[which] += step[which];
+        left -= step[which];
     }
+    free(fall);
+    free(step);
+    return err->code;
 }

@@ -17,22 +17,27 @@ typedef struct vqkvc_layout {
     double distortion; /* expected squared error, dropped channels included */
 } vqkvc_layout;
 
+/* Where tables count, a channel that is coded takes `table` nibbles of a token for its part of the
+ * tables (vqkvc_allocate_table()); 0 otherwise. All sizes in nibbles hold these as well. */
+double vqkvc_allocate_table(int d, int tables_at);
+
 /* Expected squared error of coding channels of variances lambda [d] (descending) with 0 .. n_max
  * nibbles: curve [n_max + 1]. Dynamic programming over (channels, nibbles); a group of w channels
  * costs the Gaussian rate-distortion bound at 4 bits times the measured loss of a 16-point codebook
  * of that width. */
-vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, int n_max, double *curve,
+vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, double table, int n_max, double *curve,
                                 vqkvc_err *err);
 /* The layout that reaches curve[n_nibbles]. At least one channel is coded. */
-vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, int n_nibbles, vqkvc_layout *layout,
-                                 vqkvc_err *err);
+vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, double table, int n_nibbles,
+                                 vqkvc_layout *layout, vqkvc_err *err);
 /* The expected squared error of each channel [d] under a layout. */
 void vqkvc_layout_distortions(const vqkvc_layout *layout, int d, const double *lambda,
                               double *distortion);
 
 /* Shares `total` nibbles among n curves [n][n_max + 1] so that the sum of errors is least: always
- * to the curve that falls steepest over the next few. share [n] out, at least n_min each. */
-void vqkvc_allocate_shares(int n, int n_max, const double *const *curves, int n_min, long total,
-                           int *share);
+ * to the curve that falls steepest over the next few. share [n] holds the least of each on entry.
+ */
+vqkvc_code vqkvc_allocate_shares(int n, int n_max, const double *const *curves, long total,
+                                 int *share, vqkvc_err *err);
 
 #endif

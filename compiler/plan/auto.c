@@ -28,8 +28,9 @@ static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
 /* Everything that the samples and metrics of a stream depend on besides the capture. */
 static char *settings_text(const vqkvc_auto_params *p, vqkvc_arena *arena, vqkvc_err *err)
 {
-    return vqkvc_arena_printf(arena, err, "frame=%d block=%d seed=%llu", (int)p->frame,
-                              p->window.block, (unsigned long long)p->seed);
+    return vqkvc_arena_printf(arena, err, "frame=%d block=%d seed=%llu metric=%d probes=%s",
+                              (int)p->frame, p->window.block, (unsigned long long)p->seed,
+                              !p->no_metric, p->sensitivity != NULL ? p->probes.hex : "none");
 }
 
 /* x [n, n_in] loses what `stream` codes of it. */
@@ -45,82 +46,116 @@ static vqkvc_code take_off(const vqkvc_plan *plan, int stream, int n, float *x, 
     return err->code;
 }
 
-/* One layer's own stream on its columns of x [n, ldx]. */
-static vqkvc_code fit_own(vqkvc_plan *plan, const vqkvc_capture *c, const vqkvc_auto_params *p,
-                          const vqkvc_scope *scope, int l, const float *x,
-                          const vqkvc_hash *residual, const double *metric,
-                          const vqkvc_fit_store *store, vqkvc_err *err)
+/* What fitting the streams of one scope shares. */
+typedef struct scope_fit {
+    vqkvc_plan *plan;
+    const vqkvc_capture *c;
+    const vqkvc_auto_params *p;
+    const vqkvc_scope *scope;
+    const vqkvc_fit_store *store;
+    vqkvc_member *members; /* [vqkvc_scope_members()] */
+    const double **metric; /* the same */
+    float *x;              /* [n_sample, members * head_dim] */
+    vqkvc_hash residual;   /* of the shared stream's codebooks */
+} scope_fit;
+
+static vqkvc_code scope_fit_make(scope_fit *f, const vqkvc_metrics *metrics, vqkvc_err *err)
 {
-    int dim = c->geometry.head_dim, n_in = scope->n_layers * dim;
-    char name[64];
-    vqkvc_member member = {.part = scope->part, .layer = scope->first + l, .head = scope->head};
-    vqkvc_hash ignored;
-    vqkvc_stream_spec spec = {.name = name,
-                              .members = &member,
-                              .n_members = 1,
-                              .frame = scope->part == VQKVC_PART_K ? p->frame : VQKVC_FRAME_POST,
-                              .n_nibbles = scope->own[l],
-                              .gain_bits = VQKVC_GAIN_BITS,
-                              .residual = *residual};
-    snprintf(name, sizeof name, "%c %d h%d", scope->part == VQKVC_PART_K ? 'K' : 'V', member.layer,
-             member.head);
-    float *own = vqkvc_alloc((size_t)c->n_sample * (size_t)dim, sizeof(float), err);
-    if (own == NULL)
+    size_t n = (size_t)vqkvc_scope_members(f->scope);
+    size_t n_in = n * (size_t)f->c->geometry.head_dim;
+    f->members = vqkvc_alloc(n, sizeof *f->members, err);
+    f->metric = vqkvc_alloc(n, sizeof *f->metric, err);
+    f->x = vqkvc_alloc((size_t)f->c->n_sample * n_in, sizeof *f->x, err);
+    if (err->code != VQKVC_OK)
         return err->code;
-    for (int i = 0; i < c->n_sample; i++)
-        memcpy(own + (size_t)i * (size_t)dim, x + (size_t)i * (size_t)n_in + (size_t)(l * dim),
-               (size_t)dim * sizeof(float));
-    vqkvc_fit_stream(plan, &spec, c->n_sample, own, &metric, p->seed, store, &ignored, err);
-    free(own);
+    vqkvc_scope_list(f->scope, f->members);
+    for (size_t i = 0; i < n; i++) {
+        int h = f->members[i].layer * f->c->geometry.n_kv_heads + f->members[i].head;
+        f->metric[i] = (f->scope->part == VQKVC_PART_K ? metrics->k : metrics->v)[h];
+    }
+    return vqkvc_sample_members(f->c, f->members, (int)n, f->p->frame, f->p->window.block,
+                                f->p->seed, f->x, err);
+}
+
+static void scope_fit_free(scope_fit *f)
+{
+    free(f->members);
+    free(f->metric);
+    free(f->x);
+}
+
+/* "K 3 h0", "V 0-7 h0-1": the part, layers and heads of neighbouring members. */
+static void describe(const vqkvc_member *from, const vqkvc_member *to, const char *suffix,
+                     char *name, size_t size)
+{
+    char layers[32], heads[32];
+    snprintf(layers, sizeof layers, from->layer == to->layer ? "%d" : "%d-%d", from->layer,
+             to->layer);
+    snprintf(heads, sizeof heads, from->head == to->head ? "%d" : "%d-%d", from->head, to->head);
+    snprintf(name, size, "%c %s h%s%s", from->part == VQKVC_PART_K ? 'K' : 'V', layers, heads,
+             suffix);
+}
+
+static vqkvc_stream_spec stream_spec(const scope_fit *f, int first, int n, int nibbles)
+{
+    return (vqkvc_stream_spec){.members = f->members + first,
+                               .n_members = n,
+                               .frame =
+                                   f->scope->part == VQKVC_PART_K ? f->p->frame : VQKVC_FRAME_POST,
+                               .n_nibbles = nibbles,
+                               .tables_at = f->p->tables_at,
+                               .gain_bits = f->p->no_gain ? 0 : VQKVC_GAIN_BITS};
+}
+
+/* One own stream on its columns of x. */
+static vqkvc_code fit_own(scope_fit *f, int own, vqkvc_err *err)
+{
+    int dim = f->c->geometry.head_dim, n = f->scope->own_heads, first = own * n;
+    size_t n_in = (size_t)(vqkvc_scope_members(f->scope) * dim), width = (size_t)(n * dim);
+    char name[96];
+    vqkvc_hash ignored;
+    vqkvc_stream_spec spec = stream_spec(f, first, n, f->scope->own[own]);
+    spec.name = name;
+    spec.residual = f->residual;
+    describe(spec.members, spec.members + n - 1, "", name, sizeof name);
+    float *x = vqkvc_alloc((size_t)f->c->n_sample * width, sizeof *x, err);
+    if (x == NULL)
+        return err->code;
+    for (int i = 0; i < f->c->n_sample; i++)
+        memcpy(x + (size_t)i * width, f->x + (size_t)i * n_in + (size_t)(first * dim),
+               width * sizeof *x);
+    vqkvc_fit_stream(f->plan, &spec, f->c->n_sample, x, f->metric + first, f->p->seed, f->store,
+                     &ignored, err);
+    free(x);
     return err->code;
 }
 
-/* The shared stream of a scope, then each layer's own stream on what it leaves: closed loop. */
-static vqkvc_code fit_scope(vqkvc_plan *plan, const vqkvc_capture *c, const vqkvc_auto_params *p,
-                            const vqkvc_scope *scope, const vqkvc_metrics *metrics,
-                            const vqkvc_fit_store *store, vqkvc_err *err)
+static vqkvc_code fit_shared(scope_fit *f, vqkvc_err *err)
 {
-    vqkvc_member members[VQKVC_MAX_LAYERS];
-    const double *metric[VQKVC_MAX_LAYERS];
-    char name[64];
-    vqkvc_hash residual = {{0}};
-    size_t n_in = (size_t)scope->n_layers * (size_t)c->geometry.head_dim;
-    for (int l = 0; l < scope->n_layers; l++) {
-        members[l] =
-            (vqkvc_member){.part = scope->part, .layer = scope->first + l, .head = scope->head};
-        metric[l] = (scope->part == VQKVC_PART_K
-                         ? metrics->k
-                         : metrics->v)[members[l].layer * c->geometry.n_kv_heads + scope->head];
-    }
-    snprintf(name, sizeof name, "%c %d-%d h%d shared", scope->part == VQKVC_PART_K ? 'K' : 'V',
-             scope->first, scope->first + scope->n_layers - 1, scope->head);
-    float *x = vqkvc_alloc((size_t)c->n_sample * n_in, sizeof(float), err);
-    if (x == NULL)
-        return err->code;
-    if (vqkvc_sample_members(c, members, scope->n_layers, p->frame, p->window.block, p->seed, x,
-                             err) == VQKVC_OK &&
-        scope->shared > 0) {
-        vqkvc_stream_spec spec = {.name = name,
-                                  .members = members,
-                                  .n_members = scope->n_layers,
-                                  .frame =
-                                      scope->part == VQKVC_PART_K ? p->frame : VQKVC_FRAME_POST,
-                                  .n_nibbles = scope->shared,
-                                  .gain_bits = VQKVC_GAIN_BITS};
-        if (vqkvc_fit_stream(plan, &spec, c->n_sample, x, metric, p->seed, store, &residual, err) ==
-            VQKVC_OK)
-            take_off(plan, plan->n_streams - 1, c->n_sample, x, err);
-    }
-    for (int l = 0; l < scope->n_layers && err->code == VQKVC_OK; l++)
-        fit_own(plan, c, p, scope, l, x, &residual, metric[l], store, err);
-    free(x);
+    int n = vqkvc_scope_members(f->scope);
+    char name[96];
+    vqkvc_stream_spec spec = stream_spec(f, 0, n, f->scope->shared);
+    spec.name = name;
+    describe(f->members, f->members + n - 1, " shared", name, sizeof name);
+    VQKVC_TRY(vqkvc_fit_stream(f->plan, &spec, f->c->n_sample, f->x, f->metric, f->p->seed,
+                               f->store, &f->residual, err));
+    return take_off(f->plan, f->plan->n_streams - 1, f->c->n_sample, f->x, err);
+}
+
+/* The shared stream of a scope, then the own streams on what it leaves: closed loop. */
+static vqkvc_code fit_scope(scope_fit *f, const vqkvc_metrics *metrics, vqkvc_err *err)
+{
+    if (scope_fit_make(f, metrics, err) == VQKVC_OK && f->scope->shared > 0)
+        fit_shared(f, err);
+    for (int own = 0; own < vqkvc_scope_own(f->scope) && err->code == VQKVC_OK; own++)
+        if (f->scope->own[own] > 0)
+            fit_own(f, own, err);
+    scope_fit_free(f);
     return err->code;
 }
 
 static vqkvc_code check(const vqkvc_capture *c, const vqkvc_auto_params *p, vqkvc_err *err)
 {
-    if (p->frame != VQKVC_FRAME_BLOCK && p->frame != VQKVC_FRAME_POST)
-        return vqkvc_fail(err, VQKVC_E_USAGE, "auto codes keys in frame block or post");
     if (p->bits < 0.05 || p->bits > 8)
         return vqkvc_fail(err, VQKVC_E_USAGE, "%g bits a value: wanted 0.05 to 8", p->bits);
     if (c->n_sample < 256)
@@ -128,6 +163,18 @@ static vqkvc_code check(const vqkvc_capture *c, const vqkvc_auto_params *p, vqkv
                           "%d sampled tokens are too few to fit codebooks (wanted 256 or more)",
                           c->n_sample);
     return VQKVC_OK;
+}
+
+static vqkvc_code make_metrics(const vqkvc_capture *c, const vqkvc_auto_params *p,
+                               vqkvc_arena *arena, vqkvc_metrics *m, vqkvc_err *err)
+{
+    VQKVC_TRY(vqkvc_sample_metrics(c, arena, m, err));
+    if (p->no_metric)
+        vqkvc_metrics_level(c, m);
+    if (p->sensitivity == NULL)
+        return VQKVC_OK;
+    VQKVC_TRY(vqkvc_metrics_weigh(c, p->sensitivity, p->seed, m, err));
+    return vqkvc_metrics_turn(c, p->frame, p->window.block, m, err);
 }
 
 vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
@@ -151,17 +198,23 @@ vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
                              .model = capture->geometry.weights_hash,
                              .parent = *parent,
                              .settings = settings_text(&p, &arena, err)};
-    if (err->code == VQKVC_OK &&
-        vqkvc_sample_metrics(capture, p.seed, &arena, &metrics, err) == VQKVC_OK &&
+    if (err->code == VQKVC_OK && make_metrics(capture, &p, &arena, &metrics, err) == VQKVC_OK &&
         vqkvc_search(capture, &p, &metrics, &arena, log, &design, err) == VQKVC_OK) {
-        vqkvc_say(log, 1, "auto: %d layers share; %.3f bits stored, %.3f read",
-                  design.layers_shared, design.bits, design.scan);
+        vqkvc_say(log, 1,
+                  "auto: %d layers and %d heads share; %.3f bits stored, %.3f read; predicted "
+                  "loss %.4g",
+                  design.layers_shared, design.heads_shared, design.bits, design.scan, design.loss);
         vqkvc_progress_begin(&progress, log, "fit", "scopes", (uint64_t)design.n_scopes);
         for (int i = 0; i < design.n_scopes && err->code == VQKVC_OK; i++) {
             if (vqkvc_interrupted())
                 vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted while fitting");
             else
-                fit_scope(plan, capture, &p, &design.scopes[i], &metrics, &store, err);
+                fit_scope(&(scope_fit){.plan = plan,
+                                       .c = capture,
+                                       .p = &p,
+                                       .scope = &design.scopes[i],
+                                       .store = &store},
+                          &metrics, err);
             vqkvc_progress_step(&progress, (uint64_t)i + 1);
         }
         if (err->code == VQKVC_OK)

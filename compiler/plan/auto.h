@@ -7,15 +7,22 @@
 #include "base/log.h"
 #include "calib_db/kvdb.h"
 #include "capture/capture.h"
+#include "plan/calibration.h"
 #include "plan/plan.h"
 
 typedef struct vqkvc_auto_params {
-    double bits;       /* a value: codes and gains together; 0: 2 */
-    double max_scan;   /* bits a value that attention may read; 0: 5.5; negative: no limit */
-    int layers_shared; /* layers that share a stream; 0: chosen; 1: none */
-    vqkvc_frame frame; /* of keys; BLOCK or POST */
+    double bits;        /* a value: codes and gains together; 0: 2 */
+    double max_scan;    /* bits a value that attention may read; 0: 5.5; negative: no limit */
+    int layers_shared;  /* layers that share a stream; 0: chosen; 1: none */
+    int separate_heads; /* no stream over several heads */
+    int no_gain;        /* no gains */
+    int no_metric;      /* errors count alike in all channels of a head */
+    int tables_at;      /* tokens that tables are spread over to count as bits; 0: they do not */
+    vqkvc_frame frame;  /* of keys; PRE: attention rebuilds them */
     vqkvc_window window;
     uint64_t seed;
+    const vqkvc_sensitivity *sensitivity; /* NULL: the closed form of the metrics alone */
+    vqkvc_hash probes;                    /* recipe hash of the sensitivities */
 } vqkvc_auto_params;
 
 /* Fits and freezes a plan from a capture. Fitted streams are looked up in and put into db (may be

@@ -1,16 +1,16 @@
 #include "plan/calibration.h"
 
+#include <complex.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/matrix.h"
 #include "base/rng.h"
 
 /* Of a dead head, next to the head that weighs most. */
 #define DEAD_WEIGHT 1e-6
 
-enum { STREAM_OFFSET = 101, STREAM_DISTANCE = 102, ROWS = 256 };
+enum { STREAM_OFFSET = 101, ROWS = 256 };
 
 /* Multiplies the rotated channels of n joined heads by YaRN's factor, as the model's rotation does.
  */
@@ -61,39 +61,88 @@ vqkvc_code vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *memb
     return err->code;
 }
 
-/* E[q q'] of the queries of one KV head, each turned by a random distance. */
-static vqkvc_code query_moment(const vqkvc_capture *c, int layer, int head, uint64_t seed,
-                               double *moment, vqkvc_err *err)
+/* ---- queries, turned ---- */
+
+/* The channels of pair i and its radians a token; channels without a rotation come in pairs that
+ * do not turn, and -1 stands for no channel. */
+typedef struct rotated_pair {
+    int channel[2];
+    double freq;
+} rotated_pair;
+
+static rotated_pair pair_of(const vqkvc_geometry *g, int i)
+{
+    int rotated = g->rope_layout == VQKVC_ROPE_NONE ? 0 : g->n_rot / 2;
+    if (i >= rotated) {
+        int first = 2 * i;
+        return (rotated_pair){{first, first + 1 < g->head_dim ? first + 1 : -1}, 0};
+    }
+    if (g->rope_layout == VQKVC_ROPE_HALVES)
+        return (rotated_pair){{i, i + rotated}, g->rope_freq[i]};
+    return (rotated_pair){{2 * i, 2 * i + 1}, g->rope_freq[i]};
+}
+
+/* E[exp(i angle d)] for d uniform over 0 .. n - 1. */
+static double complex mean_turn(double angle, double n)
+{
+    double half = sin(angle / 2);
+    if (fabs(half) < 1e-15)
+        return 1;
+    return sin(n * angle / 2) / (n * half) * cexp(I * (n - 1) * angle / 2);
+}
+
+/* The block of two pairs in a symmetric matrix [dim, dim], turned by a random distance: R_a B R_b'.
+ * A 2 x 2 matrix is a rotation with a factor, which turns by the difference of the angles, plus a
+ * reflection with a factor, which turns by their sum. */
+static void turn_block(rotated_pair a, rotated_pair b, double reach, int dim, double *moment)
+{
+    double block[2][2] = {{0}};
+    for (int r = 0; r < 2; r++)
+        for (int c = 0; c < 2; c++)
+            if (a.channel[r] >= 0 && b.channel[c] >= 0)
+                block[r][c] = moment[a.channel[r] * dim + b.channel[c]];
+    double complex turned =
+        ((block[0][0] + block[1][1]) / 2 + I * (block[1][0] - block[0][1]) / 2) *
+        mean_turn(a.freq - b.freq, reach);
+    double complex mirrored =
+        ((block[0][0] - block[1][1]) / 2 + I * (block[1][0] + block[0][1]) / 2) *
+        mean_turn(a.freq + b.freq, reach);
+    double out[2][2] = {{creal(turned) + creal(mirrored), cimag(mirrored) - cimag(turned)},
+                        {cimag(turned) + cimag(mirrored), creal(turned) - creal(mirrored)}};
+    for (int r = 0; r < 2; r++)
+        for (int c = 0; c < 2; c++)
+            if (a.channel[r] >= 0 && b.channel[c] >= 0) {
+                moment[a.channel[r] * dim + b.channel[c]] = out[r][c];
+                moment[b.channel[c] * dim + a.channel[r]] = out[r][c];
+            }
+}
+
+/* E[q q'] of the queries of one KV head, each turned by a random distance, from the captured
+ * moments of all tokens: the expectation over distances has a closed form. */
+static void query_moment(const vqkvc_capture *c, int layer, int head, double *moment)
 {
     const vqkvc_geometry *g = &c->geometry;
-    int group = g->n_heads / g->n_kv_heads, dim = g->head_dim, n = c->n_sample;
-    int width = g->n_heads * dim;
-    if (c->sample[VQKVC_QUERY] == NULL || c->sample[VQKVC_QUERY][layer] == NULL) {
+    int group = g->n_heads / g->n_kv_heads, dim = g->head_dim, pairs = (dim + 1) / 2;
+    const vqkvc_stats *s = &c->stats[VQKVC_QUERY][layer];
+    int rotated = g->rope_layout == VQKVC_ROPE_NONE ? 0 : g->n_rot;
+    if (s->moment == NULL || s->n == 0) {
         for (int i = 0; i < dim * dim; i++) /* a dump without queries: any direction matters */
             moment[i] = i % (dim + 1) == 0;
-        return VQKVC_OK;
+        return;
     }
-    uint64_t reach = (uint64_t)(g->n_ctx_train > 0 ? g->n_ctx_train : 2048);
-    float *all = vqkvc_alloc((size_t)n * (size_t)width, sizeof(float), err);
-    double *q = vqkvc_alloc((size_t)n * (size_t)(group * dim), sizeof(double), err);
-    if (all != NULL && q != NULL) {
-        vqkvc_capture_read(c, VQKVC_QUERY, layer, 0, n, all);
-#pragma omp parallel for schedule(static)
-        for (int i = 0; i < n; i++) {
-            vqkvc_rng rng = vqkvc_rng_make(seed, (uint64_t)i * 256 + STREAM_DISTANCE);
-            float *src = all + (size_t)i * (size_t)width + (size_t)(head * group * dim);
-            vqkvc_rope_rotate(g, (double)vqkvc_rng_below(&rng, reach), src, group);
-            scale_rotated(g, src, group);
-            for (int j = 0; j < group * dim; j++)
-                q[(size_t)i * (size_t)(group * dim) + (size_t)j] = (double)src[j];
-        }
-        vqkvc_dgemm_tn(dim, dim, n * group, q, (size_t)dim, q, (size_t)dim, moment, (size_t)dim);
-        for (int i = 0; i < dim * dim; i++)
-            moment[i] /= (double)n * group;
-    }
-    free(all);
-    free(q);
-    return err->code;
+    size_t block = (size_t)dim * (size_t)dim;
+    memset(moment, 0, block * sizeof *moment);
+    for (int h = head * group; h < (head + 1) * group; h++)
+        for (size_t i = 0; i < block; i++)
+            moment[i] += s->moment[(size_t)h * block + i] / group;
+    double reach = g->n_ctx_train > 0 ? g->n_ctx_train : 2048;
+    for (int i = 0; i < pairs; i++)
+        for (int j = i; j < pairs; j++)
+            turn_block(pair_of(g, i), pair_of(g, j), reach, dim, moment);
+    for (int i = 0; i < dim; i++)
+        for (int j = 0; j < dim; j++)
+            moment[i * dim + j] *= (i < rotated ? (double)g->rope_mscale : 1) *
+                                   (j < rotated ? (double)g->rope_mscale : 1);
 }
 
 /* tr(metric Cov v) of one head, from the captured second moments of joined values. */
@@ -128,8 +177,8 @@ static void revive_dead_heads(double **metrics, int heads, int dim)
         }
 }
 
-vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, uint64_t seed, vqkvc_arena *arena,
-                                vqkvc_metrics *m, vqkvc_err *err)
+vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, vqkvc_arena *arena, vqkvc_metrics *m,
+                                vqkvc_err *err)
 {
     const vqkvc_geometry *g = &c->geometry;
     int dim = g->head_dim, heads = g->n_layers * g->n_kv_heads;
@@ -151,7 +200,7 @@ vqkvc_code vqkvc_sample_metrics(const vqkvc_capture *c, uint64_t seed, vqkvc_are
                         : (double)(i % (dim + 1) == 0);
                 m->v[h][i] = w;
             }
-            VQKVC_TRY(query_moment(c, layer, head, seed, m->k[h], err));
+            query_moment(c, layer, head, m->k[h]);
             double spread = value_spread(c, layer, head, m->v[h]) / dim; /* scale^2 = 1 / dim */
             for (int i = 0; i < dim * dim; i++)
                 m->k[h][i] *= spread;

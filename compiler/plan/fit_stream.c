@@ -352,11 +352,13 @@ vqkvc_code vqkvc_fit_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec, int
         basis_point(&b, bytes, n_in);
         vqkvc_hash parent = kvdb_recipe_hash("basis", recipe);
         const char *books = vqkvc_arena_printf(
-            &arena, err, "codebook v1 stream='%s' nibbles=%d gain=%d seed=%llu from=%s", spec->name,
-            spec->n_nibbles, spec->gain_bits, (unsigned long long)seed, parent.hex);
+            &arena, err, "codebook v1 stream='%s' nibbles=%d tables=%d gain=%d seed=%llu from=%s",
+            spec->name, spec->n_nibbles, spec->tables_at, spec->gain_bits, (unsigned long long)seed,
+            parent.hex);
         vqkvc_stream *s = NULL;
         if (books != NULL &&
-            vqkvc_allocate_layout(n_in, b.lambda, spec->n_nibbles, &layout, err) == VQKVC_OK)
+            vqkvc_allocate_layout(n_in, b.lambda, vqkvc_allocate_table(n_in, spec->tables_at),
+                                  spec->n_nibbles, &layout, err) == VQKVC_OK)
             s = add_stream(plan, spec, &b, &layout, err);
         if (s != NULL &&
             codebooks_of(plan, s, n, x, seed, store, books, &parent, codebooks, err) == VQKVC_OK) {

@@ -28,6 +28,7 @@ typedef struct vqkvc_stream_spec {
     int n_members;
     vqkvc_frame frame;
     int n_nibbles;       /* of a token */
+    int tables_at;       /* as in vqkvc_auto_params */
     int gain_bits;       /* 0: none; 8 */
     vqkvc_hash residual; /* of the codebooks that were taken off x before, "" for none */
 } vqkvc_stream_spec;

@@ -231,6 +231,9 @@ typedef struct vqkvc_cost {
     int context; /* tokens that window_bits and table_bits are amortised over */
 } vqkvc_cost;
 
+/* Code, gain, landmark and kept bits: what a coded token takes for ever. */
+double vqkvc_cost_stored(const vqkvc_cost *cost);
+
 /* context > 0 */
 void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost);
 

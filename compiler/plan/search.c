@@ -4,241 +4,212 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fit/fit.h"
 #include "plan/allocate.h"
+#include "plan/spectra.h"
 
-static const double metric_ridge = 1e-3;
+enum {
+    /* Channels of a shared stream. Time grows with the cube, memory and tables with the square: at
+     * the size of Llama-3.1-8B 2048 would take hours, and a header of hundreds of megabytes. */
+    MOST_JOINED = 1024,
+    STEPS = 48 /* sizes of the shared streams that are tried of a grouping */
+};
 
-/* One way to group layers, with the spectra of its scopes. */
-typedef struct grouping {
-    int g, n_scopes, dim;
-    vqkvc_scope *scopes; /* [n_scopes] */
-    double **cov;        /* [n_scopes] -> [n_in, n_in] centred covariance */
-    vqkvc_basis *basis;  /* [n_scopes], all latents */
-    double **curve;      /* [n_scopes] -> error by nibbles of the shared stream */
-    int n_max;           /* of the shared curves */
-} grouping;
-
-static const double *metric_of(const vqkvc_metrics *m, const vqkvc_geometry *g, vqkvc_part part,
-                               int layer, int head)
-{
-    return (part == VQKVC_PART_K ? m->k : m->v)[layer * g->n_kv_heads + head];
-}
-
-static void grouping_free(grouping *w)
-{
-    for (int i = 0; i < w->n_scopes; i++) {
-        if (w->cov != NULL)
-            free(w->cov[i]);
-        if (w->basis != NULL)
-            vqkvc_basis_free(&w->basis[i]);
-        if (w->curve != NULL)
-            free(w->curve[i]);
-    }
-    free(w->scopes);
-    free(w->cov);
-    free(w->basis);
-    free(w->curve);
-}
-
-static vqkvc_code scope_covariance(const vqkvc_capture *c, const vqkvc_auto_params *params,
-                                   const vqkvc_scope *s, double *cov, vqkvc_err *err)
-{
-    vqkvc_member members[VQKVC_MAX_LAYERS];
-    size_t n_in = (size_t)s->n_layers * (size_t)c->geometry.head_dim;
-    for (int i = 0; i < s->n_layers; i++)
-        members[i] = (vqkvc_member){.part = s->part, .layer = s->first + i, .head = s->head};
-    float *x = vqkvc_alloc((size_t)c->n_sample * n_in, sizeof(float), err);
-    double *mean = vqkvc_alloc(n_in, sizeof(double), err);
-    if (err->code == VQKVC_OK) {
-        if (vqkvc_sample_members(c, members, s->n_layers, params->frame, params->window.block,
-                                 params->seed, x, err) == VQKVC_OK)
-            vqkvc_fit_moments(c->n_sample, (int)n_in, x, n_in, NULL, mean, cov, err);
-    }
-    free(x);
-    free(mean);
-    return err->code;
-}
-
-/* Spectrum and curve of one scope's shared stream. */
-static vqkvc_code scope_basis(grouping *w, int i, const vqkvc_geometry *g,
-                              const vqkvc_metrics *metrics, vqkvc_err *err)
-{
-    const vqkvc_scope *s = &w->scopes[i];
-    size_t dim = (size_t)w->dim, n_in = (size_t)s->n_layers * dim;
-    double *full = vqkvc_alloc(n_in * n_in, sizeof(double), err);
-    if (full == NULL)
-        return err->code;
-    for (int l = 0; l < s->n_layers; l++) {
-        const double *m = metric_of(metrics, g, s->part, s->first + l, s->head);
-        for (size_t r = 0; r < dim; r++)
-            memcpy(full + ((size_t)l * dim + r) * n_in + (size_t)l * dim, m + r * dim,
-                   dim * sizeof(double));
-    }
-    w->curve[i] = vqkvc_alloc((size_t)w->n_max + 1, sizeof(double), err);
-    if (w->curve[i] != NULL && vqkvc_fit_basis((int)n_in, (int)n_in, w->cov[i], full, metric_ridge,
-                                               &w->basis[i], err) == VQKVC_OK)
-        vqkvc_allocate_curve((int)n_in, w->basis[i].lambda, w->n_max, w->curve[i], err);
-    free(full);
-    return err->code;
-}
-
-static vqkvc_code grouping_make(grouping *w, int g, const vqkvc_capture *c,
-                                const vqkvc_auto_params *params, const vqkvc_metrics *metrics,
-                                vqkvc_err *err)
-{
-    const vqkvc_geometry *geo = &c->geometry;
-    int groups = (geo->n_layers + g - 1) / g, n = 2 * groups * geo->n_kv_heads;
-    *w = (grouping){.g = g, .dim = geo->head_dim, .n_max = 4 * geo->head_dim};
-    w->scopes = vqkvc_alloc((size_t)n, sizeof *w->scopes, err);
-    w->cov = vqkvc_alloc((size_t)n, sizeof *w->cov, err);
-    w->basis = vqkvc_alloc((size_t)n, sizeof *w->basis, err);
-    w->curve = vqkvc_alloc((size_t)n, sizeof *w->curve, err);
-    for (int part = 0; part < 2; part++)
-        for (int first = 0; first < geo->n_layers; first += g)
-            for (int head = 0; head < geo->n_kv_heads && err->code == VQKVC_OK; head++) {
-                int i = w->n_scopes++, left = geo->n_layers - first;
-                size_t n_in = (size_t)(left < g ? left : g) * (size_t)w->dim;
-                w->scopes[i] = (vqkvc_scope){.part = (vqkvc_part)part,
-                                             .head = head,
-                                             .first = first,
-                                             .n_layers = left < g ? left : g};
-                w->cov[i] = vqkvc_alloc(n_in * n_in, sizeof(double), err);
-                if (w->cov[i] != NULL &&
-                    scope_covariance(c, params, &w->scopes[i], w->cov[i], err) == VQKVC_OK)
-                    scope_basis(w, i, geo, metrics, err);
-            }
-    return err->code;
-}
-
-/* Curve [n_max + 1] of one layer's own stream, given the errors of the shared stream's latents. */
-static vqkvc_code own_curve(const grouping *w, int i, int layer, const double *distortion,
-                            const double *metric, int n_max, double *curve, vqkvc_err *err)
-{
-    int dim = w->dim, n_in = w->scopes[i].n_layers * dim;
-    const vqkvc_basis *b = &w->basis[i];
-    vqkvc_basis own = {0};
-    double *cov = vqkvc_alloc((size_t)(dim * dim), sizeof(double), err);
-    if (cov == NULL)
-        return err->code;
-    for (int r = 0; r < dim; r++)
-        for (int c = 0; c < dim; c++) {
-            const double *x = b->dec + (size_t)(layer * dim + r) * (size_t)b->n;
-            const double *y = b->dec + (size_t)(layer * dim + c) * (size_t)b->n;
-            double sum = 0;
-            for (int j = 0; j < n_in; j++)
-                sum += x[j] * distortion[j] * y[j];
-            cov[r * dim + c] = sum;
-        }
-    if (vqkvc_fit_basis(dim, dim, cov, metric, metric_ridge, &own, err) == VQKVC_OK)
-        vqkvc_allocate_curve(dim, own.lambda, n_max, curve, err);
-    vqkvc_basis_free(&own);
-    free(cov);
-    return err->code;
-}
-
-/* The curves of all own streams [n_own][n_max + 1] when scope i's shared stream has share[i]. */
-static vqkvc_code own_curves(const grouping *w, const vqkvc_geometry *g,
-                             const vqkvc_metrics *metrics, const int *share, int n_max,
-                             double **curves, vqkvc_err *err)
-{
-#pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < w->n_scopes; i++) {
-        const vqkvc_scope *s = &w->scopes[i];
-        int n_in = s->n_layers * w->dim;
-        vqkvc_err mine = {0};
-        vqkvc_layout layout = {0};
-        double *distortion = vqkvc_alloc((size_t)n_in, sizeof(double), &mine);
-        if (distortion != NULL && share[i] > 0)
-            vqkvc_allocate_layout(n_in, w->basis[i].lambda, share[i], &layout, &mine);
-        if (mine.code == VQKVC_OK)
-            vqkvc_layout_distortions(&layout, n_in, w->basis[i].lambda, distortion);
-        for (int l = 0; l < s->n_layers && mine.code == VQKVC_OK; l++) {
-            int slot = ((int)s->part * g->n_layers + s->first + l) * g->n_kv_heads + s->head;
-            own_curve(w, i, l, distortion, metric_of(metrics, g, s->part, s->first + l, s->head),
-                      n_max, curves[slot], &mine);
-        }
-        free(distortion);
-        if (mine.code != VQKVC_OK)
-#pragma omp critical
-            vqkvc_fail(err, mine.code, "%s", mine.msg);
-    }
-    return err->code;
-}
-
-/* Keeps a design if it is the best so far: copies scopes and shares into the arena. */
-static vqkvc_code keep_best(const grouping *w, const vqkvc_geometry *g, const int *share,
-                            const int *own, const vqkvc_design *found, vqkvc_arena *arena,
-                            vqkvc_design *best, vqkvc_err *err)
-{
-    *best = *found;
-    best->layers_shared = w->g;
-    best->n_scopes = w->n_scopes;
-    best->scopes = vqkvc_arena_alloc(arena, (size_t)w->n_scopes, sizeof *best->scopes, err);
-    for (int i = 0; i < w->n_scopes && err->code == VQKVC_OK; i++) {
-        const vqkvc_scope *s = &w->scopes[i];
-        int *copy = vqkvc_arena_alloc(arena, (size_t)s->n_layers, sizeof(int), err);
-        best->scopes[i] = *s;
-        best->scopes[i].shared = share[i];
-        best->scopes[i].own = copy;
-        for (int l = 0; l < s->n_layers && copy != NULL; l++)
-            copy[l] = own[((int)s->part * g->n_layers + s->first + l) * g->n_kv_heads + s->head];
-    }
-    return err->code;
-}
-
-/* Scratch of one search: arrays over own streams and scopes. */
+/* Sizes of streams are in nibbles, with their gains, and with their tables where these count: the
+ * first few nibbles of a stream code nothing, see fixed(). */
 typedef struct search {
-    double **curves; /* [n_own] */
-    int *own, *share;
-    int n_own, n_max;
+    const vqkvc_capture *c;
+    const vqkvc_auto_params *params;
+    const vqkvc_metrics *metrics;
+    vqkvc_arena *arena;
+    vqkvc_design *best;
+    int gain;        /* nibbles of a stream's gain */
+    int tables_at;   /* as in vqkvc_auto_params */
+    int least;       /* nibbles of one code of an own stream */
+    long total;      /* nibbles of a token */
+    double per_bits; /* nibbles to bits a value */
 } search;
 
+/* Scratch of one grouping: arrays over own streams and scopes. */
+typedef struct trial {
+    double **curves, **paid; /* [n_own], [n_scopes]: own and shared curves, gains included */
+    int *own, *share;
+    int n_max;
+    int fixed;         /* of own streams */
+    int *fixed_shared; /* [n_scopes] */
+} trial;
+
+/* Nibbles that a stream over d channels takes whatever it codes: its gain, and its means. */
+static int fixed(const search *s, int d)
+{
+    return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * d / s->tables_at) : 0);
+}
+
+static void trial_free(trial *t, const vqkvc_grouping *w)
+{
+    for (int i = 0; t->curves != NULL && i < w->n_own; i++)
+        free(t->curves[i]);
+    for (int i = 0; t->paid != NULL && i < w->n_scopes; i++)
+        free(t->paid[i]);
+    free(t->curves);
+    free(t->paid);
+    free(t->own);
+    free(t->share);
+    free(t->fixed_shared);
+}
+
+/* The curve [n_max + 1] of a stream: nothing happens until what is fixed is paid for. */
+static void pay_fixed(const double *curve, int n_max, int nibbles, double *paid)
+{
+    for (int j = n_max; j >= 0; j--)
+        paid[j] = curve[j > nibbles ? j - nibbles : 0];
+}
+
+static vqkvc_code trial_make(trial *t, const search *s, const vqkvc_grouping *w, vqkvc_err *err)
+{
+    int dim = s->c->geometry.head_dim, d = w->own_heads * dim;
+    *t = (trial){.fixed = fixed(s, d)};
+    t->n_max = t->fixed + (int)((2 + vqkvc_allocate_table(d, s->tables_at)) * d);
+    t->fixed_shared = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->fixed_shared, err);
+    t->curves = vqkvc_alloc((size_t)w->n_own, sizeof *t->curves, err);
+    t->paid = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->paid, err);
+    t->own = vqkvc_alloc((size_t)w->n_own, sizeof *t->own, err);
+    t->share = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->share, err);
+    for (int i = 0; i < w->n_own && err->code == VQKVC_OK; i++)
+        t->curves[i] = vqkvc_alloc((size_t)t->n_max + 1, sizeof(double), err);
+    for (int i = 0; i < w->n_scopes && err->code == VQKVC_OK; i++) {
+        t->paid[i] = vqkvc_alloc((size_t)w->n_max + 1, sizeof(double), err);
+        t->fixed_shared[i] = fixed(s, vqkvc_scope_members(&w->scopes[i]) * dim);
+        if (t->paid[i] != NULL)
+            pay_fixed(w->curve[i], w->n_max, t->fixed_shared[i], t->paid[i]);
+    }
+    return err->code;
+}
+
+/* Keeps a design: copies scopes and shares into the arena. */
+static vqkvc_code keep_best(const search *s, const vqkvc_grouping *w, const trial *t,
+                            const vqkvc_design *found, vqkvc_err *err)
+{
+    vqkvc_design *best = s->best;
+    const int *own = t->own;
+    *best = *found;
+    best->layers_shared = w->layers;
+    best->heads_shared = w->heads;
+    best->n_scopes = w->n_scopes;
+    best->scopes = vqkvc_arena_alloc(s->arena, (size_t)w->n_scopes, sizeof *best->scopes, err);
+    for (int i = 0; i < w->n_scopes && err->code == VQKVC_OK; i++) {
+        int n = vqkvc_scope_own(&w->scopes[i]);
+        int *copy = vqkvc_arena_alloc(s->arena, (size_t)n, sizeof(int), err);
+        best->scopes[i] = w->scopes[i];
+        best->scopes[i].shared = t->share[i] > 0 ? t->share[i] - t->fixed_shared[i] : 0;
+        best->scopes[i].own = copy;
+        for (int j = 0; j < n && copy != NULL; j++)
+            copy[j] = own[j] > 0 ? own[j] - t->fixed : 0;
+        own += n;
+    }
+    return err->code;
+}
+
+/* Streams that got no more than what is fixed give it back: nibbles [n], or the same for all. */
+static long settle(int n, const int *nibbles, int all, int *share)
+{
+    long used = 0;
+    for (int i = 0; i < n; i++) {
+        if (share[i] <= (nibbles != NULL ? nibbles[i] : all))
+            share[i] = 0;
+        used += share[i];
+    }
+    return used;
+}
+
+/* Whether every value is in a stream, and what attention reads, in nibbles a token. */
+static int covers(const vqkvc_grouping *w, const trial *t, double *scan)
+{
+    const int *own = t->own;
+    int all = 1;
+    *scan = 0;
+    for (int i = 0; i < w->n_scopes; i++) {
+        const vqkvc_scope *scope = &w->scopes[i];
+        *scan += (double)t->share[i] * vqkvc_scope_members(scope);
+        for (int j = 0; j < vqkvc_scope_own(scope); j++, own++) {
+            *scan += (double)*own * scope->own_heads;
+            all = all && (*own > 0 || t->share[i] > 0);
+        }
+    }
+    return all;
+}
+
 /* Evaluates one grouping with `nibbles` a shared stream on average. */
-static vqkvc_code try_share(const grouping *w, const vqkvc_capture *c,
-                            const vqkvc_auto_params *params, const vqkvc_metrics *metrics,
-                            long nibbles, search *t, vqkvc_arena *arena, vqkvc_design *best,
+static vqkvc_code try_share(const search *s, const vqkvc_grouping *w, trial *t, long nibbles,
                             vqkvc_err *err)
 {
-    const vqkvc_geometry *g = &c->geometry;
-    double values = 2.0 * g->n_layers * g->n_kv_heads * g->head_dim;
-    double gains = VQKVC_GAIN_BITS * (double)t->n_own, scan = gains;
-    long used = 0;
-    vqkvc_allocate_shares(w->n_scopes, w->n_max, (const double *const *)w->curve, 0,
-                          nibbles * w->n_scopes, t->share);
-    for (int i = 0; i < w->n_scopes; i++) {
-        used += t->share[i];
-        gains += t->share[i] > 0 ? VQKVC_GAIN_BITS : 0;
-        scan += t->share[i] > 0
-                    ? (double)w->scopes[i].n_layers * (4.0 * t->share[i] + VQKVC_GAIN_BITS)
-                    : 0;
-    }
-    long own = (long)floor((params->bits * values - gains) / 4) - used;
-    scan += 4.0 * (double)own;
-    if (own < t->n_own || (params->max_scan > 0 && scan / values > params->max_scan + 1e-9))
+    double scan, limit = s->params->max_scan;
+    vqkvc_design found = {0};
+    memset(t->share, 0, (size_t)w->n_scopes * sizeof *t->share);
+    VQKVC_TRY(vqkvc_allocate_shares(w->n_scopes, w->n_max, (const double *const *)t->paid,
+                                    nibbles * w->n_scopes, t->share, err));
+    long left = s->total - settle(w->n_scopes, t->fixed_shared, 0, t->share), least = 0;
+    for (int i = 0, first = 0; i < w->n_scopes; i++)
+        for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, first++) {
+            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + s->least;
+            least += t->own[first];
+        }
+    if (left < least)
         return VQKVC_OK;
-    VQKVC_TRY(own_curves(w, g, metrics, t->share, t->n_max, t->curves, err));
-    vqkvc_allocate_shares(t->n_own, t->n_max, (const double *const *)t->curves, 1, own, t->own);
-    vqkvc_design found = {.bits = (gains + 4.0 * (double)(used + own)) / values,
-                          .scan = scan / values};
-    for (int i = 0; i < t->n_own; i++)
+    VQKVC_TRY(vqkvc_grouping_own(w, s->c, t->share, t->n_max - t->fixed, t->curves, err));
+    for (int i = 0; i < w->n_own; i++)
+        pay_fixed(t->curves[i], t->n_max, t->fixed, t->curves[i]);
+    VQKVC_TRY(vqkvc_allocate_shares(w->n_own, t->n_max, (const double *const *)t->curves, left,
+                                    t->own, err));
+    found.bits = s->per_bits * (double)(s->total - left + settle(w->n_own, NULL, t->fixed, t->own));
+    if (!covers(w, t, &scan) || (limit > 0 && scan * s->per_bits > limit + 1e-9))
+        return VQKVC_OK;
+    found.scan = scan * s->per_bits;
+    for (int i = 0; i < w->n_own; i++)
         found.loss += t->curves[i][t->own[i]];
-    if (best->n_scopes == 0 || found.loss < best->loss)
-        return keep_best(w, g, t->share, t->own, &found, arena, best, err);
+    if (s->best->n_scopes == 0 || found.loss < s->best->loss)
+        return keep_best(s, w, t, &found, err);
     return VQKVC_OK;
 }
 
-static vqkvc_code search_make(search *t, const vqkvc_geometry *g, vqkvc_arena *arena,
-                              vqkvc_err *err)
+/* All sizes of the shared streams of one grouping; none where it has no more than one member. */
+static vqkvc_code try_grouping(const search *s, int layers, int heads, int own_heads,
+                               vqkvc_err *err)
 {
-    t->n_own = 2 * g->n_layers * g->n_kv_heads;
-    t->n_max = 2 * g->head_dim;
-    t->curves = vqkvc_arena_alloc(arena, (size_t)t->n_own, sizeof(double *), err);
-    t->own = vqkvc_arena_alloc(arena, (size_t)t->n_own, sizeof(int), err);
-    t->share = vqkvc_arena_alloc(arena, (size_t)t->n_own, sizeof(int), err);
-    for (int i = 0; i < t->n_own && err->code == VQKVC_OK; i++)
-        t->curves[i] = vqkvc_arena_alloc(arena, (size_t)t->n_max + 1, sizeof(double), err);
+    const vqkvc_geometry *g = &s->c->geometry;
+    vqkvc_grouping w = {
+        .layers = layers, .heads = heads, .own_heads = own_heads, .tables_at = s->tables_at};
+    trial t = {0};
+    int shares = layers * heads > own_heads;
+    long scopes = 2L * ((g->n_layers + layers - 1) / layers) * (g->n_kv_heads / heads);
+    long n_in = (long)layers * heads * g->head_dim, top = shares ? 4 * s->total / scopes : 0;
+    /* More than two nibbles a channel are of no use, nor is more than four times a fair share. */
+    long most = (long)((2 + vqkvc_allocate_table((int)n_in, s->tables_at)) * (double)n_in);
+    top = top < most ? top : most;
+    long step = top / STEPS > 0 ? top / STEPS : 1;
+    if (vqkvc_grouping_make(&w, s->c, s->params, s->metrics, (int)top, err) == VQKVC_OK &&
+        trial_make(&t, s, &w, err) == VQKVC_OK)
+        for (long n = shares ? step : 0; n <= top && n * scopes <= s->total; n += step)
+            if (try_share(s, &w, &t, n, err) != VQKVC_OK)
+                break;
+    trial_free(&t, &w);
+    vqkvc_grouping_free(&w);
+    if (vqkvc_interrupted())
+        vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted while planning");
     return err->code;
+}
+
+/* Groupings of `layers` layers: each head by itself, and all of them joined. */
+static vqkvc_code try_layers(const search *s, int layers, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &s->c->geometry;
+    if ((long)layers * g->head_dim > MOST_JOINED)
+        return VQKVC_OK;
+    VQKVC_TRY(try_grouping(s, layers, 1, 1, err));
+    if (s->params->separate_heads || g->n_kv_heads == 1 ||
+        (long)layers * g->n_kv_heads * g->head_dim > MOST_JOINED)
+        return VQKVC_OK;
+    VQKVC_TRY(try_grouping(s, layers, g->n_kv_heads, g->n_kv_heads, err));
+    return try_grouping(s, layers, g->n_kv_heads, 1, err);
 }
 
 vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
@@ -246,33 +217,30 @@ vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
                         vqkvc_design *best, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &c->geometry;
-    search t = {0};
+    double values = 2.0 * g->n_layers * g->n_kv_heads * g->head_dim;
+    search s = {.c = c,
+                .params = params,
+                .metrics = metrics,
+                .arena = arena,
+                .best = best,
+                .tables_at = params->tables_at,
+                .least = 1 + (int)(vqkvc_allocate_table(g->head_dim, params->tables_at) + 0.5),
+                .gain = params->no_gain ? 0 : VQKVC_GAIN_BITS / 4,
+                .total = (long)floor(params->bits * values / 4),
+                .per_bits = 4 / values};
     *best = (vqkvc_design){0};
-    VQKVC_TRY(search_make(&t, g, arena, err));
-    for (int share = 1; share <= g->n_layers && err->code == VQKVC_OK; share *= 2) {
-        grouping w = {0};
-        int layers = params->layers_shared > 0 ? params->layers_shared : share;
-        if (grouping_make(&w, layers, c, params, metrics, err) == VQKVC_OK) {
-            /* A sixteenth of a head's channels at a time, up to four nibbles a channel. */
-            int step = g->head_dim / 16 > 0 ? g->head_dim / 16 : 1;
-            int top = layers == 1 ? 0 : 4 * g->head_dim;
-            for (int nibbles = layers == 1 ? 0 : step; nibbles <= top; nibbles += step)
-                if (try_share(&w, c, params, metrics, nibbles, &t, arena, best, err) != VQKVC_OK)
-                    break;
-            vqkvc_say(log, 1, "layers shared %d: least predicted loss so far %.4g", layers,
-                      best->loss);
-        }
-        grouping_free(&w);
-        if (params->layers_shared > 0)
+    for (int layers = 1; err->code == VQKVC_OK; layers *= 2) {
+        int last = layers >= g->n_layers || params->layers_shared > 0;
+        int n = params->layers_shared > 0 ? params->layers_shared : last ? g->n_layers : layers;
+        if (try_layers(&s, n < g->n_layers ? n : g->n_layers, err) == VQKVC_OK)
+            vqkvc_say(log, 1, "layers shared %d: least predicted loss so far %.4g", n, best->loss);
+        if (last)
             break;
-        if (vqkvc_interrupted())
-            return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted while planning");
     }
     if (err->code == VQKVC_OK && best->n_scopes == 0)
-        return vqkvc_fail(
-            err, VQKVC_E_USAGE,
-            "no plan has at most %.3g bits a value and reads at most %.3g: gains take "
-            "%.3g, and each layer's own streams a nibble each at least",
-            params->bits, params->max_scan, (double)VQKVC_GAIN_BITS / g->head_dim);
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "no plan has at most %.3g bits a value and reads at most %.3g: a stream "
+                          "takes %d bits a token at least, and every value must be in one",
+                          params->bits, params->max_scan, 4 * (s.gain + s.least));
     return err->code;
 }

@@ -1,4 +1,5 @@
-/* search.h - which layers share, and how many nibbles every stream gets: a closed-form search.
+/* search.h - which layers and heads share, and how many nibbles every stream gets: a closed-form
+ * search.
  *
  * Candidates are compared without fitting a codebook: spectra give each shared stream's error per
  * channel (allocate.h), that error turned back into the layers' own channels gives the spectra of
@@ -9,16 +10,33 @@
 #include "plan/auto.h"
 #include "plan/calibration.h"
 
-/* A scope: one head of one part in layers first .. first + n - 1. */
+/* A scope: heads head .. head + n_heads - 1 of one part in layers first .. first + n_layers - 1.
+ * Its members are ordered by layer, then head. */
 typedef struct vqkvc_scope {
     vqkvc_part part;
-    int head, first, n_layers;
+    int head, n_heads, first, n_layers;
     int shared;     /* nibbles of the shared stream, 0: none */
-    const int *own; /* [n_layers] nibbles of each layer's own stream */
+    int own_heads;  /* neighbouring members that one own stream codes: 1 or n_heads */
+    const int *own; /* [vqkvc_scope_own()] nibbles of each own stream, 0: none */
 } vqkvc_scope;
 
+/* Members of a scope, and its own streams: stream i has the own_heads members from i * own_heads
+ * on. */
+static inline int vqkvc_scope_members(const vqkvc_scope *s)
+{
+    return s->n_layers * s->n_heads;
+}
+
+static inline int vqkvc_scope_own(const vqkvc_scope *s)
+{
+    return vqkvc_scope_members(s) / s->own_heads;
+}
+
+/* members [vqkvc_scope_members()] */
+void vqkvc_scope_list(const vqkvc_scope *s, vqkvc_member *members);
+
 typedef struct vqkvc_design {
-    int layers_shared;
+    int layers_shared, heads_shared;
     int n_scopes;
     vqkvc_scope *scopes;
     double loss;       /* predicted, in the units of the metrics */

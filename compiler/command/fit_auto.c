@@ -1,0 +1,142 @@
+#include "command/fit_auto.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "command/eval_text.h"
+#include "command/keep.h"
+#include "eval/sensitivity.h"
+
+enum { PROBE_TOKENS = 1024, PURPOSE_PROBES = 1 };
+
+vqkvc_code vqkvc_side_text(const vqkvc_scheme_input *in, int purpose, int n_windows, int context,
+                           int32_t *windows, vqkvc_err *err)
+{
+    char name[256];
+    vqkvc_options o = *in->options;
+    o.windows = n_windows;
+    o.seed = o.seed * 1009 + 17 * (uint64_t)purpose;
+    return vqkvc_eval_text(in->model, &o, context, in->log, windows, name, err);
+}
+
+static vqkvc_code run_probes(const vqkvc_scheme_input *in, int n_tokens, int groups, double *at,
+                             vqkvc_err *err)
+{
+    vqkvc_metrics metrics;
+    vqkvc_arena arena = {0};
+    uint64_t seed = in->options->seed;
+    int32_t *tokens = vqkvc_alloc((size_t)n_tokens, sizeof *tokens, err);
+    if (tokens != NULL &&
+        vqkvc_side_text(in, PURPOSE_PROBES, 1, n_tokens, tokens, err) == VQKVC_OK &&
+        vqkvc_sample_metrics(in->capture, &arena, &metrics, err) == VQKVC_OK)
+        vqkvc_sensitivity_measure(in->model, tokens, n_tokens, in->capture, &metrics, seed, groups,
+                                  in->log, at, err);
+    free(tokens);
+    vqkvc_arena_free(&arena);
+    return err->code;
+}
+
+static vqkvc_code find_sensitivity(const vqkvc_scheme_input *in, vqkvc_arena *arena,
+                                   vqkvc_sensitivity *s, vqkvc_hash *recipe_hash, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = in->geometry;
+    int found, trained = g->n_ctx_train;
+    int n_tokens = trained > 0 && trained < PROBE_TOKENS ? trained : PROBE_TOKENS;
+    size_t n = 2 * (size_t)g->n_layers * (size_t)g->n_kv_heads * (size_t)s->groups;
+    double *at = vqkvc_arena_alloc(arena, n, sizeof *at, err);
+    vqkvc_buf buf = {0};
+    const char *recipe = vqkvc_arena_printf(
+        arena, err, "sensitivity v1;groups=%d;tokens=%d;seed=%llu;from=%s", s->groups, n_tokens,
+        (unsigned long long)in->options->seed, in->parent->hex);
+    if (recipe == NULL || at == NULL)
+        return err->code;
+    *recipe_hash = kvdb_recipe_hash("sensitivity", recipe);
+    s->at = at;
+    VQKVC_TRY(vqkvc_store_fetch(in->db, "sensitivity", recipe, in->log, &buf, &found, err));
+    if (found && buf.len == n * sizeof *at) {
+        memcpy(at, buf.data, buf.len);
+    } else if (run_probes(in, n_tokens, s->groups, at, err) == VQKVC_OK) {
+        buf.len = 0;
+        vqkvc_buf_put(&buf, at, n * sizeof *at);
+        vqkvc_store_keep(in->db, "sensitivity", recipe, &g->weights_hash, 1, in->parent, &buf, err);
+    }
+    free(buf.data);
+    return err->code;
+}
+
+/* Un-rotated keys compress best, but attention must rebuild them. */
+static vqkvc_frame frame_of(const vqkvc_options *o)
+{
+    if (strcmp(o->frame, "best") == 0)
+        return o->max_scan > 0 ? VQKVC_FRAME_BLOCK : VQKVC_FRAME_PRE;
+    return strcmp(o->frame, "post") == 0  ? VQKVC_FRAME_POST
+           : strcmp(o->frame, "pre") == 0 ? VQKVC_FRAME_PRE
+                                          : VQKVC_FRAME_BLOCK;
+}
+
+static const char *const ideas[] = {"gain", "metric", "probes", "sharing", "joint", "block-frame"};
+
+enum { N_IDEAS = sizeof ideas / sizeof *ideas };
+
+const char *vqkvc_auto_idea(int i)
+{
+    return i < N_IDEAS ? ideas[i] : NULL;
+}
+
+/* One word of --without, n characters; 0 if it is none. */
+static int leave_out(const char *word, size_t n, vqkvc_auto_params *p, int *probes)
+{
+    for (int i = 0; i < N_IDEAS; i++) {
+        if (strlen(ideas[i]) != n || strncmp(ideas[i], word, n) != 0)
+            continue;
+        p->no_gain |= i == 0;
+        p->no_metric |= i == 1;
+        *probes = i == 2 ? 0 : *probes;
+        p->layers_shared = i == 3 ? 1 : p->layers_shared;
+        p->separate_heads |= i == 3 || i == 4;
+        p->frame = i == 5 ? VQKVC_FRAME_POST : p->frame;
+        return 1;
+    }
+    return 0;
+}
+
+static vqkvc_code leave_out_all(const char *words, vqkvc_auto_params *p, int *probes,
+                                vqkvc_err *err)
+{
+    while (words != NULL && *words != '\0') {
+        size_t n = strcspn(words, ",");
+        if (!leave_out(words, n, p, probes))
+            return vqkvc_fail(
+                err, VQKVC_E_USAGE,
+                "--without is '%.60s': wanted gain, metric, probes, sharing, joint or "
+                "block-frame, with commas between them",
+                words);
+        words += n + (words[n] == ',');
+    }
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_fit_auto(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
+{
+    const vqkvc_options *o = in->options;
+    vqkvc_arena arena = {0};
+    vqkvc_sensitivity sensitivity = {.groups = o->probes};
+    vqkvc_auto_params params = {
+        .bits = o->bits,
+        .max_scan = o->max_scan > 0 ? o->max_scan : -1,
+        .layers_shared = o->layers_shared,
+        .tables_at = o->tables_at,
+        .frame = frame_of(o),
+        .window = {.n_sink = o->sink, .n_recent = o->recent, .block = o->block},
+        .seed = o->seed};
+    VQKVC_TRY(leave_out_all(o->without, &params, &sensitivity.groups, err));
+    if (in->model != NULL && sensitivity.groups > 0 &&
+        find_sensitivity(in, &arena, &sensitivity, &params.probes, err) == VQKVC_OK)
+        params.sensitivity = &sensitivity;
+    if (err->code == VQKVC_OK && (o->max_kl > 0 || o->max_ppl > 0))
+        vqkvc_seek_bits(in, &params, plan, err);
+    else if (err->code == VQKVC_OK)
+        vqkvc_plan_auto(plan, in->capture, &params, in->db, in->parent, in->log, err);
+    vqkvc_arena_free(&arena);
+    return err->code;
+}

@@ -1,0 +1,177 @@
+#include "plan/spectra.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "base/matrix.h"
+#include "fit/fit.h"
+#include "plan/allocate.h"
+
+static const double metric_ridge = 1e-3;
+
+void vqkvc_scope_list(const vqkvc_scope *s, vqkvc_member *members)
+{
+    for (int i = 0; i < vqkvc_scope_members(s); i++)
+        members[i] = (vqkvc_member){
+            .part = s->part, .layer = s->first + i / s->n_heads, .head = s->head + i % s->n_heads};
+}
+
+void vqkvc_grouping_free(vqkvc_grouping *w)
+{
+    for (int i = 0; i < w->n_scopes; i++) {
+        if (w->u != NULL)
+            free(w->u[i]);
+        if (w->lambda != NULL)
+            free(w->lambda[i]);
+        if (w->curve != NULL)
+            free(w->curve[i]);
+    }
+    free(w->scopes);
+    free(w->u);
+    free(w->lambda);
+    free(w->curve);
+}
+
+static const double *metric_of(const vqkvc_member *m, const vqkvc_geometry *g,
+                               const vqkvc_metrics *metrics)
+{
+    return (m->part == VQKVC_PART_K ? metrics->k : metrics->v)[m->layer * g->n_kv_heads + m->head];
+}
+
+/* Spectrum and curve of one scope's shared stream. */
+static vqkvc_code scope_spectrum(vqkvc_grouping *w, int i, const vqkvc_capture *c,
+                                 const vqkvc_auto_params *params, const vqkvc_metrics *metrics,
+                                 vqkvc_err *err)
+{
+    const vqkvc_scope *s = &w->scopes[i];
+    int n = vqkvc_scope_members(s);
+    size_t n_in = (size_t)n * (size_t)c->geometry.head_dim;
+    vqkvc_member *members = vqkvc_alloc((size_t)n, sizeof *members, err);
+    const double **metric = vqkvc_alloc((size_t)n, sizeof *metric, err);
+    float *x = vqkvc_alloc((size_t)c->n_sample * n_in, sizeof *x, err);
+    double *mean = vqkvc_alloc(n_in, sizeof *mean, err);
+    w->u[i] = vqkvc_alloc(n_in * n_in, sizeof *w->u[i], err);
+    w->lambda[i] = vqkvc_alloc(n_in, sizeof *w->lambda[i], err);
+    w->curve[i] = vqkvc_alloc((size_t)w->n_max + 1, sizeof *w->curve[i], err);
+    if (err->code == VQKVC_OK) {
+        vqkvc_scope_list(s, members);
+        for (int m = 0; m < n; m++)
+            metric[m] = metric_of(&members[m], &c->geometry, metrics);
+        if (vqkvc_sample_members(c, members, n, params->frame, params->window.block, params->seed,
+                                 x, err) == VQKVC_OK &&
+            vqkvc_fit_moments(c->n_sample, (int)n_in, x, n_in, NULL, mean, w->u[i], err) ==
+                VQKVC_OK &&
+            vqkvc_fit_spectrum((int)n_in, c->geometry.head_dim, w->u[i], metric, metric_ridge,
+                               w->lambda[i], err) == VQKVC_OK)
+            vqkvc_allocate_curve((int)n_in, w->lambda[i],
+                                 vqkvc_allocate_table((int)n_in, w->tables_at), w->n_max,
+                                 w->curve[i], err);
+    }
+    free(members);
+    free(x);
+    free(mean);
+    free(metric);
+    return err->code;
+}
+
+vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
+                               const vqkvc_auto_params *params, const vqkvc_metrics *metrics,
+                               int n_max, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &c->geometry;
+    size_t groups = (size_t)((g->n_layers + w->layers - 1) / w->layers);
+    size_t n = 2 * groups * (size_t)(g->n_kv_heads / w->heads);
+    w->n_max = n_max;
+    w->scopes = vqkvc_alloc(n, sizeof *w->scopes, err);
+    w->u = vqkvc_alloc(n, sizeof *w->u, err);
+    w->lambda = vqkvc_alloc(n, sizeof *w->lambda, err);
+    w->curve = vqkvc_alloc(n, sizeof *w->curve, err);
+    if (err->code != VQKVC_OK)
+        return err->code;
+    for (int part = 0; part < 2; part++)
+        for (int first = 0; first < g->n_layers; first += w->layers)
+            for (int head = 0; head < g->n_kv_heads; head += w->heads) {
+                int i = w->n_scopes++, left = g->n_layers - first;
+                w->scopes[i] = (vqkvc_scope){.part = (vqkvc_part)part,
+                                             .head = head,
+                                             .n_heads = w->heads,
+                                             .first = first,
+                                             .n_layers = left < w->layers ? left : w->layers,
+                                             .own_heads = w->own_heads};
+                w->n_own += vqkvc_scope_own(&w->scopes[i]);
+            }
+            /* Each by one thread: solvers of eigenvalues have no threads of their own here. */
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < w->n_scopes; i++) {
+        vqkvc_err mine = {0};
+        if (scope_spectrum(w, i, c, params, metrics, &mine) != VQKVC_OK)
+#pragma omp critical
+            vqkvc_fail(err, mine.code, "%s", mine.msg);
+    }
+    return err->code;
+}
+
+/* Curve of own stream `own` of scope i, given the errors of the shared stream's latents. What the
+ * shared stream leaves of whitened channels has the covariance U' D U, which takes no maps and no
+ * metric. */
+static vqkvc_code own_curve(const vqkvc_grouping *w, int i, int own, const vqkvc_geometry *g,
+                            const double *distortion, int n_max, double *curve, vqkvc_err *err)
+{
+    int dim = w->own_heads * g->head_dim;
+    size_t n_in = (size_t)vqkvc_scope_members(&w->scopes[i]) * (size_t)g->head_dim;
+    size_t n = (size_t)dim, at = (size_t)own * n;
+    double *left = vqkvc_alloc(n_in * n, sizeof *left, err);
+    double *cov = vqkvc_alloc(n * n, sizeof *cov, err);
+    double *lambda = vqkvc_alloc(n, sizeof *lambda, err);
+    if (err->code == VQKVC_OK) {
+        for (size_t j = 0; j < n_in; j++)
+            for (size_t r = 0; r < n; r++)
+                left[j * n + r] = sqrt(distortion[j]) * w->u[i][j * n_in + at + r];
+        vqkvc_dgemm_gram_add(dim, (int)n_in, left, n, cov, n);
+        if (vqkvc_eigenvalues_symmetric(dim, cov, lambda, err) == VQKVC_OK) {
+            for (int j = 0; j < dim; j++)
+                lambda[j] = fmax(lambda[j], 0);
+            vqkvc_allocate_curve(dim, lambda, vqkvc_allocate_table(dim, w->tables_at), n_max, curve,
+                                 err);
+        }
+    }
+    free(left);
+    free(cov);
+    free(lambda);
+    return err->code;
+}
+
+/* The own curves of one scope. */
+static vqkvc_code scope_own(const vqkvc_grouping *w, int i, const vqkvc_geometry *g, int share,
+                            int n_max, double **curves, vqkvc_err *err)
+{
+    const double *lambda = w->lambda[i];
+    int n_in = vqkvc_scope_members(&w->scopes[i]) * g->head_dim;
+    vqkvc_layout layout = {0};
+    double *distortion = vqkvc_alloc((size_t)n_in, sizeof *distortion, err);
+    if (distortion != NULL && share > 0)
+        vqkvc_allocate_layout(n_in, lambda, vqkvc_allocate_table(n_in, w->tables_at), share,
+                              &layout, err);
+    if (err->code == VQKVC_OK)
+        vqkvc_layout_distortions(&layout, n_in, lambda, distortion);
+    for (int own = 0; own < vqkvc_scope_own(&w->scopes[i]) && err->code == VQKVC_OK; own++)
+        own_curve(w, i, own, g, distortion, n_max, curves[own], err);
+    free(distortion);
+    return err->code;
+}
+
+vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c, const int *share,
+                              int n_max, double **curves, vqkvc_err *err)
+{
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < w->n_scopes; i++) {
+        vqkvc_err mine = {0};
+        int before = 0;
+        for (int j = 0; j < i; j++)
+            before += vqkvc_scope_own(&w->scopes[j]);
+        if (scope_own(w, i, &c->geometry, share[i], n_max, curves + before, &mine) != VQKVC_OK)
+#pragma omp critical
+            vqkvc_fail(err, mine.code, "%s", mine.msg);
+    }
+    return err->code;
+}
