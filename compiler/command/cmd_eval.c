@@ -22,8 +22,9 @@ typedef struct subject {
     char name[96];
     vqkvc_options options; /* of a baseline, as a build has them */
     vqkvc_codec codec;
-    int top_tokens;  /* that attention goes to; the codec is an earlier subject's then */
-    vqkvc_plan plan; /* n_streams 0: not known, or an earlier subject's */
+    int top_tokens; /* that attention goes to; codec and plan are subject plan_of's then */
+    int plan_of;
+    vqkvc_plan plan; /* n_streams 0: not known */
     vqkvc_cost cost;
     vqkvc_hash plan_hash; /* recipe hash; empty: not in the store */
     vqkvc_measured measured;
@@ -157,7 +158,7 @@ static vqkvc_code add_choosers(evaluation *e, vqkvc_err *err)
         snprintf(s->name, sizeof s->name, "%s", name);
         s->codec = e->subjects[i].codec;
         s->top_tokens = top;
-        vqkvc_plan_cost(&e->subjects[i].plan, e->context, &s->cost);
+        s->plan_of = i;
         some = 1;
     }
     if (top > 0 && !some)
@@ -223,6 +224,11 @@ static vqkvc_code time_subjects(evaluation *e, const vqkvc_subject *under_test, 
     return VQKVC_OK;
 }
 
+static const vqkvc_plan *plan_of(const evaluation *e, const subject *s)
+{
+    return s->top_tokens > 0 ? &e->subjects[s->plan_of].plan : &s->plan;
+}
+
 static vqkvc_code measure(evaluation *e, vqkvc_err *err)
 {
     vqkvc_subject under_test[MAX_SUBJECTS];
@@ -239,8 +245,9 @@ static vqkvc_code measure(evaluation *e, vqkvc_err *err)
     for (int i = 0; i < e->n; i++) {
         subject *s = &e->subjects[i];
         under_test[i] = (vqkvc_subject){s->name, &s->codec, s->top_tokens};
-        if (s->plan.n_streams > 0)
-            vqkvc_plan_cost(&s->plan, e->context, &s->cost);
+        const vqkvc_plan *plan = plan_of(e, s);
+        if (plan->n_streams > 0)
+            vqkvc_plan_cost(plan, e->context, &s->cost);
     }
     if (vqkvc_measure(e->model, e->windows, e->n, under_test, &options, results, err) == VQKVC_OK)
         for (int i = 0; i < e->n; i++)
@@ -270,10 +277,10 @@ static vqkvc_row table_row(const evaluation *e, const subject *s)
 {
     return (vqkvc_row){.scheme = s->name,
                        .measured = &s->measured,
-                       .cost = s->plan.n_streams > 0 ? &s->cost : NULL,
+                       .cost = s->cost.context > 0 ? &s->cost : NULL,
                        .codec = &s->codec,
                        .timing = e->options->speed ? &s->timing : NULL,
-                       .vectors = s->plan.n_streams > 0 ? vqkvc_vectors_word(&s->plan) : NULL};
+                       .vectors = s->cost.context > 0 ? vqkvc_vectors_word(plan_of(e, s)) : NULL};
 }
 
 static vqkvc_code print_results(const evaluation *e, vqkvc_err *err)

@@ -520,6 +520,15 @@ const vqkvc_option vqkvc_options_suite[] = {
      .offset = AT(any_scan),
      .help = "measure auto at the same rates without a limit on what attention reads as well "
              "(default: off)"},
+    {.name = "top-tokens",
+     .arg = "N",
+     .type = VQKVC_OPT_INT,
+     .offset = AT(top_tokens),
+     .low = 1,
+     .high = 8192,
+     .help =
+         "measure auto at 2 bits and SVDq with attention to so many of the coded tokens as well "
+         "(default: none)"},
     {.name = "ablations",
      .type = VQKVC_OPT_FLAG,
      .offset = AT(ablations),

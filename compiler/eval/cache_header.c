@@ -9,6 +9,8 @@
 #include "base/memory.h"
 #include "base/rng.h"
 
+enum { MOST_EXACT = 1 << 30 };
+
 typedef struct header_cache {
     const struct vqkvc_codec_table *table;
     const char *name;
@@ -146,11 +148,26 @@ static vqkvc_code allocate(header_cache *c, const struct vqkvc_codec_shape *shap
     return VQKVC_OK;
 }
 
+/* With room for every vector on the exact list: what is measured here may be unlike anything that
+ * the codec was fitted to. */
+static struct vqkvc_codec_shape shape_of(const vqkvc_codec *codec, int n_seq, int n_ctx,
+                                         int max_batch, vqkvc_isa isa)
+{
+    const struct vqkvc_codec_table *t = codec->table;
+    double vectors = 2.0 * t->n_layers * t->n_kv_heads * n_seq * n_ctx;
+    return (struct vqkvc_codec_shape){
+        .n_seq = n_seq,
+        .n_ctx = n_ctx,
+        .max_batch = max_batch,
+        .n_exact = t->max_error > 0 && vectors < MOST_EXACT && vectors > 0 ? (int)vectors : 0,
+        .isa = (int)isa};
+}
+
 vqkvc_code vqkvc_cache_header(vqkvc_cache *cache, const vqkvc_codec *codec, const char *name,
                               const vqkvc_geometry *g, int n_seq, int n_ctx, int max_batch,
                               vqkvc_isa isa, vqkvc_err *err)
 {
-    struct vqkvc_codec_shape shape = {n_seq, n_ctx, max_batch, (int)isa};
+    struct vqkvc_codec_shape shape = shape_of(codec, n_seq, n_ctx, max_batch, isa);
     *cache = (vqkvc_cache){0};
     VQKVC_TRY(vqkvc_codec_check(codec, name, g, err));
     if (n_seq < 1 || n_ctx < 1 || max_batch < 1)
@@ -239,7 +256,7 @@ vqkvc_code vqkvc_cache_header_errors(vqkvc_cache *cache, double *worst, double *
 vqkvc_code vqkvc_cache_header_size(const vqkvc_codec *codec, const char *name, int n_seq, int n_ctx,
                                    int max_batch, size_t *bytes, vqkvc_err *err)
 {
-    struct vqkvc_codec_shape shape = {n_seq, n_ctx, max_batch, VQKVC_ISA_AUTO};
+    struct vqkvc_codec_shape shape = shape_of(codec, n_seq, n_ctx, max_batch, VQKVC_ISA_AUTO);
     int status = codec->table->size(&shape, bytes);
     if (status != 0)
         return vqkvc_fail(err, VQKVC_E_FAILED, "%s: a cache of %d sequences of %d tokens: %s", name,
@@ -255,6 +272,14 @@ static vqkvc_code append_token(const vqkvc_cache *cache, const vqkvc_geometry *g
     for (int l = 0; l < g->n_layers; l++)
         VQKVC_TRY(cache->append(cache->self, 0, l, pos, 1, kv, kv + row, err));
     return VQKVC_OK;
+}
+
+/* Without what is on the exact list. */
+static size_t coded_bytes(const vqkvc_cache *cache)
+{
+    const header_cache *c = cache->self;
+    size_t kept = (size_t)c->table->exact_used(c->kv);
+    return cache->bytes(cache->self) - kept * (8 + 2 * (size_t)c->table->head_dim);
 }
 
 vqkvc_code vqkvc_stored_bits(const vqkvc_codec *codec, const char *name, const vqkvc_geometry *g,
@@ -275,10 +300,10 @@ vqkvc_code vqkvc_stored_bits(const vqkvc_codec *codec, const char *name, const v
     for (int pos = 0; code == VQKVC_OK && pos < last; pos++) {
         code = append_token(&cache, g, pos, kv, err);
         if (pos + 1 == first)
-            before = cache.bytes(cache.self);
+            before = coded_bytes(&cache);
     }
     if (code == VQKVC_OK)
-        *bits = 8.0 * (double)(cache.bytes(cache.self) - before) /
+        *bits = 8.0 * (double)(coded_bytes(&cache) - before) /
                 (2.0 * (double)row * g->n_layers * t->block);
     free(kv);
     cache.free(cache.self);

@@ -41,7 +41,8 @@ vqkvc_code vqkvc_cache_header_size(const vqkvc_codec *codec, const char *name, i
                                    int max_batch, size_t *bytes, vqkvc_err *err);
 
 /* Bits a value that a coded token takes in the pool, block table included: the growth of
- * bytes_used by one block. Exact for every codec, whether or not its plan is at hand. */
+ * bytes_used by one block, but for vectors on the exact list, whose number depends on the text.
+ * Exact for every codec, whether or not its plan is at hand. */
 vqkvc_code vqkvc_stored_bits(const vqkvc_codec *codec, const char *name, const vqkvc_geometry *g,
                              double *bits, vqkvc_err *err);
 

@@ -10,7 +10,8 @@
 /* The shape of a cache, and the instruction set as the header's ABI numbers them. */
 struct vqkvc_codec_shape {
     int n_seq, n_ctx, max_batch;
-    int isa; /* 0 best, 1 portable, 2 AVX2, 3 AVX-512, 4 NEON */
+    int n_exact; /* places on the exact list; 0: the header's default */
+    int isa;     /* 0 best, 1 portable, 2 AVX2, 3 AVX-512, 4 NEON */
 };
 
 struct vqkvc_codec_table {

@@ -10,6 +10,7 @@ static void vqkvc_shim_config(const struct vqkvc_codec_shape *shape, kv(config) 
     config->n_ctx = shape->n_ctx;
     config->max_batch = shape->max_batch;
     config->isa = (kv(isa))shape->isa;
+    config->n_exact = shape->n_exact;
 }
 
 static const char *vqkvc_shim_status_text(int status)
