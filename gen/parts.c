@@ -15,6 +15,7 @@
     X(vec_neon)                                                                                    \
     X(dense)                                                                                       \
     X(kernels)                                                                                     \
+    X(bytes_avx2)                                                                                  \
     X(maps_avx512)                                                                                 \
     X(dots_avx512)                                                                                 \
     X(bytes_avx512)                                                                                \

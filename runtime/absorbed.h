@@ -85,7 +85,7 @@ static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
                 a->ops->score_scalars(codes + run->codes, run->planes, run->coder == VQKV__HALVES,
                                       lut, a->rows, dst);
                 lut += run->planes * a->rows;
-            } else if (a->ops->bytes == NULL) {
+            } else if (!a->k_bytes) {
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
                 lut += run->planes * a->rows * 16;
             } else if (!vqkv__continues(a, s, i + 1)) {
@@ -165,7 +165,7 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
             if (!packed) {
                 ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
-                    rest_scale[r] = scale[r] / 255.0f;
+                    rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,

@@ -59,11 +59,14 @@ VQKV__INLINE void vqkv__prefetch(const vqkv__pass *a, const vqkv__use *uses, int
     for (u = 0; u < n; u++) {
         const unsigned char *p = vqkv__codes(a->kv, uses[u].stream, block);
         int bytes = vqkv__streams[uses[u].stream].bytes;
-        for (i = 0; i < bytes; i += 64) {
-            if (near)
+        for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
+            if (near) {
                 VQKV__PREFETCH(p + i, 3);
-            else
+                VQKV__PREFETCH(p + i + 64, 3);
+            } else {
                 VQKV__PREFETCH(p + i, 2);
+                VQKV__PREFETCH(p + i + 64, 2);
+            }
         }
     }
 }
@@ -164,6 +167,8 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->v_uses = vqkv__uses_of(VQKV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = vqkv__sums_bytes(a);
     a->k_frame = vqkv__streams[a->k_uses[0].stream].frame;
+    a->k_bytes = a->ops->bytes != NULL &&
+                 (a->ops->bytes->map_words != NULL || a->k_frame != VQKV__BLOCKWISE);
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)

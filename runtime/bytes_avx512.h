@@ -26,15 +26,15 @@ VQKV__TARGET_avx512 static inline __m512i vqkv__interleave_avx512(int first)
                            _mm512_set1_epi32((int)(0x60402000u + 0x01010101u * (unsigned)first)));
 }
 
-/* Scores of n rows, a constant where it is called, from row r on. */
-VQKV__INLINE_avx512 void vqkv__score_rows_avx512(const unsigned char *codes, int planes,
+/* Scores of n rows, a constant where it is called, from row r on: quads in 16 bits. */
+VQKV__INLINE_avx512 void vqkv__score_wide_avx512(const unsigned char *codes, int planes,
                                                  const vqkv__packed *head,
                                                  const signed char *tables, int rows, int r,
                                                  const int n, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
-    int part, q, k, quads = (planes + 3) / 4;
+    int part, q, k;
     for (part = 0; part < VQKV_BLOCK / 32; part++) { /* 16 tokens and 16 half a block later */
         const __m512i pick = vqkv__interleave_avx512(part % 2 * 16);
         const unsigned char *p = codes + part / 2 * 32;
@@ -67,32 +67,68 @@ VQKV__INLINE_avx512 void vqkv__score_rows_avx512(const unsigned char *codes, int
             float *far = dst + VQKV_BLOCK / 2;
             _mm512_storeu_ps(dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w0), f, _mm512_loadu_ps(dst)));
             _mm512_storeu_ps(far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w1), f, _mm512_loadu_ps(far)));
-            sum[k][0] = sum[k][1] = _mm512_setzero_si512();
         }
-        t = tables + (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
-        for (; q < quads; q++, t += (size_t)rows * 64) {
-            __m512i x = _mm512_permutex2var_epi8(vqkv__two_planes_avx512(p, 4 * q, planes), pick,
-                                                 vqkv__two_planes_avx512(p, 4 * q + 2, planes));
-            __m512i a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
-            __m512i b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
+    }
+}
+
+/* The same of quads in 8 bits, 64 tokens at a time. */
+VQKV__INLINE_avx512 void vqkv__score_narrow_avx512(const unsigned char *codes, int planes,
+                                                   const vqkv__packed *head,
+                                                   const signed char *tables, int rows, int r,
+                                                   const int n, float *s)
+{
+    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
+    const __m512i base = _mm512_set1_epi32(0x30201000);
+    const __m512i pick0 = vqkv__interleave_avx512(0), pick1 = vqkv__interleave_avx512(16);
+    int c, q, k, i;
+    tables += (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
+    for (c = 0; c < VQKV_BLOCK / 64; c++, codes += 32) {
+        const signed char *t = tables;
+        __m512i sum[4][4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+        for (q = head->wide; q < (planes + 3) / 4; q++, t += (size_t)rows * 64) {
+            __m512i a = vqkv__two_planes_avx512(codes, 4 * q, planes), v[4];
+            __m512i b = vqkv__two_planes_avx512(codes, 4 * q + 2, planes);
+            v[0] = _mm512_permutex2var_epi8(a, pick0, b);
+            v[1] = _mm512_permutex2var_epi8(a, pick1, b);
+            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
+            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
+            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
-                vqkv__add_bytes_avx512(&sum[k][0], ones, _mm512_permutexvar_epi8(a, e));
-                vqkv__add_bytes_avx512(&sum[k][1], ones, _mm512_permutexvar_epi8(b, e));
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    vqkv__add_bytes_avx512(&sum[k][i], ones, _mm512_permutexvar_epi8(v[i], e));
             }
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            float *dst = s + (r + k) * VQKV_BLOCK + part * 16;
-            float *far = dst + VQKV_BLOCK / 2;
             __m512 f = _mm512_set1_ps(head->scale[2 * (r + k) + 1]);
-            _mm512_storeu_ps(
-                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][0]), f, _mm512_loadu_ps(dst)));
-            _mm512_storeu_ps(
-                far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][1]), f, _mm512_loadu_ps(far)));
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                float *dst =
+                    s + (r + k) * VQKV_BLOCK + i / 2 * (VQKV_BLOCK / 2) + 32 * c + i % 2 * 16;
+                _mm512_storeu_ps(
+                    dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+            }
         }
     }
+}
+
+/* Both kinds; most tables have one only. */
+VQKV__INLINE_avx512 void vqkv__score_rows_avx512(const unsigned char *codes, int planes,
+                                                 const vqkv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
+{
+    if (head->wide > 0)
+        vqkv__score_wide_avx512(codes, planes, head, tables, rows, r, n, s);
+    if (head->wide < (planes + 3) / 4)
+        vqkv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, s);
 }
 
 VQKV__TARGET_avx512 static void vqkv__score_bytes_avx512(const unsigned char *codes, int planes,
@@ -272,7 +308,11 @@ VQKV__INLINE_avx512 void vqkv__sum_rows_avx512(const unsigned char *const *codes
         int channel = c + i < n_channels ? c + i : n_channels - 1; /* twice, and not stored */
         table[i] = _mm512_broadcast_i32x4(
             _mm_loadu_si128((const __m128i *)(const void *)(book + channel * 16)));
-        plane[i] = offset + (size_t)(channel / run->width) * (VQKV_BLOCK / 2);
+        plane[i] = offset + (size_t)(each == 4         ? c / run->width
+                                     : each == 2       ? channel / 2
+                                     : run->width == 1 ? channel
+                                                       : channel / run->width) *
+                                (VQKV_BLOCK / 2);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++)
             sum[k][i] = _mm512_setzero_si512();
@@ -300,7 +340,9 @@ VQKV__INLINE_avx512 void vqkv__sum_rows_avx512(const unsigned char *const *codes
         }
 #pragma GCC unroll 4
     for (i = 0; i < 4; i++) {
-        int latent = (c + i) / run->width / run->stages * run->width + (c + i) % run->width;
+        int latent = c + i; /* no division where there is one stage */
+        if (run->stages > 1)
+            latent = latent / run->width / run->stages * run->width + latent % run->width;
         if (c + i >= n_channels)
             continue;
 #pragma GCC unroll 4
@@ -340,10 +382,19 @@ vqkv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blo
 }
 
 static const vqkv__byte_ops vqkv__byte_ops_avx512 = {
-    vqkv__map_basis_avx512,    vqkv__to_words_avx512,    vqkv__map_words_avx512,
-    vqkv__dot_books_avx512,    vqkv__dot_queries_avx512, vqkv__dot_scores_avx512,
-    vqkv__pack_tables_avx512,  vqkv__score_bytes_avx512, vqkv__pack_books_avx512,
-    vqkv__pack_weights_avx512, vqkv__sum_bytes_avx512,
+    vqkv__map_basis_avx512,
+    vqkv__to_words_avx512,
+    vqkv__map_words_avx512,
+    vqkv__dot_books_avx512,
+    vqkv__dot_queries_avx512,
+    vqkv__dot_scores_avx512,
+    vqkv__pack_tables_avx512,
+    vqkv__score_bytes_avx512,
+    vqkv__pack_books_avx512,
+    vqkv__pack_weights_avx512,
+    vqkv__sum_bytes_avx512,
+    255.0f,
+    0.05f,
 };
 
 #endif /* VQKV_BLOCK >= 64 */

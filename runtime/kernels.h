@@ -1,7 +1,7 @@
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -25,7 +25,7 @@ VQKV__TARGET_ISA static inline vqkv__vf_ISA vqkv__exp_ISA(vqkv__vf_ISA x)
     y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(1.66666657e-1f));
     y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(5.00000000e-1f));
     y = vqkv__fma_ISA(vqkv__mul_ISA(y, r), r, vqkv__add_ISA(r, vqkv__set1_ISA(1.0f)));
-    return vqkv__mul_ISA(y, vqkv__pow2_ISA(n));
+    return vqkv__scale2_ISA(y, n);
 }
 
 #define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)

@@ -16,6 +16,7 @@ typedef struct vqkv__pass {
     float soft_cap;
     int window, coded; /* coded: some block was attended, so acc holds something */
     int in_bytes;      /* V streams are summed by byte kernels */
+    int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const vqkv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
     float *q;         /* [rows, HEAD_DIM], scaled */
@@ -165,11 +166,16 @@ static int vqkv__mask_row(const vqkv__pass *a, int r, int blocks, int n, int cod
     return seen;
 }
 
+/* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
+#define VQKV__NOTHING 3e-8f
+
 /* Softmax of a->s over the tile's blocks, n tokens in each; what was summed before is shrunk where
- * a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so large a
+ * a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are more than
+ * nothing (their probabilities are in the sums all the same), 2 if some probability is so large a
  * part of its row's sum that rounding it to 8 bits would show, else 1. */
 static int vqkv__soft_max(vqkv__pass *a, int blocks, int n, int coded)
 {
+    float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
     int r, b, seen = 0;
     for (r = 0; r < a->rows; r++) {
         float *s = a->s + r * VQKV_BLOCK, top = VQKV__MASKED, sum, shrink = 1.0f;
@@ -197,7 +203,8 @@ static int vqkv__soft_max(vqkv__pass *a, int blocks, int n, int coded)
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = seen > 1 || expf(top - a->m[r]) > VQKV__FINE * a->l[r] ? 2 : 1;
+        if (sum > VQKV__NOTHING * a->l[r])
+            seen = seen > 1 || expf(top - a->m[r]) > fine * a->l[r] ? 2 : 1;
     }
     return seen;
 }

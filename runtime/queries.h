@@ -53,7 +53,8 @@ static void vqkv__turn_queries(vqkv__pass *a, int position, int previous)
 static int vqkv__maps_batches(const vqkv__pass *a)
 {
     int u;
-    if (a->ops->bytes == NULL || a->k_frame != VQKV__BLOCKWISE || VQKV_HEAD_DIM % 2 != 0)
+    if (a->ops->bytes == NULL || a->ops->bytes->map_words == NULL ||
+        a->k_frame != VQKV__BLOCKWISE || VQKV_HEAD_DIM % 2 != 0)
         return 0;
     for (u = 0; u < a->n_k_uses; u++)
         if (vqkv__streams[a->k_uses[u].stream].transform != VQKV__BASIS)
@@ -131,7 +132,8 @@ static void vqkv__map_one(vqkv__pass *a, const vqkv__stream *s, int member)
  */
 static int vqkv__dots(const vqkv__pass *a, const vqkv__run *run)
 {
-    return a->ops->bytes != NULL && run->coder == VQKV__NIBBLES &&
+    return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
+           run->coder == VQKV__NIBBLES &&
            (run->width == 1 ||
             (run->width == 2 && a->k_frame == VQKV__BLOCKWISE && VQKV_BLOCK < 128));
 }
@@ -227,8 +229,7 @@ static void vqkv__fill_tables(vqkv__pass *a, const float *mapped)
             }
             lut = vqkv__fill_run(a, run, y, stride, lut);
             planes += run->planes;
-            if (a->ops->bytes != NULL && run->coder == VQKV__NIBBLES &&
-                !vqkv__continues(a, s, i + 1)) {
+            if (a->k_bytes && run->coder == VQKV__NIBBLES && !vqkv__continues(a, s, i + 1)) {
                 vqkv__packed *head = (vqkv__packed *)(void *)packed;
                 packed += sizeof *head;
                 packed += a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,

@@ -77,8 +77,6 @@ typedef struct vqkv__packed {
     char pad[64 - (sizeof(int) + sizeof(float) * 2 * VQKV__MAX_ROWS) % 64];
 } vqkv__packed;
 
-/* A probability above this part of its row's sum so far is worth 16 bits in the sums. */
-#define VQKV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
 #define VQKV__TABLE_ERROR 0.002f
@@ -97,6 +95,8 @@ static inline int vqkv__dot_pairs(const vqkv__run *run)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
+    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+     * through tables. */
     /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
     void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
@@ -124,12 +124,15 @@ typedef struct vqkv__byte_ops {
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / 255. */
+     * NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const vqkv__run *, const signed char *,
                 const float *, const unsigned char *, const float *, int, float *, size_t);
+    float rest; /* what is left of a weight counts scale / rest */
+    /* A probability above this part of its row's sum so far is worth the rest as well. */
+    float fine;
 } vqkv__byte_ops;
 
 /* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */

@@ -72,12 +72,9 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__round_avx512(__m512 x)
     return _mm512_maskz_roundscale_ps(VQKV__ALL_avx512, x,
                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-VQKV__TARGET_avx512 static inline __m512 vqkv__pow2_avx512(__m512 n)
+VQKV__TARGET_avx512 static inline __m512 vqkv__scale2_avx512(__m512 x, __m512 n)
 {
-    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(
-        VQKV__ALL_avx512,
-        _mm512_add_epi32(_mm512_maskz_cvtps_epi32(VQKV__ALL_avx512, n), _mm512_set1_epi32(127)),
-        23));
+    return _mm512_maskz_scalef_ps(VQKV__ALL_avx512, x, n);
 }
 VQKV__TARGET_avx512 static inline __m256 vqkv__low_half_avx512(__m512 x)
 {

@@ -506,7 +506,7 @@ static void check_one_token(check *c)
 /* Whether attention works in bytes with this instruction set. */
 static int in_bytes(int isa)
 {
-    return isa == TOY_KV_ISA_AVX512 && BLOCK >= 64;
+    return (isa == TOY_KV_ISA_AVX512 || isa == TOY_KV_ISA_AVX2) && BLOCK >= 64;
 }
 
 int main(int argc, char **argv)

@@ -346,8 +346,6 @@ typedef struct toy_kv__packed {
     char pad[64 - (sizeof(int) + sizeof(float) * 2 * TOY_KV__MAX_ROWS) % 64];
 } toy_kv__packed;
 
-/* A probability above this part of its row's sum so far is worth 16 bits in the sums. */
-#define TOY_KV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
 #define TOY_KV__TABLE_ERROR 0.002f
@@ -366,6 +364,8 @@ static inline int toy_kv__dot_pairs(const toy_kv__run *run)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
+    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+     * through tables. */
     /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
     void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
@@ -393,12 +393,15 @@ typedef struct toy_kv__byte_ops {
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / 255. */
+     * NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const toy_kv__run *, const signed char *,
                 const float *, const unsigned char *, const float *, int, float *, size_t);
+    float rest; /* what is left of a weight counts scale / rest */
+    /* A probability above this part of its row's sum so far is worth the rest as well. */
+    float fine;
 } toy_kv__byte_ops;
 
 /* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */
@@ -1209,10 +1212,10 @@ static inline float toy_kv__round_portable(float x)
 {
     return rintf(x);
 }
-static inline float toy_kv__pow2_portable(float n)
+static inline float toy_kv__scale2_portable(float x, float n)
 {
     /* more than 127 only after a NaN, which must not make the conversion undefined */
-    return toy_kv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
+    return x * toy_kv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
 }
 static inline float toy_kv__hsum_portable(float x)
 {
@@ -1513,7 +1516,7 @@ static const toy_kv__dense_ops toy_kv__dense_portable = {
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -1537,7 +1540,7 @@ TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__exp_portable(t
     y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(1.66666657e-1f));
     y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(5.00000000e-1f));
     y = toy_kv__fma_portable(toy_kv__mul_portable(y, r), r, toy_kv__add_portable(r, toy_kv__set1_portable(1.0f)));
-    return toy_kv__mul_portable(y, toy_kv__pow2_portable(n));
+    return toy_kv__scale2_portable(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -2085,9 +2088,14 @@ static const toy_kv__ops toy_kv__ops_portable = {
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 /* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
-#define TOY_KV__LANES_avx2    8
+#define TOY_KV__LANES_avx2 8
+#if TOY_KV_BLOCK >= 64
+#define TOY_KV__BYTE_OPS_avx2 &toy_kv__byte_ops_avx2
+#else
 #define TOY_KV__BYTE_OPS_avx2 NULL
-#define TOY_KV__TARGET_avx2   __attribute__((target("avx2,fma,f16c")))
+#endif
+#define TOY_KV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+#define TOY_KV__INLINE_avx2 TOY_KV__TARGET_avx2 static inline __attribute__((always_inline))
 typedef __m256 toy_kv__vf_avx2;
 typedef __m256i toy_kv__vi_avx2;
 typedef struct toy_kv__vt_avx2 {
@@ -2135,10 +2143,11 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__round_avx2(__m256 x)
 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-TOY_KV__TARGET_avx2 static inline __m256 toy_kv__pow2_avx2(__m256 n)
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__scale2_avx2(__m256 x, __m256 n)
 {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_mul_ps(x,
+                         _mm256_castsi256_ps(_mm256_slli_epi32(
+                             _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
 TOY_KV__TARGET_avx2 static inline float toy_kv__hsum_avx2(__m256 x)
 {
@@ -2182,6 +2191,315 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__gather_avx2(const unsigned char
     return _mm256_cvtph_ps(
         _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
+/* Byte kernels, AVX2: what toy_kv__byte_ops promises (types.h). Tables are those of the AVX-512
+ * kernels. Scores: a shuffle looks up 32 tokens of a plane; sums of unsigned bytes are kept as sums
+ * of 16-bit words and of their high halves. Sums: shuffled codewords times weights of 7 bits, so
+ * that no pair of products leaves 16 bits. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Sixteen floats times factor, rounded to words. */
+TOY_KV__TARGET_avx2 static inline __m256i toy_kv__sixteen_avx2(const float *x, float factor)
+{
+    __m256 f = _mm256_set1_ps(factor);
+    __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), f));
+    __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), f));
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+}
+
+/* The low bytes of sixteen words; what does not fit a signed byte is cut. */
+TOY_KV__TARGET_avx2 static inline __m128i toy_kv__narrowed_avx2(__m256i x)
+{
+    return _mm_packs_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+/* The largest magnitude of sixteen floats; *square += their squares, over lanes. */
+TOY_KV__TARGET_avx2 static inline float toy_kv__reach_avx2(const float *x, __m256 *square)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
+    *square = _mm256_fmadd_ps(a, a, _mm256_fmadd_ps(b, b, *square));
+    return toy_kv__hmax_avx2(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
+}
+
+TOY_KV__TARGET_avx2 static size_t toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
+                                                       const float *energy, toy_kv__packed *head,
+                                                       signed char *out)
+{
+    int q, r, p, quads = (planes + 3) / 4;
+    head->wide = 0;
+    for (r = 0; r < rows; r++) { /* from the last quad on, as many 8-bit ones as are allowed */
+        __m256 square = _mm256_setzero_ps();
+        float limit, top = 0.0f;
+        for (p = 0; p < planes; p++)
+            toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+        /* Half of what is allowed where the strongest channels are no tables. */
+        limit = 0.5f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR *
+                (energy[r] + toy_kv__hsum_avx2(square) / 16.0f);
+        for (q = quads - 1; q >= head->wide; q--) {
+            for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
+                float m =
+                    toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+                top = m > top ? m : top;
+            }
+            if (top * top / (127.0f * 127.0f * 12.0f) * (float)(planes - 4 * q) > limit)
+                head->wide = q + 1;
+        }
+    }
+    for (r = 0; r < rows; r++) {
+        float narrow = 0.0f, widest = 0.0f;
+        __m256 square = _mm256_setzero_ps();
+        for (p = 0; p < planes; p++) {
+            float m = toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+            if (p < 4 * head->wide)
+                widest = m > widest ? m : widest;
+            else
+                narrow = m > narrow ? m : narrow;
+        }
+        head->scale[2 * r] = widest / 32512.0f;
+        head->scale[2 * r + 1] = narrow / 127.0f;
+    }
+    for (q = 0; q < quads; q++)
+        for (r = 0; r < rows; r++) {
+            int wide = q < head->wide;
+            float scale = head->scale[2 * r + !wide];
+            for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
+                __m256i x = _mm256_setzero_si256();
+                if (p < planes && scale > 0.0f)
+                    x = toy_kv__sixteen_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
+                                           1.0f / scale);
+                if (wide) { /* low bytes are unsigned: move them through the signed packing */
+                    __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(255));
+                    _mm_storeu_si128((__m128i *)(void *)(out + 64),
+                                     _mm_packus_epi16(_mm256_castsi256_si128(low),
+                                                      _mm256_extracti128_si256(low, 1)));
+                    x = _mm256_srai_epi16(x, 8);
+                }
+                _mm_storeu_si128((__m128i *)(void *)out, toy_kv__narrowed_avx2(x));
+            }
+            out += wide ? 64 : 0;
+        }
+    return (size_t)rows * 64 * (size_t)(quads + head->wide);
+}
+
+/* Sums of bytes under way: of 16-bit words that hold two each, and of their high halves. */
+typedef struct toy_kv__wordsum_avx2 {
+    __m256i all, high;
+} toy_kv__wordsum_avx2;
+
+TOY_KV__INLINE_avx2 void toy_kv__add_codes_avx2(toy_kv__wordsum_avx2 *sum, __m256i table, __m256i codes)
+{
+    __m256i x = _mm256_shuffle_epi8(table, codes);
+    sum->all = _mm256_add_epi16(sum->all, x);
+    sum->high = _mm256_add_epi16(sum->high, _mm256_srli_epi16(x, 8));
+}
+
+/* dst [32] += scale * (the sums - bias). */
+TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const toy_kv__wordsum_avx2 *sum, int bias, float scale,
+                                        float *dst)
+{
+    __m256i even = _mm256_sub_epi16(sum->all, _mm256_slli_epi16(sum->high, 8));
+    __m256i part[2];
+    int i, k;
+    part[0] = _mm256_unpacklo_epi16(even, sum->high); /* tokens 0..7, 16..23 */
+    part[1] = _mm256_unpackhi_epi16(even, sum->high);
+#pragma GCC unroll 2
+    for (i = 0; i < 2; i++)
+#pragma GCC unroll 2
+        for (k = 0; k < 2; k++) {
+            __m128i words =
+                k == 0 ? _mm256_castsi256_si128(part[i]) : _mm256_extracti128_si256(part[i], 1);
+            float *to = dst + 16 * k + 8 * i;
+            __m256 x = _mm256_cvtepi32_ps(
+                _mm256_sub_epi32(_mm256_cvtepu16_epi32(words), _mm256_set1_epi32(bias)));
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(x, _mm256_set1_ps(scale), _mm256_loadu_ps(to)));
+        }
+}
+
+/* Tables of n planes for one row at `step` bytes a quad; `flip`: entries are signed. At most 256
+ * planes, so that no sum leaves 16 bits. */
+TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, int n,
+                                               const signed char *tables, size_t step, int flip,
+                                               float scale, float *s)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(flip ? -128 : 0);
+    int c, p;
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
+        toy_kv__wordsum_avx2 low, high;
+        low.all = low.high = high.all = high.high = _mm256_setzero_si256();
+        for (p = 0; p < n; p++) {
+            __m256i x = _mm256_loadu_si256(
+                (const __m256i *)(const void *)(codes + (size_t)p * (TOY_KV_BLOCK / 2)));
+            __m256i t = _mm256_xor_si256(
+                _mm256_broadcastsi128_si256(_mm_loadu_si128(
+                    (const __m128i *)(const void *)(tables + (size_t)(p / 4) * step + p % 4 * 16))),
+                sign);
+            toy_kv__add_codes_avx2(&low, t, _mm256_and_si256(x, nibble));
+            toy_kv__add_codes_avx2(&high, t, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+        }
+        toy_kv__flush_avx2(&low, flip ? 128 * n : 0, scale, s + 32 * c);
+        toy_kv__flush_avx2(&high, flip ? 128 * n : 0, scale, s + TOY_KV_BLOCK / 2 + 32 * c);
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *codes, int planes,
+                                                     const toy_kv__packed *head,
+                                                     const signed char *tables, int rows, float *s)
+{
+    int r, p, n, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
+    for (r = 0; r < rows; r++, s += TOY_KV_BLOCK) {
+        size_t step = (size_t)rows * 128;
+        for (p = 0; p < wide; p += 256) {
+            const signed char *t = tables + (size_t)(p / 4) * step + (size_t)r * 128;
+            const unsigned char *from = codes + (size_t)p * (TOY_KV_BLOCK / 2);
+            n = wide - p < 256 ? wide - p : 256;
+            toy_kv__score_planes_avx2(from, n, t, step, 1, 256.0f * head->scale[2 * r], s);
+            toy_kv__score_planes_avx2(from, n, t + 64, step, 0, head->scale[2 * r], s);
+        }
+        for (p = wide; p < planes; p += 256) {
+            const signed char *t = tables + (size_t)head->wide * step + (size_t)r * 64 +
+                                   (size_t)((p - wide) / 4) * (size_t)rows * 64;
+            n = planes - p < 256 ? planes - p : 256;
+            toy_kv__score_planes_avx2(codes + (size_t)p * (TOY_KV_BLOCK / 2), n, t, (size_t)rows * 64,
+                                    1, head->scale[2 * r + 1], s);
+        }
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n, signed char *out,
+                                                    float *scale)
+{
+    int i;
+    for (i = 0; i < n; i++) {
+        __m256 square = _mm256_setzero_ps();
+        float top = toy_kv__reach_avx2(book + i * 16, &square);
+        scale[i] = top / 127.0f;
+        _mm_storeu_si128((__m128i *)(void *)(out + i * 16),
+                         toy_kv__narrowed_avx2(
+                             toy_kv__sixteen_avx2(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f)));
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *w, int blocks, int rows,
+                                                      unsigned char *out, unsigned char *rest,
+                                                      float *scale)
+{
+    /* Thresholds as in the AVX-512 kernel; 126 keeps a dithered weight below 127. */
+    static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
+                                     0.40625f, 0.90625f, 0.09375f, 0.59375f, 0.34375f, 0.84375f,
+                                     0.21875f, 0.71875f, 0.46875f, 0.96875f};
+    int b, r, t, i;
+    for (r = 0; r < rows; r++) {
+        float top = 0.0f, factor, x[16], left[16];
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 8) {
+                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+                float m = toy_kv__hmax_avx2(_mm256_loadu_ps(w + at));
+                top = m > top ? m : top;
+            }
+        scale[r] = top / 126.0f;
+        factor = top > 0.0f ? 126.0f / top : 0.0f;
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+                for (i = 0; i < 16; i += 8) {
+                    __m256 y = _mm256_mul_ps(_mm256_loadu_ps(w + at + i), _mm256_set1_ps(factor));
+                    __m256 down = _mm256_floor_ps(
+                        rest != NULL ? y : _mm256_add_ps(y, _mm256_loadu_ps(dither + i)));
+                    _mm256_storeu_ps(x + i, down);
+                    _mm256_storeu_ps(left + i, _mm256_sub_ps(y, down));
+                }
+                _mm_storeu_si128((__m128i *)(void *)(out + at),
+                                 toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(x, 1.0f)));
+                if (rest != NULL)
+                    _mm_storeu_si128((__m128i *)(void *)(rest + at),
+                                     toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(left, 127.0f)));
+            }
+    }
+}
+
+/* One channel, n rows from row r on: n is a constant where it is called. */
+TOY_KV__INLINE_avx2 void toy_kv__sum_channel_avx2(const unsigned char *const *codes, size_t plane,
+                                              int blocks, const signed char *book, float book_scale,
+                                              const unsigned char *weights, const float *scale,
+                                              int rows, int r, const int n, float *acc,
+                                              size_t stride)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    const __m256i table =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)book));
+    __m256i sum[4];
+    int b, k, t;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k] = _mm256_setzero_si256();
+    for (b = 0; b < blocks; b++)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 32) {
+            const unsigned char *w =
+                weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+            __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(codes[b] + plane + t));
+            __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
+            __m256i high =
+                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                const unsigned char *p = w + k * TOY_KV_BLOCK;
+                __m256i u =
+                    _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(const void *)p), low);
+                __m256i v = _mm256_maddubs_epi16(
+                    _mm256_loadu_si256((const __m256i *)(const void *)(p + TOY_KV_BLOCK / 2)), high);
+                sum[k] = _mm256_add_epi32(sum[k], _mm256_add_epi32(_mm256_madd_epi16(u, ones),
+                                                                   _mm256_madd_epi16(v, ones)));
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *dst = acc + (size_t)(r + k) * stride * 8;
+        __m256 f = _mm256_set1_ps(scale[r + k] * book_scale);
+        _mm256_storeu_ps(dst, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k]), f, _mm256_loadu_ps(dst)));
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *const *codes, size_t offset,
+                                                   int blocks, const toy_kv__run *run,
+                                                   const signed char *book, const float *book_scale,
+                                                   const unsigned char *weights, const float *scale,
+                                                   int rows, float *acc, size_t stride)
+{
+    int p, w, r;
+    for (p = 0; p < run->planes; p++) {
+        size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
+        for (w = 0; w < run->width; w++, book += 16, book_scale++) {
+            float *dst = acc + (size_t)(p / run->stages * run->width + w) * 8;
+            for (r = 0; r + 4 <= rows; r += 4)
+                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
+                                       rows, r, 4, dst, stride);
+            for (; r < rows; r++)
+                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
+                                       rows, r, 1, dst, stride);
+        }
+    }
+}
+
+/* No dots and no batches: keys are scored through tables, and where every block has a frame of its
+ * own, in fp32. */
+static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    toy_kv__pack_tables_avx2,
+    toy_kv__score_bytes_avx2,
+    toy_kv__pack_books_avx2,
+    toy_kv__pack_weights_avx2,
+    toy_kv__sum_bytes_avx2,
+    127.0f,
+    0.02f,
+};
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
  * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
  * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
@@ -2457,7 +2775,7 @@ static const toy_kv__dense_ops toy_kv__dense_avx2 = {
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -2481,7 +2799,7 @@ TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__exp_avx2(toy_kv__vf_av
     y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(1.66666657e-1f));
     y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(5.00000000e-1f));
     y = toy_kv__fma_avx2(toy_kv__mul_avx2(y, r), r, toy_kv__add_avx2(r, toy_kv__set1_avx2(1.0f)));
-    return toy_kv__mul_avx2(y, toy_kv__pow2_avx2(n));
+    return toy_kv__scale2_avx2(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -3095,12 +3413,9 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__round_avx512(__m512 x)
     return _mm512_maskz_roundscale_ps(TOY_KV__ALL_avx512, x,
                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-TOY_KV__TARGET_avx512 static inline __m512 toy_kv__pow2_avx512(__m512 n)
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__scale2_avx512(__m512 x, __m512 n)
 {
-    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(
-        TOY_KV__ALL_avx512,
-        _mm512_add_epi32(_mm512_maskz_cvtps_epi32(TOY_KV__ALL_avx512, n), _mm512_set1_epi32(127)),
-        23));
+    return _mm512_maskz_scalef_ps(TOY_KV__ALL_avx512, x, n);
 }
 TOY_KV__TARGET_avx512 static inline __m256 toy_kv__low_half_avx512(__m512 x)
 {
@@ -3489,15 +3804,15 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__interleave_avx512(int first)
                            _mm512_set1_epi32((int)(0x60402000u + 0x01010101u * (unsigned)first)));
 }
 
-/* Scores of n rows, a constant where it is called, from row r on. */
-TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
+/* Scores of n rows, a constant where it is called, from row r on: quads in 16 bits. */
+TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes, int planes,
                                                  const toy_kv__packed *head,
                                                  const signed char *tables, int rows, int r,
                                                  const int n, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
-    int part, q, k, quads = (planes + 3) / 4;
+    int part, q, k;
     for (part = 0; part < TOY_KV_BLOCK / 32; part++) { /* 16 tokens and 16 half a block later */
         const __m512i pick = toy_kv__interleave_avx512(part % 2 * 16);
         const unsigned char *p = codes + part / 2 * 32;
@@ -3530,32 +3845,68 @@ TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes,
             float *far = dst + TOY_KV_BLOCK / 2;
             _mm512_storeu_ps(dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w0), f, _mm512_loadu_ps(dst)));
             _mm512_storeu_ps(far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w1), f, _mm512_loadu_ps(far)));
-            sum[k][0] = sum[k][1] = _mm512_setzero_si512();
         }
-        t = tables + (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
-        for (; q < quads; q++, t += (size_t)rows * 64) {
-            __m512i x = _mm512_permutex2var_epi8(toy_kv__two_planes_avx512(p, 4 * q, planes), pick,
-                                                 toy_kv__two_planes_avx512(p, 4 * q + 2, planes));
-            __m512i a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
-            __m512i b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
+    }
+}
+
+/* The same of quads in 8 bits, 64 tokens at a time. */
+TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *codes, int planes,
+                                                   const toy_kv__packed *head,
+                                                   const signed char *tables, int rows, int r,
+                                                   const int n, float *s)
+{
+    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
+    const __m512i base = _mm512_set1_epi32(0x30201000);
+    const __m512i pick0 = toy_kv__interleave_avx512(0), pick1 = toy_kv__interleave_avx512(16);
+    int c, q, k, i;
+    tables += (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
+        const signed char *t = tables;
+        __m512i sum[4][4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+        for (q = head->wide; q < (planes + 3) / 4; q++, t += (size_t)rows * 64) {
+            __m512i a = toy_kv__two_planes_avx512(codes, 4 * q, planes), v[4];
+            __m512i b = toy_kv__two_planes_avx512(codes, 4 * q + 2, planes);
+            v[0] = _mm512_permutex2var_epi8(a, pick0, b);
+            v[1] = _mm512_permutex2var_epi8(a, pick1, b);
+            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
+            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
+            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
-                toy_kv__add_bytes_avx512(&sum[k][0], ones, _mm512_permutexvar_epi8(a, e));
-                toy_kv__add_bytes_avx512(&sum[k][1], ones, _mm512_permutexvar_epi8(b, e));
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_avx512(&sum[k][i], ones, _mm512_permutexvar_epi8(v[i], e));
             }
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            float *dst = s + (r + k) * TOY_KV_BLOCK + part * 16;
-            float *far = dst + TOY_KV_BLOCK / 2;
             __m512 f = _mm512_set1_ps(head->scale[2 * (r + k) + 1]);
-            _mm512_storeu_ps(
-                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][0]), f, _mm512_loadu_ps(dst)));
-            _mm512_storeu_ps(
-                far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][1]), f, _mm512_loadu_ps(far)));
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                float *dst =
+                    s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c + i % 2 * 16;
+                _mm512_storeu_ps(
+                    dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+            }
         }
     }
+}
+
+/* Both kinds; most tables have one only. */
+TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
+                                                 const toy_kv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
+{
+    if (head->wide > 0)
+        toy_kv__score_wide_avx512(codes, planes, head, tables, rows, r, n, s);
+    if (head->wide < (planes + 3) / 4)
+        toy_kv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, s);
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char *codes, int planes,
@@ -3735,7 +4086,11 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *c
         int channel = c + i < n_channels ? c + i : n_channels - 1; /* twice, and not stored */
         table[i] = _mm512_broadcast_i32x4(
             _mm_loadu_si128((const __m128i *)(const void *)(book + channel * 16)));
-        plane[i] = offset + (size_t)(channel / run->width) * (TOY_KV_BLOCK / 2);
+        plane[i] = offset + (size_t)(each == 4         ? c / run->width
+                                     : each == 2       ? channel / 2
+                                     : run->width == 1 ? channel
+                                                       : channel / run->width) *
+                                (TOY_KV_BLOCK / 2);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++)
             sum[k][i] = _mm512_setzero_si512();
@@ -3763,7 +4118,9 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *c
         }
 #pragma GCC unroll 4
     for (i = 0; i < 4; i++) {
-        int latent = (c + i) / run->width / run->stages * run->width + (c + i) % run->width;
+        int latent = c + i; /* no division where there is one stage */
+        if (run->stages > 1)
+            latent = latent / run->width / run->stages * run->width + latent % run->width;
         if (c + i >= n_channels)
             continue;
 #pragma GCC unroll 4
@@ -3803,10 +4160,19 @@ toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int b
 }
 
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
-    toy_kv__map_basis_avx512,    toy_kv__to_words_avx512,    toy_kv__map_words_avx512,
-    toy_kv__dot_books_avx512,    toy_kv__dot_queries_avx512, toy_kv__dot_scores_avx512,
-    toy_kv__pack_tables_avx512,  toy_kv__score_bytes_avx512, toy_kv__pack_books_avx512,
-    toy_kv__pack_weights_avx512, toy_kv__sum_bytes_avx512,
+    toy_kv__map_basis_avx512,
+    toy_kv__to_words_avx512,
+    toy_kv__map_words_avx512,
+    toy_kv__dot_books_avx512,
+    toy_kv__dot_queries_avx512,
+    toy_kv__dot_scores_avx512,
+    toy_kv__pack_tables_avx512,
+    toy_kv__score_bytes_avx512,
+    toy_kv__pack_books_avx512,
+    toy_kv__pack_weights_avx512,
+    toy_kv__sum_bytes_avx512,
+    255.0f,
+    0.05f,
 };
 
 #endif /* TOY_KV_BLOCK >= 64 */
@@ -4085,7 +4451,7 @@ static const toy_kv__dense_ops toy_kv__dense_avx512 = {
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -4109,7 +4475,7 @@ TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__exp_avx512(toy_kv_
     y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(1.66666657e-1f));
     y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(5.00000000e-1f));
     y = toy_kv__fma_avx512(toy_kv__mul_avx512(y, r), r, toy_kv__add_avx512(r, toy_kv__set1_avx512(1.0f)));
-    return toy_kv__mul_avx512(y, toy_kv__pow2_avx512(n));
+    return toy_kv__scale2_avx512(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -4705,9 +5071,10 @@ static inline float32x4_t toy_kv__round_neon(float32x4_t x)
 {
     return vrndnq_f32(x);
 }
-static inline float32x4_t toy_kv__pow2_neon(float32x4_t n)
+static inline float32x4_t toy_kv__scale2_neon(float32x4_t x, float32x4_t n)
 {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+    return vmulq_f32(
+        x, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)));
 }
 static inline float toy_kv__hsum_neon(float32x4_t x)
 {
@@ -5025,7 +5392,7 @@ static const toy_kv__dense_ops toy_kv__dense_neon = {
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -5049,7 +5416,7 @@ TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__exp_neon(toy_kv__vf_ne
     y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(1.66666657e-1f));
     y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(5.00000000e-1f));
     y = toy_kv__fma_neon(toy_kv__mul_neon(y, r), r, toy_kv__add_neon(r, toy_kv__set1_neon(1.0f)));
-    return toy_kv__mul_neon(y, toy_kv__pow2_neon(n));
+    return toy_kv__scale2_neon(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -7076,6 +7443,7 @@ typedef struct toy_kv__pass {
     float soft_cap;
     int window, coded; /* coded: some block was attended, so acc holds something */
     int in_bytes;      /* V streams are summed by byte kernels */
+    int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const toy_kv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
     float *q;         /* [rows, HEAD_DIM], scaled */
@@ -7225,11 +7593,16 @@ static int toy_kv__mask_row(const toy_kv__pass *a, int r, int blocks, int n, int
     return seen;
 }
 
+/* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
+#define TOY_KV__NOTHING 3e-8f
+
 /* Softmax of a->s over the tile's blocks, n tokens in each; what was summed before is shrunk where
- * a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so large a
+ * a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are more than
+ * nothing (their probabilities are in the sums all the same), 2 if some probability is so large a
  * part of its row's sum that rounding it to 8 bits would show, else 1. */
 static int toy_kv__soft_max(toy_kv__pass *a, int blocks, int n, int coded)
 {
+    float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
     int r, b, seen = 0;
     for (r = 0; r < a->rows; r++) {
         float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum, shrink = 1.0f;
@@ -7257,7 +7630,8 @@ static int toy_kv__soft_max(toy_kv__pass *a, int blocks, int n, int coded)
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = seen > 1 || expf(top - a->m[r]) > TOY_KV__FINE * a->l[r] ? 2 : 1;
+        if (sum > TOY_KV__NOTHING * a->l[r])
+            seen = seen > 1 || expf(top - a->m[r]) > fine * a->l[r] ? 2 : 1;
     }
     return seen;
 }
@@ -7331,7 +7705,8 @@ static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
 static int toy_kv__maps_batches(const toy_kv__pass *a)
 {
     int u;
-    if (a->ops->bytes == NULL || a->k_frame != TOY_KV__BLOCKWISE || TOY_KV_HEAD_DIM % 2 != 0)
+    if (a->ops->bytes == NULL || a->ops->bytes->map_words == NULL ||
+        a->k_frame != TOY_KV__BLOCKWISE || TOY_KV_HEAD_DIM % 2 != 0)
         return 0;
     for (u = 0; u < a->n_k_uses; u++)
         if (toy_kv__streams[a->k_uses[u].stream].transform != TOY_KV__BASIS)
@@ -7409,7 +7784,8 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
  */
 static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
 {
-    return a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
+    return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
+           run->coder == TOY_KV__NIBBLES &&
            (run->width == 1 ||
             (run->width == 2 && a->k_frame == TOY_KV__BLOCKWISE && TOY_KV_BLOCK < 128));
 }
@@ -7505,8 +7881,7 @@ static void toy_kv__fill_tables(toy_kv__pass *a, const float *mapped)
             }
             lut = toy_kv__fill_run(a, run, y, stride, lut);
             planes += run->planes;
-            if (a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
-                !toy_kv__continues(a, s, i + 1)) {
+            if (a->k_bytes && run->coder == TOY_KV__NIBBLES && !toy_kv__continues(a, s, i + 1)) {
                 toy_kv__packed *head = (toy_kv__packed *)(void *)packed;
                 packed += sizeof *head;
                 packed += a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
@@ -7606,7 +7981,7 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
                 a->ops->score_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES,
                                       lut, a->rows, dst);
                 lut += run->planes * a->rows;
-            } else if (a->ops->bytes == NULL) {
+            } else if (!a->k_bytes) {
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
                 lut += run->planes * a->rows * 16;
             } else if (!toy_kv__continues(a, s, i + 1)) {
@@ -7686,7 +8061,7 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
             if (!packed) {
                 ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
-                    rest_scale[r] = scale[r] / 255.0f;
+                    rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
@@ -7808,11 +8183,14 @@ TOY_KV__INLINE void toy_kv__prefetch(const toy_kv__pass *a, const toy_kv__use *u
     for (u = 0; u < n; u++) {
         const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
         int bytes = toy_kv__streams[uses[u].stream].bytes;
-        for (i = 0; i < bytes; i += 64) {
-            if (near)
+        for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
+            if (near) {
                 TOY_KV__PREFETCH(p + i, 3);
-            else
+                TOY_KV__PREFETCH(p + i + 64, 3);
+            } else {
                 TOY_KV__PREFETCH(p + i, 2);
+                TOY_KV__PREFETCH(p + i + 64, 2);
+            }
         }
     }
 }
@@ -7913,6 +8291,8 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = toy_kv__sums_bytes(a);
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
+    a->k_bytes = a->ops->bytes != NULL &&
+                 (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
