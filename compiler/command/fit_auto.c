@@ -116,6 +116,14 @@ static vqkvc_code leave_out_all(const char *words, vqkvc_auto_params *p, int *pr
     return VQKVC_OK;
 }
 
+vqkvc_code vqkvc_auto_check(const vqkvc_options *o, const vqkvc_geometry *g, vqkvc_err *err)
+{
+    vqkvc_auto_params params = {0};
+    int probes = 0;
+    (void)g;
+    return leave_out_all(o->without, &params, &probes, err);
+}
+
 vqkvc_code vqkvc_fit_auto(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
 {
     const vqkvc_options *o = in->options;

@@ -10,6 +10,9 @@
  * found in the store. *plan is empty after a failure. */
 vqkvc_code vqkvc_fit_auto(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err);
 
+/* Refuses words of --without that are none; g is not looked at. */
+vqkvc_code vqkvc_auto_check(const vqkvc_options *o, const vqkvc_geometry *g, vqkvc_err *err);
+
 /* Word i of --without, NULL behind the last. */
 const char *vqkvc_auto_idea(int i);
 
