@@ -9,6 +9,7 @@
 
 #include "calib_db/kvdb.h"
 #include "capture/capture.h"
+#include "capture/source.h"
 #include "command/options.h"
 #include "model/model.h"
 #include "plan/plan.h"
@@ -51,6 +52,7 @@ typedef struct vqkvc_scheme_input {
     const vqkvc_geometry *geometry;
     const vqkvc_capture *capture; /* of schemes that take one */
     const vqkvc_hash *parent;     /* recipe hash of the capture */
+    const vqkvc_source *source;   /* what the capture saw, where a model did */
     kvdb *db;                     /* for fitted parts; may be NULL */
     const vqkvc_log *log;
 } vqkvc_scheme_input;
