@@ -296,6 +296,25 @@ static vqkvc_code check_sizes(const vqkvc_plan *plan, const gen_lowered *low, vq
     return VQKVC_OK;
 }
 
+/* What the runtime's descriptors hold in 16 bits. */
+static vqkvc_code check_counts(const vqkvc_plan *plan, vqkvc_err *err)
+{
+    if (plan->n_streams > INT16_MAX)
+        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "more than %d streams", INT16_MAX);
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        if (s->n_members > INT16_MAX)
+            return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "stream %s: more than %d members", s->name,
+                              INT16_MAX);
+        for (int r = 0; r < s->n_runs; r++)
+            if (s->runs[r].width > UINT16_MAX)
+                return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
+                                  "stream %s: run %d: codes of %d channels, %d at most", s->name, r,
+                                  s->runs[r].width, UINT16_MAX);
+    }
+    return VQKVC_OK;
+}
+
 vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &plan->geometry;
@@ -305,8 +324,7 @@ vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err)
         n_runs += (size_t)plan->streams[i].n_runs;
         n_members += (size_t)plan->streams[i].n_members;
     }
-    if (plan->n_streams > INT16_MAX)
-        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "more than %d streams", INT16_MAX);
+    VQKVC_TRY(check_counts(plan, err));
     int *table_first = vqkvc_arena_alloc(&low->arena, plan->n_tables + 1, sizeof(int), err);
     low->streams = vqkvc_arena_alloc(&low->arena, plan->n_streams, sizeof(gen_stream), err);
     low->runs = vqkvc_arena_alloc(&low->arena, n_runs, sizeof(gen_run), err);

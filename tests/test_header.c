@@ -193,6 +193,80 @@ Test(header, blocks_take_what_the_plan_counts)
     }
 }
 
+/* The tables that the plan counts are those that are baked in, but for a spare word at the end. */
+Test(header, tables_take_what_the_plan_counts)
+{
+    for (int i = 0; i < N_TOY_CASES; i++) {
+        vqkvc_plan plan;
+        vqkvc_err err = {0};
+        vqkvc_cost cost;
+        gen_lowered low = {0};
+        size_t values = 0;
+        toy_plan(&plan, &toy_cases[i]);
+        cr_assert_eq(gen_lower(&plan, &low, &err), VQKVC_OK, "%s", err.msg);
+        vqkvc_plan_cost(&plan, 4096, &cost);
+        for (int section = 0; section < low.n_sections - 1; section++)
+            values += (size_t)low.sections[section].n;
+        cr_expect_eq(cost.table_bytes, 2 * values, "%s: %zu bytes counted, %zu baked in",
+                     toy_cases[i].name, cost.table_bytes, 2 * values);
+        vqkvc_arena_free(&low.arena);
+        vqkvc_plan_free(&plan);
+    }
+}
+
+static void expect_unsupported(vqkvc_plan *plan, const char *words)
+{
+    vqkvc_err err = {0};
+    gen_lowered low = {0};
+    cr_assert_eq(vqkvc_plan_validate(plan, &err), VQKVC_OK, "%s", err.msg);
+    cr_expect_eq(gen_lower(plan, &low, &err), VQKVC_E_UNSUPPORTED);
+    cr_expect_not_null(strstr(err.msg, words), "%s", err.msg);
+    vqkvc_arena_free(&low.arena);
+    vqkvc_plan_free(plan);
+}
+
+/* One stream of fp16 over all heads of all layers, for each part. */
+static void make_joined(vqkvc_plan *plan, const vqkvc_geometry *g)
+{
+    vqkvc_err err = {0};
+    int n = g->n_layers * g->n_kv_heads;
+    vqkvc_member *members = need((size_t)n, sizeof *members);
+    *plan = (vqkvc_plan){.scheme = "joined", .geometry = *g, .block = 64};
+    for (int part = 0; part < 2; part++) {
+        for (int i = 0; i < n; i++)
+            members[i] = (vqkvc_member){(vqkvc_part)part, i / g->n_kv_heads, i % g->n_kv_heads};
+        vqkvc_stream *s = vqkvc_plan_add_stream(plan, "all", n, members, &err);
+        s->frame = VQKVC_FRAME_POST;
+        vqkvc_run *run = vqkvc_plan_set_runs(plan, s, 1, &err);
+        *run = (vqkvc_run){.coder = VQKVC_CODER_F16,
+                           .groups = s->n_in,
+                           .width = 1,
+                           .bits = 16,
+                           .stages = 1,
+                           .book = -1};
+    }
+    free(members);
+}
+
+/* The emitted descriptors have 16 bits for these: what does not fit is refused, not cut. */
+Test(header, counts_that_descriptors_cannot_hold_are_refused)
+{
+    vqkvc_plan plan;
+    vqkvc_geometry g = toy_geometry(129, 256, 1);
+    make_joined(&plan, &g);
+    expect_unsupported(&plan, "stream all: more than 32767 members");
+    g = toy_geometry(1, 512, 256);
+    make_joined(&plan, &g);
+    vqkvc_run *run = &plan.streams[1].runs[0];
+    *run = (vqkvc_run){.coder = VQKVC_CODER_VQ,
+                       .groups = 1,
+                       .width = plan.streams[1].n_in,
+                       .bits = 1,
+                       .stages = 1,
+                       .book = add_table(&plan, 1, 2 * plan.streams[1].n_in, "book")};
+    expect_unsupported(&plan, "stream all: run 0: codes of 131072 channels, 65535 at most");
+}
+
 /* ---- compilers ---- */
 
 static void check_compiler(const char *c, const char *cpp)

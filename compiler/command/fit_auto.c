@@ -159,22 +159,38 @@ static vqkvc_code leave_out_all(const char *words, vqkvc_auto_params *p, int *pr
     return VQKVC_OK;
 }
 
+/* What the options say; *groups: of probes. */
+static vqkvc_code params_of(const vqkvc_options *o, vqkvc_auto_params *p, int *groups,
+                            vqkvc_err *err)
+{
+    *groups = o->probes;
+    *p =
+        (vqkvc_auto_params){.bits = o->bits,
+                            .max_scan = o->max_scan > 0 ? o->max_scan : -1,
+                            .layers_shared = o->layers_shared,
+                            .tables_at = o->tables_at,
+                            .frame = frame_of(o),
+                            .window = {.n_sink = o->sink, .n_recent = o->recent, .block = o->block},
+                            .seed = o->seed};
+    return leave_out_all(o->without, p, groups, err);
+}
+
+vqkvc_code vqkvc_fit_auto_check(const vqkvc_options *o, const vqkvc_geometry *g, vqkvc_err *err)
+{
+    vqkvc_auto_params params;
+    int groups;
+    VQKVC_TRY(params_of(o, &params, &groups, err));
+    return g != NULL ? vqkvc_auto_check(&params, g, err) : VQKVC_OK;
+}
+
 vqkvc_code vqkvc_fit_auto(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err)
 {
-    const vqkvc_options *o = in->options;
     vqkvc_arena arena = {0};
-    vqkvc_sensitivity sensitivity = {.groups = o->probes};
-    vqkvc_auto_params params = {
-        .bits = o->bits,
-        .max_scan = o->max_scan > 0 ? o->max_scan : -1,
-        .layers_shared = o->layers_shared,
-        .tables_at = o->tables_at,
-        .frame = frame_of(o),
-        .window = {.n_sink = o->sink, .n_recent = o->recent, .block = o->block},
-        .seed = o->seed};
-    VQKVC_TRY(leave_out_all(o->without, &params, &sensitivity.groups, err));
+    vqkvc_auto_params params;
+    vqkvc_sensitivity sensitivity = {0};
+    VQKVC_TRY(params_of(in->options, &params, &sensitivity.groups, err));
     VQKVC_TRY(vqkvc_auto_check(&params, in->geometry, err));
-    if (probe(in, &arena, &sensitivity, &params, err) == VQKVC_OK && vqkvc_seeks(o))
+    if (probe(in, &arena, &sensitivity, &params, err) == VQKVC_OK && vqkvc_seeks(in->options))
         vqkvc_seek_bits(in, &params, plan, err);
     else if (err->code == VQKVC_OK)
         vqkvc_plan_auto(plan, in->capture, &params, in->db, in->parent, in->log, err);

@@ -10,6 +10,10 @@
  * found in the store. *plan is empty after a failure. */
 vqkvc_code vqkvc_fit_auto(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_err *err);
 
+/* Refuses words of --without that are none, and what no model of this geometry (if it is known, not
+ * NULL) can have. */
+vqkvc_code vqkvc_fit_auto_check(const vqkvc_options *o, const vqkvc_geometry *g, vqkvc_err *err);
+
 /* Word i of --without, NULL behind the last. */
 const char *vqkvc_auto_idea(int i);
 

@@ -11,6 +11,7 @@
 #include "capture/simulate.h"
 #include "command/fit_auto.h"
 #include "command/keep.h"
+#include "command/report.h"
 #include "command/schemes.h"
 #include "gen/gen.h"
 #include "plan/fit_stream.h"
@@ -46,7 +47,7 @@ static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_
             o->simulate != NULL ? "simulate" : "import");
     if (!without_model(o) && o->n_args == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "which model? (a GGUF file, or --import FILE)");
-    return capture_only ? VQKVC_OK : vqkvc_scheme_check(o, err);
+    return capture_only ? VQKVC_OK : vqkvc_scheme_check(o, NULL, err);
 }
 
 static vqkvc_code open_source(vqkvc_pipeline *p, vqkvc_err *err)
@@ -154,6 +155,8 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
         p->model_path = o->args[0];
         VQKVC_TRY(vqkvc_model_open(&p->model, p->model_path, 0, err));
         p->geometry = *vqkvc_model_geometry(p->model);
+        if (!capture_only)
+            VQKVC_TRY(vqkvc_scheme_check(o, &p->geometry, err));
     }
     VQKVC_TRY(name_capture(p, err));
     VQKVC_TRY(vqkvc_store_open(&p->db, o, KVDB_READ_WRITE, err));
@@ -165,11 +168,14 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
 vqkvc_code vqkvc_pipeline_next(vqkvc_pipeline *p, const vqkvc_options *o, vqkvc_err *err)
 {
     vqkvc_plan_free(&p->plan);
+    json_decref(p->report);
+    p->report = NULL;
     free(p->header.data);
     p->header = (vqkvc_buf){0};
     p->options = o;
     p->calibrated = needs_capture(o);
     VQKVC_TRY(check_options(o, 0, err));
+    VQKVC_TRY(vqkvc_scheme_check(o, p->model != NULL ? &p->geometry : NULL, err));
     VQKVC_TRY(name_capture(p, err));
     return name_plan(p, err);
 }
@@ -183,6 +189,7 @@ void vqkvc_pipeline_close(vqkvc_pipeline *p, const vqkvc_err *err)
                   vqkvc_store_path(p->options));
     free(p->header.data);
     vqkvc_plan_free(&p->plan);
+    json_decref(p->report);
     vqkvc_capture_free(&p->capture);
     vqkvc_source_free(&p->source);
     vqkvc_model_close(p->model);
@@ -292,25 +299,31 @@ static vqkvc_code rehearse(vqkvc_pipeline *p, vqkvc_err *err)
     return err->code;
 }
 
-vqkvc_code vqkvc_keep_plan(kvdb *db, const vqkvc_options *o, const char *recipe,
-                           const vqkvc_plan *plan, const vqkvc_hash *capture,
-                           const vqkvc_buf *bytes, vqkvc_err *err)
+/* Keeps the bytes of the plan, made from its fitted parts, its capture, its report, and from a
+ * "request": the command line, which whoever emits the plan from the store alone has to know. */
+static vqkvc_code keep_plan(vqkvc_pipeline *p, const vqkvc_buf *bytes, vqkvc_err *err)
 {
+    const vqkvc_plan *plan = &p->plan;
     const vqkvc_hash *weights = &plan->geometry.weights_hash;
+    vqkvc_hash report = {0};
     size_t n = 0;
     vqkvc_buf request = {0};
-    vqkvc_hash *parents = vqkvc_alloc((size_t)plan->n_parents + 2, sizeof *parents, err);
-    vqkvc_pipeline_command(o, &request);
+    vqkvc_hash *parents = vqkvc_alloc((size_t)plan->n_parents + 3, sizeof *parents, err);
+    vqkvc_pipeline_command(p->options, &request);
     if (request.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a command line");
-    if (err->code == VQKVC_OK && vqkvc_store_keep(db, "request", request.data, weights, 0, NULL,
-                                                  &request, err) == VQKVC_OK) {
+    if (err->code == VQKVC_OK &&
+        vqkvc_store_keep(p->db, "request", request.data, weights, 0, NULL, &request, err) ==
+            VQKVC_OK &&
+        vqkvc_report_keep(p->db, p->plan_recipe, weights, p->report, &report, err) == VQKVC_OK) {
         parents[n++] = kvdb_recipe_hash("request", request.data);
-        if (capture != NULL)
-            parents[n++] = *capture;
+        if (p->calibrated)
+            parents[n++] = p->capture_hash;
+        if (report.hex[0] != '\0')
+            parents[n++] = report;
         for (int i = 0; i < plan->n_parents; i++)
             parents[n++] = plan->parents[i];
-        vqkvc_store_keep(db, "plan", recipe, weights, n, parents, bytes, err);
+        vqkvc_store_keep(p->db, "plan", p->plan_recipe, weights, n, parents, bytes, err);
     }
     free(parents);
     free(request.data);
@@ -324,6 +337,7 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
     if (p->calibrated)
         VQKVC_TRY(vqkvc_pipeline_capture(p, err));
     double start = vqkvc_seconds();
+    p->report = json_array();
     vqkvc_scheme_input in = {.options = p->options,
                              .model = p->model,
                              .geometry = &p->geometry,
@@ -331,6 +345,7 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
                              .parent = &p->capture_hash,
                              .source = &p->source,
                              .db = p->db,
+                             .report = p->report,
                              .log = p->log};
     VQKVC_TRY(vqkvc_scheme_of(p->options)->make(&in, &p->plan, err));
     VQKVC_TRY(vqkvc_plan_write(&p->plan, bytes, err));
@@ -348,7 +363,10 @@ static vqkvc_code fetch_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, int *found, vq
         vqkvc_say(p->log, 0, "plan: found in %s", vqkvc_store_path(p->options));
     else
         bytes->len = 0;
-    return vqkvc_store_forgive(&damage, "plan", p->log, found, err);
+    VQKVC_TRY(vqkvc_store_forgive(&damage, "plan", p->log, found, err));
+    if (*found)
+        p->report = vqkvc_report_fetch(p->db, p->plan_recipe, p->log, err);
+    return err->code;
 }
 
 vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err)
@@ -357,8 +375,7 @@ vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err)
     int found = 0;
     if (fetch_plan(p, &bytes, &found, err) == VQKVC_OK && !found &&
         make_plan(p, &bytes, err) == VQKVC_OK)
-        vqkvc_keep_plan(p->db, p->options, p->plan_recipe, &p->plan,
-                        p->calibrated ? &p->capture_hash : NULL, &bytes, err);
+        keep_plan(p, &bytes, err);
     free(bytes.data);
     if (err->code == VQKVC_OK && vqkvc_interrupted())
         vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted behind the plan");

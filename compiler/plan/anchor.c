@@ -26,7 +26,7 @@ static vqkvc_anchor_params with_defaults(const vqkvc_anchor_params *given)
     return p;
 }
 
-static vqkvc_code check(const vqkvc_capture *c, const vqkvc_anchor_params *p, vqkvc_err *err)
+static vqkvc_code check_values(const vqkvc_anchor_params *p, vqkvc_err *err)
 {
     if (p->every < 1 || p->every > MAX_EVERY)
         return vqkvc_fail(err, VQKVC_E_USAGE, "anchor: every %d layers: wanted 1 to %d", p->every,
@@ -35,6 +35,18 @@ static vqkvc_code check(const vqkvc_capture *c, const vqkvc_anchor_params *p, vq
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "anchor: %d bits a value, %d of anchors: wanted 2, 3 or 4", p->bits,
                           p->anchor_bits);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_anchor_check(const vqkvc_anchor_params *params, vqkvc_err *err)
+{
+    vqkvc_anchor_params p = with_defaults(params);
+    return check_values(&p, err);
+}
+
+static vqkvc_code check(const vqkvc_capture *c, const vqkvc_anchor_params *p, vqkvc_err *err)
+{
+    VQKVC_TRY(check_values(p, err));
     if (c->n_sample < MIN_SAMPLES)
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "%d sampled tokens are too few to fit predictors (wanted %d or more)",

@@ -211,10 +211,12 @@ typedef struct vqkvc_cost {
     double code_bits;   /* a value: codes alone */
     double gain_bits;   /* a value: gains, ranges, shifts and outliers */
     double scan_bits;   /* bits read per cached token for a layer's K and V, a value: shared streams
-                           count for every layer, joint streams for every head, and what a
-                           layer is predicted from for that layer */
+                           count for every layer, joint streams for every head, or once where the
+                           layer's vectors are rebuilt, and what a layer is predicted from for
+                           that layer */
     double window_bits; /* a value, at the context: what exact tokens take beyond their codes */
-    double table_bits;  /* a value, at the context: constant tables */
+    double table_bits;  /* a value, at the context: constant tables, with those
+                             that the emitter makes from gains and uniform codes */
     double total_bits;  /* code + gain + window + tables */
     size_t table_bytes;
     int context; /* tokens that window_bits and table_bits are amortised over */
@@ -274,8 +276,8 @@ typedef struct vqkvc_window {
     int n_sink, n_recent, block; /* negative or 0: the scheme's default */
 } vqkvc_window;
 
-/* Schemes without calibration: "f16", "q8_0", "q4_0", "higgs2", "higgs3", "higgs4". *plan is
- * overwritten; after a failure it is empty. */
+/* Schemes without calibration, by name ("f16", "q8_0", "kivi2", ...: presets.c has the list). *plan
+ * is overwritten; after a failure it is empty. */
 vqkvc_code vqkvc_plan_preset(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
                              const vqkvc_window *window, vqkvc_err *err);
 

@@ -34,10 +34,14 @@ typedef struct trial {
     int *fixed_shared; /* [n_scopes] */
 } trial;
 
-/* Nibbles that a stream over d channels takes whatever it codes: its gain, and its means. */
+enum { GAIN_VALUES = 256 /* that the table of an 8-bit gain holds */ };
+
+/* Nibbles that a stream over d channels takes whatever it codes: its gain, and the tables of its
+ * means and of its gains. */
 static int fixed(const search *s, int d)
 {
-    return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * d / s->tables_at) : 0);
+    int tables = s->gain > 0 ? GAIN_VALUES : 0;
+    return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * (d + tables) / s->tables_at) : 0);
 }
 
 static void trial_free(trial *t, const vqkvc_grouping *w)

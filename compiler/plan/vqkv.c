@@ -52,7 +52,7 @@ static vqkvc_code check_branches(const vqkvc_geometry *g, const vqkvc_vqkv_param
     return VQKVC_OK;
 }
 
-static vqkvc_code check(const vqkvc_capture *c, const vqkvc_vqkv_params *p, vqkvc_err *err)
+static vqkvc_code check_values(const vqkvc_vqkv_params *p, vqkvc_err *err)
 {
     for (int part = 0; part < 2; part++)
         if (p->bits[part] < 1 || p->bits[part] > 16 || p->stages[part] < 1 ||
@@ -65,6 +65,20 @@ static vqkvc_code check(const vqkvc_capture *c, const vqkvc_vqkv_params *p, vqkv
     if (p->beam < 0 || p->beam > VQKVC_MAX_BEAM)
         return vqkvc_fail(err, VQKVC_E_USAGE, "vqkv: a beam of %d: wanted 1 to %d", p->beam,
                           VQKVC_MAX_BEAM);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_vqkv_check(const vqkvc_vqkv_params *params, const vqkvc_geometry *g,
+                            vqkvc_err *err)
+{
+    vqkvc_vqkv_params p = with_defaults(params, g != NULL ? g->head_dim : PUBLISHED_DIM);
+    VQKVC_TRY(check_values(&p, err));
+    return g != NULL ? check_branches(g, &p, err) : VQKVC_OK;
+}
+
+static vqkvc_code check(const vqkvc_capture *c, const vqkvc_vqkv_params *p, vqkvc_err *err)
+{
+    VQKVC_TRY(check_values(p, err));
     VQKVC_TRY(check_branches(&c->geometry, p, err));
     if (c->n_sample < 256)
         return vqkvc_fail(err, VQKVC_E_USAGE,
