@@ -8,7 +8,7 @@
 #include "eval/sensitivity.h"
 #include "plan/fit_stream.h"
 
-enum { PROBE_TOKENS = 1024 };
+enum { PROBE_TOKENS = 384 };
 
 int vqkvc_seeks(const vqkvc_options *o)
 {

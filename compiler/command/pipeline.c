@@ -159,6 +159,8 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
             VQKVC_TRY(vqkvc_scheme_check(o, &p->geometry, err));
     }
     VQKVC_TRY(name_capture(p, err));
+    if (!capture_only && o->simulate != NULL)
+        VQKVC_TRY(vqkvc_scheme_check(o, &p->geometry, err));
     VQKVC_TRY(vqkvc_store_open(&p->db, o, KVDB_READ_WRITE, err));
     if (p->model != NULL)
         VQKVC_TRY(vqkvc_store_keep_model(p->db, &p->geometry, err));
@@ -175,7 +177,7 @@ vqkvc_code vqkvc_pipeline_next(vqkvc_pipeline *p, const vqkvc_options *o, vqkvc_
     p->options = o;
     p->calibrated = needs_capture(o);
     VQKVC_TRY(check_options(o, 0, err));
-    VQKVC_TRY(vqkvc_scheme_check(o, p->model != NULL ? &p->geometry : NULL, err));
+    VQKVC_TRY(vqkvc_scheme_check(o, p->geometry.n_layers > 0 ? &p->geometry : NULL, err));
     VQKVC_TRY(name_capture(p, err));
     return name_plan(p, err);
 }

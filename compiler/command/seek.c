@@ -133,12 +133,11 @@ static double next_bits(const seeker *s, const bracket *b)
 }
 
 /* Tries one rate and narrows the bracket. A rate without a plan has too few bits; by how much, no
- * loss says: the excess is a guess then. */
+ * loss says: the excess is one that makes the next rate the middle of the bracket. */
 static vqkvc_code narrow(seeker *s, const vqkvc_auto_params *p, bracket *b, loss *l, vqkvc_err *err)
 {
-    static const double guess = 1;
     vqkvc_err own = {0};
-    double e = guess;
+    double e = b->high > 0 ? fmax(-b->high_excess, 1) : 1;
     if (try_plan(s, p, l, &own) == VQKVC_OK)
         e = excess(s->in->options, l);
     else if (own.code == VQKVC_E_INFEASIBLE)
