@@ -77,7 +77,9 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .low = 1,
      .high = 512,
      .mark = VQKVC_GIVEN_AUTO,
-     .help = "of auto: layers that share a stream; 1 is none (default: the best that is found)"},
+     .help =
+         "of auto: layers that share a stream, at most 1024 / head_dim; 1 is none (default: the "
+         "best that is found)"},
     {.name = "probes",
      .arg = "N",
      .type = VQKVC_OPT_INT,

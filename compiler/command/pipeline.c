@@ -9,11 +9,17 @@
 #include "capture/import.h"
 #include "capture/run.h"
 #include "capture/simulate.h"
+#include "command/fit_auto.h"
 #include "command/keep.h"
 #include "command/report.h"
 #include "command/schemes.h"
 #include "gen/gen.h"
 #include "plan/bounded.h"
+#include "plan/fit_stream.h"
+
+/* To be raised with any change that makes another plan from the same capture, options and fitted
+ * parts (search, allocation, costs, presets), so that no store passes an old plan off for it. */
+#define PLANNER_VERSION "plan v4"
 
 /* ---- opening ---- */
 
@@ -85,18 +91,23 @@ static const char *simulation_recipe(vqkvc_pipeline *p, vqkvc_err *err)
 }
 
 const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
-                              const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err)
+                              const vqkvc_hash *capture, const vqkvc_source *source,
+                              vqkvc_arena *arena, vqkvc_err *err)
 {
     const char *from = weights != NULL && !vqkvc_scheme_of(o)->calibrated && o->max_error == 0
                            ? weights->hex
                            : capture->hex;
     vqkvc_buf values = {0};
     vqkvc_scheme_recipe(o, &values);
+    if (vqkvc_seeks(o) && source->ids != NULL)
+        vqkvc_buf_printf(&values, ";unused=%s", source->spare_hash.hex);
     if (values.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a recipe");
-    const char *recipe = err->code != VQKVC_OK ? NULL
-                                               : vqkvc_arena_printf(arena, err, "plan v3%s;from=%s",
-                                                                    values.data, from);
+    const char *recipe =
+        err->code != VQKVC_OK
+            ? NULL
+            : vqkvc_arena_printf(arena, err, PLANNER_VERSION ";" VQKVC_FIT_VERSION "%s;from=%s",
+                                 values.data, from);
     free(values.data);
     return recipe;
 }
@@ -123,7 +134,7 @@ static vqkvc_code name_plan(vqkvc_pipeline *p, vqkvc_err *err)
 {
     p->plan_recipe =
         vqkvc_plan_recipe(p->options, p->model != NULL ? &p->geometry.weights_hash : NULL,
-                          &p->capture_hash, &p->arena, err);
+                          &p->capture_hash, &p->source, &p->arena, err);
     if (p->plan_recipe != NULL)
         p->plan_hash = kvdb_recipe_hash("plan", p->plan_recipe);
     return err->code;
@@ -150,6 +161,8 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
             VQKVC_TRY(vqkvc_scheme_check(o, &p->geometry, err));
     }
     VQKVC_TRY(name_capture(p, err));
+    if (!capture_only && o->simulate != NULL)
+        VQKVC_TRY(vqkvc_scheme_check(o, &p->geometry, err));
     VQKVC_TRY(vqkvc_store_open(&p->db, o, KVDB_READ_WRITE, err));
     if (p->model != NULL)
         VQKVC_TRY(vqkvc_store_keep_model(p->db, &p->geometry, err));
@@ -166,7 +179,7 @@ vqkvc_code vqkvc_pipeline_next(vqkvc_pipeline *p, const vqkvc_options *o, vqkvc_
     p->options = o;
     p->calibrated = needs_capture(o);
     VQKVC_TRY(check_options(o, 0, err));
-    VQKVC_TRY(vqkvc_scheme_check(o, p->model != NULL ? &p->geometry : NULL, err));
+    VQKVC_TRY(vqkvc_scheme_check(o, p->geometry.n_layers > 0 ? &p->geometry : NULL, err));
     VQKVC_TRY(name_capture(p, err));
     return name_plan(p, err);
 }
@@ -334,6 +347,7 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
                              .geometry = &p->geometry,
                              .capture = &p->capture,
                              .parent = &p->capture_hash,
+                             .source = &p->source,
                              .db = p->db,
                              .report = p->report,
                              .log = p->log};

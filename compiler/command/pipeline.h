@@ -56,9 +56,11 @@ void vqkvc_pipeline_close(vqkvc_pipeline *p, const vqkvc_err *err);
 void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out);
 
 /* The text that names a plan, in arena; for a scheme without calibration from the weights, if they
- * are known (not NULL), else from the capture's recipe hash. */
+ * are known (not NULL), else from the capture's recipe hash. source: where a search for bits finds
+ * its text. */
 const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
-                              const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err);
+                              const vqkvc_hash *capture, const vqkvc_source *source,
+                              vqkvc_arena *arena, vqkvc_err *err);
 
 /* Emits a plan. command: as above; " --prefix P" and " -o P.h" are added. prefix NULL: the default,
  * which *prefix_used (in arena) then is. */

@@ -11,6 +11,7 @@
 
 #include "calib_db/kvdb.h"
 #include "capture/capture.h"
+#include "capture/source.h"
 #include "command/options.h"
 #include "model/model.h"
 #include "plan/plan.h"
@@ -19,7 +20,8 @@
  * of its own options, maker, check of its options, one line of help. The first row by FIRST, all
  * others by X. */
 #define VQKVC_SCHEME_LIST(FIRST, X)                                                                \
-    FIRST("auto", "", 1, VQKVC_GIVEN_BITS | VQKVC_GIVEN_AUTO, vqkvc_fit_auto, vqkvc_auto_check,    \
+    FIRST("auto", "", 1, VQKVC_GIVEN_BITS | VQKVC_GIVEN_AUTO, vqkvc_fit_auto,                      \
+          vqkvc_fit_auto_check,                                                                    \
           "ours: learned bases, streams shared by layers, nibbles by dynamic programming")         \
     X("vqkv", "2.75", 1, VQKVC_GIVEN_VQKV, make_vqkv, check_vqkv,                                  \
       "VQKV: residual codebooks of whole head vectors, 2.75 bits")                                 \
@@ -58,6 +60,7 @@ typedef struct vqkvc_scheme_input {
     const vqkvc_geometry *geometry;
     const vqkvc_capture *capture; /* of schemes that take one */
     const vqkvc_hash *parent;     /* recipe hash of the capture */
+    const vqkvc_source *source;   /* what the capture saw, where a model did */
     kvdb *db;                     /* for fitted parts; may be NULL */
     json_t *report;               /* array that gets what a fit says of itself: report.h */
     const vqkvc_log *log;

@@ -220,6 +220,7 @@ vqkvc_code vqkvc_plan_aqua(vqkvc_plan *plan, const vqkvc_capture *capture,
         .store = {.db = db,
                   .model = capture->geometry.weights_hash,
                   .parent = *parent,
+                  .log = log,
                   .settings = vqkvc_arena_printf(&arena, err, "scheme=aqua grid=%dx%d first=2x%d",
                                                  p.grid, p.grid * p.bits, 2 * FIRST_BITS)}};
     if (c.store.settings != NULL && chain_init(&c, err) == VQKVC_OK && build(&c, err) == VQKVC_OK)

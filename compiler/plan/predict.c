@@ -208,7 +208,8 @@ vqkvc_code vqkvc_fit_prediction(vqkvc_plan *plan, const vqkvc_prediction *shape,
     p->per_head = shape->per_head;
     memcpy(p->sources, shape->sources, sizeof p->sources);
     const char *recipe = vqkvc_arena_printf(
-        &arena, err, "predictor v1 target='%s' sources=%d rank=%d per_head=%d n=%d %s from=%s",
+        &arena, err,
+        VQKVC_FIT_VERSION " predictor target='%s' sources=%d rank=%d per_head=%d n=%d %s from=%s",
         target, p->n_sources, rank, p->per_head, n, store->settings, store->parent.hex);
     if (recipe != NULL && add_tables(plan, p, rank, target, err) == VQKVC_OK &&
         fill_tables(plan, p, recipe, n, x, y, store, err) == VQKVC_OK) {

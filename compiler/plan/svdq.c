@@ -80,7 +80,8 @@ static vqkvc_code basis_of(const svdq *q, vqkvc_plan *plan, int layer, uint16_t 
     size_t bytes = ((size_t)d + (size_t)d * (size_t)d) * sizeof *mean_u;
     char recipe[160];
     double left = 0;
-    snprintf(recipe, sizeof recipe, "svdq basis v1 layer=%d from=%s", layer, q->store->parent.hex);
+    snprintf(recipe, sizeof recipe, VQKVC_FIT_VERSION " svdq basis layer=%d from=%s", layer,
+             q->store->parent.hex);
     VQKVC_TRY(vqkvc_fit_find(q->store, "basis", recipe, bytes, mean_u, &found, err));
     if (!found) {
         VQKVC_TRY(fit_basis(q->capture->n_sample, d, q->x, mean_u, &left, err));
@@ -296,7 +297,7 @@ vqkvc_code vqkvc_plan_svdq(vqkvc_plan *plan, const vqkvc_capture *capture,
     const vqkvc_geometry *g = &capture->geometry;
     const char *values = params->values != NULL ? params->values : "f16";
     vqkvc_fit_store store = {
-        .db = db, .model = g->weights_hash, .parent = *parent, .settings = "frame=pre"};
+        .db = db, .model = g->weights_hash, .parent = *parent, .settings = "frame=pre", .log = log};
     svdq q = {.capture = capture, .log = log, .store = &store, .group = group_of(params)};
     size_t size = (size_t)capture->n_sample * (size_t)vqkvc_kind_width(g, VQKVC_KEY);
     vqkvc_preset_begin(plan, g, "svdq", &usual, &params->window);

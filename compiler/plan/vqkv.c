@@ -205,7 +205,8 @@ static vqkvc_code codebooks_of(const vqkvc_capture *c, const vqkvc_vqkv_params *
     int n, found = 0;
     const char *recipe = vqkvc_arena_printf(
         &arena, err,
-        "vqkv codebook v1 set='%s%s' stages=%d bits=%d sweeps=%d points=%d seed=%llu from=%s",
+        VQKVC_FIT_VERSION
+        " vqkv codebook set='%s%s' stages=%d bits=%d sweeps=%d points=%d seed=%llu from=%s",
         set->name, b->name, fit.stages, fit.bits, fit.sweeps, p->max_points,
         (unsigned long long)fit.seed, store->parent.hex);
     if (recipe != NULL &&
@@ -310,8 +311,11 @@ vqkvc_code vqkvc_plan_vqkv(vqkvc_plan *plan, const vqkvc_capture *capture,
     plan->calibration = *parent;
     snprintf(plan->scheme, sizeof plan->scheme, "vqkv%.4g",
              (double)(p.stages[0] * p.bits[0] + p.stages[1] * p.bits[1]) / (2 * g->head_dim));
-    vqkvc_fit_store store = {
-        .db = db, .model = g->weights_hash, .parent = *parent, .settings = "frame=post"};
+    vqkvc_fit_store store = {.db = db,
+                             .model = g->weights_hash,
+                             .parent = *parent,
+                             .settings = "frame=post",
+                             .log = log};
     if (build_part(plan, capture, &p, VQKVC_PART_K, &store, log, err) == VQKVC_OK &&
         build_part(plan, capture, &p, VQKVC_PART_V, &store, log, err) == VQKVC_OK)
         vqkvc_plan_validate(plan, err);
