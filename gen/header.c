@@ -184,9 +184,12 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_part(out, "kernels", prefix, "portable");
     gen_text(out, x86, sizeof x86 - 1, prefix, NULL);
     gen_part(out, "vec_avx2", prefix, NULL);
+    gen_part(out, "bytes_avx2", prefix, NULL);
     gen_part(out, "dense", prefix, "avx2");
     gen_part(out, "kernels", prefix, "avx2");
     gen_part(out, "vec_avx512", prefix, NULL);
+    gen_part(out, "maps_avx512", prefix, NULL);
+    gen_part(out, "dots_avx512", prefix, NULL);
     gen_part(out, "bytes_avx512", prefix, NULL);
     gen_part(out, "dense", prefix, "avx512");
     gen_part(out, "kernels", prefix, "avx512");
@@ -213,9 +216,9 @@ static void print_implementation(const vqkvc_plan *plan, const gen_lowered *low,
         "#elif !defined(VQKV_NO_SIMD) && defined(__GNUC__) && defined(__aarch64__)\n"
         "#define VQKV__ARM\n#include <arm_neon.h>\n#endif\n\n";
     static const char close[] = "\n#endif /* VQKV_IMPLEMENTATION */\n";
-    static const char *const rest[] = {"dispatch", "wide",    "decode", "rebuild",
-                                       "gains",    "encode",  "pass",   "absorbed",
-                                       "attend",   "kvcache", "save"};
+    static const char *const rest[] = {"dispatch", "wide",   "decode",  "rebuild",
+                                       "gains",    "encode", "pass",    "queries",
+                                       "absorbed", "attend", "kvcache", "save"};
     vqkvc_buf text = {0};
     gen_text(out, open, sizeof open - 1, prefix, NULL);
     gen_part(out, "types", prefix, NULL);

@@ -15,6 +15,9 @@
     X(vec_neon)                                                                                    \
     X(dense)                                                                                       \
     X(kernels)                                                                                     \
+    X(bytes_avx2)                                                                                  \
+    X(maps_avx512)                                                                                 \
+    X(dots_avx512)                                                                                 \
     X(bytes_avx512)                                                                                \
     X(dispatch)                                                                                    \
     X(wide)                                                                                        \
@@ -23,6 +26,7 @@
     X(gains)                                                                                       \
     X(encode)                                                                                      \
     X(pass)                                                                                        \
+    X(queries)                                                                                     \
     X(absorbed)                                                                                    \
     X(attend)                                                                                      \
     X(kvcache)                                                                                     \

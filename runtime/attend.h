@@ -25,6 +25,28 @@ static int vqkv__reaches(const vqkv__pass *a, int j)
     return a->window <= 0 || token + VQKV_BLOCK > a->position[0] - a->window + 1;
 }
 
+/* Asks for the codes of a block: `near`, because they are wanted next. Streams lie apart, and where
+ * the next block lies only the block table knows, so no hardware sees it coming. Inlined, or
+ * gcc takes it for a function without effects. */
+VQKV__INLINE void vqkv__prefetch(const vqkv__pass *a, const vqkv__use *uses, int n, int block,
+                                 int near)
+{
+    int u, i;
+    for (u = 0; u < n; u++) {
+        const unsigned char *p = vqkv__codes(a->kv, uses[u].stream, block);
+        int bytes = vqkv__streams[uses[u].stream].bytes;
+        for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
+            if (near) {
+                VQKV__PREFETCH(p + i, 3);
+                VQKV__PREFETCH(p + i + 64, 3);
+            } else {
+                VQKV__PREFETCH(p + i, 2);
+                VQKV__PREFETCH(p + i + 64, 2);
+            }
+        }
+    }
+}
+
 /* A rebuilt block: [HEAD_DIM, BLOCK]. */
 static inline const float *vqkv__held(const vqkv__pass *a, const float *tile, int j)
 {
@@ -58,22 +80,38 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
             memset(a->bins, 0, sizeof(float) * (size_t)a->rows * VQKV__MAX_WIDE_BINS);
             if (a->v_tile == NULL)
                 vqkv__fill_books(a);
+            if (a->k_tile == NULL)
+                vqkv__fill_dots(a);
+            if (a->batches)
+                vqkv__fill_maps(a);
         }
         a->coded = 1;
         for (b = 0; b < n; b++) {
             vqkv__entry entry = a->blocks[j + b];
+            int ahead = j + b + VQKV__AHEAD;
             float *scores = a->s + b * a->rows * VQKV_BLOCK;
+            if (a->k_tile == NULL && ahead < n_sealed)
+                vqkv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
+            if (a->v_tile == NULL)
+                vqkv__prefetch(a, a->v_uses, a->n_v_uses, entry.block, 0);
             if (a->k_tile != NULL) {
                 a->ops->dense->score(vqkv__held(a, a->k_tile, j + b), a->q, a->rows, scores);
                 continue;
             }
-            if (a->k_frame == VQKV__BLOCKWISE)
+            if (a->batches && b % VQKV__MAP_BLOCKS == 0)
+                vqkv__map_batch(a, a->blocks + j + b,
+                                n - b < VQKV__MAP_BLOCKS ? n - b : VQKV__MAP_BLOCKS, previous);
+            else if (a->k_frame == VQKV__BLOCKWISE && !a->batches)
                 vqkv__turn_queries(a, entry.position, previous);
-            if (a->k_frame == VQKV__BLOCKWISE || !ready)
-                vqkv__fill_tables(a);
+            if (a->batches)
+                vqkv__fill_tables(a, a->mapped + (size_t)(b % VQKV__MAP_BLOCKS * a->rows) *
+                                                     (size_t)a->map_columns);
+            else if (a->k_frame == VQKV__BLOCKWISE || !ready)
+                vqkv__fill_tables(a, NULL);
             vqkv__score_block(a, entry.block, scores);
             ready = 1;
-            previous = entry.position;
+            previous = a->batches && b % VQKV__MAP_BLOCKS != VQKV__MAP_BLOCKS - 1 ? previous
+                                                                                  : entry.position;
         }
         seen = vqkv__soft_max(a, VQKV_N_SINK + j * VQKV_BLOCK, n * VQKV_BLOCK, 1);
         for (b = 0; b < n && seen && a->v_tile != NULL; b++)
@@ -100,6 +138,9 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->v_uses = vqkv__uses_of(VQKV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = vqkv__sums_bytes(a);
     a->k_frame = vqkv__streams[a->k_uses[0].stream].frame;
+    a->k_bytes = a->ops->bytes != NULL &&
+                 (a->ops->bytes->map_words != NULL || a->k_frame != VQKV__BLOCKWISE);
+    a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)
         vqkv__angles(VQKV_BLOCK, a->step);

@@ -3,6 +3,15 @@
 #define VQKV__MASKED   (-1e30f) /* the score of a token that a query does not see */
 #define VQKV__MAX_ROWS 8        /* queries that share one pass over the codes */
 
+#ifdef __GNUC__
+#define VQKV__PREFETCH(p, locality) __builtin_prefetch(p, 0, locality)
+#define VQKV__INLINE                static inline __attribute__((always_inline))
+#else
+#define VQKV__PREFETCH(p, locality) (void)(p)
+#define VQKV__INLINE                static inline
+#endif
+#define VQKV__AHEAD 2 /* blocks that codes of keys are asked for in advance */
+
 enum vqkv__coder { VQKV__NIBBLES, VQKV__BYTES, VQKV__HALVES, VQKV__WIDE };
 enum vqkv__frame { VQKV__PRE, VQKV__POST, VQKV__BLOCKWISE };
 enum vqkv__transform { VQKV__IDENTITY, VQKV__HADAMARD, VQKV__BASIS };
@@ -72,24 +81,58 @@ typedef struct vqkv__packed {
 #define VQKV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
-#define VQKV__TABLE_ERROR 0.001f
+#define VQKV__TABLE_ERROR 0.002f
 
-/* Kernels in 8-bit arithmetic, for blocks of 64 tokens and more. */
+/* Bases in words: the largest of a column is MAP_TOP; columns lie in sixteens, each [n_in / 2]
+ * pairs of inputs [16, 2]. */
+#define VQKV__MAP_TOP    2047.0f
+#define VQKV__COLUMNS(n) (((n) + 16) / 16 * 16)
+
+/* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
+ * plane of two. */
+static inline int vqkv__dot_pairs(const vqkv__run *run)
+{
+    return run->width == 1 ? (run->planes + 1) / 2 : run->planes;
+}
+
+/* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
-    /* Packs score tables [planes, rows, 16] of fp32; returns the bytes written to out. */
-    size_t (*pack_tables)(const float *, int, int, vqkv__packed *, signed char *);
+    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+     * through tables. */
+    /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
+     * the scale of each column; COLUMNS(n_out) of them. */
+    void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
+    /* x [n] in words that count `unit` each. */
+    void (*to_words)(const float *, int, float, short *);
+    /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
+    void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
+                      int, float *);
+    /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
+     * of each channel [2 * pairs]. */
+    void (*dot_books)(const vqkv__run *, short *, float *);
+    /* Queries in latents [rows, stride], from the run's first on, to words [rows, 2 * pairs] and
+     * units [rows]; adds to energy [rows] the mean square that the run's scores will have. */
+    void (*dot_queries)(const vqkv__run *, const float *, const float *, size_t, int, short *,
+                        float *, float *);
+    /* s [rows, BLOCK] += the scores of a run: codes, table, words, units. */
+    void (*dot_scores)(const unsigned char *, const vqkv__run *, const short *, const short *,
+                       const float *, int, float *);
+    /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
+     * are added to theirs. Returns the bytes written to out. */
+    size_t (*pack_tables)(const float *, int, int, const float *, vqkv__packed *, signed char *);
     /* s [rows, BLOCK] += the scores of consecutive planes. */
     void (*score)(const unsigned char *, int, const vqkv__packed *, const signed char *, int,
                   float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / 255. */
+     * NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const vqkv__run *, const signed char *,
                 const float *, const unsigned char *, const float *, int, float *, size_t);
+    float rest; /* what is left of a weight counts scale / rest */
 } vqkv__byte_ops;
 
 /* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */
@@ -129,9 +172,12 @@ typedef struct vqkv__ops {
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
-    void (*fill_table)(const unsigned char *, int, const float *, float *);
-    float (*largest)(const float *, int);
-    float (*exponentials)(float *, int, float);
+    void (*unmap)(const unsigned char *, int, int, const float *, int, float *);
+    void (*fill_tables)(const vqkv__run *, const float *, size_t, int, float *);
+    float (*largest)(const float *, int, size_t);
+    float (*exponentials)(float *, int, size_t, float);
+    void (*exact_scores)(const unsigned char *, int, const float *, int, float *);
+    void (*exact_sums)(const unsigned char *, int, const float *, int, float *);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
     int (*nearest)(const unsigned char *, int, const float *);

@@ -1,7 +1,12 @@
 /* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
-#define VQKV__LANES_avx2    8
+#define VQKV__LANES_avx2 8
+#if VQKV_BLOCK >= 64
+#define VQKV__BYTE_OPS_avx2 &vqkv__byte_ops_avx2
+#else
 #define VQKV__BYTE_OPS_avx2 NULL
-#define VQKV__TARGET_avx2   __attribute__((target("avx2,fma,f16c")))
+#endif
+#define VQKV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+#define VQKV__INLINE_avx2 VQKV__TARGET_avx2 static inline __attribute__((always_inline))
 typedef __m256 vqkv__vf_avx2;
 typedef __m256i vqkv__vi_avx2;
 typedef struct vqkv__vt_avx2 {
@@ -49,10 +54,11 @@ VQKV__TARGET_avx2 static inline __m256 vqkv__round_avx2(__m256 x)
 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-VQKV__TARGET_avx2 static inline __m256 vqkv__pow2_avx2(__m256 n)
+VQKV__TARGET_avx2 static inline __m256 vqkv__scale2_avx2(__m256 x, __m256 n)
 {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_mul_ps(x,
+                         _mm256_castsi256_ps(_mm256_slli_epi32(
+                             _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
 VQKV__TARGET_avx2 static inline float vqkv__hsum_avx2(__m256 x)
 {

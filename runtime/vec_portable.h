@@ -46,10 +46,10 @@ static inline float vqkv__round_portable(float x)
 {
     return rintf(x);
 }
-static inline float vqkv__pow2_portable(float n)
+static inline float vqkv__scale2_portable(float x, float n)
 {
     /* more than 127 only after a NaN, which must not make the conversion undefined */
-    return vqkv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
+    return x * vqkv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
 }
 static inline float vqkv__hsum_portable(float x)
 {

@@ -177,8 +177,8 @@ static json_t *parse(const result *r)
 
 /* ---- help ---- */
 
-static const char *const commands[] = {"build", "capture", "plan",  "emit",
-                                       "eval",  "suite",   "model", "db"};
+static const char *const commands[] = {"build", "capture", "plan",  "emit", "eval",
+                                       "suite", "bench",   "model", "db"};
 
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 

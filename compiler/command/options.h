@@ -67,6 +67,8 @@ typedef struct vqkvc_options {
     vqkvc_words calibrate, robust;
     const char *rates, *long_text, *isa, *csv, *svg;
     int ablations, any_scan;
+    /* bench */
+    int head_dim, kv_heads, bench_layers, repeats; /* and group */
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;
@@ -103,7 +105,7 @@ typedef struct vqkvc_option {
 /* Ended by an option without a name. */
 extern const vqkvc_option vqkvc_options_general[], vqkvc_options_store[], vqkvc_options_source[],
     vqkvc_options_scheme[], vqkvc_options_emit[], vqkvc_options_json[], vqkvc_options_eval[],
-    vqkvc_options_suite[];
+    vqkvc_options_suite[], vqkvc_options_bench[];
 
 enum { VQKVC_MAX_GROUPS = 8 };
 

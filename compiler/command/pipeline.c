@@ -389,3 +389,18 @@ vqkvc_code vqkvc_pipeline_emit(vqkvc_pipeline *p, vqkvc_err *err)
     return vqkvc_store_keep(p->db, "header", recipe, &p->plan.geometry.weights_hash, 1,
                             &p->plan_hash, &p->header, err);
 }
+
+vqkvc_isa vqkvc_isa_of(const vqkvc_options *o)
+{
+    static const struct {
+        const char *word;
+        vqkvc_isa isa;
+    } words[] = {{"portable", VQKVC_ISA_PORTABLE},
+                 {"avx2", VQKVC_ISA_AVX2},
+                 {"avx512", VQKVC_ISA_AVX512},
+                 {"neon", VQKVC_ISA_NEON}};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strcmp(words[i].word, o->isa) == 0)
+            return words[i].isa;
+    return VQKVC_ISA_AUTO;
+}

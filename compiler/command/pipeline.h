@@ -9,6 +9,7 @@
 #include "calib_db/kvdb.h"
 #include "capture/source.h"
 #include "command/options.h"
+#include "eval/cache_header.h"
 #include "plan/plan.h"
 
 typedef struct vqkvc_pipeline {
@@ -71,5 +72,8 @@ vqkvc_code vqkvc_emit_plan(const vqkvc_plan *plan, const char *command, const ch
 /* Refuses an output that could not be written, before hours are spent on what belongs there, and
  * one that is a device or a folder. */
 vqkvc_code vqkvc_check_output(const char *path, vqkvc_err *err);
+
+/* What --isa says. */
+vqkvc_isa vqkvc_isa_of(const vqkvc_options *o);
 
 #endif

@@ -163,21 +163,6 @@ static vqkvc_code compile(session *e, vqkvc_err *err)
     return err->code;
 }
 
-static vqkvc_isa isa_of(const vqkvc_options *o)
-{
-    static const struct {
-        const char *word;
-        vqkvc_isa isa;
-    } words[] = {{"portable", VQKVC_ISA_PORTABLE},
-                 {"avx2", VQKVC_ISA_AVX2},
-                 {"avx512", VQKVC_ISA_AVX512},
-                 {"neon", VQKVC_ISA_NEON}};
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (strcmp(words[i].word, o->isa) == 0)
-            return words[i].isa;
-    return VQKVC_ISA_AUTO;
-}
-
 /* Subjects that a passage misses from member `first` of the batch on, as many as keep within
  * GROUP_BYTES, one at least; *end is the member behind the last. */
 static vqkvc_code find_group(const session *e, int passage, int first, int group[BATCH], int *n,
@@ -221,7 +206,7 @@ static vqkvc_code measure_group(session *e, int passage, const int *group, int n
                                      .n_windows = at->n_windows,
                                      .step = s->options->step,
                                      .first_counted = VQKVC_SUITE_FIRST_COUNTED,
-                                     .isa = isa_of(s->options),
+                                     .isa = vqkvc_isa_of(s->options),
                                      .log = s->log};
     for (int i = 0; i < n; i++)
         subjects[i] =

@@ -241,6 +241,15 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #define TOY_KV__MASKED   (-1e30f) /* the score of a token that a query does not see */
 #define TOY_KV__MAX_ROWS 8        /* queries that share one pass over the codes */
 
+#ifdef __GNUC__
+#define TOY_KV__PREFETCH(p, locality) __builtin_prefetch(p, 0, locality)
+#define TOY_KV__INLINE                static inline __attribute__((always_inline))
+#else
+#define TOY_KV__PREFETCH(p, locality) (void)(p)
+#define TOY_KV__INLINE                static inline
+#endif
+#define TOY_KV__AHEAD 2 /* blocks that codes of keys are asked for in advance */
+
 enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES, TOY_KV__WIDE };
 enum toy_kv__frame { TOY_KV__PRE, TOY_KV__POST, TOY_KV__BLOCKWISE };
 enum toy_kv__transform { TOY_KV__IDENTITY, TOY_KV__HADAMARD, TOY_KV__BASIS };
@@ -310,12 +319,30 @@ typedef struct toy_kv__packed {
 #define TOY_KV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
-#define TOY_KV__TABLE_ERROR 0.001f
+#define TOY_KV__TABLE_ERROR 0.002f
 
-/* Kernels in 8-bit arithmetic, for blocks of 64 tokens and more. */
+/* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
+ * plane of two. */
+static inline int toy_kv__dot_pairs(const toy_kv__run *run)
+{
+    return run->width == 1 ? (run->planes + 1) / 2 : run->planes;
+}
+
+/* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
-    /* Packs score tables [planes, rows, 16] of fp32; returns the bytes written to out. */
-    size_t (*pack_tables)(const float *, int, int, toy_kv__packed *, signed char *);
+    /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
+     * of each channel [2 * pairs]. */
+    void (*dot_books)(const toy_kv__run *, short *, float *);
+    /* Queries in latents [rows, stride], from the run's first on, to words [rows, 2 * pairs] and
+     * units [rows]; adds to energy [rows] the mean square that the run's scores will have. */
+    void (*dot_queries)(const toy_kv__run *, const float *, const float *, size_t, int, short *,
+                        float *, float *);
+    /* s [rows, BLOCK] += the scores of a run: codes, table, words, units. */
+    void (*dot_scores)(const unsigned char *, const toy_kv__run *, const short *, const short *,
+                       const float *, int, float *);
+    /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
+     * are added to theirs. Returns the bytes written to out. */
+    size_t (*pack_tables)(const float *, int, int, const float *, toy_kv__packed *, signed char *);
     /* s [rows, BLOCK] += the scores of consecutive planes. */
     void (*score)(const unsigned char *, int, const toy_kv__packed *, const signed char *, int,
                   float *);
@@ -368,8 +395,10 @@ typedef struct toy_kv__ops {
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
     void (*fill_table)(const unsigned char *, int, const float *, float *);
-    float (*largest)(const float *, int);
-    float (*exponentials)(float *, int, float);
+    float (*largest)(const float *, int, size_t);
+    float (*exponentials)(float *, int, size_t, float);
+    void (*exact_scores)(const unsigned char *, int, const float *, int, float *);
+    void (*exact_sums)(const unsigned char *, int, const float *, int, float *);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
     int (*nearest)(const unsigned char *, int, const float *);
@@ -857,8 +886,8 @@ static const uint64_t toy_kv__tables[] = {
     0x588e585d582d5800u, 0x596b593058f858c2u, 0x5a715a2b59e859a8u, 0x5ba95b565b065abau,
     0x5c8e5c5d5c2d5c00u, 0x5d6b5d305cf85cc2u, 0x5e715e2b5de85da8u, 0x5fa95f565f065ebau,
     0x608e605d602d6000u, 0x616b613060f860c2u, 0x6271622b61e861a8u, 0x63a96356630662bau,
-    /* spare: gathers read two bytes behind an entry [4] */
-    0x0000000000000000u,
+    /* spare: gathers read two bytes behind an entry, vectors never less than 32 [16] */
+    0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u,
 };
 
 /* Scalar helpers, rotation, and places in the caller's memory. */
@@ -1656,27 +1685,111 @@ TOY_KV__TARGET_portable static void toy_kv__fill_table_portable(const unsigned c
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_portable static float toy_kv__largest_portable(const float *s, int n)
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_portable static float toy_kv__largest_portable(const float *s, int blocks, size_t step)
 {
-    int t;
+    int b, t;
     toy_kv__vf_portable high = toy_kv__load_portable(s);
-    for (t = TOY_KV__LANES_portable; t < n; t += TOY_KV__LANES_portable)
-        high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+            high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
     return toy_kv__hmax_portable(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_portable shift = toy_kv__set1_portable(-m), sum = toy_kv__set1_portable(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
-        toy_kv__store_portable(s + t, e);
-        sum = toy_kv__add_portable(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
+            toy_kv__store_portable(s + t, e);
+            sum = toy_kv__add_portable(sum, e);
+        }
     return toy_kv__hsum_portable(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_portable static void toy_kv__exact_scores_portable(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable v = toy_kv__loadh_portable(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_portable(toy_kv__load_portable(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_portable(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_portable(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_portable static void toy_kv__exact_sums_portable(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_portable) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_portable;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_portable a##i = toy_kv__load_portable(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_portable(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_portable x = toy_kv__loadh_portable(row),
+                             y = toy_kv__loadh_portable(row + 2 * TOY_KV__LANES_portable);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable w = toy_kv__set1_portable(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_portable(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_portable(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_portable(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_portable(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_portable(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -1768,11 +1881,13 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned 
 }
 
 static const toy_kv__ops toy_kv__ops_portable = {
-    TOY_KV__LANES_portable,        toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable, toy_kv__score_scalars_portable,
-    toy_kv__sum_scalars_portable,  toy_kv__scale_rows_portable,    toy_kv__gains_portable,       toy_kv__add_row_portable,
-    toy_kv__dot_row_portable,      toy_kv__map_portable,           toy_kv__fill_table_portable,  toy_kv__largest_portable,
-    toy_kv__exponentials_portable, toy_kv__reduce_portable,        toy_kv__shrink_portable,      toy_kv__nearest_portable,
-    toy_kv__nearest_wide_portable, TOY_KV__BYTE_OPS_portable,      &toy_kv__dense_portable,
+    TOY_KV__LANES_portable,         toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable,
+    toy_kv__score_scalars_portable, toy_kv__sum_scalars_portable,   toy_kv__scale_rows_portable,
+    toy_kv__gains_portable,         toy_kv__add_row_portable,       toy_kv__dot_row_portable,
+    toy_kv__map_portable,           toy_kv__fill_table_portable,    toy_kv__largest_portable,
+    toy_kv__exponentials_portable,  toy_kv__exact_scores_portable,  toy_kv__exact_sums_portable,
+    toy_kv__reduce_portable,        toy_kv__shrink_portable,        toy_kv__nearest_portable,
+    toy_kv__nearest_wide_portable,  TOY_KV__BYTE_OPS_portable,      &toy_kv__dense_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -2431,27 +2546,111 @@ TOY_KV__TARGET_avx2 static void toy_kv__fill_table_avx2(const unsigned char *boo
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_avx2 static float toy_kv__largest_avx2(const float *s, int n)
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_avx2 static float toy_kv__largest_avx2(const float *s, int blocks, size_t step)
 {
-    int t;
+    int b, t;
     toy_kv__vf_avx2 high = toy_kv__load_avx2(s);
-    for (t = TOY_KV__LANES_avx2; t < n; t += TOY_KV__LANES_avx2)
-        high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+            high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
     return toy_kv__hmax_avx2(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_avx2 shift = toy_kv__set1_avx2(-m), sum = toy_kv__set1_avx2(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
-        toy_kv__store_avx2(s + t, e);
-        sum = toy_kv__add_avx2(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
+            toy_kv__store_avx2(s + t, e);
+            sum = toy_kv__add_avx2(sum, e);
+        }
     return toy_kv__hsum_avx2(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_avx2 static void toy_kv__exact_scores_avx2(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 v = toy_kv__loadh_avx2(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_avx2(toy_kv__load_avx2(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_avx2(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx2(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_avx2 static void toy_kv__exact_sums_avx2(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx2) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx2;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_avx2 a##i = toy_kv__load_avx2(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_avx2(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_avx2 x = toy_kv__loadh_avx2(row),
+                             y = toy_kv__loadh_avx2(row + 2 * TOY_KV__LANES_avx2);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 w = toy_kv__set1_avx2(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_avx2(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_avx2(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_avx2(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_avx2(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_avx2(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -2543,11 +2742,13 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_avx2 = {
-    TOY_KV__LANES_avx2,        toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2, toy_kv__score_scalars_avx2,
-    toy_kv__sum_scalars_avx2,  toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,       toy_kv__add_row_avx2,
-    toy_kv__dot_row_avx2,      toy_kv__map_avx2,           toy_kv__fill_table_avx2,  toy_kv__largest_avx2,
-    toy_kv__exponentials_avx2, toy_kv__reduce_avx2,        toy_kv__shrink_avx2,      toy_kv__nearest_avx2,
-    toy_kv__nearest_wide_avx2, TOY_KV__BYTE_OPS_avx2,      &toy_kv__dense_avx2,
+    TOY_KV__LANES_avx2,         toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2,
+    toy_kv__score_scalars_avx2, toy_kv__sum_scalars_avx2,   toy_kv__scale_rows_avx2,
+    toy_kv__gains_avx2,         toy_kv__add_row_avx2,       toy_kv__dot_row_avx2,
+    toy_kv__map_avx2,           toy_kv__fill_table_avx2,    toy_kv__largest_avx2,
+    toy_kv__exponentials_avx2,  toy_kv__exact_scores_avx2,  toy_kv__exact_sums_avx2,
+    toy_kv__reduce_avx2,        toy_kv__shrink_avx2,        toy_kv__nearest_avx2,
+    toy_kv__nearest_wide_avx2,  TOY_KV__BYTE_OPS_avx2,      &toy_kv__dense_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -2561,12 +2762,25 @@ static const toy_kv__ops toy_kv__ops_avx2 = {
 #define TOY_KV__TARGET_avx512                                                                        \
     __attribute__((                                                                                \
         target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")))
+/* Where a loop's length must be a constant: gcc would not inline it by itself. */
+#define TOY_KV__INLINE_avx512 TOY_KV__TARGET_avx512 static inline __attribute__((always_inline))
 /* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
  * which g++ warns about. */
 #define TOY_KV__ALL_avx512 ((__mmask16)0xffff)
 typedef __m512 toy_kv__vf_avx512;
 typedef __m512 toy_kv__vt_avx512;
 typedef __m512i toy_kv__vi_avx512;
+
+/* sum += products of four unsigned bytes of a with signed ones of b, and of two 16-bit words.
+ * Around its own intrinsics for these gcc 12 copies every accumulator twice. */
+TOY_KV__INLINE_avx512 void toy_kv__add_bytes_avx512(__m512i *sum, __m512i a, __m512i b)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
+TOY_KV__INLINE_avx512 void toy_kv__add_words_avx512(__m512i *sum, __m512i a, __m512i b)
+{
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
 
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__set1_avx512(float x)
 {
@@ -2651,14 +2865,208 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__lookup_avx512(__m512 table, _
 {
     return _mm512_maskz_permutexvar_ps(TOY_KV__ALL_avx512, index, table);
 }
-/* Reads two bytes behind each entry: the constant table ends in a spare word. */
+/* 256 binary16 values fill eight registers: four two-register permutations beat a gather. */
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__gather_avx512(const unsigned char *table,
                                                              const unsigned char *codes)
 {
-    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)codes));
-    __m512i words = _mm512_i32gather_epi32(index, (const void *)table, 2);
-    return _mm512_maskz_cvtph_ps((__mmask16)0xffff, _mm512_cvtepi32_epi16(words));
+    __m512i index = _mm512_maskz_cvtepu8_epi16(
+        0xffffffffu, _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)codes)));
+    __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64));
+    __mmask32 bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
+    __m512i part[4];
+    int i;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++)
+        part[i] =
+            _mm512_permutex2var_epi16(_mm512_loadu_si512((const void *)(table + 128 * i)), index,
+                                      _mm512_loadu_si512((const void *)(table + 128 * i + 64)));
+    part[0] = _mm512_mask_blend_epi16(bit6, part[0], part[1]);
+    part[2] = _mm512_mask_blend_epi16(bit6, part[2], part[3]);
+    part[0] = _mm512_mask_blend_epi16(bit7, part[0], part[2]);
+    return _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, _mm512_castsi512_si256(part[0]));
 }
+/* Scores of codes of one or two channels, AVX-512: what toy_kv__byte_ops promises (types.h).
+ *
+ * The codewords themselves are looked up, 16 bits each and two channels to a 32-bit lane, and meet
+ * the query in a dot product: one lookup serves every row, and no table has to be filled for a
+ * query. A pair is two channels: those of two planes of one channel a code, or of one plane of two.
+ */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Codewords count scale / DOT_TOP; queries are rounded so that no sum leaves 32 bits. */
+#define TOY_KV__DOT_TOP 2047.0f
+
+/* table [pairs, 32] of 16-bit codewords: lookups for one channel a code are by words (sixteen of
+ * each plane), for two by double words; scale [2 * pairs] of each channel. */
+TOY_KV__TARGET_avx512 static void toy_kv__dot_books_avx512(const toy_kv__run *run, short *table,
+                                                       float *scale)
+{
+    int pairs = toy_kv__dot_pairs(run), i, k;
+    for (i = 0; i < 2 * pairs; i++) {
+        int plane = run->width == 1 ? i : i / 2, w = run->width == 1 ? 0 : i % 2;
+        __m512 x = _mm512_setzero_ps();
+        __m512i words;
+        int entry[16];
+        float top;
+        if (plane < run->planes)
+            x = toy_kv__loadh_avx512(toy_kv__table(run->book + plane / run->stages * run->book_step +
+                                               (plane % run->stages * run->width + w) * 16));
+        top = _mm512_reduce_max_ps(_mm512_abs_ps(x));
+        scale[i] = top / TOY_KV__DOT_TOP;
+        words = _mm512_cvtps_epi32(
+            _mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? TOY_KV__DOT_TOP / top : 0.0f)));
+        _mm512_storeu_si512((void *)entry, words);
+        for (k = 0; k < 16; k++)
+            table[i / 2 * 32 + (run->width == 1 ? i % 2 * 16 + k : 2 * k + i % 2)] =
+                (short)entry[k];
+    }
+}
+
+/* Channels i .. i + 15 of a row's latents times their scale: 0 behind the last plane's. */
+TOY_KV__TARGET_avx512 static inline __m512
+toy_kv__dot_channels_avx512(const toy_kv__run *run, const float *scale, const float *y, int i)
+{
+    int n = run->planes * run->width - i, k;
+    __mmask16 real = n < 16 ? (__mmask16)((1u << n) - 1u) : TOY_KV__ALL_avx512;
+    float lane[16];
+    __m512 s = _mm512_maskz_loadu_ps(real, scale + i);
+    if (run->stages == 1)
+        return _mm512_mul_ps(s, _mm512_maskz_loadu_ps(real, y + i));
+    for (k = 0; k < 16; k++)
+        lane[k] = k < n ? y[(i + k) / run->width / run->stages * run->width + (i + k) % run->width]
+                        : 0.0f;
+    return _mm512_mul_ps(s, _mm512_loadu_ps(lane));
+}
+
+/* y [rows, stride]: queries in latents, from the run's first on; to words [rows, 2 * pairs], each
+ * of which counts unit[row] of a codeword's step. The mean square of a codebook is taken to be a
+ * seventh of its largest square, as it is for Gaussian channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__dot_queries_avx512(const toy_kv__run *run, const float *scale,
+                                                         const float *y, size_t stride, int rows,
+                                                         short *words, float *unit, float *energy)
+{
+    int n = 2 * toy_kv__dot_pairs(run), r, i;
+    /* n products of at most DOT_TOP * limit stay below 2^31. */
+    float limit = 1048576.0f / (float)n;
+    limit = limit < 32767.0f ? limit : 32767.0f;
+    for (r = 0; r < rows; r++, y += stride, words += n) {
+        __m512 high = _mm512_setzero_ps(), square = high, factor;
+        float top;
+        for (i = 0; i < n; i += 16) {
+            __m512 x = toy_kv__dot_channels_avx512(run, scale, y, i);
+            high = _mm512_max_ps(high, _mm512_abs_ps(x));
+            square = _mm512_fmadd_ps(x, x, square);
+        }
+        energy[r] += _mm512_reduce_add_ps(square) * (TOY_KV__DOT_TOP * TOY_KV__DOT_TOP / 7.0f);
+        top = _mm512_reduce_max_ps(high);
+        unit[r] = top / limit;
+        factor = _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f);
+        for (i = 0; i < n; i += 16) {
+            __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : TOY_KV__ALL_avx512;
+            __m512 x = _mm512_mul_ps(toy_kv__dot_channels_avx512(run, scale, y, i), factor);
+            _mm512_mask_cvtepi32_storeu_epi16((void *)(words + i), some, _mm512_cvtps_epi32(x));
+        }
+    }
+}
+
+/* The dword at pair p of a row's words. */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__dot_pair_avx512(const short *words, int p)
+{
+    int32_t two;
+    memcpy(&two, words + 2 * p, 4);
+    return _mm512_set1_epi32(two);
+}
+
+/* n rows, a constant where it is called, from row r on; tokens of chunk c: 32 and, half a block
+ * later, 32 more. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, const toy_kv__run *run,
+                                               const short *table, const short *words,
+                                               const float *unit, int r, const int n, int c,
+                                               const int width, float *s)
+{
+    const int bytes = TOY_KV_BLOCK / 2, pairs = toy_kv__dot_pairs(run);
+    const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
+    /* Byte 0 of a lane from the low half of a register, byte 2 from the high half. */
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i pick0 = _mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(0x00010001)),
+                                           _mm512_set1_epi32(0x00200000));
+    const __m512i pick1 = _mm512_add_epi32(pick0, _mm512_set1_epi32(0x00100010));
+    __m512i sum[4][4];
+    int p, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+    codes += 32 * c;
+    words += r * 2 * pairs;
+    for (p = 0; p < pairs; p++, table += 32) {
+        __m512i t = _mm512_loadu_si512((const void *)table), v[4];
+        if (width == 1) {
+            const unsigned char *a = codes + 2 * p * bytes;
+            const unsigned char *b = 2 * p + 1 < run->planes ? a + bytes : a;
+            __m512i x =
+                _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+            x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+            v[0] = _mm512_permutexvar_epi8(pick0, x);
+            v[1] = _mm512_permutexvar_epi8(pick1, x);
+            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, second, 0xea);
+            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[1], 4), nibble, second, 0xea);
+            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, second, 0xea);
+            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, second, 0xea);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++)
+                v[i] = _mm512_permutexvar_epi16(v[i], t);
+        } else {
+            const unsigned char *a = codes + p * bytes;
+            v[0] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)a));
+            v[1] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(a + 16)));
+            v[2] = _mm512_srli_epi32(v[0], 4);
+            v[3] = _mm512_srli_epi32(v[1], 4);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) /* bits above the low four do not count */
+                v[i] = _mm512_permutexvar_epi32(v[i], t);
+        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            __m512i y = toy_kv__dot_pair_avx512(words + k * 2 * pairs, p);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++)
+                toy_kv__add_words_avx512(&sum[k][i], v[i], y);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m512 f = _mm512_set1_ps(unit[r + k]);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) {
+            float *dst = s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c + i % 2 * 16;
+            _mm512_storeu_ps(
+                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+        }
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__dot_scores_avx512(const unsigned char *codes,
+                                                        const toy_kv__run *run, const short *table,
+                                                        const short *words, const float *unit,
+                                                        int rows, float *s)
+{
+    int c, r;
+#define TOY_KV__DOT(n)                                                                               \
+    (run->width == 1 ? toy_kv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 1, s)        \
+                     : toy_kv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 2, s))
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__DOT(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__DOT(2);
+        for (; r < rows; r++)
+            TOY_KV__DOT(1);
+    }
+#undef TOY_KV__DOT
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Byte kernels, AVX-512 with VBMI and VNNI: what toy_kv__byte_ops promises (types.h).
  *
  * Scores: the planes of four codes are interleaved in registers, so that one byte permutation looks
@@ -2688,10 +3096,10 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__interleave_avx512(int first)
 }
 
 /* Scores of n rows, a constant where it is called, from row r on. */
-TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigned char *codes,
-                                                               int planes, const toy_kv__packed *head,
-                                                               const signed char *tables, int rows,
-                                                               int r, const int n, float *s)
+TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
+                                                 const toy_kv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
@@ -2713,10 +3121,10 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigne
             for (k = 0; k < n; k++) {
                 __m512i h = _mm512_loadu_si512((const void *)(t + k * 128));
                 __m512i l = _mm512_loadu_si512((const void *)(t + k * 128 + 64));
-                high[k][0] = _mm512_dpbusd_epi32(high[k][0], ones, _mm512_permutexvar_epi8(a, h));
-                high[k][1] = _mm512_dpbusd_epi32(high[k][1], ones, _mm512_permutexvar_epi8(b, h));
-                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
-                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
+                toy_kv__add_bytes_avx512(&high[k][0], ones, _mm512_permutexvar_epi8(a, h));
+                toy_kv__add_bytes_avx512(&high[k][1], ones, _mm512_permutexvar_epi8(b, h));
+                toy_kv__add_bytes_avx512(&sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
+                toy_kv__add_bytes_avx512(&sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
             }
         }
 #pragma GCC unroll 4
@@ -2739,8 +3147,8 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigne
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
-                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], ones, _mm512_permutexvar_epi8(a, e));
-                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], ones, _mm512_permutexvar_epi8(b, e));
+                toy_kv__add_bytes_avx512(&sum[k][0], ones, _mm512_permutexvar_epi8(a, e));
+                toy_kv__add_bytes_avx512(&sum[k][1], ones, _mm512_permutexvar_epi8(b, e));
             }
         }
 #pragma GCC unroll 4
@@ -2777,7 +3185,8 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__scaled_avx512(const float *l
 }
 
 TOY_KV__TARGET_avx512 static size_t toy_kv__pack_tables_avx512(const float *lut, int planes, int rows,
-                                                           toy_kv__packed *head, signed char *out)
+                                                           const float *energy, toy_kv__packed *head,
+                                                           signed char *out)
 {
     int q, r, p, quads = (planes + 3) / 4;
     float top[TOY_KV__MAX_ROWS];
@@ -2792,7 +3201,7 @@ TOY_KV__TARGET_avx512 static size_t toy_kv__pack_tables_avx512(const float *lut,
                 __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
                 sum = _mm512_fmadd_ps(x, x, sum);
             }
-            square[r] = _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of the score */
+            square[r] = energy[r] + _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of a score */
             top[r] = 0.0f;
         }
         for (q = quads - 1; q >= 0; q--) {
@@ -2914,50 +3323,61 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__plane_codes_avx512(const uns
     return _mm512_and_si512(x, _mm512_set1_epi8(15));
 }
 
-/* One plane, one or two of its channels, n rows from row r on (constants where it is called). */
-TOY_KV__TARGET_avx512 static inline void
-toy_kv__sum_rows_avx512(const unsigned char *const *codes, size_t plane, int blocks,
-                      const signed char *book, const float *book_scale,
-                      const unsigned char *weights, const float *scale, int rows, int r,
-                      const int n, const int two, float *acc, size_t stride)
+/* Four channels of a run from channel c on (of `n_channels`, counted plane by plane), `each` of
+ * them of one plane, n rows from row r on; each and n are constants where it is called. */
+TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *codes, size_t offset,
+                                               int blocks, const toy_kv__run *run, int c,
+                                               int n_channels, const int each,
+                                               const signed char *book, const float *book_scale,
+                                               const unsigned char *weights, const float *scale,
+                                               int rows, int r, const int n, float *acc,
+                                               size_t stride)
 {
-    __m512i sum0[4], sum1[4], table0, table1;
-    int b, k, t;
-    table0 = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)book));
-    table1 = table0;
-    if (two)
-        table1 =
-            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(book + 16)));
+    __m512i sum[4][4], table[4];
+    size_t plane[4];
+    int b, k, t, i;
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++)
-        sum0[k] = sum1[k] = _mm512_setzero_si512();
+    for (i = 0; i < 4; i++) {
+        int channel = c + i < n_channels ? c + i : n_channels - 1; /* twice, and not stored */
+        table[i] = _mm512_broadcast_i32x4(
+            _mm_loadu_si128((const __m128i *)(const void *)(book + channel * 16)));
+        plane[i] = offset + (size_t)(channel / run->width) * (TOY_KV_BLOCK / 2);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][i] = _mm512_setzero_si512();
+    }
     for (b = 0; b < blocks; b++)
         for (t = 0; t < TOY_KV_BLOCK; t += 64) {
-            __m512i x = toy_kv__plane_codes_avx512(codes[b] + plane, t);
-            __m512i v0 = _mm512_shuffle_epi8(table0, x), v1 = v0;
             const unsigned char *w =
                 weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-            if (two)
-                v1 = _mm512_shuffle_epi8(table1, x);
+            __m512i x, v[4];
+            x = toy_kv__plane_codes_avx512(codes[b] + plane[0], t);
+            v[0] = _mm512_shuffle_epi8(table[0], x);
+#pragma GCC unroll 4
+            for (i = 1; i < 4; i++) {
+                if (i % each == 0)
+                    x = toy_kv__plane_codes_avx512(codes[b] + plane[i], t);
+                v[i] = _mm512_shuffle_epi8(table[i], x);
+            }
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i p = _mm512_loadu_si512((const void *)(w + k * TOY_KV_BLOCK));
-                sum0[k] = _mm512_dpbusd_epi32(sum0[k], p, v0);
-                if (two)
-                    sum1[k] = _mm512_dpbusd_epi32(sum1[k], p, v1);
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_avx512(&sum[k][i], p, v[i]);
             }
         }
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++) {
-        float *dst = acc + (size_t)(r + k) * stride * 16;
-        __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[0]);
-        _mm512_storeu_ps(dst,
-                         _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum0[k]), f, _mm512_loadu_ps(dst)));
-        if (two) {
-            f = _mm512_set1_ps(scale[r + k] * book_scale[1]);
-            dst += 16;
-            _mm512_storeu_ps(dst,
-                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum1[k]), f, _mm512_loadu_ps(dst)));
+    for (i = 0; i < 4; i++) {
+        int latent = (c + i) / run->width / run->stages * run->width + (c + i) % run->width;
+        if (c + i >= n_channels)
+            continue;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            float *dst = acc + ((size_t)(r + k) * stride + (size_t)latent) * 16;
+            __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[c + i]);
+            _mm512_storeu_ps(
+                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
         }
     }
 }
@@ -2968,40 +3388,28 @@ toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int b
                        const unsigned char *weights, const float *scale, int rows, float *acc,
                        size_t stride)
 {
-    int p, w, r;
-    for (p = 0; p < run->planes; p++) {
-        size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
-        float *dst = acc + (size_t)(p / run->stages * run->width) * 16;
-        for (w = 0; w < run->width; w += 2, dst += 32, book += 32, book_scale += 2) {
-            int two = w + 1 < run->width;
-            for (r = 0; r + 4 <= rows; r += 4) {
-                if (two)
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 4, 1, dst, stride);
-                else
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 4, 0, dst, stride);
-            }
-            for (; r + 2 <= rows; r += 2) {
-                if (two)
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 2, 1, dst, stride);
-                else
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 2, 0, dst, stride);
-            }
-            for (; r < rows; r++)
-                toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale, rows,
-                                      r, 1, two, dst, stride);
-            if (!two) { /* one channel: step back over the missing one */
-                book -= 16;
-                book_scale--;
-            }
-        }
+    int c, r, n = run->planes * run->width;
+#define TOY_KV__X(each, n_rows)                                                                      \
+    toy_kv__sum_rows_avx512(codes, offset, blocks, run, c, n, each, book, book_scale, weights,       \
+                          scale, rows, r, n_rows, acc, stride)
+#define TOY_KV__SUM(n_rows)                                                                          \
+    (run->width % 4 == 0 ? TOY_KV__X(4, n_rows)                                                      \
+     : run->width == 2   ? TOY_KV__X(2, n_rows)                                                      \
+                         : TOY_KV__X(1, n_rows))
+    for (c = 0; c < n; c += 4) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__SUM(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__SUM(2);
+        for (; r < rows; r++)
+            TOY_KV__SUM(1);
     }
+#undef TOY_KV__SUM
+#undef TOY_KV__X
 }
 
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
+    toy_kv__dot_books_avx512,    toy_kv__dot_queries_avx512, toy_kv__dot_scores_avx512,
     toy_kv__pack_tables_avx512,  toy_kv__score_bytes_avx512, toy_kv__pack_books_avx512,
     toy_kv__pack_weights_avx512, toy_kv__sum_bytes_avx512,
 };
@@ -3557,27 +3965,111 @@ TOY_KV__TARGET_avx512 static void toy_kv__fill_table_avx512(const unsigned char 
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_avx512 static float toy_kv__largest_avx512(const float *s, int n)
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_avx512 static float toy_kv__largest_avx512(const float *s, int blocks, size_t step)
 {
-    int t;
+    int b, t;
     toy_kv__vf_avx512 high = toy_kv__load_avx512(s);
-    for (t = TOY_KV__LANES_avx512; t < n; t += TOY_KV__LANES_avx512)
-        high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+            high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
     return toy_kv__hmax_avx512(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_avx512 shift = toy_kv__set1_avx512(-m), sum = toy_kv__set1_avx512(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
-        toy_kv__store_avx512(s + t, e);
-        sum = toy_kv__add_avx512(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
+            toy_kv__store_avx512(s + t, e);
+            sum = toy_kv__add_avx512(sum, e);
+        }
     return toy_kv__hsum_avx512(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_avx512 static void toy_kv__exact_scores_avx512(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 v = toy_kv__loadh_avx512(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_avx512(toy_kv__load_avx512(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_avx512(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx512(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_avx512 static void toy_kv__exact_sums_avx512(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx512) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx512;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_avx512 a##i = toy_kv__load_avx512(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_avx512(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_avx512 x = toy_kv__loadh_avx512(row),
+                             y = toy_kv__loadh_avx512(row + 2 * TOY_KV__LANES_avx512);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 w = toy_kv__set1_avx512(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_avx512(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_avx512(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_avx512(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_avx512(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_avx512(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -3669,11 +4161,13 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char
 }
 
 static const toy_kv__ops toy_kv__ops_avx512 = {
-    TOY_KV__LANES_avx512,        toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512, toy_kv__score_scalars_avx512,
-    toy_kv__sum_scalars_avx512,  toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,       toy_kv__add_row_avx512,
-    toy_kv__dot_row_avx512,      toy_kv__map_avx512,           toy_kv__fill_table_avx512,  toy_kv__largest_avx512,
-    toy_kv__exponentials_avx512, toy_kv__reduce_avx512,        toy_kv__shrink_avx512,      toy_kv__nearest_avx512,
-    toy_kv__nearest_wide_avx512, TOY_KV__BYTE_OPS_avx512,      &toy_kv__dense_avx512,
+    TOY_KV__LANES_avx512,         toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512,
+    toy_kv__score_scalars_avx512, toy_kv__sum_scalars_avx512,   toy_kv__scale_rows_avx512,
+    toy_kv__gains_avx512,         toy_kv__add_row_avx512,       toy_kv__dot_row_avx512,
+    toy_kv__map_avx512,           toy_kv__fill_table_avx512,    toy_kv__largest_avx512,
+    toy_kv__exponentials_avx512,  toy_kv__exact_scores_avx512,  toy_kv__exact_sums_avx512,
+    toy_kv__reduce_avx512,        toy_kv__shrink_avx512,        toy_kv__nearest_avx512,
+    toy_kv__nearest_wide_avx512,  TOY_KV__BYTE_OPS_avx512,      &toy_kv__dense_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -4328,27 +4822,111 @@ TOY_KV__TARGET_neon static void toy_kv__fill_table_neon(const unsigned char *boo
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_neon static float toy_kv__largest_neon(const float *s, int n)
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_neon static float toy_kv__largest_neon(const float *s, int blocks, size_t step)
 {
-    int t;
+    int b, t;
     toy_kv__vf_neon high = toy_kv__load_neon(s);
-    for (t = TOY_KV__LANES_neon; t < n; t += TOY_KV__LANES_neon)
-        high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+            high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
     return toy_kv__hmax_neon(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_neon shift = toy_kv__set1_neon(-m), sum = toy_kv__set1_neon(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
-        toy_kv__store_neon(s + t, e);
-        sum = toy_kv__add_neon(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
+            toy_kv__store_neon(s + t, e);
+            sum = toy_kv__add_neon(sum, e);
+        }
     return toy_kv__hsum_neon(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_neon static void toy_kv__exact_scores_neon(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon v = toy_kv__loadh_neon(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_neon(toy_kv__load_neon(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_neon(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_neon(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_neon static void toy_kv__exact_sums_neon(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_neon) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_neon;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_neon a##i = toy_kv__load_neon(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_neon(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_neon x = toy_kv__loadh_neon(row),
+                             y = toy_kv__loadh_neon(row + 2 * TOY_KV__LANES_neon);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon w = toy_kv__set1_neon(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_neon(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_neon(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_neon(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_neon(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_neon(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -4440,11 +5018,13 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_neon = {
-    TOY_KV__LANES_neon,        toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon, toy_kv__score_scalars_neon,
-    toy_kv__sum_scalars_neon,  toy_kv__scale_rows_neon,    toy_kv__gains_neon,       toy_kv__add_row_neon,
-    toy_kv__dot_row_neon,      toy_kv__map_neon,           toy_kv__fill_table_neon,  toy_kv__largest_neon,
-    toy_kv__exponentials_neon, toy_kv__reduce_neon,        toy_kv__shrink_neon,      toy_kv__nearest_neon,
-    toy_kv__nearest_wide_neon, TOY_KV__BYTE_OPS_neon,      &toy_kv__dense_neon,
+    TOY_KV__LANES_neon,         toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon,
+    toy_kv__score_scalars_neon, toy_kv__sum_scalars_neon,   toy_kv__scale_rows_neon,
+    toy_kv__gains_neon,         toy_kv__add_row_neon,       toy_kv__dot_row_neon,
+    toy_kv__map_neon,           toy_kv__fill_table_neon,    toy_kv__largest_neon,
+    toy_kv__exponentials_neon,  toy_kv__exact_scores_neon,  toy_kv__exact_sums_neon,
+    toy_kv__reduce_neon,        toy_kv__shrink_neon,        toy_kv__nearest_neon,
+    toy_kv__nearest_wide_neon,  TOY_KV__BYTE_OPS_neon,      &toy_kv__dense_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -5568,6 +6148,10 @@ typedef struct toy_kv__pass {
     float *y;             /* [rows, MAX_LATENTS] query in latents */
     float *lut;           /* score tables of all K streams of the head */
     float *packed;        /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
+    short *dot_table;     /* codewords of K runs that toy_kv__dots() says: [pairs, 32] */
+    float *dot_scale;     /* of their channels */
+    short *dot_words;     /* the queries in their units, run behind run: [rows, 2 * pairs] */
+    float *dot_unit;      /* [runs, rows] */
     float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
     float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
@@ -5583,7 +6167,7 @@ typedef struct toy_kv__pass {
     float *o; /* [rows, HEAD_DIM] */
 } toy_kv__pass;
 
-#define TOY_KV__TILE (512 / TOY_KV_BLOCK > 0 ? 512 / TOY_KV_BLOCK : 1)
+#define TOY_KV__TILE (1024 / TOY_KV_BLOCK)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
@@ -5591,6 +6175,9 @@ typedef struct toy_kv__pass {
 #define TOY_KV__PACKED_ROOM                                                                          \
     ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24) +           \
      (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT / 2)
+/* A plane has 16 floats of score tables, and as dots 64 bytes of codewords, two scales and two
+ * words a row; an odd plane makes a pair alone. */
+#define TOY_KV__MAX_DOT_PAIRS ((size_t)TOY_KV__MAX_LUT / 16 + TOY_KV__MAX_RUNS)
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define TOY_KV__MAX_WIDE (TOY_KV__MAX_WIDE_LUT + TOY_KV__MAX_WIDE_BINS)
@@ -5605,7 +6192,9 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + \
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT) +                                    \
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS) + TOY_KV__ROOM(TOY_KV__PACKED_ROOM) +   \
-     TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
+     TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 16) + TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 2) +                  \
+     TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS) +                                            \
+     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) + TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                    \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                                  \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2)
@@ -5628,6 +6217,10 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->wide = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT);
     a->bins = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS);
     a->packed = toy_kv__take(&room, TOY_KV__PACKED_ROOM);
+    a->dot_table = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 16);
+    a->dot_scale = toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 2);
+    a->dot_words = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS);
+    a->dot_unit = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
     a->book = toy_kv__take(&room, TOY_KV__MAX_BOOK);
     a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
     a->s = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
@@ -5673,7 +6266,7 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
 {
     int r, b, blocks = (n + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK, seen = 0;
     for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum = 0.0f, shrink = 1.0f;
+        float *s = a->s + r * TOY_KV_BLOCK, top, sum, shrink = 1.0f;
         int from, to, step = a->rows * TOY_KV_BLOCK;
         toy_kv__seen(a, r, token, n, &from, &to);
         if (from >= to) {
@@ -5681,19 +6274,15 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
                 memset(s + b * step, 0, sizeof(float) * TOY_KV_BLOCK);
             continue;
         }
-        for (b = 0; b < blocks; b++) {
-            float high;
+        for (b = 0; b < blocks; b++)
             if (a->soft_cap > 0.0f || from > b * TOY_KV_BLOCK || to < (b + 1) * TOY_KV_BLOCK)
                 toy_kv__mask(a, s + b * step, from - b * TOY_KV_BLOCK, to - b * TOY_KV_BLOCK);
-            high = a->ops->largest(s + b * step, TOY_KV_BLOCK);
-            top = high > top ? high : top;
-        }
+        top = a->ops->largest(s, blocks, (size_t)step);
         if (top > a->m[r]) {
             shrink = a->m[r] > TOY_KV__MASKED ? expf(a->m[r] - top) : 0.0f;
             a->m[r] = top;
         }
-        for (b = 0; b < blocks; b++)
-            sum += a->ops->exponentials(s + b * step, TOY_KV_BLOCK, a->m[r]);
+        sum = a->ops->exponentials(s, blocks, (size_t)step, a->m[r]);
         if (shrink != 1.0f) {
             a->ops->shrink(a->o + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, shrink);
             if (a->coded)
@@ -5713,20 +6302,14 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
 /* Exact tokens token .. token + n - 1, n <= BLOCK and contiguous in memory. */
 static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
 {
-    int r, t;
+    int i;
     const unsigned char *k = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_KEY, a->head, token);
     const unsigned char *v = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_VALUE, a->head, token);
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            a->s[r * TOY_KV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * TOY_KV_HEAD_DIM * 2,
-                                                       TOY_KV_HEAD_DIM, a->q + r * TOY_KV_HEAD_DIM);
-    if (!toy_kv__soft_max(a, token, n, 0))
-        return;
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            if (a->s[r * TOY_KV_BLOCK + t] != 0.0f)
-                a->ops->add_row(v + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM,
-                                a->s[r * TOY_KV_BLOCK + t], a->o + r * TOY_KV_HEAD_DIM);
+    for (i = 0; i < n * TOY_KV_HEAD_DIM * 2; i += 64)
+        TOY_KV__PREFETCH(v + i, 3);
+    a->ops->exact_scores(k, n, a->q, a->rows, a->s);
+    if (toy_kv__soft_max(a, token, n, 0))
+        a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }
 
 /* Coded blocks whose vectors are never rebuilt: queries are mapped into latents, scores are looked
@@ -5751,12 +6334,41 @@ static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int me
     }
 }
 
-/* Whether run i of a stream goes on from the one before: the same gain, and nibbles both. */
-static int toy_kv__continues(const toy_kv__stream *s, int i)
+/* Whether a K run's codewords meet the query themselves instead of through score tables. With a
+ * query of its own for each short block, tables of two channels cost more to fill than they save.
+ */
+static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
+{
+    return a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
+           (run->width == 1 ||
+            (run->width == 2 && a->k_frame == TOY_KV__BLOCKWISE && TOY_KV_BLOCK < 128));
+}
+
+/* Whether run i of a K stream goes on from the one before: the same gain, and tables of nibbles
+ * both. */
+static int toy_kv__continues(const toy_kv__pass *a, const toy_kv__stream *s, int i)
 {
     const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
     return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == TOY_KV__NIBBLES &&
-           run[-1].coder == TOY_KV__NIBBLES;
+           run[-1].coder == TOY_KV__NIBBLES && !toy_kv__dots(a, run) && !toy_kv__dots(a, run - 1);
+}
+
+/* The codewords of K runs that meet queries themselves. */
+static void toy_kv__fill_dots(toy_kv__pass *a)
+{
+    short *table = a->dot_table;
+    float *scale = a->dot_scale;
+    int u, i;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
+            if (!toy_kv__dots(a, &toy_kv__runs[i]))
+                continue;
+            a->ops->bytes->dot_books(&toy_kv__runs[i], table, scale);
+            table += 32 * toy_kv__dot_pairs(&toy_kv__runs[i]);
+            scale += 2 * toy_kv__dot_pairs(&toy_kv__runs[i]);
+        }
+    }
 }
 
 /* Score tables in fp32 of one run for the queries in a->y; returns their end. */
@@ -5787,6 +6399,9 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
     float *lut = a->lut, *start = a->lut;
     size_t wide = 0;
     char *packed = (char *)a->packed;
+    short *words = a->dot_words;
+    float *unit = a->dot_unit, energy[TOY_KV__MAX_ROWS];
+    const float *scale = a->dot_scale;
     for (r = 0; r < a->rows; r++)
         a->bias[r] = 0.0f;
     for (u = 0; u < a->n_k_uses; u++) {
@@ -5798,9 +6413,20 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
                                           a->turned + r * TOY_KV_HEAD_DIM);
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-            if (!toy_kv__continues(s, i)) {
+            if (i == 0 || run[-1].gain != run->gain)
+                memset(energy, 0, sizeof energy);
+            if (!toy_kv__continues(a, s, i)) {
                 start = lut;
                 planes = 0;
+            }
+            if (toy_kv__dots(a, run)) {
+                int n = 2 * toy_kv__dot_pairs(run);
+                a->ops->bytes->dot_queries(run, scale, a->y + run->first, (size_t)s->n_latents,
+                                           a->rows, words, unit, energy);
+                scale += n;
+                words += a->rows * n;
+                unit += a->rows;
+                continue;
             }
             if (run->coder == TOY_KV__WIDE) {
                 for (r = 0; r < a->rows; r++)
@@ -5812,11 +6438,11 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
             lut = toy_kv__fill_run(a, s, run, lut);
             planes += run->planes;
             if (a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
-                !toy_kv__continues(s, i + 1)) {
+                !toy_kv__continues(a, s, i + 1)) {
                 toy_kv__packed *head = (toy_kv__packed *)(void *)packed;
                 packed += sizeof *head;
-                packed +=
-                    a->ops->bytes->pack_tables(start, planes, a->rows, head, (signed char *)packed);
+                packed += a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
+                                                     (signed char *)packed);
                 lut = start;
             }
         }
@@ -5870,6 +6496,8 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
     int u, i, r, t, planes = 0, first = 0;
     const float *lut = a->lut, *wide = a->wide;
     const char *packed = (const char *)a->packed;
+    const short *table = a->dot_table, *words = a->dot_words;
+    const float *unit = a->dot_unit;
     for (r = 0; r < a->rows; r++)
         for (t = 0; t < TOY_KV_BLOCK; t++)
             scores[r * TOY_KV_BLOCK + t] = a->bias[r];
@@ -5884,12 +6512,19 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
             int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
             if (dst == a->part && opens)
                 memset(a->part, 0, sizeof(float) * (size_t)a->rows * TOY_KV_BLOCK);
-            if (!toy_kv__continues(s, i)) {
+            if (!toy_kv__continues(a, s, i)) {
                 planes = 0;
                 first = run->codes;
             }
             planes += run->planes;
-            if (run->coder == TOY_KV__WIDE) {
+            if (toy_kv__dots(a, run)) {
+                int pairs = toy_kv__dot_pairs(run);
+                a->ops->bytes->dot_scores(codes + run->codes, run, table, words, unit, a->rows,
+                                          dst);
+                table += 32 * pairs;
+                words += a->rows * 2 * pairs;
+                unit += a->rows;
+            } else if (run->coder == TOY_KV__WIDE) {
                 toy_kv__score_wide(run, codes + run->codes, wide, a->rows, dst);
                 wide += (size_t)run->planes << run->bits;
             } else if (run->coder != TOY_KV__NIBBLES) {
@@ -5899,7 +6534,7 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
             } else if (a->ops->bytes == NULL) {
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
                 lut += run->planes * a->rows * 16;
-            } else if (!toy_kv__continues(s, i + 1)) {
+            } else if (!toy_kv__continues(a, s, i + 1)) {
                 const toy_kv__packed *head = (const toy_kv__packed *)(const void *)packed;
                 packed += sizeof *head;
                 a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,
@@ -6065,6 +6700,25 @@ static int toy_kv__reaches(const toy_kv__pass *a, int j)
     return a->window <= 0 || token + TOY_KV_BLOCK > a->position[0] - a->window + 1;
 }
 
+/* Asks for the codes of a block: `near`, because they are wanted next. Streams lie apart, and where
+ * the next block lies only the block table knows, so no hardware sees it coming. Inlined, or
+ * gcc takes it for a function without effects. */
+TOY_KV__INLINE void toy_kv__prefetch(const toy_kv__pass *a, const toy_kv__use *uses, int n, int block,
+                                 int near)
+{
+    int u, i;
+    for (u = 0; u < n; u++) {
+        const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
+        int bytes = toy_kv__streams[uses[u].stream].bytes;
+        for (i = 0; i < bytes; i += 64) {
+            if (near)
+                TOY_KV__PREFETCH(p + i, 3);
+            else
+                TOY_KV__PREFETCH(p + i, 2);
+        }
+    }
+}
+
 /* A rebuilt block: [HEAD_DIM, BLOCK]. */
 static inline const float *toy_kv__held(const toy_kv__pass *a, const float *tile, int j)
 {
@@ -6098,11 +6752,18 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
             memset(a->bins, 0, sizeof(float) * (size_t)a->rows * TOY_KV__MAX_WIDE_BINS);
             if (a->v_tile == NULL)
                 toy_kv__fill_books(a);
+            if (a->k_tile == NULL)
+                toy_kv__fill_dots(a);
         }
         a->coded = 1;
         for (b = 0; b < n; b++) {
             toy_kv__entry entry = a->blocks[j + b];
+            int ahead = j + b + TOY_KV__AHEAD;
             float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
+            if (a->k_tile == NULL && ahead < n_sealed)
+                toy_kv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
+            if (a->v_tile == NULL)
+                toy_kv__prefetch(a, a->v_uses, a->n_v_uses, entry.block, 0);
             if (a->k_tile != NULL) {
                 a->ops->dense->score(toy_kv__held(a, a->k_tile, j + b), a->q, a->rows, scores);
                 continue;
