@@ -128,3 +128,30 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__gather_avx512(const unsigned char
     part[0] = _mm512_mask_blend_epi16(bit7, part[0], part[2]);
     return _mm512_maskz_cvtph_ps(VQKV__ALL_avx512, _mm512_castsi512_si256(part[0]));
 }
+VQKV__TARGET_avx512 static inline void vqkv__storeu8_avx512(unsigned char *p, __m512 x)
+{
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm512_maskz_cvtepi32_epi8(VQKV__ALL_avx512,
+                                                _mm512_maskz_cvttps_epi32(VQKV__ALL_avx512, x)));
+}
+/* The second operand is what comes out for a NaN. */
+VQKV__TARGET_avx512 static inline void vqkv__storeh_avx512(unsigned char *p, __m512 x)
+{
+    x = _mm512_maskz_min_ps(VQKV__ALL_avx512, x, _mm512_set1_ps(65504.0f));
+    x = _mm512_maskz_max_ps(VQKV__ALL_avx512, x, _mm512_set1_ps(-65504.0f));
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm512_maskz_cvtps_ph(VQKV__ALL_avx512, x, _MM_FROUND_TO_NEAREST_INT));
+}
+VQKV__TARGET_avx512 static inline void vqkv__keep_less_avx512(__m512 x, float i, __m512 *least,
+                                                              __m512 *index)
+{
+    __mmask16 less = _mm512_cmp_ps_mask(x, *least, _CMP_LT_OQ);
+    *index = _mm512_mask_mov_ps(*index, less, _mm512_set1_ps(i));
+    *least = _mm512_maskz_min_ps(VQKV__ALL_avx512, x, *least);
+}
+VQKV__TARGET_avx512 static inline void vqkv__transpose_avx512(const unsigned char *src,
+                                                              size_t src_step, unsigned char *dst,
+                                                              size_t dst_step)
+{
+    vqkv__transpose_avx2(src, src_step, dst, dst_step);
+}

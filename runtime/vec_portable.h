@@ -75,3 +75,25 @@ static inline float vqkv__gather_portable(const unsigned char *table, const unsi
 {
     return vqkv__half_at(table, *codes);
 }
+static inline void vqkv__storeu8_portable(unsigned char *p, float x)
+{
+    *p = (unsigned char)x;
+}
+static inline void vqkv__storeh_portable(unsigned char *p, float x)
+{
+    uint16_t half = vqkv__to_half(x);
+    memcpy(p, &half, 2);
+}
+static inline void vqkv__keep_less_portable(float x, float i, float *least, float *index)
+{
+    *index = x < *least ? i : *index;
+    *least = x < *least ? x : *least;
+}
+static inline void vqkv__transpose_portable(const unsigned char *src, size_t src_step,
+                                            unsigned char *dst, size_t dst_step)
+{
+    size_t i, j;
+    for (i = 0; i < 8; i++)
+        for (j = 0; j < 8; j++)
+            memcpy(dst + j * dst_step + 2 * i, src + i * src_step + 2 * j, 2);
+}
