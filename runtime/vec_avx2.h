@@ -6,6 +6,10 @@
 #define VQKV__BYTE_OPS_avx2 NULL
 #endif
 #define VQKV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+/* Outputs that a pass of dense.h holds sums of. */
+#define VQKV__N_OUTS_avx2  4
+#define VQKV__OUTS_avx2(X) X(0) X(1) X(2) X(3)
+#define VQKV__REST_avx2(X, of)
 #define VQKV__INLINE_avx2 VQKV__TARGET_avx2 static inline __attribute__((always_inline))
 typedef __m256 vqkv__vf_avx2;
 typedef __m256i vqkv__vi_avx2;

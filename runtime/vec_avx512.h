@@ -10,6 +10,10 @@
         target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")))
 /* Where a loop's length must be a constant: gcc would not inline it by itself. */
 #define VQKV__INLINE_avx512 VQKV__TARGET_avx512 static inline __attribute__((always_inline))
+/* Outputs that a pass of dense.h holds sums of. */
+#define VQKV__N_OUTS_avx512      8
+#define VQKV__OUTS_avx512(X)     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define VQKV__REST_avx512(X, of) X(4, of) X(5, of) X(6, of) X(7, of)
 /* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
  * which g++ warns about. */
 #define VQKV__ALL_avx512 ((__mmask16)0xffff)

@@ -2,6 +2,10 @@
 #define VQKV__LANES_neon    4
 #define VQKV__BYTE_OPS_neon NULL
 #define VQKV__TARGET_neon
+/* Outputs that a pass of dense.h holds sums of. */
+#define VQKV__N_OUTS_neon      8
+#define VQKV__OUTS_neon(X)     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define VQKV__REST_neon(X, of) X(4, of) X(5, of) X(6, of) X(7, of)
 typedef float32x4_t vqkv__vf_neon;
 typedef uint32x4_t vqkv__vi_neon;
 typedef uint8x16x4_t vqkv__vt_neon; /* sixteen floats as the bytes of four registers */

@@ -2,6 +2,10 @@
 #define VQKV__LANES_portable    1
 #define VQKV__BYTE_OPS_portable NULL
 #define VQKV__TARGET_portable
+/* Outputs that a pass of dense.h holds sums of. */
+#define VQKV__N_OUTS_portable  4
+#define VQKV__OUTS_portable(X) X(0) X(1) X(2) X(3)
+#define VQKV__REST_portable(X, of)
 typedef float vqkv__vf_portable;
 typedef const float *vqkv__vt_portable;
 typedef unsigned vqkv__vi_portable;
