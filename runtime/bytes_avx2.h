@@ -40,8 +40,9 @@ VQKV__TARGET_avx2 static size_t vqkv__pack_tables_avx2(const float *lut, int pla
         float limit, top = 0.0f;
         for (p = 0; p < planes; p++)
             vqkv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
-        limit =
-            VQKV__TABLE_ERROR * VQKV__TABLE_ERROR * (energy[r] + vqkv__hsum_avx2(square) / 16.0f);
+        /* Half of what is allowed where the strongest channels are no tables. */
+        limit = 0.5f * VQKV__TABLE_ERROR * VQKV__TABLE_ERROR *
+                (energy[r] + vqkv__hsum_avx2(square) / 16.0f);
         for (q = quads - 1; q >= head->wide; q--) {
             for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
                 float m =
@@ -302,6 +303,7 @@ static const vqkv__byte_ops vqkv__byte_ops_avx2 = {
     vqkv__pack_weights_avx2,
     vqkv__sum_bytes_avx2,
     127.0f,
+    0.02f,
 };
 
 #endif /* VQKV_BLOCK >= 64 */

@@ -382,10 +382,19 @@ vqkv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blo
 }
 
 static const vqkv__byte_ops vqkv__byte_ops_avx512 = {
-    vqkv__map_basis_avx512,    vqkv__to_words_avx512,    vqkv__map_words_avx512,
-    vqkv__dot_books_avx512,    vqkv__dot_queries_avx512, vqkv__dot_scores_avx512,
-    vqkv__pack_tables_avx512,  vqkv__score_bytes_avx512, vqkv__pack_books_avx512,
-    vqkv__pack_weights_avx512, vqkv__sum_bytes_avx512,   255.0f,
+    vqkv__map_basis_avx512,
+    vqkv__to_words_avx512,
+    vqkv__map_words_avx512,
+    vqkv__dot_books_avx512,
+    vqkv__dot_queries_avx512,
+    vqkv__dot_scores_avx512,
+    vqkv__pack_tables_avx512,
+    vqkv__score_bytes_avx512,
+    vqkv__pack_books_avx512,
+    vqkv__pack_weights_avx512,
+    vqkv__sum_bytes_avx512,
+    255.0f,
+    0.05f,
 };
 
 #endif /* VQKV_BLOCK >= 64 */

@@ -113,11 +113,14 @@ static void vqkv__group_top(const vqkv__stream *s, int group, const float *z, vq
         }
 }
 
-/* About where gain stands among the 256 values of a table, 0 .. 254. */
-static int vqkv__guess_gain(const unsigned char *values, float gain)
+/* About where gain stands among the 256 values of a stream's table, 0 .. 254. */
+static int vqkv__guess_gain(const vqkv__stream *s, const unsigned char *values, float gain)
 {
+    /* The last value, where gains take one byte. A constant instead makes gcc warn of headers whose
+     * tables are shorter, since none of their streams comes here. */
+    size_t end = (size_t)s->gain_bytes * 255;
     float first = (float)vqkv__to_bits(vqkv__half_at(values, 0));
-    float last = (float)vqkv__to_bits(vqkv__half_at(values, 255));
+    float last = (float)vqkv__to_bits(vqkv__half_at(values, end));
     float at = ((float)vqkv__to_bits(gain) - first) / (last - first) * 255.0f;
     return !(at > 0.0f) ? 0 : at < 254.0f ? (int)at : 254;
 }
@@ -131,7 +134,7 @@ static float vqkv__store_gain(const vqkv__stream *s, unsigned char *p, float gai
         return vqkv__store_half(p, gain);
     /* The 256 values ascend, nearly in steps of equal ratio, so the bits of a float, nearly its
      * logarithm, say where to begin. Take the nearest by ratio. */
-    low = vqkv__guess_gain(values, gain);
+    low = vqkv__guess_gain(s, values, gain);
     while (low < 254 && vqkv__half_at(values, (size_t)low + 1) <= gain)
         low++;
     while (low > 0 && vqkv__half_at(values, (size_t)low) > gain)

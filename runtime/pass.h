@@ -148,11 +148,16 @@ static void vqkv__mask(const vqkv__pass *a, float *s, int from, int to)
         s[t] = VQKV__MASKED;
 }
 
+/* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
+#define VQKV__NOTHING 3e-8f
+
 /* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
- * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
+ * where a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are
+ * more than nothing (their probabilities are in the sums all the same), 2 if some probability is so
  * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
 static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
 {
+    float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
     int r, b, blocks = (n + VQKV_BLOCK - 1) / VQKV_BLOCK, seen = 0;
     for (r = 0; r < a->rows; r++) {
         float *s = a->s + r * VQKV_BLOCK, top, sum, shrink = 1.0f;
@@ -183,7 +188,8 @@ static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = seen > 1 || expf(top - a->m[r]) > VQKV__FINE * a->l[r] ? 2 : 1;
+        if (sum > VQKV__NOTHING * a->l[r])
+            seen = seen > 1 || expf(top - a->m[r]) > fine * a->l[r] ? 2 : 1;
     }
     return seen;
 }

@@ -77,8 +77,6 @@ typedef struct vqkv__packed {
     char pad[64 - (sizeof(int) + sizeof(float) * 2 * VQKV__MAX_ROWS) % 64];
 } vqkv__packed;
 
-/* A probability above this part of its row's sum so far is worth 16 bits in the sums. */
-#define VQKV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
 #define VQKV__TABLE_ERROR 0.002f
@@ -133,6 +131,8 @@ typedef struct vqkv__byte_ops {
     void (*sum)(const unsigned char *const *, size_t, int, const vqkv__run *, const signed char *,
                 const float *, const unsigned char *, const float *, int, float *, size_t);
     float rest; /* what is left of a weight counts scale / rest */
+    /* A probability above this part of its row's sum so far is worth the rest as well. */
+    float fine;
 } vqkv__byte_ops;
 
 /* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */

@@ -267,7 +267,7 @@ static int in_bytes(int isa)
         for (int r = 0; r < s->n_runs; r++)
             nibbles |= absorbed && toy_kv__runs[s->first_run + r].coder == TOY_KV__NIBBLES;
     }
-    return nibbles && isa == TOY_KV_ISA_AVX512 && TOY_KV_BLOCK >= 64;
+    return nibbles && (isa == TOY_KV_ISA_AVX512 || isa == TOY_KV_ISA_AVX2) && TOY_KV_BLOCK >= 64;
 }
 
 int main(int argc, char **argv)

@@ -14,7 +14,7 @@
 #include "plan/auto.h"
 #include "plan_toy.h"
 
-enum { LAYERS = 4, HEADS = 2, DIM = 16, SAMPLES = 1024 };
+enum { LAYERS = 4, HEADS = 2, DIM = 16, SAMPLES = 512 };
 
 static const vqkvc_log quiet_log = {.level = -1};
 
@@ -107,10 +107,10 @@ static double value_error(const vqkvc_plan *plan, const vqkvc_capture *c, int la
 /* Plans stay within their bits and what they may read. */
 Test(auto, budgets_hold)
 {
-    static const double rates[] = {0.5, 1, 2, 3};
+    static const double rates[] = {0.5, 2};
     vqkvc_capture c;
     make_capture(&c);
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 2; i++)
         for (int limited = 0; limited < 2; limited++) {
             vqkvc_plan plan;
             vqkvc_cost cost;

@@ -223,6 +223,33 @@ Test(matrix, eigenvectors_rebuild_the_matrix)
     }
 }
 
+/* n is no multiple of a tile; below the diagonal lies what must not be read. */
+Test(matrix, gram_and_eigenvalues_need_the_upper_triangle_only)
+{
+    enum { SIZE = 300, ROWS = 40 };
+    static double a[ROWS * SIZE], c[SIZE * SIZE], whole[SIZE * SIZE], w[SIZE], expected[SIZE];
+    vqkvc_rng rng = vqkvc_rng_make(12, 0);
+    vqkvc_err err = {0};
+    for (int i = 0; i < ROWS * SIZE; i++)
+        a[i] = vqkvc_rng_normal(&rng);
+    for (int i = 0; i < SIZE; i++)
+        c[i * SIZE + i] = i;
+    vqkvc_dgemm_gram_add(SIZE, ROWS, a, SIZE, c, SIZE);
+    vqkvc_dgemm_tn(SIZE, SIZE, ROWS, a, SIZE, a, SIZE, whole, SIZE);
+    for (int i = 0; i < SIZE; i++)
+        for (int j = 0; j < SIZE; j++) {
+            whole[i * SIZE + j] += i == j ? i : 0;
+            if (j >= i)
+                cr_assert_float_eq(c[i * SIZE + j], whole[i * SIZE + j], 1e-9);
+            else
+                c[i * SIZE + j] = NAN;
+        }
+    cr_assert_eq(vqkvc_eigen_symmetric(SIZE, whole, expected, &err), VQKVC_OK);
+    cr_assert_eq(vqkvc_eigenvalues_symmetric(SIZE, c, w, &err), VQKVC_OK);
+    for (int i = 0; i < SIZE; i++)
+        cr_assert_float_eq(w[i], expected[i], 1e-9 * expected[0]);
+}
+
 Test(matrix, eigenvectors_of_what_is_no_number_fail)
 {
     vqkvc_err err = {0};

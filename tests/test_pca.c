@@ -255,6 +255,43 @@ Test(pca, moments_do_not_depend_on_the_number_of_threads)
     }
 }
 
+/* A metric in blocks gives the spectrum of the same metric written out, and the same
+ * eigenvectors U: enc = M^1/2 U' and dec = M^-1/2 U', so their products over a block are U's. */
+Test(pca, spectrum_of_a_metric_in_blocks_is_that_of_the_whole)
+{
+    enum { BLOCK = 2 };
+    static float x[N * D];
+    double mean[D], cov[D * D], u[D * D], lambda[D], full[D * D] = {0}, blocks[3][BLOCK * BLOCK];
+    const double *metric[] = {blocks[0], blocks[1], blocks[2]};
+    vqkvc_basis b;
+    vqkvc_err err = {0};
+    make_samples(N, D, 9, x);
+    cr_assert_eq(vqkvc_fit_moments(N, D, x, D, NULL, mean, cov, &err), VQKVC_OK);
+    for (int i = 0; i < 3; i++) {
+        make_metric(BLOCK, i == 1 ? 1 : BLOCK, (uint64_t)(20 + i), blocks[i]); /* one is singular */
+        for (int j = 0; j < BLOCK * BLOCK; j++)
+            full[(i * BLOCK + j / BLOCK) * D + i * BLOCK + j % BLOCK] = blocks[i][j];
+    }
+    memcpy(u, cov, sizeof u);
+    cr_assert_eq(vqkvc_fit_basis(D, D, cov, full, 1e-3, &b, &err), VQKVC_OK, "%s", err.msg);
+    cr_assert_eq(vqkvc_fit_spectrum(D, BLOCK, u, metric, 1e-3, lambda, &err), VQKVC_OK, "%s",
+                 err.msg);
+    for (int i = 0; i < D; i++) {
+        cr_assert_float_eq(lambda[i], b.lambda[i], 1e-9 * b.lambda[0]);
+        for (int at = 0; at < D; at += BLOCK) { /* enc . dec = U . U within a block */
+            double rebuilt = 0, own = 0;
+            for (int r = 0; r < BLOCK; r++) {
+                own += u[i * D + at + r] * u[i * D + at + r];
+                rebuilt += b.enc[(at + r) * D + i] * b.dec[(at + r) * D + i];
+            }
+            cr_assert_float_eq(rebuilt, own, 1e-6, "latent %d, channel %d: %g, not %g", i, at,
+                               rebuilt, own);
+        }
+    }
+    vqkvc_basis_free(&b);
+    cr_assert_eq(vqkvc_fit_spectrum(D, 4, u, metric, 1e-3, lambda, &err), VQKVC_E_USAGE);
+}
+
 Test(pca, unusable_input_is_refused_with_its_place)
 {
     float x[4 * 3] = {0};

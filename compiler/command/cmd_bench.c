@@ -66,7 +66,7 @@ static void put_line(const bench *b, const char *name, double bits, const vqkvc_
                      bits, t->ns, t->ns_min, t->ns_max, t->floor_ns, 100 * t->floor_ns / t->ns,
                      b->speed.f16.ns / t->ns);
     vqkvc_buf_printf(csv, "%s,%s,%d,%d,%d,%d,%.4f,%.4f,%.4f,%.4f,%.4f\n", name, o->isa, o->head_dim,
-                     o->group, o->context, o->block, bits, t->ns, t->ns_min, t->ns_max,
+                     o->query_group, o->context, o->block, bits, t->ns, t->ns_min, t->ns_max,
                      t->floor_ns);
 }
 
@@ -78,7 +78,7 @@ static vqkvc_code print_results(const bench *b, vqkvc_err *err)
                      "head_dim %d, %d query heads a KV head, %d tokens, %s; one thread; "
                      "%.1f GB/s read; f16 in %s\n"
                      "scheme      scan   ns/token       range            floor  of floor  x f16\n",
-                     o->head_dim, o->group, o->context, o->isa, b->speed.bandwidth * 1e-9,
+                     o->head_dim, o->query_group, o->context, o->isa, b->speed.bandwidth * 1e-9,
                      b->speed.f16_isa);
     vqkvc_buf_puts(&csv, "scheme,isa,head_dim,group,context,block,scan_bits,ns,ns_min,ns_max,"
                          "floor_ns\n");
@@ -102,7 +102,7 @@ static vqkvc_code run_bench(const vqkvc_options *o, const vqkvc_log *log, vqkvc_
     if (b == NULL)
         return err->code;
     b->options = o;
-    b->g = vqkvc_synthetic_geometry(o->bench_layers, o->kv_heads, o->group, o->head_dim);
+    b->g = vqkvc_synthetic_geometry(o->bench_layers, o->kv_heads, o->query_group, o->head_dim);
     vqkvc_speed_options options = {.context = o->context,
                                    .repeats = o->repeats,
                                    .isa = vqkvc_isa_of(o),

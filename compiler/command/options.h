@@ -68,7 +68,7 @@ typedef struct vqkvc_options {
     const char *rates, *long_text, *isa, *csv, *svg;
     int ablations, any_scan;
     /* bench */
-    int head_dim, kv_heads, bench_layers, repeats; /* and group */
+    int head_dim, query_group, kv_heads, bench_layers, repeats;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;

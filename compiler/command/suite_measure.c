@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "command/keep.h"
+#include "command/pipeline.h"
 #include "command/suite.h"
 
 enum {

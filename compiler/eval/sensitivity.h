@@ -2,7 +2,7 @@
  *
  * One head at a time gets seeded Gaussian errors, everything else stays exact, and the KL
  * divergence is measured. For errors as small as codecs make, it grows in proportion to their
- * square (a level ten times lower gives the same figure within a few percent) and adds up over
+ * square and roughly adds up over
  * heads, so that these figures turn the squared errors of a plan into nats. */
 #ifndef VQKVC_EVAL_SENSITIVITY_H
 #define VQKVC_EVAL_SENSITIVITY_H

@@ -104,7 +104,11 @@ vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < w->n_scopes; i++) {
         vqkvc_err mine = {0};
-        if (scope_spectrum(w, i, c, params, metrics, &mine) != VQKVC_OK)
+        if (vqkvc_interrupted())
+            vqkvc_fail(&mine, VQKVC_E_INTERRUPTED, "interrupted while planning");
+        else
+            scope_spectrum(w, i, c, params, metrics, &mine);
+        if (mine.code != VQKVC_OK)
 #pragma omp critical
             vqkvc_fail(err, mine.code, "%s", mine.msg);
     }

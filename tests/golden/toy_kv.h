@@ -315,11 +315,14 @@ typedef struct toy_kv__packed {
     char pad[64 - (sizeof(int) + sizeof(float) * 2 * TOY_KV__MAX_ROWS) % 64];
 } toy_kv__packed;
 
-/* A probability above this part of its row's sum so far is worth 16 bits in the sums. */
-#define TOY_KV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
 #define TOY_KV__TABLE_ERROR 0.002f
+
+/* Bases in words: the largest of a column is MAP_TOP; columns lie in sixteens, each [n_in / 2]
+ * pairs of inputs [16, 2]. */
+#define TOY_KV__MAP_TOP    2047.0f
+#define TOY_KV__COLUMNS(n) (((n) + 16) / 16 * 16)
 
 /* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
  * plane of two. */
@@ -330,6 +333,16 @@ static inline int toy_kv__dot_pairs(const toy_kv__run *run)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
+    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+     * through tables. */
+    /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
+     * the scale of each column; COLUMNS(n_out) of them. */
+    void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
+    /* x [n] in words that count `unit` each. */
+    void (*to_words)(const float *, int, float, short *);
+    /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
+    void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
+                      int, float *);
     /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
      * of each channel [2 * pairs]. */
     void (*dot_books)(const toy_kv__run *, short *, float *);
@@ -349,12 +362,15 @@ typedef struct toy_kv__byte_ops {
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / 255. */
+     * NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const toy_kv__run *, const signed char *,
                 const float *, const unsigned char *, const float *, int, float *, size_t);
+    float rest; /* what is left of a weight counts scale / rest */
+    /* A probability above this part of its row's sum so far is worth the rest as well. */
+    float fine;
 } toy_kv__byte_ops;
 
 /* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */
@@ -382,6 +398,23 @@ typedef struct toy_kv__dense_ops {
     void (*distances)(const unsigned char *, int, int, int, const float *, float *);
 } toy_kv__dense_ops;
 
+/* Kernels of encoding. */
+typedef struct toy_kv__code_ops {
+    /* A plane of nibbles: the nearest of 16 codewords, binary16 [width, 16], to each token of z
+     * [width, BLOCK], the lower one on ties. Room for [width + 1, 16] floats. */
+    void (*nibbles)(const unsigned char *, int, const float *, float *, unsigned char *);
+    /* z [width, BLOCK] -= codewords of a plane of nibbles. */
+    void (*leave)(const unsigned char *, const unsigned char *, int, float *);
+    /* sum [BLOCK] of the squares of x [rows, BLOCK] */
+    void (*squares)(const float *, int, float *);
+    /* x [HEAD_DIM, BLOCK] from binary16 [BLOCK, HEAD_DIM] */
+    void (*load)(const unsigned char *, float *);
+    /* Binary16 [n] from x [n]. */
+    void (*store)(const float *, int, unsigned char *);
+    /* Turns x [HEAD_DIM] by cosines and sines [N_ROT / 2]. */
+    void (*turn)(const float *, const float *, float *);
+} toy_kv__code_ops;
+
 typedef struct toy_kv__ops {
     int lanes;
     void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
@@ -394,17 +427,18 @@ typedef struct toy_kv__ops {
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
-    void (*fill_table)(const unsigned char *, int, const float *, float *);
+    void (*unmap)(const unsigned char *, int, int, const float *, int, float *);
+    void (*fill_tables)(const toy_kv__run *, const float *, size_t, int, float *);
     float (*largest)(const float *, int, size_t);
     float (*exponentials)(float *, int, size_t, float);
     void (*exact_scores)(const unsigned char *, int, const float *, int, float *);
     void (*exact_sums)(const unsigned char *, int, const float *, int, float *);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
-    int (*nearest)(const unsigned char *, int, const float *);
     int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const toy_kv__byte_ops *bytes; /* NULL: none */
     const toy_kv__dense_ops *dense;
+    const toy_kv__code_ops *code;
 } toy_kv__ops;
 
 /* Where a block of a sequence lies in the pool, and the position of its first token. */
@@ -446,6 +480,7 @@ struct toy_kv {
 #define TOY_KV__MAX_WIDE_BINS 0
 #define TOY_KV__MAX_SUM_LATENTS 32
 #define TOY_KV__MAX_RUNS 7
+#define TOY_KV__MAX_COLUMNS 32
 #define TOY_KV__MAX_STAGES 2
 #define TOY_KV__MAX_BEAM 1
 #define TOY_KV__MAX_RANK 0
@@ -958,21 +993,6 @@ static void toy_kv__angles(double position, float *cs)
     }
 }
 
-/* Turns one head's vector by the angles (direction 1) or back (-1). */
-static void toy_kv__turn(const float *cs, float direction, const float *x, float *y)
-{
-    int i;
-    for (i = TOY_KV_N_ROT; i < TOY_KV_HEAD_DIM; i++)
-        y[i] = x[i];
-    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
-        int a = TOY_KV_ROPE_INTERLEAVED ? 2 * i : i;
-        int b = TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + TOY_KV_N_ROT / 2;
-        float c = cs[2 * i], s = direction * cs[2 * i + 1], xa = x[a], xb = x[b];
-        y[a] = xa * c - xb * s;
-        y[b] = xa * s + xb * c;
-    }
-}
-
 /* In-place orthonormal Walsh-Hadamard transform of x [n], n a power of two. */
 static void toy_kv__hadamard(float *x, int n)
 {
@@ -1062,6 +1082,10 @@ static inline const toy_kv__use *toy_kv__uses_of(int part, int layer, int head, 
 #define TOY_KV__LANES_portable    1
 #define TOY_KV__BYTE_OPS_portable NULL
 #define TOY_KV__TARGET_portable
+/* Outputs that a pass of dense.h holds sums of. */
+#define TOY_KV__N_OUTS_portable  4
+#define TOY_KV__OUTS_portable(X) X(0) X(1) X(2) X(3)
+#define TOY_KV__REST_portable(X, of)
 typedef float toy_kv__vf_portable;
 typedef const float *toy_kv__vt_portable;
 typedef unsigned toy_kv__vi_portable;
@@ -1106,10 +1130,10 @@ static inline float toy_kv__round_portable(float x)
 {
     return rintf(x);
 }
-static inline float toy_kv__pow2_portable(float n)
+static inline float toy_kv__scale2_portable(float x, float n)
 {
     /* more than 127 only after a NaN, which must not make the conversion undefined */
-    return toy_kv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
+    return x * toy_kv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
 }
 static inline float toy_kv__hsum_portable(float x)
 {
@@ -1135,48 +1159,77 @@ static inline float toy_kv__gather_portable(const unsigned char *table, const un
 {
     return toy_kv__half_at(table, *codes);
 }
+static inline void toy_kv__storeu8_portable(unsigned char *p, float x)
+{
+    *p = (unsigned char)x;
+}
+static inline void toy_kv__storeh_portable(unsigned char *p, float x)
+{
+    uint16_t half = toy_kv__to_half(x);
+    memcpy(p, &half, 2);
+}
+static inline void toy_kv__keep_less_portable(float x, float i, float *least, float *index)
+{
+    *index = x < *least ? i : *index;
+    *least = x < *least ? x : *least;
+}
+static inline void toy_kv__transpose_portable(const unsigned char *src, size_t src_step,
+                                            unsigned char *dst, size_t dst_step)
+{
+    size_t i, j;
+    for (i = 0; i < 8; i++)
+        for (j = 0; j < 8; j++)
+            memcpy(dst + j * dst_step + 2 * i, src + i * src_step + 2 * j, 2);
+}
 /* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
  * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
  * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_portable = 128, TOY_KV__STRIP_portable = 16 };
 
-/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
- * macro, so that both strides are constants: coefficients are operands in memory then. */
-#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+/* The second vector of tokens that a pass holds; the first one again where a block has no other. */
+enum { TOY_KV__NEXT_portable = TOY_KV_BLOCK > TOY_KV__LANES_portable ? TOY_KV__LANES_portable : 0 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m outputs' coefficients, OUTS at most, at coef[i * of_in + k *
+ * of_out]. A macro, so that both strides are constants. Two vectors of tokens and OUTS outputs are
+ * as many sums as registers hold: a coefficient is loaded once for both. */
+#define TOY_KV__OUTPUTS(name, of_in, of_out)                                                         \
     TOY_KV__TARGET_portable static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {                                        \
+        for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_portable) {                                    \
             const float *c = coef, *src = x + t;                                                   \
-            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            float *dst = y + t;                                                                    \
+            TOY_KV__OUTS_portable(TOY_KV__ZERO)                                                             \
             for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
-                toy_kv__vf_portable v = toy_kv__load_portable(src);                                              \
+                toy_kv__vf_portable v = toy_kv__load_portable(src), w = toy_kv__load_portable(src + TOY_KV__NEXT_portable), f; \
                 TOY_KV__STEP(0, of_out)                                                              \
                 TOY_KV__STEP(1, of_out)                                                              \
                 TOY_KV__STEP(2, of_out)                                                              \
                 TOY_KV__STEP(3, of_out)                                                              \
-                TOY_KV__STEP(4, of_out)                                                              \
-                TOY_KV__STEP(5, of_out)                                                              \
-                TOY_KV__STEP(6, of_out)                                                              \
-                TOY_KV__STEP(7, of_out)                                                              \
+                TOY_KV__REST_portable(TOY_KV__STEP, of_out)                                                 \
             }                                                                                      \
-            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+            TOY_KV__OUTS_portable(TOY_KV__KEEP)                                                             \
         }                                                                                          \
     }
-#define TOY_KV__ZERO(k)         toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
-#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_portable(toy_kv__set1_portable(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__ZERO(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f), b##k = a##k;
+#define TOY_KV__STEP(k, of_out)                                                                      \
+    f = toy_kv__set1_portable(c[(k) * (of_out)]);                                                         \
+    a##k = toy_kv__fma_portable(f, v, a##k);                                                              \
+    b##k = toy_kv__fma_portable(f, w, b##k);
 #define TOY_KV__KEEP(k)                                                                              \
-    if (k < m)                                                                                     \
-        toy_kv__store_portable(y + k * TOY_KV_BLOCK + t,                                                    \
-                        toy_kv__add_portable(toy_kv__load_portable(y + k * TOY_KV_BLOCK + t), a##k));
-TOY_KV__EIGHT(toy_kv__eight_down_portable, TOY_KV__STRIP_portable, 1)
-TOY_KV__EIGHT(toy_kv__eight_across_portable, 1, TOY_KV__DEPTH_portable)
-#undef TOY_KV__EIGHT
+    if (k < m) {                                                                                   \
+        float *row = dst + k * TOY_KV_BLOCK;                                                         \
+        b##k = toy_kv__add_portable(toy_kv__load_portable(row + TOY_KV__NEXT_portable), b##k);                          \
+        toy_kv__store_portable(row, toy_kv__add_portable(toy_kv__load_portable(row), a##k));                            \
+        toy_kv__store_portable(row + TOY_KV__NEXT_portable, b##k);                                               \
+    }
+TOY_KV__OUTPUTS(toy_kv__outputs_down_portable, TOY_KV__STRIP_portable, 1)
+TOY_KV__OUTPUTS(toy_kv__outputs_across_portable, 1, TOY_KV__DEPTH_portable)
+#undef TOY_KV__OUTPUTS
 #undef TOY_KV__ZERO
 #undef TOY_KV__STEP
 #undef TOY_KV__KEEP
@@ -1208,12 +1261,12 @@ TOY_KV__TARGET_portable static void toy_kv__product_portable(const unsigned char
             for (i = 0; i < n && !across; i++)
                 toy_kv__widen_portable(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
                                 coef + i * TOY_KV__STRIP_portable);
-            for (k = 0; k < m; k += 8) {
+            for (k = 0; k < m; k += TOY_KV__N_OUTS_portable) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
-                    toy_kv__eight_across_portable(coef + k * TOY_KV__DEPTH_portable, n, m - k, src, dst);
+                    toy_kv__outputs_across_portable(coef + k * TOY_KV__DEPTH_portable, n, m - k, src, dst);
                 else
-                    toy_kv__eight_down_portable(coef + k, n, m - k, src, dst);
+                    toy_kv__outputs_down_portable(coef + k, n, m - k, src, dst);
             }
         }
 }
@@ -1385,11 +1438,194 @@ static const toy_kv__dense_ops toy_kv__dense_portable = {
 };
 
 #undef TOY_KV__ROWS4
-#undef TOY_KV__ROWS8
+/* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
+ * dense.h: LANES tokens at once. Besides:
+ *
+ *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
+ *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
+ *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
+ * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
+ * all codewords. */
+#define TOY_KV__FOUR(i)                                                                              \
+    {                                                                                              \
+        toy_kv__vf_portable a0 = toy_kv__set1_portable(book[i]), a1 = toy_kv__set1_portable(book[(i) + 1]);             \
+        toy_kv__vf_portable a2 = toy_kv__set1_portable(book[(i) + 2]), a3 = toy_kv__set1_portable(book[(i) + 3]);       \
+        for (w = 0; w < width; w++) {                                                              \
+            toy_kv__vf_portable v = toy_kv__load_portable(z + w * TOY_KV_BLOCK);                                   \
+            const float *c = book + 16 * (w + 1) + (i);                                            \
+            a0 = toy_kv__fma_portable(toy_kv__set1_portable(c[0]), v, a0);                                       \
+            a1 = toy_kv__fma_portable(toy_kv__set1_portable(c[1]), v, a1);                                       \
+            a2 = toy_kv__fma_portable(toy_kv__set1_portable(c[2]), v, a2);                                       \
+            a3 = toy_kv__fma_portable(toy_kv__set1_portable(c[3]), v, a3);                                       \
+        }                                                                                          \
+        toy_kv__keep_less_portable(a0, (float)(i), &least, &index);                                       \
+        toy_kv__keep_less_portable(a1, (float)((i) + 1), &least, &index);                                 \
+        toy_kv__keep_less_portable(a2, (float)((i) + 2), &least, &index);                                 \
+        toy_kv__keep_less_portable(a3, (float)((i) + 3), &least, &index);                                 \
+    }
+
+/* Inlined with a constant width. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__search_tile_portable(const float *book, int width,
+                                                         const float *tile, unsigned char *code)
+{
+    int t, w;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+        const float *z = tile + t;
+        toy_kv__vf_portable least = toy_kv__set1_portable(3.4e38f), index = toy_kv__set1_portable(0.0f);
+        TOY_KV__FOUR(0)
+        TOY_KV__FOUR(4)
+        TOY_KV__FOUR(8)
+        TOY_KV__FOUR(12)
+        toy_kv__storeu8_portable(code + t, index);
+    }
+}
+#undef TOY_KV__FOUR
+
+/* The nearest of 16 codewords, binary16 [width, 16], to each token of z [width, BLOCK], the lower
+ * one on ties: a plane of nibbles. words: room for [width + 1, 16]. */
+TOY_KV__TARGET_portable static void toy_kv__code_nibbles_portable(const unsigned char *book, int width,
+                                                    const float *z, float *words,
+                                                    unsigned char *plane)
+{
+    unsigned char code[TOY_KV_BLOCK];
+    toy_kv__vf_portable half = toy_kv__set1_portable(0.5f), minus = toy_kv__set1_portable(-1.0f);
+    int i, w, t;
+    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable norm = toy_kv__set1_portable(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_portable c = toy_kv__loadh_portable(book + 2 * (16 * w + i));
+            norm = toy_kv__fma_portable(toy_kv__mul_portable(half, c), c, norm);
+            toy_kv__store_portable(words + 16 * (w + 1) + i, toy_kv__mul_portable(minus, c));
+        }
+        toy_kv__store_portable(words + i, norm);
+    }
+    switch (width) {
+    case 1:
+        toy_kv__search_tile_portable(words, 1, z, code);
+        break;
+    case 2:
+        toy_kv__search_tile_portable(words, 2, z, code);
+        break;
+    case 4:
+        toy_kv__search_tile_portable(words, 4, z, code);
+        break;
+    default:
+        toy_kv__search_tile_portable(words, width, z, code);
+    }
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 8) {
+        uint64_t low, high;
+        memcpy(&low, code + t, 8);
+        memcpy(&high, code + TOY_KV_BLOCK / 2 + t, 8);
+        low |= high << 4;
+        memcpy(plane + t, &low, 8);
+    }
+}
+
+/* z [width, BLOCK] -= the codewords of a plane of nibbles. */
+TOY_KV__TARGET_portable static void toy_kv__leave_nibbles_portable(const unsigned char *plane,
+                                                     const unsigned char *book, int width, float *z)
+{
+    float words[16];
+    int i, t, w;
+    toy_kv__vf_portable minus = toy_kv__set1_portable(-1.0f);
+    for (w = 0; w < width; w++, z += TOY_KV_BLOCK) {
+        toy_kv__vt_portable table;
+        for (i = 0; i < 16; i += TOY_KV__LANES_portable)
+            toy_kv__store_portable(words + i, toy_kv__loadh_portable(book + 2 * (16 * w + i)));
+        table = toy_kv__table_portable(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+            toy_kv__store_portable(
+                z + t, toy_kv__fma_portable(minus, toy_kv__lookup_portable(table, toy_kv__nibbles_portable(plane, t)),
+                                     toy_kv__load_portable(z + t)));
+    }
+}
+
+/* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
+TOY_KV__TARGET_portable static void toy_kv__squares_portable(const float *x, int rows, float *sum)
+{
+    int r, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable v = toy_kv__load_portable(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
+        a##k = toy_kv__fma_portable(v, v, a##k);                                                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_portable v = toy_kv__load_portable(x + (size_t)r * TOY_KV_BLOCK + t);
+            a0 = toy_kv__fma_portable(v, v, a0);
+        }
+        toy_kv__store_portable(sum + t, toy_kv__add_portable(toy_kv__add_portable(a0, a1), toy_kv__add_portable(a2, a3)));
+    }
+}
+
+/* x [HEAD_DIM, BLOCK] from rows of binary16 [BLOCK, HEAD_DIM]. */
+TOY_KV__TARGET_portable static void toy_kv__load_rows_portable(const unsigned char *rows, float *x)
+{
+    unsigned char tile[8 * 2 * TOY_KV_BLOCK];
+    int d, t, i;
+    for (d = 0; d + 8 <= TOY_KV_HEAD_DIM; d += 8, x += 8 * TOY_KV_BLOCK) {
+        for (t = 0; t < TOY_KV_BLOCK; t += 8)
+            toy_kv__transpose_portable(rows + 2 * (t * TOY_KV_HEAD_DIM + d), 2 * TOY_KV_HEAD_DIM, tile + 2 * t,
+                                2 * TOY_KV_BLOCK);
+        for (i = 0; i < 8 * TOY_KV_BLOCK; i += TOY_KV__LANES_portable)
+            toy_kv__store_portable(x + i, toy_kv__loadh_portable(tile + 2 * i));
+    }
+    for (; d < TOY_KV_HEAD_DIM; d++, x += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            x[t] = toy_kv__half_at(rows, (size_t)(t * TOY_KV_HEAD_DIM + d));
+}
+
+/* A row of binary16 [n] from x [n]. */
+TOY_KV__TARGET_portable static void toy_kv__store_row_portable(const float *x, int n, unsigned char *row)
+{
+    int i = 0;
+    for (; i + TOY_KV__LANES_portable <= n; i += TOY_KV__LANES_portable)
+        toy_kv__storeh_portable(row + 2 * i, toy_kv__load_portable(x + i));
+    for (; i < n; i++)
+        toy_kv__storeh_portable(row + 2 * i, x[i]);
+}
+
+/* Turns a head's vector x [HEAD_DIM] by cosines and sines, each [N_ROT / 2]. */
+TOY_KV__TARGET_portable static void toy_kv__turn_row_portable(const float *cosines, const float *sines, float *x)
+{
+    int i = 0, half = TOY_KV_N_ROT / 2;
+    toy_kv__vf_portable minus = toy_kv__set1_portable(-1.0f);
+    for (; !TOY_KV_ROPE_INTERLEAVED && i + TOY_KV__LANES_portable <= half; i += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable c = toy_kv__load_portable(cosines + i), s = toy_kv__load_portable(sines + i);
+        toy_kv__vf_portable a = toy_kv__load_portable(x + i), b = toy_kv__load_portable(x + half + i);
+        toy_kv__store_portable(x + i, toy_kv__fma_portable(toy_kv__mul_portable(minus, s), b, toy_kv__mul_portable(c, a)));
+        toy_kv__store_portable(x + half + i, toy_kv__fma_portable(s, a, toy_kv__mul_portable(c, b)));
+    }
+    for (; i < half; i++) {
+        float *first = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i);
+        float *second = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + half);
+        float a = *first, b = *second;
+        *first = a * cosines[i] - b * sines[i];
+        *second = a * sines[i] + b * cosines[i];
+    }
+}
+
+static const toy_kv__code_ops toy_kv__code_portable = {
+    toy_kv__code_nibbles_portable, toy_kv__leave_nibbles_portable, toy_kv__squares_portable,
+    toy_kv__load_rows_portable,    toy_kv__store_row_portable,     toy_kv__turn_row_portable,
+};
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -1413,7 +1649,7 @@ TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__exp_portable(t
     y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(1.66666657e-1f));
     y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(5.00000000e-1f));
     y = toy_kv__fma_portable(toy_kv__mul_portable(y, r), r, toy_kv__add_portable(r, toy_kv__set1_portable(1.0f)));
-    return toy_kv__mul_portable(y, toy_kv__pow2_portable(n));
+    return toy_kv__scale2_portable(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -1672,16 +1908,79 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(const unsigned char *ta
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_portable static void toy_kv__fill_table_portable(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_portable static void toy_kv__unmap_portable(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_portable(toy_kv__set1_portable(q[w]), toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_portable(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_portable <= n_in; j += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable b = toy_kv__loadh_portable(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_portable(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_portable(row, n_in, y + (size_t)r * (size_t)n_in);
+    }
+}
+
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_portable static void toy_kv__fill_tables_portable(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
+{
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_portable b = toy_kv__loadh_portable(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_portable(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_portable(toy_kv__set1_portable(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_portable(lut + r * 16 + i, a);
+            }
+        }
     }
 }
 
@@ -1811,29 +2110,7 @@ TOY_KV__TARGET_portable static void toy_kv__shrink_portable(float *x, size_t n, 
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-TOY_KV__TARGET_portable static int toy_kv__nearest_portable(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-        for (w = 0; w < width; w++) {
-            toy_kv__vf_portable d = toy_kv__add_portable(
-                toy_kv__set1_portable(z[w]),
-                toy_kv__mul_portable(toy_kv__loadh_portable(book + 2 * (w * 16 + i)), toy_kv__set1_portable(-1.0f)));
-            a = toy_kv__fma_portable(d, d, a);
-        }
-        toy_kv__store_portable(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -1881,13 +2158,12 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned 
 }
 
 static const toy_kv__ops toy_kv__ops_portable = {
-    TOY_KV__LANES_portable,         toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable,
-    toy_kv__score_scalars_portable, toy_kv__sum_scalars_portable,   toy_kv__scale_rows_portable,
-    toy_kv__gains_portable,         toy_kv__add_row_portable,       toy_kv__dot_row_portable,
-    toy_kv__map_portable,           toy_kv__fill_table_portable,    toy_kv__largest_portable,
-    toy_kv__exponentials_portable,  toy_kv__exact_scores_portable,  toy_kv__exact_sums_portable,
-    toy_kv__reduce_portable,        toy_kv__shrink_portable,        toy_kv__nearest_portable,
-    toy_kv__nearest_wide_portable,  TOY_KV__BYTE_OPS_portable,      &toy_kv__dense_portable,
+    TOY_KV__LANES_portable,       toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable,  toy_kv__score_scalars_portable,
+    toy_kv__sum_scalars_portable, toy_kv__scale_rows_portable,    toy_kv__gains_portable,        toy_kv__add_row_portable,
+    toy_kv__dot_row_portable,     toy_kv__map_portable,           toy_kv__unmap_portable,        toy_kv__fill_tables_portable,
+    toy_kv__largest_portable,     toy_kv__exponentials_portable,  toy_kv__exact_scores_portable, toy_kv__exact_sums_portable,
+    toy_kv__reduce_portable,      toy_kv__shrink_portable,        toy_kv__nearest_wide_portable, TOY_KV__BYTE_OPS_portable,
+    &toy_kv__dense_portable,      &toy_kv__code_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -1899,9 +2175,18 @@ static const toy_kv__ops toy_kv__ops_portable = {
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 /* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
-#define TOY_KV__LANES_avx2    8
+#define TOY_KV__LANES_avx2 8
+#if TOY_KV_BLOCK >= 64
+#define TOY_KV__BYTE_OPS_avx2 &toy_kv__byte_ops_avx2
+#else
 #define TOY_KV__BYTE_OPS_avx2 NULL
-#define TOY_KV__TARGET_avx2   __attribute__((target("avx2,fma,f16c")))
+#endif
+#define TOY_KV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+/* Outputs that a pass of dense.h holds sums of. */
+#define TOY_KV__N_OUTS_avx2  4
+#define TOY_KV__OUTS_avx2(X) X(0) X(1) X(2) X(3)
+#define TOY_KV__REST_avx2(X, of)
+#define TOY_KV__INLINE_avx2 TOY_KV__TARGET_avx2 static inline __attribute__((always_inline))
 typedef __m256 toy_kv__vf_avx2;
 typedef __m256i toy_kv__vi_avx2;
 typedef struct toy_kv__vt_avx2 {
@@ -1949,10 +2234,11 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__round_avx2(__m256 x)
 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-TOY_KV__TARGET_avx2 static inline __m256 toy_kv__pow2_avx2(__m256 n)
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__scale2_avx2(__m256 x, __m256 n)
 {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_mul_ps(x,
+                         _mm256_castsi256_ps(_mm256_slli_epi32(
+                             _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
 TOY_KV__TARGET_avx2 static inline float toy_kv__hsum_avx2(__m256 x)
 {
@@ -1996,48 +2282,414 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__gather_avx2(const unsigned char
     return _mm256_cvtph_ps(
         _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
+TOY_KV__TARGET_avx2 static inline void toy_kv__storeu8_avx2(unsigned char *p, __m256 x)
+{
+    __m256i code = _mm256_cvttps_epi32(x);
+    __m128i words =
+        _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+    _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(words, words));
+}
+/* The second operand is what comes out for a NaN. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__storeh_avx2(unsigned char *p, __m256 x)
+{
+    x = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(65504.0f)), _mm256_set1_ps(-65504.0f));
+    _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+TOY_KV__TARGET_avx2 static inline void toy_kv__keep_less_avx2(__m256 x, float i, __m256 *least,
+                                                          __m256 *index)
+{
+    __m256 less = _mm256_cmp_ps(x, *least, _CMP_LT_OQ);
+    *index = _mm256_blendv_ps(*index, _mm256_set1_ps(i), less);
+    *least = _mm256_min_ps(x, *least);
+}
+TOY_KV__TARGET_avx2 static inline __m128i toy_kv__load8h_avx2(const unsigned char *p)
+{
+    return _mm_loadu_si128((const __m128i *)(const void *)p);
+}
+TOY_KV__TARGET_avx2 static inline void toy_kv__store8h_avx2(unsigned char *p, __m128i x)
+{
+    _mm_storeu_si128((__m128i *)(void *)p, x);
+}
+TOY_KV__TARGET_avx2 static inline void toy_kv__transpose_avx2(const unsigned char *src, size_t src_step,
+                                                          unsigned char *dst, size_t dst_step)
+{
+    __m128i pair[8], quad[8];
+    int i;
+    for (i = 0; i < 8; i += 2) {
+        __m128i a = toy_kv__load8h_avx2(src + (size_t)i * src_step);
+        __m128i b = toy_kv__load8h_avx2(src + (size_t)(i + 1) * src_step);
+        pair[i] = _mm_unpacklo_epi16(a, b);
+        pair[i + 1] = _mm_unpackhi_epi16(a, b);
+    }
+    for (i = 0; i < 8; i += 4) { /* rows i .. i + 3 of two columns each */
+        quad[i] = _mm_unpacklo_epi32(pair[i], pair[i + 2]);
+        quad[i + 1] = _mm_unpackhi_epi32(pair[i], pair[i + 2]);
+        quad[i + 2] = _mm_unpacklo_epi32(pair[i + 1], pair[i + 3]);
+        quad[i + 3] = _mm_unpackhi_epi32(pair[i + 1], pair[i + 3]);
+    }
+    for (i = 0; i < 4; i++, dst += 2 * dst_step) {
+        toy_kv__store8h_avx2(dst, _mm_unpacklo_epi64(quad[i], quad[i + 4]));
+        toy_kv__store8h_avx2(dst + dst_step, _mm_unpackhi_epi64(quad[i], quad[i + 4]));
+    }
+}
+/* Byte kernels, AVX2: what toy_kv__byte_ops promises (types.h). Tables are those of the AVX-512
+ * kernels. Scores: a shuffle looks up 32 tokens of a plane; sums of unsigned bytes are kept as sums
+ * of 16-bit words and of their high halves. Sums: shuffled codewords times weights of 7 bits, so
+ * that no pair of products leaves 16 bits. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Sixteen floats times factor, rounded to words. */
+TOY_KV__TARGET_avx2 static inline __m256i toy_kv__sixteen_avx2(const float *x, float factor)
+{
+    __m256 f = _mm256_set1_ps(factor);
+    __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), f));
+    __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), f));
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+}
+
+/* The low bytes of sixteen words; what does not fit a signed byte is cut. */
+TOY_KV__TARGET_avx2 static inline __m128i toy_kv__narrowed_avx2(__m256i x)
+{
+    return _mm_packs_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+/* The largest magnitude of sixteen floats; *square += their squares, over lanes. */
+TOY_KV__TARGET_avx2 static inline float toy_kv__reach_avx2(const float *x, __m256 *square)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
+    *square = _mm256_fmadd_ps(a, a, _mm256_fmadd_ps(b, b, *square));
+    return toy_kv__hmax_avx2(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
+}
+
+TOY_KV__TARGET_avx2 static size_t toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
+                                                       const float *energy, toy_kv__packed *head,
+                                                       signed char *out)
+{
+    int q, r, p, quads = (planes + 3) / 4;
+    head->wide = 0;
+    for (r = 0; r < rows; r++) { /* from the last quad on, as many 8-bit ones as are allowed */
+        __m256 square = _mm256_setzero_ps();
+        float limit, top = 0.0f;
+        for (p = 0; p < planes; p++)
+            toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+        /* Half of what is allowed where the strongest channels are no tables. */
+        limit = 0.5f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR *
+                (energy[r] + toy_kv__hsum_avx2(square) / 16.0f);
+        for (q = quads - 1; q >= head->wide; q--) {
+            for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
+                float m =
+                    toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+                top = m > top ? m : top;
+            }
+            if (top * top / (127.0f * 127.0f * 12.0f) * (float)(planes - 4 * q) > limit)
+                head->wide = q + 1;
+        }
+    }
+    for (r = 0; r < rows; r++) {
+        float narrow = 0.0f, widest = 0.0f;
+        __m256 square = _mm256_setzero_ps();
+        for (p = 0; p < planes; p++) {
+            float m = toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+            if (p < 4 * head->wide)
+                widest = m > widest ? m : widest;
+            else
+                narrow = m > narrow ? m : narrow;
+        }
+        head->scale[2 * r] = widest / 32512.0f;
+        head->scale[2 * r + 1] = narrow / 127.0f;
+    }
+    for (q = 0; q < quads; q++)
+        for (r = 0; r < rows; r++) {
+            int wide = q < head->wide;
+            float scale = head->scale[2 * r + !wide];
+            for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
+                __m256i x = _mm256_setzero_si256();
+                if (p < planes && scale > 0.0f)
+                    x = toy_kv__sixteen_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
+                                           1.0f / scale);
+                if (wide) { /* low bytes are unsigned: move them through the signed packing */
+                    __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(255));
+                    _mm_storeu_si128((__m128i *)(void *)(out + 64),
+                                     _mm_packus_epi16(_mm256_castsi256_si128(low),
+                                                      _mm256_extracti128_si256(low, 1)));
+                    x = _mm256_srai_epi16(x, 8);
+                }
+                _mm_storeu_si128((__m128i *)(void *)out, toy_kv__narrowed_avx2(x));
+            }
+            out += wide ? 64 : 0;
+        }
+    return (size_t)rows * 64 * (size_t)(quads + head->wide);
+}
+
+/* Sums of bytes under way: of 16-bit words that hold two each, and of their high halves. */
+typedef struct toy_kv__wordsum_avx2 {
+    __m256i all, high;
+} toy_kv__wordsum_avx2;
+
+TOY_KV__INLINE_avx2 void toy_kv__add_codes_avx2(toy_kv__wordsum_avx2 *sum, __m256i table, __m256i codes)
+{
+    __m256i x = _mm256_shuffle_epi8(table, codes);
+    sum->all = _mm256_add_epi16(sum->all, x);
+    sum->high = _mm256_add_epi16(sum->high, _mm256_srli_epi16(x, 8));
+}
+
+/* dst [32] += scale * (the sums - bias). */
+TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const toy_kv__wordsum_avx2 *sum, int bias, float scale,
+                                        float *dst)
+{
+    __m256i even = _mm256_sub_epi16(sum->all, _mm256_slli_epi16(sum->high, 8));
+    __m256i part[2];
+    int i, k;
+    part[0] = _mm256_unpacklo_epi16(even, sum->high); /* tokens 0..7, 16..23 */
+    part[1] = _mm256_unpackhi_epi16(even, sum->high);
+#pragma GCC unroll 2
+    for (i = 0; i < 2; i++)
+#pragma GCC unroll 2
+        for (k = 0; k < 2; k++) {
+            __m128i words =
+                k == 0 ? _mm256_castsi256_si128(part[i]) : _mm256_extracti128_si256(part[i], 1);
+            float *to = dst + 16 * k + 8 * i;
+            __m256 x = _mm256_cvtepi32_ps(
+                _mm256_sub_epi32(_mm256_cvtepu16_epi32(words), _mm256_set1_epi32(bias)));
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(x, _mm256_set1_ps(scale), _mm256_loadu_ps(to)));
+        }
+}
+
+/* Tables of n planes for one row at `step` bytes a quad; `flip`: entries are signed. At most 256
+ * planes, so that no sum leaves 16 bits. */
+TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, int n,
+                                               const signed char *tables, size_t step, int flip,
+                                               float scale, float *s)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(flip ? -128 : 0);
+    int c, p;
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
+        toy_kv__wordsum_avx2 low, high;
+        low.all = low.high = high.all = high.high = _mm256_setzero_si256();
+        for (p = 0; p < n; p++) {
+            __m256i x = _mm256_loadu_si256(
+                (const __m256i *)(const void *)(codes + (size_t)p * (TOY_KV_BLOCK / 2)));
+            __m256i t = _mm256_xor_si256(
+                _mm256_broadcastsi128_si256(_mm_loadu_si128(
+                    (const __m128i *)(const void *)(tables + (size_t)(p / 4) * step + p % 4 * 16))),
+                sign);
+            toy_kv__add_codes_avx2(&low, t, _mm256_and_si256(x, nibble));
+            toy_kv__add_codes_avx2(&high, t, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+        }
+        toy_kv__flush_avx2(&low, flip ? 128 * n : 0, scale, s + 32 * c);
+        toy_kv__flush_avx2(&high, flip ? 128 * n : 0, scale, s + TOY_KV_BLOCK / 2 + 32 * c);
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *codes, int planes,
+                                                     const toy_kv__packed *head,
+                                                     const signed char *tables, int rows, float *s)
+{
+    int r, p, n, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
+    for (r = 0; r < rows; r++, s += TOY_KV_BLOCK) {
+        size_t step = (size_t)rows * 128;
+        for (p = 0; p < wide; p += 256) {
+            const signed char *t = tables + (size_t)(p / 4) * step + (size_t)r * 128;
+            const unsigned char *from = codes + (size_t)p * (TOY_KV_BLOCK / 2);
+            n = wide - p < 256 ? wide - p : 256;
+            toy_kv__score_planes_avx2(from, n, t, step, 1, 256.0f * head->scale[2 * r], s);
+            toy_kv__score_planes_avx2(from, n, t + 64, step, 0, head->scale[2 * r], s);
+        }
+        for (p = wide; p < planes; p += 256) {
+            const signed char *t = tables + (size_t)head->wide * step + (size_t)r * 64 +
+                                   (size_t)((p - wide) / 4) * (size_t)rows * 64;
+            n = planes - p < 256 ? planes - p : 256;
+            toy_kv__score_planes_avx2(codes + (size_t)p * (TOY_KV_BLOCK / 2), n, t, (size_t)rows * 64,
+                                    1, head->scale[2 * r + 1], s);
+        }
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n, signed char *out,
+                                                    float *scale)
+{
+    int i;
+    for (i = 0; i < n; i++) {
+        __m256 square = _mm256_setzero_ps();
+        float top = toy_kv__reach_avx2(book + i * 16, &square);
+        scale[i] = top / 127.0f;
+        _mm_storeu_si128((__m128i *)(void *)(out + i * 16),
+                         toy_kv__narrowed_avx2(
+                             toy_kv__sixteen_avx2(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f)));
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *w, int blocks, int rows,
+                                                      unsigned char *out, unsigned char *rest,
+                                                      float *scale)
+{
+    /* Thresholds as in the AVX-512 kernel; 126 keeps a dithered weight below 127. */
+    static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
+                                     0.40625f, 0.90625f, 0.09375f, 0.59375f, 0.34375f, 0.84375f,
+                                     0.21875f, 0.71875f, 0.46875f, 0.96875f};
+    int b, r, t, i;
+    for (r = 0; r < rows; r++) {
+        float top = 0.0f, factor, x[16], left[16];
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 8) {
+                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+                float m = toy_kv__hmax_avx2(_mm256_loadu_ps(w + at));
+                top = m > top ? m : top;
+            }
+        scale[r] = top / 126.0f;
+        factor = top > 0.0f ? 126.0f / top : 0.0f;
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+                for (i = 0; i < 16; i += 8) {
+                    __m256 y = _mm256_mul_ps(_mm256_loadu_ps(w + at + i), _mm256_set1_ps(factor));
+                    __m256 down = _mm256_floor_ps(
+                        rest != NULL ? y : _mm256_add_ps(y, _mm256_loadu_ps(dither + i)));
+                    _mm256_storeu_ps(x + i, down);
+                    _mm256_storeu_ps(left + i, _mm256_sub_ps(y, down));
+                }
+                _mm_storeu_si128((__m128i *)(void *)(out + at),
+                                 toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(x, 1.0f)));
+                if (rest != NULL)
+                    _mm_storeu_si128((__m128i *)(void *)(rest + at),
+                                     toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(left, 127.0f)));
+            }
+    }
+}
+
+/* One channel, n rows from row r on: n is a constant where it is called. */
+TOY_KV__INLINE_avx2 void toy_kv__sum_channel_avx2(const unsigned char *const *codes, size_t plane,
+                                              int blocks, const signed char *book, float book_scale,
+                                              const unsigned char *weights, const float *scale,
+                                              int rows, int r, const int n, float *acc,
+                                              size_t stride)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    const __m256i table =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)book));
+    __m256i sum[4];
+    int b, k, t;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k] = _mm256_setzero_si256();
+    for (b = 0; b < blocks; b++)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 32) {
+            const unsigned char *w =
+                weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+            __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(codes[b] + plane + t));
+            __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
+            __m256i high =
+                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                const unsigned char *p = w + k * TOY_KV_BLOCK;
+                __m256i u =
+                    _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(const void *)p), low);
+                __m256i v = _mm256_maddubs_epi16(
+                    _mm256_loadu_si256((const __m256i *)(const void *)(p + TOY_KV_BLOCK / 2)), high);
+                sum[k] = _mm256_add_epi32(sum[k], _mm256_add_epi32(_mm256_madd_epi16(u, ones),
+                                                                   _mm256_madd_epi16(v, ones)));
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *dst = acc + (size_t)(r + k) * stride * 8;
+        __m256 f = _mm256_set1_ps(scale[r + k] * book_scale);
+        _mm256_storeu_ps(dst, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k]), f, _mm256_loadu_ps(dst)));
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *const *codes, size_t offset,
+                                                   int blocks, const toy_kv__run *run,
+                                                   const signed char *book, const float *book_scale,
+                                                   const unsigned char *weights, const float *scale,
+                                                   int rows, float *acc, size_t stride)
+{
+    int p, w, r;
+    for (p = 0; p < run->planes; p++) {
+        size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
+        for (w = 0; w < run->width; w++, book += 16, book_scale++) {
+            float *dst = acc + (size_t)(p / run->stages * run->width + w) * 8;
+            for (r = 0; r + 4 <= rows; r += 4)
+                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
+                                       rows, r, 4, dst, stride);
+            for (; r < rows; r++)
+                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
+                                       rows, r, 1, dst, stride);
+        }
+    }
+}
+
+/* No dots and no batches: keys are scored through tables, and where every block has a frame of its
+ * own, in fp32. */
+static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    toy_kv__pack_tables_avx2,
+    toy_kv__score_bytes_avx2,
+    toy_kv__pack_books_avx2,
+    toy_kv__pack_weights_avx2,
+    toy_kv__sum_bytes_avx2,
+    127.0f,
+    0.02f,
+};
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
  * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
  * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_avx2 = 128, TOY_KV__STRIP_avx2 = 16 };
 
-/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
- * macro, so that both strides are constants: coefficients are operands in memory then. */
-#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+/* The second vector of tokens that a pass holds; the first one again where a block has no other. */
+enum { TOY_KV__NEXT_avx2 = TOY_KV_BLOCK > TOY_KV__LANES_avx2 ? TOY_KV__LANES_avx2 : 0 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m outputs' coefficients, OUTS at most, at coef[i * of_in + k *
+ * of_out]. A macro, so that both strides are constants. Two vectors of tokens and OUTS outputs are
+ * as many sums as registers hold: a coefficient is loaded once for both. */
+#define TOY_KV__OUTPUTS(name, of_in, of_out)                                                         \
     TOY_KV__TARGET_avx2 static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {                                        \
+        for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx2) {                                    \
             const float *c = coef, *src = x + t;                                                   \
-            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            float *dst = y + t;                                                                    \
+            TOY_KV__OUTS_avx2(TOY_KV__ZERO)                                                             \
             for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
-                toy_kv__vf_avx2 v = toy_kv__load_avx2(src);                                              \
+                toy_kv__vf_avx2 v = toy_kv__load_avx2(src), w = toy_kv__load_avx2(src + TOY_KV__NEXT_avx2), f; \
                 TOY_KV__STEP(0, of_out)                                                              \
                 TOY_KV__STEP(1, of_out)                                                              \
                 TOY_KV__STEP(2, of_out)                                                              \
                 TOY_KV__STEP(3, of_out)                                                              \
-                TOY_KV__STEP(4, of_out)                                                              \
-                TOY_KV__STEP(5, of_out)                                                              \
-                TOY_KV__STEP(6, of_out)                                                              \
-                TOY_KV__STEP(7, of_out)                                                              \
+                TOY_KV__REST_avx2(TOY_KV__STEP, of_out)                                                 \
             }                                                                                      \
-            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+            TOY_KV__OUTS_avx2(TOY_KV__KEEP)                                                             \
         }                                                                                          \
     }
-#define TOY_KV__ZERO(k)         toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
-#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__ZERO(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f), b##k = a##k;
+#define TOY_KV__STEP(k, of_out)                                                                      \
+    f = toy_kv__set1_avx2(c[(k) * (of_out)]);                                                         \
+    a##k = toy_kv__fma_avx2(f, v, a##k);                                                              \
+    b##k = toy_kv__fma_avx2(f, w, b##k);
 #define TOY_KV__KEEP(k)                                                                              \
-    if (k < m)                                                                                     \
-        toy_kv__store_avx2(y + k * TOY_KV_BLOCK + t,                                                    \
-                        toy_kv__add_avx2(toy_kv__load_avx2(y + k * TOY_KV_BLOCK + t), a##k));
-TOY_KV__EIGHT(toy_kv__eight_down_avx2, TOY_KV__STRIP_avx2, 1)
-TOY_KV__EIGHT(toy_kv__eight_across_avx2, 1, TOY_KV__DEPTH_avx2)
-#undef TOY_KV__EIGHT
+    if (k < m) {                                                                                   \
+        float *row = dst + k * TOY_KV_BLOCK;                                                         \
+        b##k = toy_kv__add_avx2(toy_kv__load_avx2(row + TOY_KV__NEXT_avx2), b##k);                          \
+        toy_kv__store_avx2(row, toy_kv__add_avx2(toy_kv__load_avx2(row), a##k));                            \
+        toy_kv__store_avx2(row + TOY_KV__NEXT_avx2, b##k);                                               \
+    }
+TOY_KV__OUTPUTS(toy_kv__outputs_down_avx2, TOY_KV__STRIP_avx2, 1)
+TOY_KV__OUTPUTS(toy_kv__outputs_across_avx2, 1, TOY_KV__DEPTH_avx2)
+#undef TOY_KV__OUTPUTS
 #undef TOY_KV__ZERO
 #undef TOY_KV__STEP
 #undef TOY_KV__KEEP
@@ -2069,12 +2721,12 @@ TOY_KV__TARGET_avx2 static void toy_kv__product_avx2(const unsigned char *table,
             for (i = 0; i < n && !across; i++)
                 toy_kv__widen_avx2(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
                                 coef + i * TOY_KV__STRIP_avx2);
-            for (k = 0; k < m; k += 8) {
+            for (k = 0; k < m; k += TOY_KV__N_OUTS_avx2) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
-                    toy_kv__eight_across_avx2(coef + k * TOY_KV__DEPTH_avx2, n, m - k, src, dst);
+                    toy_kv__outputs_across_avx2(coef + k * TOY_KV__DEPTH_avx2, n, m - k, src, dst);
                 else
-                    toy_kv__eight_down_avx2(coef + k, n, m - k, src, dst);
+                    toy_kv__outputs_down_avx2(coef + k, n, m - k, src, dst);
             }
         }
 }
@@ -2246,11 +2898,194 @@ static const toy_kv__dense_ops toy_kv__dense_avx2 = {
 };
 
 #undef TOY_KV__ROWS4
-#undef TOY_KV__ROWS8
+/* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
+ * dense.h: LANES tokens at once. Besides:
+ *
+ *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
+ *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
+ *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
+ * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
+ * all codewords. */
+#define TOY_KV__FOUR(i)                                                                              \
+    {                                                                                              \
+        toy_kv__vf_avx2 a0 = toy_kv__set1_avx2(book[i]), a1 = toy_kv__set1_avx2(book[(i) + 1]);             \
+        toy_kv__vf_avx2 a2 = toy_kv__set1_avx2(book[(i) + 2]), a3 = toy_kv__set1_avx2(book[(i) + 3]);       \
+        for (w = 0; w < width; w++) {                                                              \
+            toy_kv__vf_avx2 v = toy_kv__load_avx2(z + w * TOY_KV_BLOCK);                                   \
+            const float *c = book + 16 * (w + 1) + (i);                                            \
+            a0 = toy_kv__fma_avx2(toy_kv__set1_avx2(c[0]), v, a0);                                       \
+            a1 = toy_kv__fma_avx2(toy_kv__set1_avx2(c[1]), v, a1);                                       \
+            a2 = toy_kv__fma_avx2(toy_kv__set1_avx2(c[2]), v, a2);                                       \
+            a3 = toy_kv__fma_avx2(toy_kv__set1_avx2(c[3]), v, a3);                                       \
+        }                                                                                          \
+        toy_kv__keep_less_avx2(a0, (float)(i), &least, &index);                                       \
+        toy_kv__keep_less_avx2(a1, (float)((i) + 1), &least, &index);                                 \
+        toy_kv__keep_less_avx2(a2, (float)((i) + 2), &least, &index);                                 \
+        toy_kv__keep_less_avx2(a3, (float)((i) + 3), &least, &index);                                 \
+    }
+
+/* Inlined with a constant width. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__search_tile_avx2(const float *book, int width,
+                                                         const float *tile, unsigned char *code)
+{
+    int t, w;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+        const float *z = tile + t;
+        toy_kv__vf_avx2 least = toy_kv__set1_avx2(3.4e38f), index = toy_kv__set1_avx2(0.0f);
+        TOY_KV__FOUR(0)
+        TOY_KV__FOUR(4)
+        TOY_KV__FOUR(8)
+        TOY_KV__FOUR(12)
+        toy_kv__storeu8_avx2(code + t, index);
+    }
+}
+#undef TOY_KV__FOUR
+
+/* The nearest of 16 codewords, binary16 [width, 16], to each token of z [width, BLOCK], the lower
+ * one on ties: a plane of nibbles. words: room for [width + 1, 16]. */
+TOY_KV__TARGET_avx2 static void toy_kv__code_nibbles_avx2(const unsigned char *book, int width,
+                                                    const float *z, float *words,
+                                                    unsigned char *plane)
+{
+    unsigned char code[TOY_KV_BLOCK];
+    toy_kv__vf_avx2 half = toy_kv__set1_avx2(0.5f), minus = toy_kv__set1_avx2(-1.0f);
+    int i, w, t;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 norm = toy_kv__set1_avx2(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx2 c = toy_kv__loadh_avx2(book + 2 * (16 * w + i));
+            norm = toy_kv__fma_avx2(toy_kv__mul_avx2(half, c), c, norm);
+            toy_kv__store_avx2(words + 16 * (w + 1) + i, toy_kv__mul_avx2(minus, c));
+        }
+        toy_kv__store_avx2(words + i, norm);
+    }
+    switch (width) {
+    case 1:
+        toy_kv__search_tile_avx2(words, 1, z, code);
+        break;
+    case 2:
+        toy_kv__search_tile_avx2(words, 2, z, code);
+        break;
+    case 4:
+        toy_kv__search_tile_avx2(words, 4, z, code);
+        break;
+    default:
+        toy_kv__search_tile_avx2(words, width, z, code);
+    }
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 8) {
+        uint64_t low, high;
+        memcpy(&low, code + t, 8);
+        memcpy(&high, code + TOY_KV_BLOCK / 2 + t, 8);
+        low |= high << 4;
+        memcpy(plane + t, &low, 8);
+    }
+}
+
+/* z [width, BLOCK] -= the codewords of a plane of nibbles. */
+TOY_KV__TARGET_avx2 static void toy_kv__leave_nibbles_avx2(const unsigned char *plane,
+                                                     const unsigned char *book, int width, float *z)
+{
+    float words[16];
+    int i, t, w;
+    toy_kv__vf_avx2 minus = toy_kv__set1_avx2(-1.0f);
+    for (w = 0; w < width; w++, z += TOY_KV_BLOCK) {
+        toy_kv__vt_avx2 table;
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx2)
+            toy_kv__store_avx2(words + i, toy_kv__loadh_avx2(book + 2 * (16 * w + i)));
+        table = toy_kv__table_avx2(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+            toy_kv__store_avx2(
+                z + t, toy_kv__fma_avx2(minus, toy_kv__lookup_avx2(table, toy_kv__nibbles_avx2(plane, t)),
+                                     toy_kv__load_avx2(z + t)));
+    }
+}
+
+/* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
+TOY_KV__TARGET_avx2 static void toy_kv__squares_avx2(const float *x, int rows, float *sum)
+{
+    int r, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 v = toy_kv__load_avx2(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
+        a##k = toy_kv__fma_avx2(v, v, a##k);                                                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx2 v = toy_kv__load_avx2(x + (size_t)r * TOY_KV_BLOCK + t);
+            a0 = toy_kv__fma_avx2(v, v, a0);
+        }
+        toy_kv__store_avx2(sum + t, toy_kv__add_avx2(toy_kv__add_avx2(a0, a1), toy_kv__add_avx2(a2, a3)));
+    }
+}
+
+/* x [HEAD_DIM, BLOCK] from rows of binary16 [BLOCK, HEAD_DIM]. */
+TOY_KV__TARGET_avx2 static void toy_kv__load_rows_avx2(const unsigned char *rows, float *x)
+{
+    unsigned char tile[8 * 2 * TOY_KV_BLOCK];
+    int d, t, i;
+    for (d = 0; d + 8 <= TOY_KV_HEAD_DIM; d += 8, x += 8 * TOY_KV_BLOCK) {
+        for (t = 0; t < TOY_KV_BLOCK; t += 8)
+            toy_kv__transpose_avx2(rows + 2 * (t * TOY_KV_HEAD_DIM + d), 2 * TOY_KV_HEAD_DIM, tile + 2 * t,
+                                2 * TOY_KV_BLOCK);
+        for (i = 0; i < 8 * TOY_KV_BLOCK; i += TOY_KV__LANES_avx2)
+            toy_kv__store_avx2(x + i, toy_kv__loadh_avx2(tile + 2 * i));
+    }
+    for (; d < TOY_KV_HEAD_DIM; d++, x += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            x[t] = toy_kv__half_at(rows, (size_t)(t * TOY_KV_HEAD_DIM + d));
+}
+
+/* A row of binary16 [n] from x [n]. */
+TOY_KV__TARGET_avx2 static void toy_kv__store_row_avx2(const float *x, int n, unsigned char *row)
+{
+    int i = 0;
+    for (; i + TOY_KV__LANES_avx2 <= n; i += TOY_KV__LANES_avx2)
+        toy_kv__storeh_avx2(row + 2 * i, toy_kv__load_avx2(x + i));
+    for (; i < n; i++)
+        toy_kv__storeh_portable(row + 2 * i, x[i]);
+}
+
+/* Turns a head's vector x [HEAD_DIM] by cosines and sines, each [N_ROT / 2]. */
+TOY_KV__TARGET_avx2 static void toy_kv__turn_row_avx2(const float *cosines, const float *sines, float *x)
+{
+    int i = 0, half = TOY_KV_N_ROT / 2;
+    toy_kv__vf_avx2 minus = toy_kv__set1_avx2(-1.0f);
+    for (; !TOY_KV_ROPE_INTERLEAVED && i + TOY_KV__LANES_avx2 <= half; i += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 c = toy_kv__load_avx2(cosines + i), s = toy_kv__load_avx2(sines + i);
+        toy_kv__vf_avx2 a = toy_kv__load_avx2(x + i), b = toy_kv__load_avx2(x + half + i);
+        toy_kv__store_avx2(x + i, toy_kv__fma_avx2(toy_kv__mul_avx2(minus, s), b, toy_kv__mul_avx2(c, a)));
+        toy_kv__store_avx2(x + half + i, toy_kv__fma_avx2(s, a, toy_kv__mul_avx2(c, b)));
+    }
+    for (; i < half; i++) {
+        float *first = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i);
+        float *second = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + half);
+        float a = *first, b = *second;
+        *first = a * cosines[i] - b * sines[i];
+        *second = a * sines[i] + b * cosines[i];
+    }
+}
+
+static const toy_kv__code_ops toy_kv__code_avx2 = {
+    toy_kv__code_nibbles_avx2, toy_kv__leave_nibbles_avx2, toy_kv__squares_avx2,
+    toy_kv__load_rows_avx2,    toy_kv__store_row_avx2,     toy_kv__turn_row_avx2,
+};
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -2274,7 +3109,7 @@ TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__exp_avx2(toy_kv__vf_av
     y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(1.66666657e-1f));
     y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(5.00000000e-1f));
     y = toy_kv__fma_avx2(toy_kv__mul_avx2(y, r), r, toy_kv__add_avx2(r, toy_kv__set1_avx2(1.0f)));
-    return toy_kv__mul_avx2(y, toy_kv__pow2_avx2(n));
+    return toy_kv__scale2_avx2(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -2533,16 +3368,79 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(const unsigned char *table, int
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_avx2 static void toy_kv__fill_table_avx2(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[w]), toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_avx2(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx2 <= n_in; j += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 b = toy_kv__loadh_avx2(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx2(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_avx2(row, n_in, y + (size_t)r * (size_t)n_in);
+    }
+}
+
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_avx2 static void toy_kv__fill_tables_avx2(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
+{
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_avx2 b = toy_kv__loadh_avx2(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx2(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_avx2(lut + r * 16 + i, a);
+            }
+        }
     }
 }
 
@@ -2672,29 +3570,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__shrink_avx2(float *x, size_t n, float fa
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-TOY_KV__TARGET_avx2 static int toy_kv__nearest_avx2(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-        for (w = 0; w < width; w++) {
-            toy_kv__vf_avx2 d = toy_kv__add_avx2(
-                toy_kv__set1_avx2(z[w]),
-                toy_kv__mul_avx2(toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), toy_kv__set1_avx2(-1.0f)));
-            a = toy_kv__fma_avx2(d, d, a);
-        }
-        toy_kv__store_avx2(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -2742,13 +3618,12 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_avx2 = {
-    TOY_KV__LANES_avx2,         toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2,
-    toy_kv__score_scalars_avx2, toy_kv__sum_scalars_avx2,   toy_kv__scale_rows_avx2,
-    toy_kv__gains_avx2,         toy_kv__add_row_avx2,       toy_kv__dot_row_avx2,
-    toy_kv__map_avx2,           toy_kv__fill_table_avx2,    toy_kv__largest_avx2,
-    toy_kv__exponentials_avx2,  toy_kv__exact_scores_avx2,  toy_kv__exact_sums_avx2,
-    toy_kv__reduce_avx2,        toy_kv__shrink_avx2,        toy_kv__nearest_avx2,
-    toy_kv__nearest_wide_avx2,  TOY_KV__BYTE_OPS_avx2,      &toy_kv__dense_avx2,
+    TOY_KV__LANES_avx2,       toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2,  toy_kv__score_scalars_avx2,
+    toy_kv__sum_scalars_avx2, toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,        toy_kv__add_row_avx2,
+    toy_kv__dot_row_avx2,     toy_kv__map_avx2,           toy_kv__unmap_avx2,        toy_kv__fill_tables_avx2,
+    toy_kv__largest_avx2,     toy_kv__exponentials_avx2,  toy_kv__exact_scores_avx2, toy_kv__exact_sums_avx2,
+    toy_kv__reduce_avx2,      toy_kv__shrink_avx2,        toy_kv__nearest_wide_avx2, TOY_KV__BYTE_OPS_avx2,
+    &toy_kv__dense_avx2,      &toy_kv__code_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -2764,6 +3639,10 @@ static const toy_kv__ops toy_kv__ops_avx2 = {
         target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")))
 /* Where a loop's length must be a constant: gcc would not inline it by itself. */
 #define TOY_KV__INLINE_avx512 TOY_KV__TARGET_avx512 static inline __attribute__((always_inline))
+/* Outputs that a pass of dense.h holds sums of. */
+#define TOY_KV__N_OUTS_avx512      8
+#define TOY_KV__OUTS_avx512(X)     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define TOY_KV__REST_avx512(X, of) X(4, of) X(5, of) X(6, of) X(7, of)
 /* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
  * which g++ warns about. */
 #define TOY_KV__ALL_avx512 ((__mmask16)0xffff)
@@ -2826,12 +3705,9 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__round_avx512(__m512 x)
     return _mm512_maskz_roundscale_ps(TOY_KV__ALL_avx512, x,
                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-TOY_KV__TARGET_avx512 static inline __m512 toy_kv__pow2_avx512(__m512 n)
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__scale2_avx512(__m512 x, __m512 n)
 {
-    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(
-        TOY_KV__ALL_avx512,
-        _mm512_add_epi32(_mm512_maskz_cvtps_epi32(TOY_KV__ALL_avx512, n), _mm512_set1_epi32(127)),
-        23));
+    return _mm512_maskz_scalef_ps(TOY_KV__ALL_avx512, x, n);
 }
 TOY_KV__TARGET_avx512 static inline __m256 toy_kv__low_half_avx512(__m512 x)
 {
@@ -2885,6 +3761,158 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__gather_avx512(const unsigned 
     part[0] = _mm512_mask_blend_epi16(bit7, part[0], part[2]);
     return _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, _mm512_castsi512_si256(part[0]));
 }
+TOY_KV__TARGET_avx512 static inline void toy_kv__storeu8_avx512(unsigned char *p, __m512 x)
+{
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm512_maskz_cvtepi32_epi8(TOY_KV__ALL_avx512,
+                                                _mm512_maskz_cvttps_epi32(TOY_KV__ALL_avx512, x)));
+}
+/* The second operand is what comes out for a NaN. */
+TOY_KV__TARGET_avx512 static inline void toy_kv__storeh_avx512(unsigned char *p, __m512 x)
+{
+    x = _mm512_maskz_min_ps(TOY_KV__ALL_avx512, x, _mm512_set1_ps(65504.0f));
+    x = _mm512_maskz_max_ps(TOY_KV__ALL_avx512, x, _mm512_set1_ps(-65504.0f));
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm512_maskz_cvtps_ph(TOY_KV__ALL_avx512, x, _MM_FROUND_TO_NEAREST_INT));
+}
+TOY_KV__TARGET_avx512 static inline void toy_kv__keep_less_avx512(__m512 x, float i, __m512 *least,
+                                                              __m512 *index)
+{
+    __mmask16 less = _mm512_cmp_ps_mask(x, *least, _CMP_LT_OQ);
+    *index = _mm512_mask_mov_ps(*index, less, _mm512_set1_ps(i));
+    *least = _mm512_maskz_min_ps(TOY_KV__ALL_avx512, x, *least);
+}
+TOY_KV__TARGET_avx512 static inline void toy_kv__transpose_avx512(const unsigned char *src,
+                                                              size_t src_step, unsigned char *dst,
+                                                              size_t dst_step)
+{
+    toy_kv__transpose_avx2(src, src_step, dst, dst_step);
+}
+/* The query map in 16-bit words, AVX-512: what toy_kv__byte_ops promises (types.h). Words of 12 bits
+ * and more on both sides keep the product's error far below that of score tables; eight would not.
+ */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Columns i .. i + 15 of a basis row; the mean where they end. */
+TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const unsigned char *table,
+                                                const unsigned char *mean, int d, int n_out, int i)
+{
+    int left = n_out - i;
+    __mmask16 real = left < 16 ? (__mmask16)((1u << left) - 1u) : TOY_KV__ALL_avx512;
+    __m256i half = _mm256_maskz_loadu_epi16(
+        real, (const void *)(table + 2 * ((size_t)d * (size_t)n_out + (size_t)i)));
+    __m512 x = _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, half);
+    if (left < 16 && mean != NULL)
+        x = _mm512_mask_mov_ps(x, (__mmask16)(1u << left),
+                               _mm512_set1_ps(toy_kv__half_at(mean, (size_t)d)));
+    return x;
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(const unsigned char *table,
+                                                       const unsigned char *mean, int n_in,
+                                                       int n_out, short *words, float *scale)
+{
+    int i, d;
+    for (i = 0; i <= n_out; i += 16) {
+        __m512 high = _mm512_setzero_ps(), factor;
+        __mmask16 some;
+        for (d = 0; d < n_in; d++)
+            high =
+                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(table, mean, d, n_out, i)));
+        some = _mm512_cmp_ps_mask(high, _mm512_setzero_ps(), _CMP_GT_OQ);
+        factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(TOY_KV__MAP_TOP), high);
+        _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / TOY_KV__MAP_TOP)));
+        for (d = 0; d < n_in; d += 2, words += 32) {
+            __m512 x = toy_kv__map_row_avx512(table, mean, d, n_out, i);
+            __m512 y = toy_kv__map_row_avx512(table, mean, d + 1, n_out, i);
+            __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
+            __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
+            _mm512_storeu_si512((void *)words,
+                                _mm512_mask_blend_epi16(0xaaaaaaaau, a, _mm512_slli_epi32(b, 16)));
+        }
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__to_words_avx512(const float *x, int n, float unit, short *out)
+{
+    __m512 factor = _mm512_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < n; i += 16) {
+        __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : TOY_KV__ALL_avx512;
+        __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor);
+        _mm512_mask_cvtsepi32_storeu_epi16((void *)(out + i), some, _mm512_cvtps_epi32(y));
+    }
+}
+
+/* Rows of x at distance n_in, of y at distance `columns`; `n` rows and 16 `wide` columns, both
+ * constants where it is called. */
+TOY_KV__INLINE_avx512 void toy_kv__map_tile_avx512(const short *x, int n_in, const short *words,
+                                               const float *scale, int columns, const float *unit,
+                                               const int n, const int wide, float *y)
+{
+    __m512i sum[4][4];
+    int d, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+    for (d = 0; d < n_in / 2; d++) {
+        __m512i w[4];
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            w[i] = _mm512_loadu_si512(
+                (const void *)(words + (size_t)i * 16 * (size_t)n_in + 32 * (size_t)d));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            int32_t two;
+            __m512i q;
+            memcpy(&two, x + k * n_in + 2 * d, 4);
+            q = _mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (i = 0; i < wide; i++)
+                toy_kv__add_words_avx512(&sum[k][i], w[i], q);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
+                             _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]),
+                                           _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i),
+                                                         _mm512_set1_ps(unit[k]))));
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m, int n_in,
+                                                       const short *words, const float *scale,
+                                                       int columns, const float *unit, int rows,
+                                                       float *y)
+{
+    int c, r, step;
+    float units[TOY_KV__MAX_ROWS + 3]; /* of four rows from any one on */
+    for (r = 0; r < rows + 3; r++)
+        units[r] = unit[r % rows];
+    for (c = 0; c < columns; c += step) {
+        const short *w = words + (size_t)c * (size_t)n_in;
+        step = columns - c >= 64 ? 64 : 16;
+        for (r = 0; r < m;) {
+            const short *q = x + (size_t)r * (size_t)n_in;
+            float *dst = y + (size_t)r * (size_t)columns + c;
+#define TOY_KV__MAP(n, wide)                                                                         \
+    toy_kv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, n, wide, dst)
+            if (m - r >= 4) {
+                step == 64 ? TOY_KV__MAP(4, 4) : TOY_KV__MAP(4, 1);
+                r += 4;
+            } else {
+                step == 64 ? TOY_KV__MAP(1, 4) : TOY_KV__MAP(1, 1);
+                r++;
+            }
+#undef TOY_KV__MAP
+        }
+    }
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Scores of codes of one or two channels, AVX-512: what toy_kv__byte_ops promises (types.h).
  *
  * The codewords themselves are looked up, 16 bits each and two channels to a 32-bit lane, and meet
@@ -3095,15 +4123,15 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__interleave_avx512(int first)
                            _mm512_set1_epi32((int)(0x60402000u + 0x01010101u * (unsigned)first)));
 }
 
-/* Scores of n rows, a constant where it is called, from row r on. */
-TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
+/* Scores of n rows, a constant where it is called, from row r on: quads in 16 bits. */
+TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes, int planes,
                                                  const toy_kv__packed *head,
                                                  const signed char *tables, int rows, int r,
                                                  const int n, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
-    int part, q, k, quads = (planes + 3) / 4;
+    int part, q, k;
     for (part = 0; part < TOY_KV_BLOCK / 32; part++) { /* 16 tokens and 16 half a block later */
         const __m512i pick = toy_kv__interleave_avx512(part % 2 * 16);
         const unsigned char *p = codes + part / 2 * 32;
@@ -3136,32 +4164,68 @@ TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes,
             float *far = dst + TOY_KV_BLOCK / 2;
             _mm512_storeu_ps(dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w0), f, _mm512_loadu_ps(dst)));
             _mm512_storeu_ps(far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w1), f, _mm512_loadu_ps(far)));
-            sum[k][0] = sum[k][1] = _mm512_setzero_si512();
         }
-        t = tables + (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
-        for (; q < quads; q++, t += (size_t)rows * 64) {
-            __m512i x = _mm512_permutex2var_epi8(toy_kv__two_planes_avx512(p, 4 * q, planes), pick,
-                                                 toy_kv__two_planes_avx512(p, 4 * q + 2, planes));
-            __m512i a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
-            __m512i b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
+    }
+}
+
+/* The same of quads in 8 bits, 64 tokens at a time. */
+TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *codes, int planes,
+                                                   const toy_kv__packed *head,
+                                                   const signed char *tables, int rows, int r,
+                                                   const int n, float *s)
+{
+    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
+    const __m512i base = _mm512_set1_epi32(0x30201000);
+    const __m512i pick0 = toy_kv__interleave_avx512(0), pick1 = toy_kv__interleave_avx512(16);
+    int c, q, k, i;
+    tables += (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
+        const signed char *t = tables;
+        __m512i sum[4][4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+        for (q = head->wide; q < (planes + 3) / 4; q++, t += (size_t)rows * 64) {
+            __m512i a = toy_kv__two_planes_avx512(codes, 4 * q, planes), v[4];
+            __m512i b = toy_kv__two_planes_avx512(codes, 4 * q + 2, planes);
+            v[0] = _mm512_permutex2var_epi8(a, pick0, b);
+            v[1] = _mm512_permutex2var_epi8(a, pick1, b);
+            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
+            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
+            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
-                toy_kv__add_bytes_avx512(&sum[k][0], ones, _mm512_permutexvar_epi8(a, e));
-                toy_kv__add_bytes_avx512(&sum[k][1], ones, _mm512_permutexvar_epi8(b, e));
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_avx512(&sum[k][i], ones, _mm512_permutexvar_epi8(v[i], e));
             }
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            float *dst = s + (r + k) * TOY_KV_BLOCK + part * 16;
-            float *far = dst + TOY_KV_BLOCK / 2;
             __m512 f = _mm512_set1_ps(head->scale[2 * (r + k) + 1]);
-            _mm512_storeu_ps(
-                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][0]), f, _mm512_loadu_ps(dst)));
-            _mm512_storeu_ps(
-                far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][1]), f, _mm512_loadu_ps(far)));
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                float *dst =
+                    s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c + i % 2 * 16;
+                _mm512_storeu_ps(
+                    dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+            }
         }
     }
+}
+
+/* Both kinds; most tables have one only. */
+TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
+                                                 const toy_kv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
+{
+    if (head->wide > 0)
+        toy_kv__score_wide_avx512(codes, planes, head, tables, rows, r, n, s);
+    if (head->wide < (planes + 3) / 4)
+        toy_kv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, s);
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char *codes, int planes,
@@ -3341,7 +4405,11 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *c
         int channel = c + i < n_channels ? c + i : n_channels - 1; /* twice, and not stored */
         table[i] = _mm512_broadcast_i32x4(
             _mm_loadu_si128((const __m128i *)(const void *)(book + channel * 16)));
-        plane[i] = offset + (size_t)(channel / run->width) * (TOY_KV_BLOCK / 2);
+        plane[i] = offset + (size_t)(each == 4         ? c / run->width
+                                     : each == 2       ? channel / 2
+                                     : run->width == 1 ? channel
+                                                       : channel / run->width) *
+                                (TOY_KV_BLOCK / 2);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++)
             sum[k][i] = _mm512_setzero_si512();
@@ -3369,7 +4437,9 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *c
         }
 #pragma GCC unroll 4
     for (i = 0; i < 4; i++) {
-        int latent = (c + i) / run->width / run->stages * run->width + (c + i) % run->width;
+        int latent = c + i; /* no division where there is one stage */
+        if (run->stages > 1)
+            latent = latent / run->width / run->stages * run->width + latent % run->width;
         if (c + i >= n_channels)
             continue;
 #pragma GCC unroll 4
@@ -3409,9 +4479,19 @@ toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int b
 }
 
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
-    toy_kv__dot_books_avx512,    toy_kv__dot_queries_avx512, toy_kv__dot_scores_avx512,
-    toy_kv__pack_tables_avx512,  toy_kv__score_bytes_avx512, toy_kv__pack_books_avx512,
-    toy_kv__pack_weights_avx512, toy_kv__sum_bytes_avx512,
+    toy_kv__map_basis_avx512,
+    toy_kv__to_words_avx512,
+    toy_kv__map_words_avx512,
+    toy_kv__dot_books_avx512,
+    toy_kv__dot_queries_avx512,
+    toy_kv__dot_scores_avx512,
+    toy_kv__pack_tables_avx512,
+    toy_kv__score_bytes_avx512,
+    toy_kv__pack_books_avx512,
+    toy_kv__pack_weights_avx512,
+    toy_kv__sum_bytes_avx512,
+    255.0f,
+    0.05f,
 };
 
 #endif /* TOY_KV_BLOCK >= 64 */
@@ -3420,43 +4500,50 @@ static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
  * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_avx512 = 128, TOY_KV__STRIP_avx512 = 16 };
 
-/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
- * macro, so that both strides are constants: coefficients are operands in memory then. */
-#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+/* The second vector of tokens that a pass holds; the first one again where a block has no other. */
+enum { TOY_KV__NEXT_avx512 = TOY_KV_BLOCK > TOY_KV__LANES_avx512 ? TOY_KV__LANES_avx512 : 0 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m outputs' coefficients, OUTS at most, at coef[i * of_in + k *
+ * of_out]. A macro, so that both strides are constants. Two vectors of tokens and OUTS outputs are
+ * as many sums as registers hold: a coefficient is loaded once for both. */
+#define TOY_KV__OUTPUTS(name, of_in, of_out)                                                         \
     TOY_KV__TARGET_avx512 static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {                                        \
+        for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx512) {                                    \
             const float *c = coef, *src = x + t;                                                   \
-            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            float *dst = y + t;                                                                    \
+            TOY_KV__OUTS_avx512(TOY_KV__ZERO)                                                             \
             for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
-                toy_kv__vf_avx512 v = toy_kv__load_avx512(src);                                              \
+                toy_kv__vf_avx512 v = toy_kv__load_avx512(src), w = toy_kv__load_avx512(src + TOY_KV__NEXT_avx512), f; \
                 TOY_KV__STEP(0, of_out)                                                              \
                 TOY_KV__STEP(1, of_out)                                                              \
                 TOY_KV__STEP(2, of_out)                                                              \
                 TOY_KV__STEP(3, of_out)                                                              \
-                TOY_KV__STEP(4, of_out)                                                              \
-                TOY_KV__STEP(5, of_out)                                                              \
-                TOY_KV__STEP(6, of_out)                                                              \
-                TOY_KV__STEP(7, of_out)                                                              \
+                TOY_KV__REST_avx512(TOY_KV__STEP, of_out)                                                 \
             }                                                                                      \
-            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+            TOY_KV__OUTS_avx512(TOY_KV__KEEP)                                                             \
         }                                                                                          \
     }
-#define TOY_KV__ZERO(k)         toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
-#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__ZERO(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f), b##k = a##k;
+#define TOY_KV__STEP(k, of_out)                                                                      \
+    f = toy_kv__set1_avx512(c[(k) * (of_out)]);                                                         \
+    a##k = toy_kv__fma_avx512(f, v, a##k);                                                              \
+    b##k = toy_kv__fma_avx512(f, w, b##k);
 #define TOY_KV__KEEP(k)                                                                              \
-    if (k < m)                                                                                     \
-        toy_kv__store_avx512(y + k * TOY_KV_BLOCK + t,                                                    \
-                        toy_kv__add_avx512(toy_kv__load_avx512(y + k * TOY_KV_BLOCK + t), a##k));
-TOY_KV__EIGHT(toy_kv__eight_down_avx512, TOY_KV__STRIP_avx512, 1)
-TOY_KV__EIGHT(toy_kv__eight_across_avx512, 1, TOY_KV__DEPTH_avx512)
-#undef TOY_KV__EIGHT
+    if (k < m) {                                                                                   \
+        float *row = dst + k * TOY_KV_BLOCK;                                                         \
+        b##k = toy_kv__add_avx512(toy_kv__load_avx512(row + TOY_KV__NEXT_avx512), b##k);                          \
+        toy_kv__store_avx512(row, toy_kv__add_avx512(toy_kv__load_avx512(row), a##k));                            \
+        toy_kv__store_avx512(row + TOY_KV__NEXT_avx512, b##k);                                               \
+    }
+TOY_KV__OUTPUTS(toy_kv__outputs_down_avx512, TOY_KV__STRIP_avx512, 1)
+TOY_KV__OUTPUTS(toy_kv__outputs_across_avx512, 1, TOY_KV__DEPTH_avx512)
+#undef TOY_KV__OUTPUTS
 #undef TOY_KV__ZERO
 #undef TOY_KV__STEP
 #undef TOY_KV__KEEP
@@ -3488,12 +4575,12 @@ TOY_KV__TARGET_avx512 static void toy_kv__product_avx512(const unsigned char *ta
             for (i = 0; i < n && !across; i++)
                 toy_kv__widen_avx512(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
                                 coef + i * TOY_KV__STRIP_avx512);
-            for (k = 0; k < m; k += 8) {
+            for (k = 0; k < m; k += TOY_KV__N_OUTS_avx512) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
-                    toy_kv__eight_across_avx512(coef + k * TOY_KV__DEPTH_avx512, n, m - k, src, dst);
+                    toy_kv__outputs_across_avx512(coef + k * TOY_KV__DEPTH_avx512, n, m - k, src, dst);
                 else
-                    toy_kv__eight_down_avx512(coef + k, n, m - k, src, dst);
+                    toy_kv__outputs_down_avx512(coef + k, n, m - k, src, dst);
             }
         }
 }
@@ -3665,11 +4752,194 @@ static const toy_kv__dense_ops toy_kv__dense_avx512 = {
 };
 
 #undef TOY_KV__ROWS4
-#undef TOY_KV__ROWS8
+/* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
+ * dense.h: LANES tokens at once. Besides:
+ *
+ *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
+ *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
+ *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
+ * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
+ * all codewords. */
+#define TOY_KV__FOUR(i)                                                                              \
+    {                                                                                              \
+        toy_kv__vf_avx512 a0 = toy_kv__set1_avx512(book[i]), a1 = toy_kv__set1_avx512(book[(i) + 1]);             \
+        toy_kv__vf_avx512 a2 = toy_kv__set1_avx512(book[(i) + 2]), a3 = toy_kv__set1_avx512(book[(i) + 3]);       \
+        for (w = 0; w < width; w++) {                                                              \
+            toy_kv__vf_avx512 v = toy_kv__load_avx512(z + w * TOY_KV_BLOCK);                                   \
+            const float *c = book + 16 * (w + 1) + (i);                                            \
+            a0 = toy_kv__fma_avx512(toy_kv__set1_avx512(c[0]), v, a0);                                       \
+            a1 = toy_kv__fma_avx512(toy_kv__set1_avx512(c[1]), v, a1);                                       \
+            a2 = toy_kv__fma_avx512(toy_kv__set1_avx512(c[2]), v, a2);                                       \
+            a3 = toy_kv__fma_avx512(toy_kv__set1_avx512(c[3]), v, a3);                                       \
+        }                                                                                          \
+        toy_kv__keep_less_avx512(a0, (float)(i), &least, &index);                                       \
+        toy_kv__keep_less_avx512(a1, (float)((i) + 1), &least, &index);                                 \
+        toy_kv__keep_less_avx512(a2, (float)((i) + 2), &least, &index);                                 \
+        toy_kv__keep_less_avx512(a3, (float)((i) + 3), &least, &index);                                 \
+    }
+
+/* Inlined with a constant width. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__search_tile_avx512(const float *book, int width,
+                                                         const float *tile, unsigned char *code)
+{
+    int t, w;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+        const float *z = tile + t;
+        toy_kv__vf_avx512 least = toy_kv__set1_avx512(3.4e38f), index = toy_kv__set1_avx512(0.0f);
+        TOY_KV__FOUR(0)
+        TOY_KV__FOUR(4)
+        TOY_KV__FOUR(8)
+        TOY_KV__FOUR(12)
+        toy_kv__storeu8_avx512(code + t, index);
+    }
+}
+#undef TOY_KV__FOUR
+
+/* The nearest of 16 codewords, binary16 [width, 16], to each token of z [width, BLOCK], the lower
+ * one on ties: a plane of nibbles. words: room for [width + 1, 16]. */
+TOY_KV__TARGET_avx512 static void toy_kv__code_nibbles_avx512(const unsigned char *book, int width,
+                                                    const float *z, float *words,
+                                                    unsigned char *plane)
+{
+    unsigned char code[TOY_KV_BLOCK];
+    toy_kv__vf_avx512 half = toy_kv__set1_avx512(0.5f), minus = toy_kv__set1_avx512(-1.0f);
+    int i, w, t;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 norm = toy_kv__set1_avx512(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx512 c = toy_kv__loadh_avx512(book + 2 * (16 * w + i));
+            norm = toy_kv__fma_avx512(toy_kv__mul_avx512(half, c), c, norm);
+            toy_kv__store_avx512(words + 16 * (w + 1) + i, toy_kv__mul_avx512(minus, c));
+        }
+        toy_kv__store_avx512(words + i, norm);
+    }
+    switch (width) {
+    case 1:
+        toy_kv__search_tile_avx512(words, 1, z, code);
+        break;
+    case 2:
+        toy_kv__search_tile_avx512(words, 2, z, code);
+        break;
+    case 4:
+        toy_kv__search_tile_avx512(words, 4, z, code);
+        break;
+    default:
+        toy_kv__search_tile_avx512(words, width, z, code);
+    }
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 8) {
+        uint64_t low, high;
+        memcpy(&low, code + t, 8);
+        memcpy(&high, code + TOY_KV_BLOCK / 2 + t, 8);
+        low |= high << 4;
+        memcpy(plane + t, &low, 8);
+    }
+}
+
+/* z [width, BLOCK] -= the codewords of a plane of nibbles. */
+TOY_KV__TARGET_avx512 static void toy_kv__leave_nibbles_avx512(const unsigned char *plane,
+                                                     const unsigned char *book, int width, float *z)
+{
+    float words[16];
+    int i, t, w;
+    toy_kv__vf_avx512 minus = toy_kv__set1_avx512(-1.0f);
+    for (w = 0; w < width; w++, z += TOY_KV_BLOCK) {
+        toy_kv__vt_avx512 table;
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx512)
+            toy_kv__store_avx512(words + i, toy_kv__loadh_avx512(book + 2 * (16 * w + i)));
+        table = toy_kv__table_avx512(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+            toy_kv__store_avx512(
+                z + t, toy_kv__fma_avx512(minus, toy_kv__lookup_avx512(table, toy_kv__nibbles_avx512(plane, t)),
+                                     toy_kv__load_avx512(z + t)));
+    }
+}
+
+/* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
+TOY_KV__TARGET_avx512 static void toy_kv__squares_avx512(const float *x, int rows, float *sum)
+{
+    int r, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 v = toy_kv__load_avx512(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
+        a##k = toy_kv__fma_avx512(v, v, a##k);                                                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx512 v = toy_kv__load_avx512(x + (size_t)r * TOY_KV_BLOCK + t);
+            a0 = toy_kv__fma_avx512(v, v, a0);
+        }
+        toy_kv__store_avx512(sum + t, toy_kv__add_avx512(toy_kv__add_avx512(a0, a1), toy_kv__add_avx512(a2, a3)));
+    }
+}
+
+/* x [HEAD_DIM, BLOCK] from rows of binary16 [BLOCK, HEAD_DIM]. */
+TOY_KV__TARGET_avx512 static void toy_kv__load_rows_avx512(const unsigned char *rows, float *x)
+{
+    unsigned char tile[8 * 2 * TOY_KV_BLOCK];
+    int d, t, i;
+    for (d = 0; d + 8 <= TOY_KV_HEAD_DIM; d += 8, x += 8 * TOY_KV_BLOCK) {
+        for (t = 0; t < TOY_KV_BLOCK; t += 8)
+            toy_kv__transpose_avx512(rows + 2 * (t * TOY_KV_HEAD_DIM + d), 2 * TOY_KV_HEAD_DIM, tile + 2 * t,
+                                2 * TOY_KV_BLOCK);
+        for (i = 0; i < 8 * TOY_KV_BLOCK; i += TOY_KV__LANES_avx512)
+            toy_kv__store_avx512(x + i, toy_kv__loadh_avx512(tile + 2 * i));
+    }
+    for (; d < TOY_KV_HEAD_DIM; d++, x += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            x[t] = toy_kv__half_at(rows, (size_t)(t * TOY_KV_HEAD_DIM + d));
+}
+
+/* A row of binary16 [n] from x [n]. */
+TOY_KV__TARGET_avx512 static void toy_kv__store_row_avx512(const float *x, int n, unsigned char *row)
+{
+    int i = 0;
+    for (; i + TOY_KV__LANES_avx512 <= n; i += TOY_KV__LANES_avx512)
+        toy_kv__storeh_avx512(row + 2 * i, toy_kv__load_avx512(x + i));
+    for (; i < n; i++)
+        toy_kv__storeh_portable(row + 2 * i, x[i]);
+}
+
+/* Turns a head's vector x [HEAD_DIM] by cosines and sines, each [N_ROT / 2]. */
+TOY_KV__TARGET_avx512 static void toy_kv__turn_row_avx512(const float *cosines, const float *sines, float *x)
+{
+    int i = 0, half = TOY_KV_N_ROT / 2;
+    toy_kv__vf_avx512 minus = toy_kv__set1_avx512(-1.0f);
+    for (; !TOY_KV_ROPE_INTERLEAVED && i + TOY_KV__LANES_avx512 <= half; i += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 c = toy_kv__load_avx512(cosines + i), s = toy_kv__load_avx512(sines + i);
+        toy_kv__vf_avx512 a = toy_kv__load_avx512(x + i), b = toy_kv__load_avx512(x + half + i);
+        toy_kv__store_avx512(x + i, toy_kv__fma_avx512(toy_kv__mul_avx512(minus, s), b, toy_kv__mul_avx512(c, a)));
+        toy_kv__store_avx512(x + half + i, toy_kv__fma_avx512(s, a, toy_kv__mul_avx512(c, b)));
+    }
+    for (; i < half; i++) {
+        float *first = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i);
+        float *second = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + half);
+        float a = *first, b = *second;
+        *first = a * cosines[i] - b * sines[i];
+        *second = a * sines[i] + b * cosines[i];
+    }
+}
+
+static const toy_kv__code_ops toy_kv__code_avx512 = {
+    toy_kv__code_nibbles_avx512, toy_kv__leave_nibbles_avx512, toy_kv__squares_avx512,
+    toy_kv__load_rows_avx512,    toy_kv__store_row_avx512,     toy_kv__turn_row_avx512,
+};
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -3693,7 +4963,7 @@ TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__exp_avx512(toy_kv_
     y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(1.66666657e-1f));
     y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(5.00000000e-1f));
     y = toy_kv__fma_avx512(toy_kv__mul_avx512(y, r), r, toy_kv__add_avx512(r, toy_kv__set1_avx512(1.0f)));
-    return toy_kv__mul_avx512(y, toy_kv__pow2_avx512(n));
+    return toy_kv__scale2_avx512(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -3952,16 +5222,79 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(const unsigned char *table,
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_avx512 static void toy_kv__fill_table_avx512(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[w]), toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_avx512(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx512 <= n_in; j += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 b = toy_kv__loadh_avx512(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx512(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_avx512(row, n_in, y + (size_t)r * (size_t)n_in);
+    }
+}
+
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__fill_tables_avx512(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
+{
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_avx512 b = toy_kv__loadh_avx512(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx512(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_avx512(lut + r * 16 + i, a);
+            }
+        }
     }
 }
 
@@ -4091,29 +5424,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__shrink_avx512(float *x, size_t n, floa
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-TOY_KV__TARGET_avx512 static int toy_kv__nearest_avx512(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-        for (w = 0; w < width; w++) {
-            toy_kv__vf_avx512 d = toy_kv__add_avx512(
-                toy_kv__set1_avx512(z[w]),
-                toy_kv__mul_avx512(toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), toy_kv__set1_avx512(-1.0f)));
-            a = toy_kv__fma_avx512(d, d, a);
-        }
-        toy_kv__store_avx512(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -4161,13 +5472,12 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char
 }
 
 static const toy_kv__ops toy_kv__ops_avx512 = {
-    TOY_KV__LANES_avx512,         toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512,
-    toy_kv__score_scalars_avx512, toy_kv__sum_scalars_avx512,   toy_kv__scale_rows_avx512,
-    toy_kv__gains_avx512,         toy_kv__add_row_avx512,       toy_kv__dot_row_avx512,
-    toy_kv__map_avx512,           toy_kv__fill_table_avx512,    toy_kv__largest_avx512,
-    toy_kv__exponentials_avx512,  toy_kv__exact_scores_avx512,  toy_kv__exact_sums_avx512,
-    toy_kv__reduce_avx512,        toy_kv__shrink_avx512,        toy_kv__nearest_avx512,
-    toy_kv__nearest_wide_avx512,  TOY_KV__BYTE_OPS_avx512,      &toy_kv__dense_avx512,
+    TOY_KV__LANES_avx512,       toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512,  toy_kv__score_scalars_avx512,
+    toy_kv__sum_scalars_avx512, toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,        toy_kv__add_row_avx512,
+    toy_kv__dot_row_avx512,     toy_kv__map_avx512,           toy_kv__unmap_avx512,        toy_kv__fill_tables_avx512,
+    toy_kv__largest_avx512,     toy_kv__exponentials_avx512,  toy_kv__exact_scores_avx512, toy_kv__exact_sums_avx512,
+    toy_kv__reduce_avx512,      toy_kv__shrink_avx512,        toy_kv__nearest_wide_avx512, TOY_KV__BYTE_OPS_avx512,
+    &toy_kv__dense_avx512,      &toy_kv__code_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -4181,6 +5491,10 @@ static const toy_kv__ops toy_kv__ops_avx512 = {
 #define TOY_KV__LANES_neon    4
 #define TOY_KV__BYTE_OPS_neon NULL
 #define TOY_KV__TARGET_neon
+/* Outputs that a pass of dense.h holds sums of. */
+#define TOY_KV__N_OUTS_neon      8
+#define TOY_KV__OUTS_neon(X)     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define TOY_KV__REST_neon(X, of) X(4, of) X(5, of) X(6, of) X(7, of)
 typedef float32x4_t toy_kv__vf_neon;
 typedef uint32x4_t toy_kv__vi_neon;
 typedef uint8x16x4_t toy_kv__vt_neon; /* sixteen floats as the bytes of four registers */
@@ -4227,9 +5541,10 @@ static inline float32x4_t toy_kv__round_neon(float32x4_t x)
 {
     return vrndnq_f32(x);
 }
-static inline float32x4_t toy_kv__pow2_neon(float32x4_t n)
+static inline float32x4_t toy_kv__scale2_neon(float32x4_t x, float32x4_t n)
 {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+    return vmulq_f32(
+        x, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)));
 }
 static inline float toy_kv__hsum_neon(float32x4_t x)
 {
@@ -4272,48 +5587,94 @@ static inline float32x4_t toy_kv__gather_neon(const unsigned char *table, const 
         memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
 }
+static inline void toy_kv__storeu8_neon(unsigned char *p, float32x4_t x)
+{
+    uint16x4_t words = vmovn_u32(vcvtq_u32_f32(x));
+    uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0);
+    memcpy(p, &four, 4);
+}
+static inline void toy_kv__storeh_neon(unsigned char *p, float32x4_t x)
+{
+    x = vmaxnmq_f32(vminnmq_f32(x, vdupq_n_f32(65504.0f)), vdupq_n_f32(-65504.0f));
+    vst1_u8(p, vreinterpret_u8_f16(vcvt_f16_f32(x)));
+}
+static inline void toy_kv__keep_less_neon(float32x4_t x, float i, float32x4_t *least,
+                                        float32x4_t *index)
+{
+    *index = vbslq_f32(vcltq_f32(x, *least), vdupq_n_f32(i), *index);
+    *least = vminq_f32(x, *least);
+}
+static inline void toy_kv__transpose_neon(const unsigned char *src, size_t src_step,
+                                        unsigned char *dst, size_t dst_step)
+{
+    uint32x4_t row[8];
+    int i, j;
+    for (i = 0; i < 8; i += 2, src += 2 * src_step) {
+        uint16x8_t a = vreinterpretq_u16_u8(vld1q_u8(src));
+        uint16x8_t b = vreinterpretq_u16_u8(vld1q_u8(src + src_step));
+        row[i] = vreinterpretq_u32_u16(vzip1q_u16(a, b));
+        row[i + 1] = vreinterpretq_u32_u16(vzip2q_u16(a, b));
+    }
+    for (i = 0; i < 2; i++) /* columns 4 i .. 4 i + 3: rows 0 .. 3, then 4 .. 7 */
+        for (j = 0; j < 2; j++, dst += 2 * dst_step) {
+            uint32x4_t low =
+                j == 0 ? vzip1q_u32(row[i], row[i + 2]) : vzip2q_u32(row[i], row[i + 2]);
+            uint32x4_t high =
+                j == 0 ? vzip1q_u32(row[i + 4], row[i + 6]) : vzip2q_u32(row[i + 4], row[i + 6]);
+            uint64x2_t a = vreinterpretq_u64_u32(low), b = vreinterpretq_u64_u32(high);
+            vst1q_u8(dst, vreinterpretq_u8_u64(vzip1q_u64(a, b)));
+            vst1q_u8(dst + dst_step, vreinterpretq_u8_u64(vzip2q_u64(a, b)));
+        }
+}
 /* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
  * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
  * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_neon = 128, TOY_KV__STRIP_neon = 16 };
 
-/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
- * macro, so that both strides are constants: coefficients are operands in memory then. */
-#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+/* The second vector of tokens that a pass holds; the first one again where a block has no other. */
+enum { TOY_KV__NEXT_neon = TOY_KV_BLOCK > TOY_KV__LANES_neon ? TOY_KV__LANES_neon : 0 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m outputs' coefficients, OUTS at most, at coef[i * of_in + k *
+ * of_out]. A macro, so that both strides are constants. Two vectors of tokens and OUTS outputs are
+ * as many sums as registers hold: a coefficient is loaded once for both. */
+#define TOY_KV__OUTPUTS(name, of_in, of_out)                                                         \
     TOY_KV__TARGET_neon static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {                                        \
+        for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_neon) {                                    \
             const float *c = coef, *src = x + t;                                                   \
-            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            float *dst = y + t;                                                                    \
+            TOY_KV__OUTS_neon(TOY_KV__ZERO)                                                             \
             for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
-                toy_kv__vf_neon v = toy_kv__load_neon(src);                                              \
+                toy_kv__vf_neon v = toy_kv__load_neon(src), w = toy_kv__load_neon(src + TOY_KV__NEXT_neon), f; \
                 TOY_KV__STEP(0, of_out)                                                              \
                 TOY_KV__STEP(1, of_out)                                                              \
                 TOY_KV__STEP(2, of_out)                                                              \
                 TOY_KV__STEP(3, of_out)                                                              \
-                TOY_KV__STEP(4, of_out)                                                              \
-                TOY_KV__STEP(5, of_out)                                                              \
-                TOY_KV__STEP(6, of_out)                                                              \
-                TOY_KV__STEP(7, of_out)                                                              \
+                TOY_KV__REST_neon(TOY_KV__STEP, of_out)                                                 \
             }                                                                                      \
-            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+            TOY_KV__OUTS_neon(TOY_KV__KEEP)                                                             \
         }                                                                                          \
     }
-#define TOY_KV__ZERO(k)         toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
-#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_neon(toy_kv__set1_neon(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__ZERO(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f), b##k = a##k;
+#define TOY_KV__STEP(k, of_out)                                                                      \
+    f = toy_kv__set1_neon(c[(k) * (of_out)]);                                                         \
+    a##k = toy_kv__fma_neon(f, v, a##k);                                                              \
+    b##k = toy_kv__fma_neon(f, w, b##k);
 #define TOY_KV__KEEP(k)                                                                              \
-    if (k < m)                                                                                     \
-        toy_kv__store_neon(y + k * TOY_KV_BLOCK + t,                                                    \
-                        toy_kv__add_neon(toy_kv__load_neon(y + k * TOY_KV_BLOCK + t), a##k));
-TOY_KV__EIGHT(toy_kv__eight_down_neon, TOY_KV__STRIP_neon, 1)
-TOY_KV__EIGHT(toy_kv__eight_across_neon, 1, TOY_KV__DEPTH_neon)
-#undef TOY_KV__EIGHT
+    if (k < m) {                                                                                   \
+        float *row = dst + k * TOY_KV_BLOCK;                                                         \
+        b##k = toy_kv__add_neon(toy_kv__load_neon(row + TOY_KV__NEXT_neon), b##k);                          \
+        toy_kv__store_neon(row, toy_kv__add_neon(toy_kv__load_neon(row), a##k));                            \
+        toy_kv__store_neon(row + TOY_KV__NEXT_neon, b##k);                                               \
+    }
+TOY_KV__OUTPUTS(toy_kv__outputs_down_neon, TOY_KV__STRIP_neon, 1)
+TOY_KV__OUTPUTS(toy_kv__outputs_across_neon, 1, TOY_KV__DEPTH_neon)
+#undef TOY_KV__OUTPUTS
 #undef TOY_KV__ZERO
 #undef TOY_KV__STEP
 #undef TOY_KV__KEEP
@@ -4345,12 +5706,12 @@ TOY_KV__TARGET_neon static void toy_kv__product_neon(const unsigned char *table,
             for (i = 0; i < n && !across; i++)
                 toy_kv__widen_neon(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
                                 coef + i * TOY_KV__STRIP_neon);
-            for (k = 0; k < m; k += 8) {
+            for (k = 0; k < m; k += TOY_KV__N_OUTS_neon) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
-                    toy_kv__eight_across_neon(coef + k * TOY_KV__DEPTH_neon, n, m - k, src, dst);
+                    toy_kv__outputs_across_neon(coef + k * TOY_KV__DEPTH_neon, n, m - k, src, dst);
                 else
-                    toy_kv__eight_down_neon(coef + k, n, m - k, src, dst);
+                    toy_kv__outputs_down_neon(coef + k, n, m - k, src, dst);
             }
         }
 }
@@ -4522,11 +5883,194 @@ static const toy_kv__dense_ops toy_kv__dense_neon = {
 };
 
 #undef TOY_KV__ROWS4
-#undef TOY_KV__ROWS8
+/* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
+ * dense.h: LANES tokens at once. Besides:
+ *
+ *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
+ *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
+ *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
+ * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
+ * all codewords. */
+#define TOY_KV__FOUR(i)                                                                              \
+    {                                                                                              \
+        toy_kv__vf_neon a0 = toy_kv__set1_neon(book[i]), a1 = toy_kv__set1_neon(book[(i) + 1]);             \
+        toy_kv__vf_neon a2 = toy_kv__set1_neon(book[(i) + 2]), a3 = toy_kv__set1_neon(book[(i) + 3]);       \
+        for (w = 0; w < width; w++) {                                                              \
+            toy_kv__vf_neon v = toy_kv__load_neon(z + w * TOY_KV_BLOCK);                                   \
+            const float *c = book + 16 * (w + 1) + (i);                                            \
+            a0 = toy_kv__fma_neon(toy_kv__set1_neon(c[0]), v, a0);                                       \
+            a1 = toy_kv__fma_neon(toy_kv__set1_neon(c[1]), v, a1);                                       \
+            a2 = toy_kv__fma_neon(toy_kv__set1_neon(c[2]), v, a2);                                       \
+            a3 = toy_kv__fma_neon(toy_kv__set1_neon(c[3]), v, a3);                                       \
+        }                                                                                          \
+        toy_kv__keep_less_neon(a0, (float)(i), &least, &index);                                       \
+        toy_kv__keep_less_neon(a1, (float)((i) + 1), &least, &index);                                 \
+        toy_kv__keep_less_neon(a2, (float)((i) + 2), &least, &index);                                 \
+        toy_kv__keep_less_neon(a3, (float)((i) + 3), &least, &index);                                 \
+    }
+
+/* Inlined with a constant width. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__search_tile_neon(const float *book, int width,
+                                                         const float *tile, unsigned char *code)
+{
+    int t, w;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+        const float *z = tile + t;
+        toy_kv__vf_neon least = toy_kv__set1_neon(3.4e38f), index = toy_kv__set1_neon(0.0f);
+        TOY_KV__FOUR(0)
+        TOY_KV__FOUR(4)
+        TOY_KV__FOUR(8)
+        TOY_KV__FOUR(12)
+        toy_kv__storeu8_neon(code + t, index);
+    }
+}
+#undef TOY_KV__FOUR
+
+/* The nearest of 16 codewords, binary16 [width, 16], to each token of z [width, BLOCK], the lower
+ * one on ties: a plane of nibbles. words: room for [width + 1, 16]. */
+TOY_KV__TARGET_neon static void toy_kv__code_nibbles_neon(const unsigned char *book, int width,
+                                                    const float *z, float *words,
+                                                    unsigned char *plane)
+{
+    unsigned char code[TOY_KV_BLOCK];
+    toy_kv__vf_neon half = toy_kv__set1_neon(0.5f), minus = toy_kv__set1_neon(-1.0f);
+    int i, w, t;
+    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon norm = toy_kv__set1_neon(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_neon c = toy_kv__loadh_neon(book + 2 * (16 * w + i));
+            norm = toy_kv__fma_neon(toy_kv__mul_neon(half, c), c, norm);
+            toy_kv__store_neon(words + 16 * (w + 1) + i, toy_kv__mul_neon(minus, c));
+        }
+        toy_kv__store_neon(words + i, norm);
+    }
+    switch (width) {
+    case 1:
+        toy_kv__search_tile_neon(words, 1, z, code);
+        break;
+    case 2:
+        toy_kv__search_tile_neon(words, 2, z, code);
+        break;
+    case 4:
+        toy_kv__search_tile_neon(words, 4, z, code);
+        break;
+    default:
+        toy_kv__search_tile_neon(words, width, z, code);
+    }
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 8) {
+        uint64_t low, high;
+        memcpy(&low, code + t, 8);
+        memcpy(&high, code + TOY_KV_BLOCK / 2 + t, 8);
+        low |= high << 4;
+        memcpy(plane + t, &low, 8);
+    }
+}
+
+/* z [width, BLOCK] -= the codewords of a plane of nibbles. */
+TOY_KV__TARGET_neon static void toy_kv__leave_nibbles_neon(const unsigned char *plane,
+                                                     const unsigned char *book, int width, float *z)
+{
+    float words[16];
+    int i, t, w;
+    toy_kv__vf_neon minus = toy_kv__set1_neon(-1.0f);
+    for (w = 0; w < width; w++, z += TOY_KV_BLOCK) {
+        toy_kv__vt_neon table;
+        for (i = 0; i < 16; i += TOY_KV__LANES_neon)
+            toy_kv__store_neon(words + i, toy_kv__loadh_neon(book + 2 * (16 * w + i)));
+        table = toy_kv__table_neon(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+            toy_kv__store_neon(
+                z + t, toy_kv__fma_neon(minus, toy_kv__lookup_neon(table, toy_kv__nibbles_neon(plane, t)),
+                                     toy_kv__load_neon(z + t)));
+    }
+}
+
+/* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
+TOY_KV__TARGET_neon static void toy_kv__squares_neon(const float *x, int rows, float *sum)
+{
+    int r, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon v = toy_kv__load_neon(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
+        a##k = toy_kv__fma_neon(v, v, a##k);                                                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_neon v = toy_kv__load_neon(x + (size_t)r * TOY_KV_BLOCK + t);
+            a0 = toy_kv__fma_neon(v, v, a0);
+        }
+        toy_kv__store_neon(sum + t, toy_kv__add_neon(toy_kv__add_neon(a0, a1), toy_kv__add_neon(a2, a3)));
+    }
+}
+
+/* x [HEAD_DIM, BLOCK] from rows of binary16 [BLOCK, HEAD_DIM]. */
+TOY_KV__TARGET_neon static void toy_kv__load_rows_neon(const unsigned char *rows, float *x)
+{
+    unsigned char tile[8 * 2 * TOY_KV_BLOCK];
+    int d, t, i;
+    for (d = 0; d + 8 <= TOY_KV_HEAD_DIM; d += 8, x += 8 * TOY_KV_BLOCK) {
+        for (t = 0; t < TOY_KV_BLOCK; t += 8)
+            toy_kv__transpose_neon(rows + 2 * (t * TOY_KV_HEAD_DIM + d), 2 * TOY_KV_HEAD_DIM, tile + 2 * t,
+                                2 * TOY_KV_BLOCK);
+        for (i = 0; i < 8 * TOY_KV_BLOCK; i += TOY_KV__LANES_neon)
+            toy_kv__store_neon(x + i, toy_kv__loadh_neon(tile + 2 * i));
+    }
+    for (; d < TOY_KV_HEAD_DIM; d++, x += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            x[t] = toy_kv__half_at(rows, (size_t)(t * TOY_KV_HEAD_DIM + d));
+}
+
+/* A row of binary16 [n] from x [n]. */
+TOY_KV__TARGET_neon static void toy_kv__store_row_neon(const float *x, int n, unsigned char *row)
+{
+    int i = 0;
+    for (; i + TOY_KV__LANES_neon <= n; i += TOY_KV__LANES_neon)
+        toy_kv__storeh_neon(row + 2 * i, toy_kv__load_neon(x + i));
+    for (; i < n; i++)
+        toy_kv__storeh_portable(row + 2 * i, x[i]);
+}
+
+/* Turns a head's vector x [HEAD_DIM] by cosines and sines, each [N_ROT / 2]. */
+TOY_KV__TARGET_neon static void toy_kv__turn_row_neon(const float *cosines, const float *sines, float *x)
+{
+    int i = 0, half = TOY_KV_N_ROT / 2;
+    toy_kv__vf_neon minus = toy_kv__set1_neon(-1.0f);
+    for (; !TOY_KV_ROPE_INTERLEAVED && i + TOY_KV__LANES_neon <= half; i += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon c = toy_kv__load_neon(cosines + i), s = toy_kv__load_neon(sines + i);
+        toy_kv__vf_neon a = toy_kv__load_neon(x + i), b = toy_kv__load_neon(x + half + i);
+        toy_kv__store_neon(x + i, toy_kv__fma_neon(toy_kv__mul_neon(minus, s), b, toy_kv__mul_neon(c, a)));
+        toy_kv__store_neon(x + half + i, toy_kv__fma_neon(s, a, toy_kv__mul_neon(c, b)));
+    }
+    for (; i < half; i++) {
+        float *first = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i);
+        float *second = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + half);
+        float a = *first, b = *second;
+        *first = a * cosines[i] - b * sines[i];
+        *second = a * sines[i] + b * cosines[i];
+    }
+}
+
+static const toy_kv__code_ops toy_kv__code_neon = {
+    toy_kv__code_nibbles_neon, toy_kv__leave_nibbles_neon, toy_kv__squares_neon,
+    toy_kv__load_rows_neon,    toy_kv__store_row_neon,     toy_kv__turn_row_neon,
+};
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -4550,7 +6094,7 @@ TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__exp_neon(toy_kv__vf_ne
     y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(1.66666657e-1f));
     y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(5.00000000e-1f));
     y = toy_kv__fma_neon(toy_kv__mul_neon(y, r), r, toy_kv__add_neon(r, toy_kv__set1_neon(1.0f)));
-    return toy_kv__mul_neon(y, toy_kv__pow2_neon(n));
+    return toy_kv__scale2_neon(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -4809,16 +6353,79 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(const unsigned char *table, int
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_neon static void toy_kv__fill_table_neon(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_neon static void toy_kv__unmap_neon(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_neon(toy_kv__set1_neon(q[w]), toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_neon(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_neon <= n_in; j += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon b = toy_kv__loadh_neon(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_neon(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_neon(row, n_in, y + (size_t)r * (size_t)n_in);
+    }
+}
+
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_neon static void toy_kv__fill_tables_neon(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
+{
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_neon b = toy_kv__loadh_neon(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_neon(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_neon(toy_kv__set1_neon(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_neon(lut + r * 16 + i, a);
+            }
+        }
     }
 }
 
@@ -4948,29 +6555,7 @@ TOY_KV__TARGET_neon static void toy_kv__shrink_neon(float *x, size_t n, float fa
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-TOY_KV__TARGET_neon static int toy_kv__nearest_neon(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-        for (w = 0; w < width; w++) {
-            toy_kv__vf_neon d = toy_kv__add_neon(
-                toy_kv__set1_neon(z[w]),
-                toy_kv__mul_neon(toy_kv__loadh_neon(book + 2 * (w * 16 + i)), toy_kv__set1_neon(-1.0f)));
-            a = toy_kv__fma_neon(d, d, a);
-        }
-        toy_kv__store_neon(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -5018,13 +6603,12 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_neon = {
-    TOY_KV__LANES_neon,         toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon,
-    toy_kv__score_scalars_neon, toy_kv__sum_scalars_neon,   toy_kv__scale_rows_neon,
-    toy_kv__gains_neon,         toy_kv__add_row_neon,       toy_kv__dot_row_neon,
-    toy_kv__map_neon,           toy_kv__fill_table_neon,    toy_kv__largest_neon,
-    toy_kv__exponentials_neon,  toy_kv__exact_scores_neon,  toy_kv__exact_sums_neon,
-    toy_kv__reduce_neon,        toy_kv__shrink_neon,        toy_kv__nearest_neon,
-    toy_kv__nearest_wide_neon,  TOY_KV__BYTE_OPS_neon,      &toy_kv__dense_neon,
+    TOY_KV__LANES_neon,       toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon,  toy_kv__score_scalars_neon,
+    toy_kv__sum_scalars_neon, toy_kv__scale_rows_neon,    toy_kv__gains_neon,        toy_kv__add_row_neon,
+    toy_kv__dot_row_neon,     toy_kv__map_neon,           toy_kv__unmap_neon,        toy_kv__fill_tables_neon,
+    toy_kv__largest_neon,     toy_kv__exponentials_neon,  toy_kv__exact_scores_neon, toy_kv__exact_sums_neon,
+    toy_kv__reduce_neon,      toy_kv__shrink_neon,        toy_kv__nearest_wide_neon, TOY_KV__BYTE_OPS_neon,
+    &toy_kv__dense_neon,      &toy_kv__code_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -5691,11 +7275,17 @@ static void toy_kv__encode_outliers(const toy_kv__stream *s, unsigned char *code
 }
 
 /* rms [BLOCK] of every token's group of latents. */
-static void toy_kv__group_rms(const toy_kv__stream *s, int group, const float *z, toy_kv__outs mask,
-                            float *rms)
+static void toy_kv__group_rms(const toy_kv__ops *ops, const toy_kv__stream *s, int group, const float *z,
+                            toy_kv__outs mask, float *rms)
 {
     double sum[TOY_KV_BLOCK] = {0.0};
     int left[TOY_KV_BLOCK] = {0}, c, t;
+    if (mask == NULL) {
+        ops->code->squares(z + (size_t)(group * s->gain_width) * TOY_KV_BLOCK, s->gain_width, rms);
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            rms[t] = sqrtf(rms[t] / (float)s->gain_width);
+        return;
+    }
     for (c = group * s->gain_width; c < (group + 1) * s->gain_width; c++)
         for (t = 0; t < TOY_KV_BLOCK; t++) {
             double x = (double)z[(size_t)c * TOY_KV_BLOCK + (size_t)t];
@@ -5721,21 +7311,33 @@ static void toy_kv__group_top(const toy_kv__stream *s, int group, const float *z
         }
 }
 
+/* About where gain stands among the 256 values of a stream's table, 0 .. 254. */
+static int toy_kv__guess_gain(const toy_kv__stream *s, const unsigned char *values, float gain)
+{
+    /* The last value, where gains take one byte. A constant instead makes gcc warn of headers whose
+     * tables are shorter, since none of their streams comes here. */
+    size_t end = (size_t)s->gain_bytes * 255;
+    float first = (float)toy_kv__to_bits(toy_kv__half_at(values, 0));
+    float last = (float)toy_kv__to_bits(toy_kv__half_at(values, end));
+    float at = ((float)toy_kv__to_bits(gain) - first) / (last - first) * 255.0f;
+    return !(at > 0.0f) ? 0 : at < 254.0f ? (int)at : 254;
+}
+
 /* Quantizes and stores one gain; returns what it will be read as. */
 static float toy_kv__store_gain(const toy_kv__stream *s, unsigned char *p, float gain)
 {
     const unsigned char *values = toy_kv__table(s->gain_table);
-    int low = 0, high = 255;
+    int low, high;
     if (s->gain_bytes == 2)
         return toy_kv__store_half(p, gain);
-    /* The 256 values ascend: take the nearest by ratio. */
-    while (high - low > 1) {
-        int mid = (low + high) / 2;
-        if (toy_kv__half_at(values, (size_t)mid) <= gain)
-            low = mid;
-        else
-            high = mid;
-    }
+    /* The 256 values ascend, nearly in steps of equal ratio, so the bits of a float, nearly its
+     * logarithm, say where to begin. Take the nearest by ratio. */
+    low = toy_kv__guess_gain(s, values, gain);
+    while (low < 254 && toy_kv__half_at(values, (size_t)low + 1) <= gain)
+        low++;
+    while (low > 0 && toy_kv__half_at(values, (size_t)low) > gain)
+        low--;
+    high = low + 1;
     if (gain * gain > toy_kv__half_at(values, (size_t)low) * toy_kv__half_at(values, (size_t)high))
         low = high;
     *p = (unsigned char)low;
@@ -5754,7 +7356,7 @@ static void toy_kv__encode_plain(const toy_kv__ops *ops, const toy_kv__stream *s
     float gain[TOY_KV_BLOCK], inverse[TOY_KV_BLOCK], *rows = toy_kv__row(z, group * s->gain_width);
     int t;
     if (s->gain == TOY_KV__RMS)
-        toy_kv__group_rms(s, group, z, mask, gain);
+        toy_kv__group_rms(ops, s, group, z, mask, gain);
     else
         toy_kv__group_top(s, group, z, mask, gain);
     for (t = 0; t < TOY_KV_BLOCK; t++) {
@@ -5806,7 +7408,7 @@ static void toy_kv__divide_rms(const toy_kv__ops *ops, const toy_kv__stream *s, 
 {
     float gain[TOY_KV_BLOCK], *rows = toy_kv__row(z, group * s->gain_width);
     int t;
-    toy_kv__group_rms(s, group, z, mask, gain);
+    toy_kv__group_rms(ops, s, group, z, mask, gain);
     for (t = 0; t < TOY_KV_BLOCK; t++)
         gain[t] = toy_kv__inverse(toy_kv__store_half(plane + 2 * t, gain[t]));
     ops->scale_rows(gain, rows, s->gain_width, 0, rows);
@@ -5944,15 +7546,30 @@ static void toy_kv__search_greedy(const toy_kv__ops *ops, const toy_kv__run *run
     int stage, w;
     for (stage = 0; stage < run->stages; stage++) {
         const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane + stage));
-        int best = run->bits == 4 ? ops->nearest(book, run->width, rest)
-                                  : ops->nearest_wide(book, 1 << run->bits, run->width, rest);
+        int best = ops->nearest_wide(book, 1 << run->bits, run->width, rest);
         for (w = 0; w < run->width; w++)
             rest[w] -= toy_kv__half_at(book, ((size_t)w << run->bits) + (size_t)best);
         code[stage] = (unsigned short)best;
     }
 }
 
-/* Codes z [groups * width, BLOCK] by codebooks. */
+/* Codes z [groups * width, BLOCK] by codebooks of sixteen, all tokens at once; z is destroyed where
+ * there are several stages. */
+static void toy_kv__encode_nibbles(const toy_kv__ops *ops, const toy_kv__run *run, unsigned char *codes,
+                                 float *z)
+{
+    float words[(TOY_KV__MAX_WIDTH + 1) * 16];
+    int plane;
+    for (plane = 0; plane < run->planes; plane++, codes += TOY_KV_BLOCK / 2) {
+        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane));
+        float *rest = toy_kv__row(z, plane / run->stages * run->width);
+        ops->code->nibbles(book, run->width, rest, words, codes);
+        if (plane % run->stages != run->stages - 1)
+            ops->code->leave(codes, book, run->width, rest);
+    }
+}
+
+/* The same token by token: codebooks of any size, and beams. */
 static void toy_kv__encode_books(const toy_kv__ops *ops, const toy_kv__run *run, unsigned char *codes,
                                const float *z)
 {
@@ -5989,7 +7606,7 @@ static void toy_kv__encode_levels(const toy_kv__stream *s, const toy_kv__run *ru
 }
 
 static void toy_kv__encode_run(const toy_kv__ops *ops, const toy_kv__stream *s, const toy_kv__run *run,
-                             unsigned char *codes, const float *z)
+                             unsigned char *codes, float *z)
 {
     int i;
     if (run->coder == TOY_KV__HALVES)
@@ -5997,6 +7614,8 @@ static void toy_kv__encode_run(const toy_kv__ops *ops, const toy_kv__stream *s, 
             toy_kv__store_half(codes + 2 * i, z[i]);
     else if (run->uniform)
         toy_kv__encode_levels(s, run, codes, z);
+    else if (run->bits == 4 && run->beam <= 1)
+        toy_kv__encode_nibbles(ops, run, codes, z);
     else
         toy_kv__encode_books(ops, run, codes, z);
 }
@@ -6006,9 +7625,10 @@ typedef struct toy_kv__coding {
     toy_kv *kv;
     const toy_kv__ops *ops;
     int seq, token, block; /* first token of the block, its place in the pool */
-    float *x, *z;          /* [MAX_IN, BLOCK], [MAX_LATENTS, BLOCK] */
-    float *predicted;      /* [WIDTH, BLOCK] */
-    unsigned char *mask;   /* [MAX_LATENTS, BLOCK] where outliers are kept */
+    float cs[TOY_KV_N_ROT + 1];
+    float *x, *z;        /* [MAX_IN, BLOCK], [MAX_LATENTS, BLOCK] */
+    float *predicted;    /* [WIDTH, BLOCK] */
+    unsigned char *mask; /* [MAX_LATENTS, BLOCK] where outliers are kept */
     toy_kv__room room;
     int n_rebuilt; /* nodes behind us that later ones are predicted from are in their slots */
     int of;        /* the node in `predicted`; -1: none */
@@ -6019,21 +7639,13 @@ typedef struct toy_kv__coding {
     (((size_t)TOY_KV__MAX_IN + (size_t)TOY_KV__MAX_LATENTS) * TOY_KV_BLOCK +                             \
      (TOY_KV__N_PREDICTIONS > 0 ? TOY_KV__NODE_FLOATS : 0) + TOY_KV__MASK_FLOATS + TOY_KV__REBUILD_FLOATS)
 
-/* x [HEAD_DIM, BLOCK]: one member's exact vectors of the block, in the frame. */
+/* x [HEAD_DIM, BLOCK]: one member's exact vectors of the block, in the frame. The tokens of a block
+ * are neighbours in memory. */
 static void toy_kv__load_member(const toy_kv__coding *c, const toy_kv__member *m, int frame, float *x)
 {
-    float v[TOY_KV_HEAD_DIM];
-    int t, d;
-    for (t = 0; t < TOY_KV_BLOCK; t++) {
-        const unsigned char *row =
-            toy_kv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token + t);
-        memset(v, 0, sizeof v);
-        c->ops->add_row(row, TOY_KV_HEAD_DIM, 1.0f, v);
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-            toy_kv__row(x, d)[t] = v[d];
-    }
+    c->ops->code->load(toy_kv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token), x);
     if (m->part == TOY_KV_KEY && frame != TOY_KV__POST)
-        toy_kv__turn_tile(c->kv, c->ops, frame, c->token, -1.0f, x, x);
+        c->ops->dense->turn(c->cs, frame == TOY_KV__PRE ? toy_kv__turns(c->kv) : NULL, -1.0f, x, x);
 }
 
 /* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order,
@@ -6116,6 +7728,7 @@ static void toy_kv__encode_tokens(toy_kv *kv, const toy_kv__ops *ops, int seq, i
     c.token = token;
     c.block = block;
     c.of = -1;
+    toy_kv__angles(token, c.cs);
     c.x = room;
     c.z = c.x + (size_t)TOY_KV__MAX_IN * TOY_KV_BLOCK;
     c.predicted = c.z + (size_t)TOY_KV__MAX_LATENTS * TOY_KV_BLOCK;
@@ -6141,25 +7754,32 @@ typedef struct toy_kv__pass {
     float soft_cap;
     int window, coded; /* coded: some block was attended, so acc holds something */
     int in_bytes;      /* V streams are summed by byte kernels */
+    int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const toy_kv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;             /* [rows, HEAD_DIM], scaled */
-    float *turned;        /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;             /* [rows, MAX_LATENTS] query in latents */
-    float *lut;           /* score tables of all K streams of the head */
-    float *packed;        /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
-    short *dot_table;     /* codewords of K runs that toy_kv__dots() says: [pairs, 32] */
-    float *dot_scale;     /* of their channels */
-    short *dot_words;     /* the queries in their units, run behind run: [rows, 2 * pairs] */
-    float *dot_unit;      /* [runs, rows] */
-    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
-    float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    float *q;         /* [rows, HEAD_DIM], scaled */
+    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;         /* [rows, MAX_LATENTS] query in latents */
+    float *lut;       /* score tables of all K streams of the head */
+    float *packed;    /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
+    short *dot_table; /* codewords of K runs that toy_kv__dots() says: [pairs, 32] */
+    float *dot_scale; /* of their channels */
+    short *dot_words; /* the queries in their units, run behind run: [rows, 2 * pairs] */
+    float *dot_unit;  /* [runs, rows] */
+    float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
+    short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
+    float *map_scale;         /* [map_columns] */
+    float *mapped;            /* [MAP_BLOCKS, rows, map_columns] the same in latents */
+    int map_columns, batches; /* batches: queries are mapped in batches */
+    float map_unit[TOY_KV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
     float *gain;          /* [BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
-    float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
+    float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
     float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
@@ -6167,7 +7787,8 @@ typedef struct toy_kv__pass {
     float *o; /* [rows, HEAD_DIM] */
 } toy_kv__pass;
 
-#define TOY_KV__TILE (1024 / TOY_KV_BLOCK)
+#define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
+#define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
@@ -6194,7 +7815,11 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS) + TOY_KV__ROOM(TOY_KV__PACKED_ROOM) +   \
      TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 16) + TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 2) +                  \
      TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS) +                                            \
-     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) + TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                    \
+     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) +                                                 \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2) + TOY_KV__ROOM(TOY_KV__MAX_COLUMNS) +   \
+     TOY_KV__ROOM(TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2) +                           \
+     TOY_KV__ROOM((size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                   \
+     TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                                  \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2)
@@ -6221,6 +7846,11 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->dot_scale = toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 2);
     a->dot_words = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS);
     a->dot_unit = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
+    a->map_words = (short *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2);
+    a->map_scale = toy_kv__take(&room, TOY_KV__MAX_COLUMNS);
+    a->map_queries =
+        (short *)toy_kv__take(&room, TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2);
+    a->mapped = toy_kv__take(&room, (size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
     a->book = toy_kv__take(&room, TOY_KV__MAX_BOOK);
     a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
     a->s = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
@@ -6259,11 +7889,16 @@ static void toy_kv__mask(const toy_kv__pass *a, float *s, int from, int to)
         s[t] = TOY_KV__MASKED;
 }
 
+/* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
+#define TOY_KV__NOTHING 3e-8f
+
 /* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
- * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
+ * where a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are
+ * more than nothing (their probabilities are in the sums all the same), 2 if some probability is so
  * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
 static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
 {
+    float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
     int r, b, blocks = (n + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK, seen = 0;
     for (r = 0; r < a->rows; r++) {
         float *s = a->s + r * TOY_KV_BLOCK, top, sum, shrink = 1.0f;
@@ -6294,7 +7929,8 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = seen > 1 || expf(top - a->m[r]) > TOY_KV__FINE * a->l[r] ? 2 : 1;
+        if (sum > TOY_KV__NOTHING * a->l[r])
+            seen = seen > 1 || expf(top - a->m[r]) > fine * a->l[r] ? 2 : 1;
     }
     return seen;
 }
@@ -6312,13 +7948,120 @@ static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
         a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }
 
-/* Coded blocks whose vectors are never rebuilt: queries are mapped into latents, scores are looked
- * up, probabilities are summed in latents and mapped back once. */
+/* Queries of coded blocks: turned into the frame of a block, mapped into latents, made into what
+ * scores are looked up with. Where every block has a frame of its own, this is done for a batch of
+ * blocks at once: one product of all their queries with the basis. */
 
-/* y [rows, n_latents] = dec' q for one member of a stream. */
-static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int member)
+/* Cosines [N_ROT / 2] and sines of the angles that queries turn back by for a block at `position`.
+ * They go on from block to block by one complex product a pair, and start afresh every 64 blocks.
+ */
+static void toy_kv__block_angles(toy_kv__pass *a, int position, int previous)
+{
+    enum { PAIRS = TOY_KV_N_ROT / 2 };
+    float *c = a->cs, *s = a->cs + PAIRS, both[TOY_KV_N_ROT + 1];
+    int i;
+    if (previous >= 0 && position == previous + TOY_KV_BLOCK && position / TOY_KV_BLOCK % 64 != 0) {
+        for (i = 0; i < PAIRS; i++) {
+            float x = c[i], y = s[i];
+            c[i] = x * a->step[2 * i] - y * a->step[2 * i + 1];
+            s[i] = y * a->step[2 * i] + x * a->step[2 * i + 1];
+        }
+        return;
+    }
+    toy_kv__angles(position, both);
+    for (i = 0; i < PAIRS; i++) {
+        c[i] = both[2 * i];
+        s[i] = both[2 * i + 1];
+    }
+}
+
+/* y [HEAD_DIM] = x turned back by those angles. */
+static void toy_kv__turn_back(const float *cs, const float *x, float *y)
+{
+    enum { PAIRS = TOY_KV_N_ROT / 2 };
+    int i;
+    for (i = TOY_KV_N_ROT; i < TOY_KV_HEAD_DIM; i++)
+        y[i] = x[i];
+    for (i = 0; i < PAIRS; i++) {
+        int k = TOY_KV_ROPE_INTERLEAVED ? 2 * i : i, l = TOY_KV_ROPE_INTERLEAVED ? k + 1 : i + PAIRS;
+        float c = cs[i], s = cs[PAIRS + i];
+        y[k] = x[k] * c + x[l] * s;
+        y[l] = x[l] * c - x[k] * s;
+    }
+}
+
+/* Turns the queries into the frame of one block. */
+static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
+{
+    int r;
+    toy_kv__block_angles(a, position, previous);
+    for (r = 0; r < a->rows; r++)
+        toy_kv__turn_back(a->cs, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
+}
+
+/* Whether queries are mapped for many blocks at once. */
+static int toy_kv__maps_batches(const toy_kv__pass *a)
+{
+    int u;
+    if (a->ops->bytes == NULL || a->ops->bytes->map_words == NULL ||
+        a->k_frame != TOY_KV__BLOCKWISE || TOY_KV_HEAD_DIM % 2 != 0)
+        return 0;
+    for (u = 0; u < a->n_k_uses; u++)
+        if (toy_kv__streams[a->k_uses[u].stream].transform != TOY_KV__BASIS)
+            return 0;
+    return 1;
+}
+
+/* Makes ready for batches: the bases of all K streams in words, columns behind each other, with the
+ * mean as the last column of each; and what a word of each query counts. Turning leaves the length
+ * of a pair as it is, so that holds for every block. */
+static void toy_kv__fill_maps(toy_kv__pass *a)
+{
+    /* HEAD_DIM products of a word of the basis and one of a query stay below 2^31. */
+    const float most = 2147483648.0f / (TOY_KV__MAP_TOP * TOY_KV_HEAD_DIM) - 1.0f;
+    const float limit = most < 32767.0f ? most : 32767.0f;
+    int u, r, i;
+    a->map_columns = 0;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
+        a->ops->bytes->map_basis(
+            toy_kv__table(s->dec + row * s->n_latents),
+            s->mean < 0 ? NULL : toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, s->n_latents,
+            a->map_words + (size_t)a->map_columns * TOY_KV_HEAD_DIM, a->map_scale + a->map_columns);
+        a->map_columns += TOY_KV__COLUMNS(s->n_latents);
+    }
+    for (r = 0; r < a->rows; r++) {
+        const float *x = a->q + r * TOY_KV_HEAD_DIM;
+        float top = 0.0f;
+        for (i = 0; i < TOY_KV_HEAD_DIM; i++)
+            top += x[i] * x[i];
+        a->map_unit[r] = sqrtf(top) / limit;
+    }
+}
+
+/* Queries of n blocks from `entries` on, n <= MAP_BLOCKS, into latents: a->mapped. */
+static void toy_kv__map_batch(toy_kv__pass *a, const toy_kv__entry *entries, int n, int previous)
+{
+    int b, r;
+    for (b = 0; b < n; b++) {
+        toy_kv__turn_queries(a, entries[b].position, previous);
+        for (r = 0; r < a->rows; r++)
+            a->ops->bytes->to_words(a->turned + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, a->map_unit[r],
+                                    a->map_queries + (size_t)(b * a->rows + r) * TOY_KV_HEAD_DIM);
+        previous = entries[b].position;
+    }
+    a->ops->bytes->map_words(a->map_queries, n * a->rows, TOY_KV_HEAD_DIM, a->map_words, a->map_scale,
+                             a->map_columns, a->map_unit, a->rows, a->mapped);
+}
+
+/* a->y [rows, n_latents] = dec' q for one member of a stream, and a->bias += q . mean. */
+static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member)
 {
     int r, d, row = member * TOY_KV_HEAD_DIM;
+    for (r = 0; r < a->rows && s->mean >= 0; r++)
+        a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
+                                      a->turned + r * TOY_KV_HEAD_DIM);
     if (s->transform == TOY_KV__BASIS) {
         a->ops->map(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
                     a->turned, TOY_KV_HEAD_DIM, a->rows, a->y);
@@ -6339,7 +8082,8 @@ static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int me
  */
 static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
 {
-    return a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
+    return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
+           run->coder == TOY_KV__NIBBLES &&
            (run->width == 1 ||
             (run->width == 2 && a->k_frame == TOY_KV__BLOCKWISE && TOY_KV_BLOCK < 128));
 }
@@ -6371,29 +8115,26 @@ static void toy_kv__fill_dots(toy_kv__pass *a)
     }
 }
 
-/* Score tables in fp32 of one run for the queries in a->y; returns their end. */
-static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__stream *s, const toy_kv__run *run, float *lut)
+/* Score tables in fp32 of one run for queries in latents y [rows, stride]; returns their end. */
+static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__run *run, const float *y, size_t stride,
+                             float *lut)
 {
     int p, r;
+    y += run->first;
+    if (run->coder == TOY_KV__NIBBLES) {
+        a->ops->fill_tables(run, y, stride, a->rows, lut);
+        return lut + run->planes * a->rows * 16;
+    }
     for (p = 0; p < run->planes; p++)
-        for (r = 0; r < a->rows; r++) {
-            const float *y =
-                a->y + (size_t)r * (size_t)s->n_latents + run->first + p / run->stages * run->width;
-            if (run->coder != TOY_KV__NIBBLES) {
-                *lut++ = *y;
-                continue;
-            }
-            a->ops->fill_table(toy_kv__table(run->book + p / run->stages * run->book_step +
-                                           p % run->stages * run->width * 16),
-                               run->width, y, lut);
-            lut += 16;
-        }
+        for (r = 0; r < a->rows; r++)
+            *lut++ = y[(size_t)r * stride + (size_t)(p / run->stages * run->width)];
     return lut;
 }
 
-/* Score tables of every K stream of the head for the queries as turned; also bias. Nibbles end up
- * in a->packed where there are byte kernels, else in a->lut like the others. */
-static void toy_kv__fill_tables(toy_kv__pass *a)
+/* Score tables of every K stream of the head, also bias: for the queries as turned, or those of a
+ * batch's block `mapped` if it is not NULL. Nibbles end up in a->packed where there are byte
+ * kernels, else in a->lut like the others. */
+static void toy_kv__fill_tables(toy_kv__pass *a, const float *mapped)
 {
     int u, i, r, planes = 0;
     float *lut = a->lut, *start = a->lut;
@@ -6406,11 +8147,12 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
         a->bias[r] = 0.0f;
     for (u = 0; u < a->n_k_uses; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
-        toy_kv__map_queries(a, s, a->k_uses[u].member);
-        for (r = 0; r < a->rows && s->mean >= 0; r++)
-            a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
-                                          a->turned + r * TOY_KV_HEAD_DIM);
+        size_t stride = mapped != NULL ? (size_t)a->map_columns : (size_t)s->n_latents;
+        const float *y = mapped != NULL ? mapped : a->y;
+        if (mapped == NULL)
+            toy_kv__map_one(a, s, a->k_uses[u].member);
+        for (r = 0; r < a->rows && mapped != NULL; r++)
+            a->bias[r] += y[(size_t)r * stride + (size_t)s->n_latents];
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
             if (i == 0 || run[-1].gain != run->gain)
@@ -6421,8 +8163,8 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
             }
             if (toy_kv__dots(a, run)) {
                 int n = 2 * toy_kv__dot_pairs(run);
-                a->ops->bytes->dot_queries(run, scale, a->y + run->first, (size_t)s->n_latents,
-                                           a->rows, words, unit, energy);
+                a->ops->bytes->dot_queries(run, scale, y + run->first, stride, a->rows, words, unit,
+                                           energy);
                 scale += n;
                 words += a->rows * n;
                 unit += a->rows;
@@ -6430,15 +8172,14 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
             }
             if (run->coder == TOY_KV__WIDE) {
                 for (r = 0; r < a->rows; r++)
-                    toy_kv__fill_wide(a->ops, run, a->y + (size_t)r * (size_t)s->n_latents,
+                    toy_kv__fill_wide(a->ops, run, y + (size_t)r * stride,
                                     a->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT + wide);
                 wide += (size_t)run->planes << run->bits;
                 continue;
             }
-            lut = toy_kv__fill_run(a, s, run, lut);
+            lut = toy_kv__fill_run(a, run, y, stride, lut);
             planes += run->planes;
-            if (a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
-                !toy_kv__continues(a, s, i + 1)) {
+            if (a->k_bytes && run->coder == TOY_KV__NIBBLES && !toy_kv__continues(a, s, i + 1)) {
                 toy_kv__packed *head = (toy_kv__packed *)(void *)packed;
                 packed += sizeof *head;
                 packed += a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
@@ -6446,8 +8187,13 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
                 lut = start;
             }
         }
+        if (mapped != NULL)
+            mapped += TOY_KV__COLUMNS(s->n_latents);
     }
 }
+
+/* Coded blocks whose vectors are never rebuilt: scores are looked up for queries in latents,
+ * probabilities are summed in latents and mapped back once. */
 
 /* Whether the head's V streams are summed in bytes: weights must not be negative then, as they are
  * with q4_0's gains. */
@@ -6498,9 +8244,11 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
     const char *packed = (const char *)a->packed;
     const short *table = a->dot_table, *words = a->dot_words;
     const float *unit = a->dot_unit;
-    for (r = 0; r < a->rows; r++)
+    for (r = 0; r < a->rows; r++) {
+        float bias = a->bias[r]; /* by itself, so that the loop is vectorized */
         for (t = 0; t < TOY_KV_BLOCK; t++)
-            scores[r * TOY_KV_BLOCK + t] = a->bias[r];
+            scores[r * TOY_KV_BLOCK + t] = bias;
+    }
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
@@ -6531,7 +8279,7 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
                 a->ops->score_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES,
                                       lut, a->rows, dst);
                 lut += run->planes * a->rows;
-            } else if (a->ops->bytes == NULL) {
+            } else if (!a->k_bytes) {
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
                 lut += run->planes * a->rows * 16;
             } else if (!toy_kv__continues(a, s, i + 1)) {
@@ -6611,7 +8359,7 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
             if (!packed) {
                 ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
-                    rest_scale[r] = scale[r] / 255.0f;
+                    rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
@@ -6626,47 +8374,46 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     }
 }
 
-/* Turns the queries into the frame of a block at `position`. The angles go on from block to block
- * by one complex product a pair, and start afresh every 64 blocks. */
-static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
+/* y [rows, n_latents] = what was summed of one V stream, whose sums begin at latent `first` and bin
+ * `bin`; returns the bin behind it. */
+static size_t toy_kv__collect_latents(toy_kv__pass *a, const toy_kv__stream *s, size_t first, size_t bin)
 {
-    int i, r;
-    if (previous < 0 || position != previous + TOY_KV_BLOCK || position / TOY_KV_BLOCK % 64 == 0) {
-        toy_kv__angles(position, a->cs);
-    } else {
-        for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
-            float c = a->cs[2 * i], s = a->cs[2 * i + 1];
-            a->cs[2 * i] = c * a->step[2 * i] - s * a->step[2 * i + 1];
-            a->cs[2 * i + 1] = s * a->step[2 * i] + c * a->step[2 * i + 1];
-        }
+    const float *end = a->bins + bin;
+    int r, i;
+    for (r = 0; r < a->rows; r++) {
+        float *y = a->y + (size_t)r * (size_t)s->n_latents;
+        const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS + bin;
+        a->ops->reduce(a->acc + ((size_t)r * TOY_KV__MAX_SUM_LATENTS + first) * (size_t)a->ops->lanes,
+                       s->n_latents, y);
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+            if (toy_kv__runs[i].coder == TOY_KV__WIDE)
+                bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, y);
+        if (s->transform == TOY_KV__HADAMARD)
+            toy_kv__hadamard(y, s->n_in);
+        if (r == 0)
+            end = bins;
     }
-    for (r = 0; r < a->rows; r++)
-        toy_kv__turn(a->cs, -1.0f, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
+    return (size_t)(end - a->bins);
 }
 
 /* Adds dec * acc + mean of every V stream to o. */
 static void toy_kv__collect(toy_kv__pass *a)
 {
-    int u, r, d, i;
-    for (r = 0; r < a->rows; r++) {
-        const float *acc = a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
-        const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS;
-        float *o = a->o + r * TOY_KV_HEAD_DIM;
-        for (u = 0; u < a->n_v_uses; u++) {
-            const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
-            int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
-            a->ops->reduce(acc, s->n_latents, a->y);
-            acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
-            for (i = s->first_run; i < s->first_run + s->n_runs; i++)
-                if (toy_kv__runs[i].coder == TOY_KV__WIDE)
-                    bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, a->y);
-            if (s->transform == TOY_KV__HADAMARD)
-                toy_kv__hadamard(a->y, s->n_in);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                o[d] += s->transform == TOY_KV__BASIS
-                            ? a->ops->dot_row(toy_kv__table(s->dec + (row + d) * s->n_latents),
-                                              s->n_latents, a->y)
-                            : a->y[row + d];
+    int u, r, d;
+    size_t first = 0, bin = 0;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
+        bin = toy_kv__collect_latents(a, s, first, bin);
+        first += (size_t)s->n_latents;
+        if (s->transform == TOY_KV__BASIS)
+            a->ops->unmap(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
+                          a->y, a->rows, a->o);
+        for (r = 0; r < a->rows; r++) {
+            float *o = a->o + r * TOY_KV_HEAD_DIM;
+            const float *y = a->y + (size_t)r * (size_t)s->n_latents + row;
+            for (d = 0; d < TOY_KV_HEAD_DIM && s->transform != TOY_KV__BASIS; d++)
+                o[d] += y[d];
             if (s->mean >= 0)
                 a->ops->add_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, a->l_coded[r], o);
         }
@@ -6710,11 +8457,14 @@ TOY_KV__INLINE void toy_kv__prefetch(const toy_kv__pass *a, const toy_kv__use *u
     for (u = 0; u < n; u++) {
         const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
         int bytes = toy_kv__streams[uses[u].stream].bytes;
-        for (i = 0; i < bytes; i += 64) {
-            if (near)
+        for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
+            if (near) {
                 TOY_KV__PREFETCH(p + i, 3);
-            else
+                TOY_KV__PREFETCH(p + i + 64, 3);
+            } else {
                 TOY_KV__PREFETCH(p + i, 2);
+                TOY_KV__PREFETCH(p + i + 64, 2);
+            }
         }
     }
 }
@@ -6754,6 +8504,8 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                 toy_kv__fill_books(a);
             if (a->k_tile == NULL)
                 toy_kv__fill_dots(a);
+            if (a->batches)
+                toy_kv__fill_maps(a);
         }
         a->coded = 1;
         for (b = 0; b < n; b++) {
@@ -6768,13 +8520,20 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                 a->ops->dense->score(toy_kv__held(a, a->k_tile, j + b), a->q, a->rows, scores);
                 continue;
             }
-            if (a->k_frame == TOY_KV__BLOCKWISE)
+            if (a->batches && b % TOY_KV__MAP_BLOCKS == 0)
+                toy_kv__map_batch(a, a->blocks + j + b,
+                                n - b < TOY_KV__MAP_BLOCKS ? n - b : TOY_KV__MAP_BLOCKS, previous);
+            else if (a->k_frame == TOY_KV__BLOCKWISE && !a->batches)
                 toy_kv__turn_queries(a, entry.position, previous);
-            if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
-                toy_kv__fill_tables(a);
+            if (a->batches)
+                toy_kv__fill_tables(a, a->mapped + (size_t)(b % TOY_KV__MAP_BLOCKS * a->rows) *
+                                                     (size_t)a->map_columns);
+            else if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
+                toy_kv__fill_tables(a, NULL);
             toy_kv__score_block(a, entry.block, scores);
             ready = 1;
-            previous = entry.position;
+            previous = a->batches && b % TOY_KV__MAP_BLOCKS != TOY_KV__MAP_BLOCKS - 1 ? previous
+                                                                                  : entry.position;
         }
         seen = toy_kv__soft_max(a, TOY_KV_N_SINK + j * TOY_KV_BLOCK, n * TOY_KV_BLOCK, 1);
         for (b = 0; b < n && seen && a->v_tile != NULL; b++)
@@ -6801,6 +8560,9 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = toy_kv__sums_bytes(a);
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
+    a->k_bytes = a->ops->bytes != NULL &&
+                 (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
+    a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
         toy_kv__angles(TOY_KV_BLOCK, a->step);
@@ -7264,53 +9026,114 @@ static void toy_kv__encode_block(toy_kv *kv, int seq)
 
 /* ---- append ---- */
 
-static float toy_kv__input(const void *src, toy_kv_type type, size_t i)
+static inline size_t toy_kv__type_bytes(toy_kv_type type)
 {
-    float f;
-    uint16_t h;
-    if (type == TOY_KV_F32) {
-        memcpy(&f, (const unsigned char *)src + 4 * i, 4);
-        return f;
-    }
-    memcpy(&h, (const unsigned char *)src + 2 * i, 2);
-    return type == TOY_KV_F16 ? toy_kv__from_half(h) : toy_kv__from_bits((uint32_t)h << 16);
+    return type == TOY_KV_F32 ? 4 : 2;
 }
 
-/* By the exponents, since an engine's compiler may assume that numbers are finite. */
+/* By the exponents, since an engine's compiler may assume that numbers are finite; eight bytes at a
+ * time: one added to an exponent of ones carries into the bit of the sign, which is masked. */
 static int toy_kv__all_finite(const void *src, toy_kv_type type, size_t n)
 {
-    size_t i;
-    uint32_t bad = 0;
-    for (i = 0; i < n; i++)
-        bad |= (toy_kv__to_bits(toy_kv__input(src, type, i)) & 0x7f800000u) == 0x7f800000u;
-    return !bad;
+    static const uint64_t exponents[] = {0x7f8000007f800000u, 0x7c007c007c007c00u,
+                                         0x7f807f807f807f80u};
+    static const uint64_t ones[] = {0x0080000000800000u, 0x0400040004000400u, 0x0080008000800080u};
+    const unsigned char *p = (const unsigned char *)src;
+    uint64_t mask = exponents[type], one = ones[type], bad = 0, word = 0;
+    size_t i, bytes = n * toy_kv__type_bytes(type);
+    for (i = 0; i + 8 <= bytes; i += 8) {
+        memcpy(&word, p + i, 8);
+        bad |= (word & mask) + one;
+    }
+    word = 0;
+    memcpy(&word, p + i, bytes - i);
+    bad |= (word & mask) + one;
+    return !(bad & ~mask & (mask << 1));
 }
 
-static void toy_kv__store_token(toy_kv *kv, int seq, int layer, int token, const void *src,
-                              size_t offset, toy_kv_type type, int part, const float *cs)
+/* x [HEAD_DIM] of `type`, to fp32. */
+static void toy_kv__read_input(const toy_kv__ops *ops, const unsigned char *src, toy_kv_type type,
+                             float *x)
+{
+    int d;
+    if (type == TOY_KV_F32) {
+        memcpy(x, src, sizeof(float) * TOY_KV_HEAD_DIM);
+    } else if (type == TOY_KV_F16) {
+        memset(x, 0, sizeof(float) * TOY_KV_HEAD_DIM);
+        ops->add_row(src, TOY_KV_HEAD_DIM, 1.0f, x);
+    } else {
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            uint16_t h;
+            memcpy(&h, src + 2 * d, 2);
+            x[d] = toy_kv__from_bits((uint32_t)h << 16);
+        }
+    }
+}
+
+/* Angles of one token after the other. */
+typedef struct toy_kv__turning {
+    double at[TOY_KV_N_ROT + 1], step[TOY_KV_N_ROT + 1]; /* cosine and sine of each pair */
+    float cosines[TOY_KV_N_ROT / 2 + 1], sines[TOY_KV_N_ROT / 2 + 1];
+} toy_kv__turning;
+
+static void toy_kv__exact_angles(double position, double *cs)
+{
+    int i;
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        cs[2 * i] = cos(position * toy_kv__rope_freq(i));
+        cs[2 * i + 1] = sin(position * toy_kv__rope_freq(i));
+    }
+}
+
+/* To the i-th of n tokens from `first` on, in order. Each 64th has its own sines; those between
+ * turn on by one token, in double, which is exact enough for any fp32 and many times quicker. */
+static void toy_kv__turn_on(toy_kv__turning *a, int first, int i, int n)
+{
+    int j;
+    if (i == 0 && n > 1)
+        toy_kv__exact_angles(1.0, a->step);
+    if (i % 64 == 0)
+        toy_kv__exact_angles(first + i, a->at);
+    for (j = 0; j < TOY_KV_N_ROT / 2; j++) {
+        double c = a->at[2 * j], s = a->at[2 * j + 1];
+        if (i % 64 != 0) {
+            a->at[2 * j] = c * a->step[2 * j] - s * a->step[2 * j + 1];
+            a->at[2 * j + 1] = c * a->step[2 * j + 1] + s * a->step[2 * j];
+        }
+        a->cosines[j] = (float)a->at[2 * j] * TOY_KV__ROPE_SCALE;
+        a->sines[j] = (float)a->at[2 * j + 1] * TOY_KV__ROPE_SCALE;
+    }
+}
+
+/* All heads of one token of a layer; `turning`: of keys that come without their rotation, or NULL.
+ */
+static void toy_kv__store_token(toy_kv *kv, const toy_kv__ops *ops, int seq, int layer, int token,
+                              const unsigned char *src, toy_kv_type type, int part,
+                              const toy_kv__turning *turning)
 {
     float x[TOY_KV_HEAD_DIM];
-    int head, d;
-    for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+    int head;
+    for (head = 0; head < TOY_KV_N_KV_HEADS; head++, src += TOY_KV_HEAD_DIM * toy_kv__type_bytes(type)) {
         unsigned char *dst = toy_kv__exact(kv, seq, layer, part, head, token);
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-            x[d] = toy_kv__input(src, type, offset + (size_t)(head * TOY_KV_HEAD_DIM + d));
-        if (cs != NULL)
-            toy_kv__turn(cs, 1.0f, x, x);
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
-            uint16_t h = toy_kv__to_half(x[d]);
-            memcpy(dst + 2 * d, &h, 2);
+        if (type == TOY_KV_F16 && turning == NULL) {
+            memcpy(dst, src, 2 * TOY_KV_HEAD_DIM);
+            continue;
         }
+        toy_kv__read_input(ops, src, type, x);
+        if (turning != NULL)
+            ops->code->turn(turning->cosines, turning->sines, x);
+        ops->code->store(x, TOY_KV_HEAD_DIM, dst);
     }
 }
 
 toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k, const void *v,
                         toy_kv_type type, toy_kv_keys keys)
 {
-    size_t row = (size_t)TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM;
-    float cs[TOY_KV_N_ROT + 1] = {0.0f};
+    size_t row = (size_t)TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM, bytes;
+    const toy_kv__ops *ops;
+    toy_kv__turning turning;
     toy_kv__seq *q;
-    int i, j, held;
+    int i, held;
     if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
         layer >= TOY_KV_N_LAYERS || n < 1 || (unsigned)type > TOY_KV_BF16 ||
         (unsigned)keys > TOY_KV_KEYS_UNROTATED)
@@ -7332,15 +9155,16 @@ toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k
     } else if (held + n != q->target) {
         return TOY_KV_E_ORDER;
     }
+    ops = toy_kv__select(kv->config.isa);
+    bytes = row * toy_kv__type_bytes(type);
     for (i = 0; i < n; i++) {
-        if (keys == TOY_KV_KEYS_UNROTATED) {
-            toy_kv__angles(held + i, cs);
-            for (j = 0; j < TOY_KV_N_ROT; j++)
-                cs[j] *= TOY_KV__ROPE_SCALE;
-        }
-        toy_kv__store_token(kv, seq, layer, held + i, k, (size_t)i * row, type, TOY_KV_KEY,
-                          keys == TOY_KV_KEYS_UNROTATED ? cs : NULL);
-        toy_kv__store_token(kv, seq, layer, held + i, v, (size_t)i * row, type, TOY_KV_VALUE, NULL);
+        if (keys == TOY_KV_KEYS_UNROTATED)
+            toy_kv__turn_on(&turning, held, i, n);
+        toy_kv__store_token(kv, ops, seq, layer, held + i,
+                          (const unsigned char *)k + (size_t)i * bytes, type, TOY_KV_KEY,
+                          keys == TOY_KV_KEYS_UNROTATED ? &turning : NULL);
+        toy_kv__store_token(kv, ops, seq, layer, held + i,
+                          (const unsigned char *)v + (size_t)i * bytes, type, TOY_KV_VALUE, NULL);
     }
     q->n_tokens[layer] = held + n;
     return TOY_KV_OK;
