@@ -7,7 +7,7 @@
 #include "base/status.h"
 #include "plan/plan.h"
 
-enum { GEN_ABI_VERSION = 1 }; /* of emitted headers and of the caches that they save */
+enum { GEN_ABI_VERSION = 2 }; /* of emitted headers and of the caches that they save */
 
 typedef struct gen_options {
     const char *prefix;  /* of every symbol: a C identifier in lower case, such as "ref7m_kv" */

@@ -23,13 +23,16 @@
     X(dispatch)                                                                                    \
     X(wide)                                                                                        \
     X(decode)                                                                                      \
+    X(exceptions)                                                                                  \
     X(rebuild)                                                                                     \
     X(gains)                                                                                       \
     X(encode)                                                                                      \
+    X(landmarks)                                                                                   \
     X(pass)                                                                                        \
     X(queries)                                                                                     \
     X(absorbed)                                                                                    \
     X(attend)                                                                                      \
+    X(jobs)                                                                                        \
     X(kvcache)                                                                                     \
     X(save)
 

@@ -125,6 +125,37 @@ static inline unsigned char *vqkv__codes(const vqkv *kv, int stream, int block)
            (size_t)s->bytes * (size_t)block;
 }
 
+/* The landmarks of one head in a block: behind the streams, head by head. */
+static inline unsigned char *vqkv__landmarks(const vqkv *kv, int layer, int head, int block)
+{
+    size_t start = (size_t)VQKV__BLOCK_BYTES +
+                   (size_t)(layer * VQKV_N_KV_HEADS + head) * (size_t)VQKV__LANDMARK_BYTES;
+    return vqkv__base(kv) + kv->pool + start * (size_t)kv->config.n_blocks +
+           (size_t)VQKV__LANDMARK_BYTES * (size_t)block;
+}
+
+static inline int vqkv__slot(int part, int layer, int head)
+{
+    return (part * VQKV_N_LAYERS + layer) * VQKV_N_KV_HEADS + head;
+}
+
+/* The exact list: the chain of a head in a block, a link, its vector. */
+static inline int32_t *vqkv__kept_first(const vqkv *kv, int slot, int block)
+{
+    return (int32_t *)(void *)(vqkv__base(kv) + kv->kept_firsts) +
+           (size_t)slot * (size_t)kv->config.n_blocks + block;
+}
+
+static inline vqkv__link *vqkv__kept_link(const vqkv *kv, int32_t i)
+{
+    return (vqkv__link *)(void *)(vqkv__base(kv) + kv->kept_links) + (i - 1);
+}
+
+static inline unsigned char *vqkv__kept_row(const vqkv *kv, int32_t i)
+{
+    return vqkv__base(kv) + kv->kept_rows + (size_t)(i - 1) * VQKV_HEAD_DIM * 2;
+}
+
 /* Tokens before this one are sinks or lie in blocks. */
 static inline int vqkv__n_coded(const vqkv__seq *q)
 {

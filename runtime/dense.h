@@ -1,6 +1,7 @@
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)
 
@@ -248,10 +249,30 @@ VQKV__TARGET_ISA static void vqkv__distances_ISA(const unsigned char *book, int 
     }
 }
 
+VQKV__TARGET_ISA static void vqkv__landmark_scores_ISA(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    vqkv__vf_ISA bias = vqkv__set1_ISA(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += VQKV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * VQKV_HEAD_DIM;
+            vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+            float sum;
+            for (d = 0; d + VQKV__LANES_ISA <= VQKV_HEAD_DIM; d += VQKV__LANES_ISA)
+                a = vqkv__fma_ISA(vqkv__load_ISA(x + d),
+                                  vqkv__add_ISA(vqkv__loadu8_ISA(codes + d), bias), a);
+            sum = vqkv__hsum_ISA(a);
+            for (; d < VQKV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const vqkv__dense_ops vqkv__dense_ISA = {
-    vqkv__product_ISA,    vqkv__add_scaled_ISA,   vqkv__affine_ISA,    vqkv__affine_row_ISA,
-    vqkv__from_bytes_ISA, vqkv__from_nibbles_ISA, vqkv__turn_tile_ISA, vqkv__score_tile_ISA,
-    vqkv__sum_tile_ISA,   vqkv__distances_ISA,
+    vqkv__product_ISA,    vqkv__add_scaled_ISA,   vqkv__affine_ISA,          vqkv__affine_row_ISA,
+    vqkv__from_bytes_ISA, vqkv__from_nibbles_ISA, vqkv__turn_tile_ISA,       vqkv__score_tile_ISA,
+    vqkv__sum_tile_ISA,   vqkv__distances_ISA,    vqkv__landmark_scores_ISA,
 };
 
 #undef VQKV__ROWS4

@@ -278,3 +278,46 @@ static void vqkv__encode_tokens(vqkv *kv, const vqkv__ops *ops, int seq, int tok
     for (stream = 0; stream < VQKV__N_STREAMS; stream++)
         vqkv__encode_stream(&c, stream);
 }
+
+/* Puts the vectors of one head that x [HEAD_DIM, BLOCK] says too badly on the exact list; 0 if it
+ * has no room for one. The bound is held a little closer than stated, so that it still holds where
+ * another instruction set rounds otherwise. From the last token down: chains grow in front. */
+static int vqkv__keep_head(vqkv *kv, int seq, const vqkv__node *n, int head, vqkv__entry entry,
+                           const float *x)
+{
+    const float limit = VQKV_MAX_ERROR * VQKV_MAX_ERROR * 0.9998f;
+    int t, d;
+    for (t = VQKV_BLOCK - 1; t >= 0; t--) {
+        const unsigned char *row =
+            vqkv__exact(kv, seq, n->layer, n->part, head, entry.position + t);
+        float error = 0.0f, norm = 0.0f;
+        for (d = 0; d < VQKV_HEAD_DIM; d++) {
+            float exact = vqkv__half_at(row, (size_t)d), off = exact - x[d * VQKV_BLOCK + t];
+            error += off * off;
+            norm += exact * exact;
+        }
+        if (error <= limit * norm)
+            continue;
+        if (kv->kept_free == 0)
+            return 0;
+        vqkv__put_kept(kv, vqkv__slot(n->part, n->layer, head), entry.block, t, row);
+    }
+    return 1;
+}
+
+/* The same for all heads of a block that has just been encoded: decodes it. */
+static int vqkv__keep_bad(vqkv *kv, const vqkv__ops *ops, int seq, vqkv__entry entry)
+{
+    float *x = vqkv__work(kv);
+    vqkv__room room = vqkv__make_room(x + VQKV__HEAD_FLOATS);
+    int node, head;
+    for (node = 0; node < 2 * VQKV_N_LAYERS; node++) {
+        vqkv__rebuild_node(kv, ops, entry.block, node, 0, VQKV_N_KV_HEADS, &room);
+        for (head = 0; head < VQKV_N_KV_HEADS; head++) {
+            vqkv__hand_out(kv, ops, entry, node, head, 1, &room, x);
+            if (!vqkv__keep_head(kv, seq, &vqkv__nodes[node], head, entry, x))
+                return 0;
+        }
+    }
+    return 1;
+}

@@ -4,6 +4,9 @@
 /* The state of up to VQKV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
  * is VQKV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
  * block: [blocks, rows, BLOCK]. */
+#define VQKV__TILE       (1024 / VQKV_BLOCK)
+#define VQKV__MAP_BLOCKS (VQKV__TILE < 8 ? VQKV__TILE : 8)
+
 typedef struct vqkv__pass {
     const vqkv *kv;
     const vqkv__ops *ops;
@@ -41,13 +44,13 @@ typedef struct vqkv__pass {
     float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
+    vqkv__entry tile[VQKV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
+    int tile_block[VQKV__TILE], tile_token[VQKV__TILE];
+    const vqkv__choice *choice; /* of chunks; NULL: all are attended */
     float bias[VQKV__MAX_ROWS]; /* q . mean of the coded keys */
     float m[VQKV__MAX_ROWS], l[VQKV__MAX_ROWS], l_coded[VQKV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
 } vqkv__pass;
-
-#define VQKV__TILE       (1024 / VQKV_BLOCK)
-#define VQKV__MAP_BLOCKS (VQKV__TILE < 8 ? VQKV__TILE : 8)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define VQKV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
@@ -148,30 +151,42 @@ static void vqkv__mask(const vqkv__pass *a, float *s, int from, int to)
         s[t] = VQKV__MASKED;
 }
 
+/* Soft cap and masks on all blocks of row r, s; returns whether it sees anything of them. */
+static int vqkv__mask_row(const vqkv__pass *a, int r, int blocks, int n, int coded, float *s)
+{
+    int b, from, to, seen = 0;
+    for (b = 0; b < blocks; b++, s += a->rows * VQKV_BLOCK) {
+        vqkv__seen(a, r, a->tile_token[b], n, &from, &to);
+        seen |= from < to;
+        if (a->soft_cap > 0.0f || from > 0 || to < VQKV_BLOCK)
+            vqkv__mask(a, s, from, to);
+        if (coded && a->choice != NULL)
+            vqkv__mask_chunks(a->choice, a->tile_block[b], s);
+    }
+    return seen;
+}
+
 /* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
 #define VQKV__NOTHING 3e-8f
 
-/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
- * where a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are
- * more than nothing (their probabilities are in the sums all the same), 2 if some probability is so
- * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
-static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
+/* Softmax of a->s over the tile's blocks, n tokens in each; what was summed before is shrunk where
+ * a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are more than
+ * nothing (their probabilities are in the sums all the same), 2 if some probability is so large a
+ * part of its row's sum that rounding it to 8 bits would show, else 1. */
+static int vqkv__soft_max(vqkv__pass *a, int blocks, int n, int coded)
 {
     float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
-    int r, b, blocks = (n + VQKV_BLOCK - 1) / VQKV_BLOCK, seen = 0;
+    int r, b, seen = 0;
     for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * VQKV_BLOCK, top, sum, shrink = 1.0f;
-        int from, to, step = a->rows * VQKV_BLOCK;
-        vqkv__seen(a, r, token, n, &from, &to);
-        if (from >= to) {
+        float *s = a->s + r * VQKV_BLOCK, top = VQKV__MASKED, sum, shrink = 1.0f;
+        int step = a->rows * VQKV_BLOCK;
+        if (vqkv__mask_row(a, r, blocks, n, coded, s))
+            top = a->ops->largest(s, blocks, (size_t)step);
+        if (top <= VQKV__MASKED) { /* a choice may leave nothing that this row sees */
             for (b = 0; b < blocks; b++)
                 memset(s + b * step, 0, sizeof(float) * VQKV_BLOCK);
             continue;
         }
-        for (b = 0; b < blocks; b++)
-            if (a->soft_cap > 0.0f || from > b * VQKV_BLOCK || to < (b + 1) * VQKV_BLOCK)
-                vqkv__mask(a, s + b * step, from - b * VQKV_BLOCK, to - b * VQKV_BLOCK);
-        top = a->ops->largest(s, blocks, (size_t)step);
         if (top > a->m[r]) {
             shrink = a->m[r] > VQKV__MASKED ? expf(a->m[r] - top) : 0.0f;
             a->m[r] = top;
@@ -203,6 +218,7 @@ static void vqkv__attend_exact(vqkv__pass *a, int token, int n)
     for (i = 0; i < n * VQKV_HEAD_DIM * 2; i += 64)
         VQKV__PREFETCH(v + i, 3);
     a->ops->exact_scores(k, n, a->q, a->rows, a->s);
-    if (vqkv__soft_max(a, token, n, 0))
+    a->tile_token[0] = token;
+    if (vqkv__soft_max(a, 1, n, 0))
         a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }

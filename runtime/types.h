@@ -158,6 +158,8 @@ typedef struct vqkv__dense_ops {
     void (*sum)(const float *, const float *, int, float *, size_t);
     /* Squared distances of z [width] to `count` of the n codewords, binary16 [width, n]. */
     void (*distances)(const unsigned char *, int, int, int, const float *, float *);
+    /* best [n] = the most that a query [rows, HEAD_DIM] scores with bytes [n, HEAD_DIM] - 128. */
+    void (*landmarks)(const unsigned char *, int, const float *, int, float *);
 } vqkv__dense_ops;
 
 /* Kernels of encoding. */
@@ -203,6 +205,11 @@ typedef struct vqkv__ops {
     const vqkv__code_ops *code;
 } vqkv__ops;
 
+/* A vector on the exact list (exceptions.h): the next of its chain, its token in the block. */
+typedef struct vqkv__link {
+    int32_t next, token;
+} vqkv__link;
+
 /* Where a block of a sequence lies in the pool, and the position of its first token. */
 typedef struct vqkv__entry {
     int32_t block, position;
@@ -220,8 +227,25 @@ struct vqkv {
     int32_t ring;         /* tokens of the exact window behind the sinks, a multiple of the block */
     int32_t seq_blocks;   /* entries of a sequence's block table */
     int32_t n_free, next; /* free blocks; where to look for the next one */
-    uint64_t seqs, tables, references, exact, pool, work, turns, bytes; /* offsets from here */
+    int32_t n_kept, kept_free; /* vectors on the exact list; the first free place, 0: none */
+    /* offsets from here */
+    uint64_t seqs, tables, references, kept_firsts, kept_links, kept_rows, exact, pool;
+    uint64_t work, turns, bytes;
 };
+
+/* Tokens that share a landmark, and their number in a block; without landmarks a whole block. */
+#define VQKV__CHUNK  (VQKV_LANDMARKS > 0 ? VQKV_LANDMARKS : VQKV_BLOCK)
+#define VQKV__CHUNKS (VQKV_BLOCK / VQKV__CHUNK)
+/* Of one layer and KV head in a block (landmarks.h). */
+#define VQKV__LANDMARK_BYTES (VQKV_LANDMARKS > 0 ? VQKV__CHUNKS * (VQKV_HEAD_DIM + 3) : 0)
+/* Whether vectors are kept exactly where their error is too large (exceptions.h). */
+#define VQKV__KEEPS (VQKV_MAX_ERROR > 0.0f)
+#define VQKV__SLOTS (2 * VQKV_N_LAYERS * VQKV_N_KV_HEADS) /* heads with keys or values */
+/* Of a block in the pool, and what heads its chains on the exact list. */
+#define VQKV__POOL_BYTES                                                                           \
+    ((uint64_t)VQKV__BLOCK_BYTES +                                                                 \
+     (uint64_t)VQKV_N_LAYERS * VQKV_N_KV_HEADS * (uint64_t)VQKV__LANDMARK_BYTES)
+#define VQKV__CHAIN_BYTES (VQKV__KEEPS ? sizeof(int32_t) * (size_t)VQKV__SLOTS : 0)
 
 #define VQKV__MAGIC      0x31766b7176716b76u
 #define VQKV__ALIGNED(n) (((uint64_t)(n) + 63u) / 64u * 64u)

@@ -36,7 +36,7 @@ static vqkvc_code load_scheme(bench *b, int i, vqkvc_err *err)
     if (vqkvc_emit_plan(&plan, "vqkvc bench", "bench_kv", &b->arena, &prefix, &header, err) ==
         VQKVC_OK)
         vqkvc_codec_load(&b->codecs[i], b->names[i], header.data, header.len, err);
-    b->subjects[i] = (vqkvc_subject){b->names[i], &b->codecs[i]};
+    b->subjects[i] = (vqkvc_subject){b->names[i], &b->codecs[i], 0};
     free(header.data);
     vqkvc_plan_free(&plan);
     return err->code;

@@ -82,6 +82,12 @@ static void put_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *
                      "everything counted %.3f at %d tokens\n",
                      cost.code_bits, cost.gain_bits, cost.code_bits + cost.gain_bits,
                      cost.scan_bits, cost.total_bits, cost.context);
+    if (p->plan.landmarks > 0)
+        vqkvc_buf_printf(out, "landmarks of %d tokens: %.3f bits a value\n", p->plan.landmarks,
+                         cost.landmark_bits);
+    if (p->plan.max_error > 0)
+        vqkvc_buf_printf(out, "no vector off by more than %g: %.3f %% kept, %.3f bits a value\n",
+                         (double)p->plan.max_error, 100 * p->plan.kept_rate, cost.kept_bits);
     vqkvc_buf_puts(out, rebuilds(&p->plan) ? "attention rebuilds vectors before queries meet them\n"
                                            : "attention works on the codes: nothing is rebuilt\n");
     if (p->model_path != NULL)

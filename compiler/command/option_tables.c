@@ -344,6 +344,24 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .high = 1 << 20,
      .help = "latest tokens, kept exact at least (default: the scheme's, 32 in most; VQKV was "
              "published with 1024)"},
+    {.name = "landmarks",
+     .arg = "0|8|16|32",
+     .type = VQKVC_OPT_INT,
+     .offset = AT(landmarks),
+     .low = 0,
+     .high = 32,
+     .fallback = "0",
+     .help = "keep the mean key of every so many tokens, so that attention may be asked for the "
+             "best of them only (top_tokens in the header, ShadowKV); 0 keeps none"},
+    {.name = "max-error",
+     .arg = "E",
+     .type = VQKVC_OPT_NUMBER,
+     .offset = AT(max_error),
+     .low = 0,
+     .high = 16,
+     .fallback = "0",
+     .help = "keep every key and value in fp16 whose reconstruction would be off by more than this "
+             "part of its length; takes a calibration, which says how many; 0 is no bound"},
     END};
 
 const vqkvc_option vqkvc_options_emit[] = {
@@ -441,6 +459,23 @@ const vqkvc_option vqkvc_options_eval[] = {
      .type = VQKVC_OPT_FLAG,
      .offset = AT(speed),
      .help = "time attention as well, on one thread (default: off)"},
+    {.name = "top-tokens",
+     .arg = "N",
+     .type = VQKVC_OPT_INT,
+     .offset = AT(top_tokens),
+     .low = 1,
+     .high = 8192,
+     .help = "measure once more with attention to so many of the coded tokens; --schemes are "
+             "built with landmarks of 8 tokens (default: all tokens only)"},
+    {.name = "max-error",
+     .arg = "E",
+     .type = VQKVC_OPT_NUMBER,
+     .offset = AT(max_error),
+     .low = 0,
+     .high = 16,
+     .fallback = "0",
+     .help = "measure --schemes once more with this bound on every error, and the worst error of "
+             "all rows; 0 is no bound"},
     {.name = "layers",
      .type = VQKVC_OPT_FLAG,
      .offset = AT(layers),
@@ -485,6 +520,15 @@ const vqkvc_option vqkvc_options_suite[] = {
      .offset = AT(any_scan),
      .help = "measure auto at the same rates without a limit on what attention reads as well "
              "(default: off)"},
+    {.name = "top-tokens",
+     .arg = "N",
+     .type = VQKVC_OPT_INT,
+     .offset = AT(top_tokens),
+     .low = 1,
+     .high = 8192,
+     .help =
+         "measure auto at 2 bits and SVDq with attention to so many of the coded tokens as well "
+         "(default: none)"},
     {.name = "ablations",
      .type = VQKVC_OPT_FLAG,
      .offset = AT(ablations),

@@ -54,6 +54,8 @@ typedef struct vqkvc_options {
     /* scheme */
     const char *scheme, *frame, *without, *share, *schedule, *values;
     double outliers;
+    double max_error;
+    int landmarks, top_tokens;
     int group, rank, grid, per_head, anchor_every, anchor_bits;
     double bits, max_scan, max_kl, max_ppl;
     int layers_shared, tables_at, probes, beam, branches, block, sink, recent;

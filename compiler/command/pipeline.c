@@ -12,6 +12,7 @@
 #include "command/keep.h"
 #include "command/schemes.h"
 #include "gen/gen.h"
+#include "plan/bounded.h"
 
 /* ---- opening ---- */
 
@@ -23,7 +24,7 @@ static int without_model(const vqkvc_options *o)
 
 static int needs_capture(const vqkvc_options *o)
 {
-    return vqkvc_scheme_of(o)->calibrated || without_model(o);
+    return vqkvc_scheme_of(o)->calibrated || without_model(o) || o->max_error > 0;
 }
 
 static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_err *err)
@@ -85,14 +86,15 @@ static const char *simulation_recipe(vqkvc_pipeline *p, vqkvc_err *err)
 const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
                               const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err)
 {
-    const char *from =
-        weights != NULL && !vqkvc_scheme_of(o)->calibrated ? weights->hex : capture->hex;
+    const char *from = weights != NULL && !vqkvc_scheme_of(o)->calibrated && o->max_error == 0
+                           ? weights->hex
+                           : capture->hex;
     vqkvc_buf values = {0};
     vqkvc_scheme_recipe(o, &values);
     if (values.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a recipe");
     const char *recipe = err->code != VQKVC_OK ? NULL
-                                               : vqkvc_arena_printf(arena, err, "plan v2%s;from=%s",
+                                               : vqkvc_arena_printf(arena, err, "plan v3%s;from=%s",
                                                                     values.data, from);
     free(values.data);
     return recipe;
@@ -321,6 +323,9 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
                              .db = p->db,
                              .log = p->log};
     VQKVC_TRY(vqkvc_scheme_of(p->options)->make(&in, &p->plan, err));
+    p->plan.landmarks = p->options->landmarks;
+    if (p->options->max_error > 0)
+        VQKVC_TRY(vqkvc_plan_bound(&p->plan, &p->capture, (float)p->options->max_error, err));
     VQKVC_TRY(vqkvc_plan_write(&p->plan, bytes, err));
     vqkvc_say(p->log, 0, "plan: %.1f s", vqkvc_seconds() - start);
     return VQKVC_OK;

@@ -41,7 +41,7 @@ static vqkvc_code run_plan(const seeker *s, const vqkvc_plan *plan, loss *out, v
     if (vqkvc_emit_plan(plan, "vqkvc build", "seek_kv", &arena, &prefix, &header, err) ==
             VQKVC_OK &&
         vqkvc_codec_load(&codec, plan->scheme, header.data, header.len, err) == VQKVC_OK) {
-        const vqkvc_subject subject = {plan->scheme, &codec};
+        const vqkvc_subject subject = {plan->scheme, &codec, 0};
         if (vqkvc_measure(s->in->model, s->windows, 1, &subject, &options, &measured, err) ==
             VQKVC_OK)
             *out = (loss){measured.late.kl, 100 * (measured.late.ppl_ratio - 1)};

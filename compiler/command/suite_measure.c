@@ -62,6 +62,8 @@ static vqkvc_code key_of(session *e, int subject, int passage, kvdb_evaluation *
     const vqkvc_suite_subject *one = &e->s->subjects[subject];
     const char *text = vqkvc_arena_printf(&e->s->arena, err, "%s;header=%s",
                                           e->s->passages[passage].key, one->header_hash.hex);
+    if (text != NULL && one->options.top_tokens > 0)
+        text = vqkvc_arena_printf(&e->s->arena, err, "%s;top=%d", text, one->options.top_tokens);
     if (text != NULL)
         *key = (kvdb_evaluation){
             .plan = one->plan_hash, .text = vqkvc_hash_text(text), .label = one->label};
@@ -211,7 +213,8 @@ static vqkvc_code measure_group(session *e, int passage, const int *group, int n
                                      .log = s->log};
     for (int i = 0; i < n; i++)
         subjects[i] =
-            (vqkvc_subject){s->subjects[e->subjects[group[i]]].label, &e->codecs[group[i]]};
+            (vqkvc_subject){s->subjects[e->subjects[group[i]]].label, &e->codecs[group[i]],
+                            s->subjects[e->subjects[group[i]]].options.top_tokens};
     VQKVC_TRY(vqkvc_measure(e->model, at->windows, n, subjects, &options, measured, err));
     for (int i = 0; i < n; i++) {
         int subject = e->subjects[group[i]];

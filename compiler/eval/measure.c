@@ -70,6 +70,8 @@ static vqkvc_code choose_group(measurement *m, vqkvc_err *err)
         VQKVC_TRY(vqkvc_cache_header_size(m->subjects[i].codec, m->subjects[i].name, 1,
                                           m->o.context, m->o.step, &bytes, err));
         a_window += (double)bytes * (m->o.probe ? 3 : 1);
+        if (m->o.watch)
+            a_window += 8.0 * m->o.context * g->n_layers * g->n_kv_heads * g->head_dim;
     }
     double fit = floor((double)m->o.max_bytes / a_window);
     int most = fit < 1 ? 1 : fit > m->o.n_windows ? m->o.n_windows : (int)fit;
@@ -135,12 +137,17 @@ static vqkvc_code make_caches(measurement *m, int n_seq, vqkvc_err *err)
         const vqkvc_subject *s = &m->subjects[i];
         VQKVC_TRY(vqkvc_cache_header(&m->caches[i], s->codec, s->name, m->g, n_seq, o->context,
                                      o->step, o->isa, err));
+        VQKVC_TRY(vqkvc_cache_header_choose(&m->caches[i], s->top_tokens, err));
+        if (o->watch)
+            VQKVC_TRY(vqkvc_cache_header_watch(&m->caches[i], err));
         if (!o->probe)
             continue;
         VQKVC_TRY(vqkvc_cache_header(&m->probed[i], s->codec, s->name, m->g, n_seq, o->context,
                                      o->step, o->isa, err));
         VQKVC_TRY(vqkvc_cache_header(&m->plain[i], s->codec, s->name, m->g, n_seq, o->context,
                                      o->step, VQKVC_ISA_PORTABLE, err));
+        VQKVC_TRY(vqkvc_cache_header_choose(&m->probed[i], s->top_tokens, err));
+        VQKVC_TRY(vqkvc_cache_header_choose(&m->plain[i], s->top_tokens, err));
     }
     if (o->probe)
         VQKVC_TRY(vqkvc_probe_make(&m->probe, &m->exact, m->probed, m->plain, m->n, m->g, n_seq,
@@ -244,6 +251,17 @@ static vqkvc_code run_step(measurement *m, int first, const vqkvc_batch *batch, 
     return VQKVC_OK;
 }
 
+/* Adds what cache i holds of n_seq windows to its errors. */
+static vqkvc_code watch(const measurement *m, int i, int n_seq, vqkvc_err *err)
+{
+    vqkvc_measured *r = &m->results[i];
+    double worst, kept;
+    VQKVC_TRY(vqkvc_cache_header_errors(&m->caches[i], &worst, &kept, err));
+    r->worst_error = worst > r->worst_error ? worst : r->worst_error;
+    r->kept_rate += kept * n_seq / m->o.n_windows;
+    return VQKVC_OK;
+}
+
 /* Windows first .. first + n_seq - 1, from their first token to their last. */
 static vqkvc_code run_group(measurement *m, int first, int n_seq, vqkvc_err *err)
 {
@@ -257,6 +275,8 @@ static vqkvc_code run_group(measurement *m, int first, int n_seq, vqkvc_err *err
     }
     for (int i = 0; i < m->n; i++) {
         m->bytes[i] += (double)m->caches[i].bytes(m->caches[i].self);
+        if (m->o.watch)
+            VQKVC_TRY(watch(m, i, n_seq, err));
         for (int l = 0; m->o.probe && l < m->g->n_layers; l++)
             vqkvc_probe_add(&m->probe, i, l, &m->errors[(size_t)i * m->g->n_layers + l]);
     }

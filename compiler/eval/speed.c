@@ -186,6 +186,7 @@ static vqkvc_code fill(bench *b, vqkvc_err *err)
         const vqkvc_subject *s = &b->subjects[i];
         VQKVC_TRY(vqkvc_cache_header(&b->caches[i], s->codec, s->name, b->g, 1, b->o.context,
                                      MAX_BATCH, b->o.isa, err));
+        VQKVC_TRY(vqkvc_cache_header_choose(&b->caches[i], s->top_tokens, err));
         for (int at = 0; at < b->o.context; at += MAX_BATCH) {
             int n = b->o.context - at < MAX_BATCH ? b->o.context - at : MAX_BATCH;
             if (vqkvc_interrupted())

@@ -103,6 +103,14 @@ static double all_chain_bits(const vqkvc_plan *plan)
 
 /* ---- the plan ---- */
 
+/* Of a vector on the exact list its link; of each head and block what its chain begins with. */
+enum { LINK_BITS = 64, CHAIN_BITS = 32 };
+
+double vqkvc_cost_stored(const vqkvc_cost *cost)
+{
+    return cost->code_bits + cost->gain_bits + cost->landmark_bits + cost->kept_bits;
+}
+
 void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost)
 {
     const vqkvc_geometry *g = &plan->geometry;
@@ -122,7 +130,13 @@ void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost)
     double exact = plan->n_sink + plan->n_recent + (plan->block - 1) / 2.0;
     if (exact > context)
         exact = context;
-    cost->window_bits = exact * (16 - cost->code_bits - cost->gain_bits) / context;
+    if (plan->landmarks > 0) /* of keys alone: half of the values */
+        cost->landmark_bits = (g->head_dim * 8 + 24) / (2.0 * g->head_dim * plan->landmarks);
+    if (plan->max_error > 0)
+        cost->kept_bits = plan->kept_rate * (16 + LINK_BITS / (double)g->head_dim) +
+                          CHAIN_BITS / ((double)g->head_dim * plan->block);
+    double coded = vqkvc_cost_stored(cost);
+    cost->window_bits = exact * (16 - coded) / context;
     cost->table_bits = (double)cost->table_bytes * 8 / (context * values);
-    cost->total_bits = cost->code_bits + cost->gain_bits + cost->window_bits + cost->table_bits;
+    cost->total_bits = coded + cost->window_bits + cost->table_bits;
 }

@@ -27,7 +27,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 
-enum { VQKVC_PLAN_VERSION = 2 };
+enum { VQKVC_PLAN_VERSION = 3 };
 
 /* Bounds of plans that are valid: stages of a run; candidates of a beam, and the width of groups
  * that are coded with one. */
@@ -154,6 +154,15 @@ typedef struct vqkvc_plan {
     int n_sink;   /* first tokens, exact in fp16 for ever */
     int n_recent; /* the latest tokens that are exact at least */
     int block;    /* tokens a block: encoded together */
+    /* With landmarks a block has, for each layer, KV head and chunk of so many of its tokens, the
+     * mean of the keys in their rotation (8 bits a channel, a binary16 scale) and, in 8 bits, the
+     * least cosine of a key to it: attention may then be asked for the best chunks only
+     * (ShadowKV). 0: none; else 8, 16 or 32. */
+    int landmarks;
+    /* A vector x of one head and token whose reconstruction x^ is farther off than max_error |x|,
+     * in binary16 as it came, is kept in binary16 instead. 0: none is. */
+    float max_error;
+    double kept_rate; /* the part of all vectors that calibration expects this for */
     int n_streams;
     vqkvc_stream *streams; /* in coding order */
     int n_predictions;
@@ -214,11 +223,16 @@ typedef struct vqkvc_cost {
                            count for every layer, joint streams for every head, and what a
                            layer is predicted from for that layer */
     double window_bits; /* a value, at the context: what exact tokens take beyond their codes */
-    double table_bits;  /* a value, at the context: constant tables */
-    double total_bits;  /* code + gain + window + tables */
+    double landmark_bits; /* a value: landmarks */
+    double kept_bits; /* a value: vectors kept exactly, at the expected rate, and what finds them */
+    double table_bits; /* a value, at the context: constant tables */
+    double total_bits; /* code + gain + landmarks + kept + window + tables */
     size_t table_bytes;
     int context; /* tokens that window_bits and table_bits are amortised over */
 } vqkvc_cost;
+
+/* Code, gain, landmark and kept bits: what a coded token takes for ever. */
+double vqkvc_cost_stored(const vqkvc_cost *cost);
 
 /* context > 0 */
 void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost);

@@ -1,5 +1,5 @@
 /* toy_kv.h - a compressed KV cache for the model "golden", scheme toy.
- * Made by vqkvc 0.1.0, ABI 1. Do not edit: run the command below again.
+ * Made by vqkvc 0.1.0, ABI 2. Do not edit: run the command below again.
  *
  * USE. In one C or C++ file:
  *     #define TOY_KV_IMPLEMENTATION
@@ -18,21 +18,23 @@
  * MODEL. 3 layers, 8 query heads, 1 KV heads of 16 channels; rotary embedding on 16
  * channels, pairs (i, i + half).
  *
- * COST, bits a value (one of 96 a token): codes 7.125 + gains 0.750 = 7.875 stored; attention
+ * COST, bits a value (one of 96 a token): codes 7.125 + gains, landmarks, exact list 3.906 = 11.031 stored; attention
  * reads 10.208. With the exact window (first 4 tokens, latest 24 to 55) and 9216 bytes of
- * tables, at a context of 4096 tokens: 8.149. A block of 32 tokens is encoded at once, in the
+ * tables, at a context of 4096 tokens: 11.272. A block of 32 tokens is encoded at once, in the
  * append that begins the step after it has left the exact window.
  *
  * FROM. weights unknown
  *       calibration none
- *       plan 8949e5c598b997800a4a93e2bfc722f6
+ *       plan d597b6f53d6d99d1eddeb6adebabc011
  *       vqkvc emit toy
  *
  * STREAMS
  *   scheme    toy for golden (llama)
  *   geometry  3 layers, 8 heads, 1 KV heads of 16, 16 channels rotated
  *   window    first 4 and latest 24 tokens exact, blocks of 32
- *   cost      8.149 bits a value at 4096 tokens: codes 7.125, gains 0.750, window 0.086, tables 0.188 (9216 bytes); scan 10.208
+ *   cost      11.272 bits a value at 4096 tokens: codes 7.125, gains 0.750, window 0.053, tables 0.188 (9216 bytes); scan 10.208
+ *   landmarks one for 8 tokens: 0.594 bits a value
+ *   bound     every vector within 0.9 of its length; 12.500 % kept exactly: 2.562 bits a value
  *   stream                members           frame map      latents    gain             bits  runs
  *   shared                K 0-2 h0          block basis      48->24   rms 8b/24       1.583  4x1:4b*2 2x2:4b 1x4:4b*2 1x8:4b 4x1:u4
  *   own                   K 0 h0            block identity   16->16   absmax 16b/8   10.000  2(8x1:u8)
@@ -49,7 +51,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TOY_KV_ABI_VERSION 1 /* of this interface and of saved caches */
+#define TOY_KV_ABI_VERSION 2 /* of this interface and of saved caches */
 #define TOY_KV_N_LAYERS 3
 #define TOY_KV_N_HEADS 8 /* query heads */
 #define TOY_KV_N_KV_HEADS 1
@@ -60,8 +62,10 @@
 #define TOY_KV_BLOCK 32 /* tokens that are encoded together */
 #define TOY_KV_N_SINK 4 /* first tokens, exact for ever */
 #define TOY_KV_N_RECENT 24 /* latest tokens, exact at least */
+#define TOY_KV_LANDMARKS 8 /* tokens that share a landmark; 0: none, and no top_tokens */
 #define TOY_KV_ATTENTION_SCALE 2.500000000e-01f /* 1 / sqrt(HEAD_DIM) */
-#define TOY_KV_CODEC "8949e5c598b997800a4a93e2bfc722f6" /* hash of the plan and all tables */
+#define TOY_KV_MAX_ERROR 8.999999762e-01f /* of every vector, a part of its length; 0: no bound */
+#define TOY_KV_CODEC "d597b6f53d6d99d1eddeb6adebabc011" /* hash of the plan and all tables */
 
 #ifdef __cplusplus
 extern "C" {
@@ -77,7 +81,7 @@ extern "C" {
     X(E_CONTEXT, "the sequence would grow beyond n_ctx")                                           \
     X(E_BATCH, "more tokens at once than max_batch allows; split the prompt")                      \
     X(E_ORDER, "layers are out of step: append every step to every layer, in any order")           \
-    X(E_FULL, "no free block is left in the pool")                                                 \
+    X(E_FULL, "no free block is left in the pool, or no place on the exact list")                  \
     X(E_VALUE, "a key or value is not a finite number")                                            \
     X(E_CPU, "this processor lacks the instruction set asked for")                                 \
     X(E_FORMAT, "not a saved cache, or cut short")                                                 \
@@ -110,6 +114,8 @@ typedef struct toy_kv_config {
     int max_batch; /* most tokens of one append; 256 */
     int n_blocks;  /* blocks of TOY_KV_BLOCK tokens in the pool; enough for n_seq full sequences */
     toy_kv_isa isa;
+    int n_exact; /* vectors on the exact list, which codecs with a bound on every error
+                    (TOY_KV_MAX_ERROR) have; twice what calibration expects, and some */
 } toy_kv_config;
 
 typedef struct toy_kv toy_kv; /* lives in the caller's memory; holds no pointers: may be moved */
@@ -135,7 +141,9 @@ typedef enum toy_kv_keys { TOY_KV_KEYS_ROTATED, TOY_KV_KEYS_UNROTATED } toy_kv_k
  * A step appends the same tokens to every layer. Blocks that have left the exact window are encoded
  * when the next step begins; that is the only slow case (see the banner). Unrotated keys are
  * rotated here by their positions, which count from 0. Values are kept in fp16 at first: what is
- * beyond its range becomes its largest value. One thread at a time for a cache. */
+ * beyond its range becomes its largest value. With TOY_KV_MAX_ERROR > 0 every vector is held back to
+ * |x - x^| <= TOY_KV_MAX_ERROR |x|: codes that would break this are corrected by the exact list, and
+ * where it is full, E_FULL comes before a token is taken. One thread at a time for a cache. */
 toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k, const void *v,
                         toy_kv_type type, toy_kv_keys keys);
 
@@ -153,12 +161,25 @@ toy_kv_status toy_kv_fork(toy_kv *kv, int from, int to);
 /* Tokens that every layer of a sequence holds; -1 for a bad argument. */
 int toy_kv_n_tokens(const toy_kv *kv, int seq);
 
+/* The most that toy_kv_attention may ask for; scratch has room for so many. */
+#define TOY_KV_MAX_TOP_TOKENS     8192
+#define TOY_KV_MAX_OUTLIER_CHUNKS 128
+
 /* Zero means the default. */
 typedef struct toy_kv_attention {
     float scale;              /* on q . k; TOY_KV_ATTENTION_SCALE */
     float soft_cap;           /* scores become cap * tanh(score / cap); 0: none */
     int sliding_window;       /* a query sees this many latest tokens, its own included; 0: all */
     const float *sink_logits; /* [TOY_KV_N_HEADS] extra logit in every softmax; NULL: none */
+    /* For codecs with TOY_KV_LANDMARKS > 0: of all coded tokens in the range, attend only to so many,
+     * in chunks of TOY_KV_LANDMARKS: those whose mean key scores highest with any of a few queries of
+     * a KV head (one decoded token's, all its heads), the earlier ones of equals. First tokens and
+     * the exact window are always attended. 0: all; at most TOY_KV_MAX_TOP_TOKENS. */
+    int top_tokens;
+    /* With top_tokens: chunks besides that are always attended, those with a key farthest from
+     * their mean. 0: three for sixteen of the others; negative: none; at most
+     * TOY_KV_MAX_OUTLIER_CHUNKS. */
+    int outlier_chunks;
 } toy_kv_attention;
 
 /* Causal attention of the latest n_q tokens of a layer. q, out: [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM]
@@ -197,8 +218,18 @@ typedef enum toy_kv_part { TOY_KV_KEY, TOY_KV_VALUE } toy_kv_part;
 toy_kv_status toy_kv_read(const toy_kv *kv, int seq, int layer, int kv_head, toy_kv_part part, int first,
                       int n, float *dst, void *scratch, size_t scratch_bytes);
 
-/* Bytes that the tokens held take: codes, gains, exact window, block tables. */
+/* Bytes that the tokens held take: codes, gains, landmarks, exact list, exact window, block tables.
+ */
 size_t toy_kv_bytes_used(const toy_kv *kv);
+
+typedef struct toy_kv_stats {
+    size_t bytes;              /* toy_kv_bytes_used() */
+    int blocks_used, n_blocks; /* of the pool */
+    int exact_used, n_exact;   /* vectors on the exact list, and its places */
+} toy_kv_stats;
+
+/* For engines that plan ahead: how full a cache is. */
+toy_kv_status toy_kv_get_stats(const toy_kv *kv, toy_kv_stats *stats);
 
 /* ---- save and load --------------------------------------------------------------------------- */
 
@@ -396,6 +427,8 @@ typedef struct toy_kv__dense_ops {
     void (*sum)(const float *, const float *, int, float *, size_t);
     /* Squared distances of z [width] to `count` of the n codewords, binary16 [width, n]. */
     void (*distances)(const unsigned char *, int, int, int, const float *, float *);
+    /* best [n] = the most that a query [rows, HEAD_DIM] scores with bytes [n, HEAD_DIM] - 128. */
+    void (*landmarks)(const unsigned char *, int, const float *, int, float *);
 } toy_kv__dense_ops;
 
 /* Kernels of encoding. */
@@ -441,6 +474,11 @@ typedef struct toy_kv__ops {
     const toy_kv__code_ops *code;
 } toy_kv__ops;
 
+/* A vector on the exact list (exceptions.h): the next of its chain, its token in the block. */
+typedef struct toy_kv__link {
+    int32_t next, token;
+} toy_kv__link;
+
 /* Where a block of a sequence lies in the pool, and the position of its first token. */
 typedef struct toy_kv__entry {
     int32_t block, position;
@@ -458,14 +496,33 @@ struct toy_kv {
     int32_t ring;         /* tokens of the exact window behind the sinks, a multiple of the block */
     int32_t seq_blocks;   /* entries of a sequence's block table */
     int32_t n_free, next; /* free blocks; where to look for the next one */
-    uint64_t seqs, tables, references, exact, pool, work, turns, bytes; /* offsets from here */
+    int32_t n_kept, kept_free; /* vectors on the exact list; the first free place, 0: none */
+    /* offsets from here */
+    uint64_t seqs, tables, references, kept_firsts, kept_links, kept_rows, exact, pool;
+    uint64_t work, turns, bytes;
 };
+
+/* Tokens that share a landmark, and their number in a block; without landmarks a whole block. */
+#define TOY_KV__CHUNK  (TOY_KV_LANDMARKS > 0 ? TOY_KV_LANDMARKS : TOY_KV_BLOCK)
+#define TOY_KV__CHUNKS (TOY_KV_BLOCK / TOY_KV__CHUNK)
+/* Of one layer and KV head in a block (landmarks.h). */
+#define TOY_KV__LANDMARK_BYTES (TOY_KV_LANDMARKS > 0 ? TOY_KV__CHUNKS * (TOY_KV_HEAD_DIM + 3) : 0)
+/* Whether vectors are kept exactly where their error is too large (exceptions.h). */
+#define TOY_KV__KEEPS (TOY_KV_MAX_ERROR > 0.0f)
+#define TOY_KV__SLOTS (2 * TOY_KV_N_LAYERS * TOY_KV_N_KV_HEADS) /* heads with keys or values */
+/* Of a block in the pool, and what heads its chains on the exact list. */
+#define TOY_KV__POOL_BYTES                                                                           \
+    ((uint64_t)TOY_KV__BLOCK_BYTES +                                                                 \
+     (uint64_t)TOY_KV_N_LAYERS * TOY_KV_N_KV_HEADS * (uint64_t)TOY_KV__LANDMARK_BYTES)
+#define TOY_KV__CHAIN_BYTES (TOY_KV__KEEPS ? sizeof(int32_t) * (size_t)TOY_KV__SLOTS : 0)
 
 #define TOY_KV__MAGIC      0x31766b7176716b76u
 #define TOY_KV__ALIGNED(n) (((uint64_t)(n) + 63u) / 64u * 64u)
 
 /* What the model's rotation multiplies by besides turning (YaRN). */
 #define TOY_KV__ROPE_SCALE 1.000000000e+00f
+/* The part of all vectors that the exact list has room for by default. */
+#define TOY_KV__KEPT_SHARE 2.600000000e-01
 
 /* The most that any stream or head needs. */
 #define TOY_KV__N_STREAMS 7
@@ -1052,6 +1109,37 @@ static inline unsigned char *toy_kv__codes(const toy_kv *kv, int stream, int blo
            (size_t)s->bytes * (size_t)block;
 }
 
+/* The landmarks of one head in a block: behind the streams, head by head. */
+static inline unsigned char *toy_kv__landmarks(const toy_kv *kv, int layer, int head, int block)
+{
+    size_t start = (size_t)TOY_KV__BLOCK_BYTES +
+                   (size_t)(layer * TOY_KV_N_KV_HEADS + head) * (size_t)TOY_KV__LANDMARK_BYTES;
+    return toy_kv__base(kv) + kv->pool + start * (size_t)kv->config.n_blocks +
+           (size_t)TOY_KV__LANDMARK_BYTES * (size_t)block;
+}
+
+static inline int toy_kv__slot(int part, int layer, int head)
+{
+    return (part * TOY_KV_N_LAYERS + layer) * TOY_KV_N_KV_HEADS + head;
+}
+
+/* The exact list: the chain of a head in a block, a link, its vector. */
+static inline int32_t *toy_kv__kept_first(const toy_kv *kv, int slot, int block)
+{
+    return (int32_t *)(void *)(toy_kv__base(kv) + kv->kept_firsts) +
+           (size_t)slot * (size_t)kv->config.n_blocks + block;
+}
+
+static inline toy_kv__link *toy_kv__kept_link(const toy_kv *kv, int32_t i)
+{
+    return (toy_kv__link *)(void *)(toy_kv__base(kv) + kv->kept_links) + (i - 1);
+}
+
+static inline unsigned char *toy_kv__kept_row(const toy_kv *kv, int32_t i)
+{
+    return toy_kv__base(kv) + kv->kept_rows + (size_t)(i - 1) * TOY_KV_HEAD_DIM * 2;
+}
+
 /* Tokens before this one are sinks or lie in blocks. */
 static inline int toy_kv__n_coded(const toy_kv__seq *q)
 {
@@ -1181,9 +1269,10 @@ static inline void toy_kv__transpose_portable(const unsigned char *src, size_t s
         for (j = 0; j < 8; j++)
             memcpy(dst + j * dst_step + 2 * i, src + i * src_step + 2 * j, 2);
 }
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
@@ -1431,10 +1520,30 @@ TOY_KV__TARGET_portable static void toy_kv__distances_portable(const unsigned ch
     }
 }
 
+TOY_KV__TARGET_portable static void toy_kv__landmark_scores_portable(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_portable bias = toy_kv__set1_portable(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable)
+                a = toy_kv__fma_portable(toy_kv__load_portable(x + d),
+                                  toy_kv__add_portable(toy_kv__loadu8_portable(codes + d), bias), a);
+            sum = toy_kv__hsum_portable(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_portable = {
-    toy_kv__product_portable,    toy_kv__add_scaled_portable,   toy_kv__affine_portable,    toy_kv__affine_row_portable,
-    toy_kv__from_bytes_portable, toy_kv__from_nibbles_portable, toy_kv__turn_tile_portable, toy_kv__score_tile_portable,
-    toy_kv__sum_tile_portable,   toy_kv__distances_portable,
+    toy_kv__product_portable,    toy_kv__add_scaled_portable,   toy_kv__affine_portable,          toy_kv__affine_row_portable,
+    toy_kv__from_bytes_portable, toy_kv__from_nibbles_portable, toy_kv__turn_tile_portable,       toy_kv__score_tile_portable,
+    toy_kv__sum_tile_portable,   toy_kv__distances_portable,    toy_kv__landmark_scores_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -2641,9 +2750,10 @@ static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
 };
 
 #endif /* TOY_KV_BLOCK >= 64 */
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
@@ -2891,10 +3001,30 @@ TOY_KV__TARGET_avx2 static void toy_kv__distances_avx2(const unsigned char *book
     }
 }
 
+TOY_KV__TARGET_avx2 static void toy_kv__landmark_scores_avx2(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_avx2 bias = toy_kv__set1_avx2(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2)
+                a = toy_kv__fma_avx2(toy_kv__load_avx2(x + d),
+                                  toy_kv__add_avx2(toy_kv__loadu8_avx2(codes + d), bias), a);
+            sum = toy_kv__hsum_avx2(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_avx2 = {
-    toy_kv__product_avx2,    toy_kv__add_scaled_avx2,   toy_kv__affine_avx2,    toy_kv__affine_row_avx2,
-    toy_kv__from_bytes_avx2, toy_kv__from_nibbles_avx2, toy_kv__turn_tile_avx2, toy_kv__score_tile_avx2,
-    toy_kv__sum_tile_avx2,   toy_kv__distances_avx2,
+    toy_kv__product_avx2,    toy_kv__add_scaled_avx2,   toy_kv__affine_avx2,          toy_kv__affine_row_avx2,
+    toy_kv__from_bytes_avx2, toy_kv__from_nibbles_avx2, toy_kv__turn_tile_avx2,       toy_kv__score_tile_avx2,
+    toy_kv__sum_tile_avx2,   toy_kv__distances_avx2,    toy_kv__landmark_scores_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -4495,9 +4625,10 @@ static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
 };
 
 #endif /* TOY_KV_BLOCK >= 64 */
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
@@ -4745,10 +4876,30 @@ TOY_KV__TARGET_avx512 static void toy_kv__distances_avx512(const unsigned char *
     }
 }
 
+TOY_KV__TARGET_avx512 static void toy_kv__landmark_scores_avx512(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_avx512 bias = toy_kv__set1_avx512(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512)
+                a = toy_kv__fma_avx512(toy_kv__load_avx512(x + d),
+                                  toy_kv__add_avx512(toy_kv__loadu8_avx512(codes + d), bias), a);
+            sum = toy_kv__hsum_avx512(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_avx512 = {
-    toy_kv__product_avx512,    toy_kv__add_scaled_avx512,   toy_kv__affine_avx512,    toy_kv__affine_row_avx512,
-    toy_kv__from_bytes_avx512, toy_kv__from_nibbles_avx512, toy_kv__turn_tile_avx512, toy_kv__score_tile_avx512,
-    toy_kv__sum_tile_avx512,   toy_kv__distances_avx512,
+    toy_kv__product_avx512,    toy_kv__add_scaled_avx512,   toy_kv__affine_avx512,          toy_kv__affine_row_avx512,
+    toy_kv__from_bytes_avx512, toy_kv__from_nibbles_avx512, toy_kv__turn_tile_avx512,       toy_kv__score_tile_avx512,
+    toy_kv__sum_tile_avx512,   toy_kv__distances_avx512,    toy_kv__landmark_scores_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -5626,9 +5777,10 @@ static inline void toy_kv__transpose_neon(const unsigned char *src, size_t src_s
             vst1q_u8(dst + dst_step, vreinterpretq_u8_u64(vzip2q_u64(a, b)));
         }
 }
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
@@ -5876,10 +6028,30 @@ TOY_KV__TARGET_neon static void toy_kv__distances_neon(const unsigned char *book
     }
 }
 
+TOY_KV__TARGET_neon static void toy_kv__landmark_scores_neon(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_neon bias = toy_kv__set1_neon(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon)
+                a = toy_kv__fma_neon(toy_kv__load_neon(x + d),
+                                  toy_kv__add_neon(toy_kv__loadu8_neon(codes + d), bias), a);
+            sum = toy_kv__hsum_neon(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_neon = {
-    toy_kv__product_neon,    toy_kv__add_scaled_neon,   toy_kv__affine_neon,    toy_kv__affine_row_neon,
-    toy_kv__from_bytes_neon, toy_kv__from_nibbles_neon, toy_kv__turn_tile_neon, toy_kv__score_tile_neon,
-    toy_kv__sum_tile_neon,   toy_kv__distances_neon,
+    toy_kv__product_neon,    toy_kv__add_scaled_neon,   toy_kv__affine_neon,          toy_kv__affine_row_neon,
+    toy_kv__from_bytes_neon, toy_kv__from_nibbles_neon, toy_kv__turn_tile_neon,       toy_kv__score_tile_neon,
+    toy_kv__sum_tile_neon,   toy_kv__distances_neon,    toy_kv__landmark_scores_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -7019,6 +7191,92 @@ static void toy_kv__add_member(const toy_kv__ops *ops, const toy_kv__stream *s, 
                                toy_kv__row(out, d));
 }
 
+/* The exact list: vectors of coded tokens that their codes say too badly, kept in binary16. A chain
+ * for each head of each block holds them by ascending token; indices count from 1, 0 ends. */
+
+#define TOY_KV__KEPT_BYTES (sizeof(toy_kv__link) + 2 * (size_t)TOY_KV_HEAD_DIM)
+
+/* Adds a vector in front of a chain; there is a free place. */
+static void toy_kv__put_kept(toy_kv *kv, int slot, int block, int token, const unsigned char *row)
+{
+    int32_t *first = toy_kv__kept_first(kv, slot, block);
+    int32_t i = kv->kept_free;
+    toy_kv__link *link = toy_kv__kept_link(kv, i);
+    kv->kept_free = link->next;
+    kv->n_kept++;
+    memcpy(toy_kv__kept_row(kv, i), row, 2 * (size_t)TOY_KV_HEAD_DIM);
+    link->token = token;
+    link->next = *first;
+    *first = i;
+}
+
+/* Empties the chains of a block. */
+static void toy_kv__drop_kept(toy_kv *kv, int block)
+{
+    int slot;
+    for (slot = 0; slot < TOY_KV__SLOTS; slot++) {
+        int32_t *first = toy_kv__kept_first(kv, slot, block);
+        while (*first != 0) {
+            int32_t i = *first;
+            toy_kv__link *link = toy_kv__kept_link(kv, i);
+            *first = link->next;
+            link->next = kv->kept_free;
+            kv->kept_free = i;
+            kv->n_kept--;
+        }
+    }
+}
+
+static int toy_kv__count_kept(const toy_kv *kv, int block)
+{
+    int slot, n = 0;
+    int32_t i;
+    for (slot = 0; slot < TOY_KV__SLOTS && TOY_KV__KEEPS; slot++)
+        for (i = *toy_kv__kept_first(kv, slot, block); i != 0; i = toy_kv__kept_link(kv, i)->next)
+            n++;
+    return n;
+}
+
+/* Writes the kept vectors of one head into x [HEAD_DIM, BLOCK]. */
+static void toy_kv__place_kept(const toy_kv *kv, int part, int layer, int head, int block, float *x)
+{
+    int32_t i = *toy_kv__kept_first(kv, toy_kv__slot(part, layer, head), block);
+    int d;
+    for (; i != 0; i = toy_kv__kept_link(kv, i)->next) {
+        const unsigned char *row = toy_kv__kept_row(kv, i);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            x[d * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token] = toy_kv__half_at(row, (size_t)d);
+    }
+}
+
+/* Puts the scores of kept keys into s [rows, BLOCK]: q [rows, HEAD_DIM]. */
+static void toy_kv__score_kept(const toy_kv *kv, const toy_kv__ops *ops, int layer, int head, int block,
+                             const float *q, int rows, float *s)
+{
+    int32_t i = *toy_kv__kept_first(kv, toy_kv__slot(TOY_KV_KEY, layer, head), block);
+    int r;
+    for (; i != 0; i = toy_kv__kept_link(kv, i)->next)
+        for (r = 0; r < rows; r++)
+            s[r * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token] =
+                ops->dot_row(toy_kv__kept_row(kv, i), TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+}
+
+/* Moves the weights of kept values out of s [rows, BLOCK] and coded [rows] into o [rows, HEAD_DIM].
+ */
+static void toy_kv__sum_kept(const toy_kv *kv, const toy_kv__ops *ops, int layer, int head, int block,
+                           int rows, float *s, float *coded, float *o)
+{
+    int32_t i = *toy_kv__kept_first(kv, toy_kv__slot(TOY_KV_VALUE, layer, head), block);
+    int r;
+    for (; i != 0; i = toy_kv__kept_link(kv, i)->next)
+        for (r = 0; r < rows; r++) {
+            float *weight = &s[r * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token];
+            ops->add_row(toy_kv__kept_row(kv, i), TOY_KV_HEAD_DIM, *weight, o + r * TOY_KV_HEAD_DIM);
+            coded[r] -= *weight;
+            *weight = 0.0f;
+        }
+}
+
 /* Rebuilding blocks: K and V as they are, for attention that cannot be absorbed, for reading, and
  * for what later streams and layers are coded against.
  *
@@ -7151,16 +7409,19 @@ static void toy_kv__turn_tile(const toy_kv *kv, const toy_kv__ops *ops, int fram
     }
 }
 
-/* Takes some heads of a node that is in its slot to out [n_heads, HEAD_DIM, BLOCK], keys rotated.
- */
-static void toy_kv__hand_out(const toy_kv *kv, const toy_kv__ops *ops, int position, int node, int head,
-                           int n_heads, const toy_kv__room *room, float *out)
+/* Takes some heads of a node that is in its slot to out [n_heads, HEAD_DIM, BLOCK], keys rotated,
+ * and what is on the exact list as it is there. */
+static void toy_kv__hand_out(const toy_kv *kv, const toy_kv__ops *ops, toy_kv__entry entry, int node,
+                           int head, int n_heads, const toy_kv__room *room, float *out)
 {
     const toy_kv__node *n = &toy_kv__nodes[node];
     int h;
-    for (h = head; h < head + n_heads; h++, out += TOY_KV__HEAD_FLOATS)
-        toy_kv__turn_tile(kv, ops, toy_kv__frame_of(n->part, n->layer, h), position, 1.0f,
+    for (h = head; h < head + n_heads; h++, out += TOY_KV__HEAD_FLOATS) {
+        toy_kv__turn_tile(kv, ops, toy_kv__frame_of(n->part, n->layer, h), entry.position, 1.0f,
                         toy_kv__slot_of(room, node) + (size_t)h * TOY_KV__HEAD_FLOATS, out);
+        if (TOY_KV__KEEPS)
+            toy_kv__place_kept(kv, n->part, n->layer, h, entry.block, out);
+    }
 }
 
 /* K and V of some heads of one layer and block: k, v [n_heads, HEAD_DIM, BLOCK], keys rotated by
@@ -7192,7 +7453,7 @@ static void toy_kv__rebuild(const toy_kv *kv, const toy_kv__ops *ops, toy_kv__en
         else if (need[i] != 0)
             toy_kv__rebuild_node(kv, ops, entry.block, i, head, n_heads, &room);
         if (need[i] & WANTED)
-            toy_kv__hand_out(kv, ops, entry.position, i, head, n_heads, &room, out);
+            toy_kv__hand_out(kv, ops, entry, i, head, n_heads, &room, out);
     }
 }
 
@@ -7739,12 +8000,297 @@ static void toy_kv__encode_tokens(toy_kv *kv, const toy_kv__ops *ops, int seq, i
         toy_kv__encode_stream(&c, stream);
 }
 
+/* Puts the vectors of one head that x [HEAD_DIM, BLOCK] says too badly on the exact list; 0 if it
+ * has no room for one. The bound is held a little closer than stated, so that it still holds where
+ * another instruction set rounds otherwise. From the last token down: chains grow in front. */
+static int toy_kv__keep_head(toy_kv *kv, int seq, const toy_kv__node *n, int head, toy_kv__entry entry,
+                           const float *x)
+{
+    const float limit = TOY_KV_MAX_ERROR * TOY_KV_MAX_ERROR * 0.9998f;
+    int t, d;
+    for (t = TOY_KV_BLOCK - 1; t >= 0; t--) {
+        const unsigned char *row =
+            toy_kv__exact(kv, seq, n->layer, n->part, head, entry.position + t);
+        float error = 0.0f, norm = 0.0f;
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            float exact = toy_kv__half_at(row, (size_t)d), off = exact - x[d * TOY_KV_BLOCK + t];
+            error += off * off;
+            norm += exact * exact;
+        }
+        if (error <= limit * norm)
+            continue;
+        if (kv->kept_free == 0)
+            return 0;
+        toy_kv__put_kept(kv, toy_kv__slot(n->part, n->layer, head), entry.block, t, row);
+    }
+    return 1;
+}
+
+/* The same for all heads of a block that has just been encoded: decodes it. */
+static int toy_kv__keep_bad(toy_kv *kv, const toy_kv__ops *ops, int seq, toy_kv__entry entry)
+{
+    float *x = toy_kv__work(kv);
+    toy_kv__room room = toy_kv__make_room(x + TOY_KV__HEAD_FLOATS);
+    int node, head;
+    for (node = 0; node < 2 * TOY_KV_N_LAYERS; node++) {
+        toy_kv__rebuild_node(kv, ops, entry.block, node, 0, TOY_KV_N_KV_HEADS, &room);
+        for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+            toy_kv__hand_out(kv, ops, entry, node, head, 1, &room, x);
+            if (!toy_kv__keep_head(kv, seq, &toy_kv__nodes[node], head, entry, x))
+                return 0;
+        }
+    }
+    return 1;
+}
+
+/* Landmarks: a mean of the exact keys of every chunk of tokens, so that attention can pick the
+ * chunks that matter before it reads any codes (ShadowKV, section 4.1). Chunks with a key that is
+ * far from their mean are told by it badly; the worst of them are attended always.
+ *
+ * A block has for each layer and KV head: means as bytes that count from 128 [CHUNKS, HEAD_DIM],
+ * binary16 scales [CHUNKS], and the least cosine of a key to its chunk's mean as a byte [CHUNKS],
+ * 0 for -1 to 255 for 1. */
+
+/* A chunk of coded tokens, counted from the end of the sinks. */
+typedef struct toy_kv__pick {
+    float score;
+    int32_t chunk;
+} toy_kv__pick;
+
+/* The chunks that one pass of queries attends to, in their order. */
+typedef struct toy_kv__choice {
+    int32_t n, all; /* all: nothing is left out, picks mean nothing */
+    toy_kv__pick picks[TOY_KV_MAX_OUTLIER_CHUNKS + TOY_KV_MAX_TOP_TOKENS / TOY_KV__CHUNK];
+} toy_kv__choice;
+
+/* ---- writing ---- */
+
+/* cos [0, 255] of the two, 128 where one is zero. */
+static unsigned char toy_kv__likeness(const float *x, const float *y)
+{
+    float xx = 0.0f, yy = 0.0f, xy = 0.0f;
+    int d;
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+        xx += x[d] * x[d];
+        yy += y[d] * y[d];
+        xy += x[d] * y[d];
+    }
+    xy = xx > 0.0f && yy > 0.0f ? xy / (sqrtf(xx) * sqrtf(yy)) : 0.0f;
+    xy = xy < -1.0f ? -1.0f : xy > 1.0f ? 1.0f : xy;
+    return (unsigned char)(int)(127.5f * (xy + 1.0f) + 0.5f);
+}
+
+/* One chunk: keys [CHUNK], binary16 [HEAD_DIM] each. */
+static void toy_kv__write_landmark(const toy_kv__ops *ops, const unsigned char *keys,
+                                 unsigned char *means, unsigned char *scale, unsigned char *least)
+{
+    float mean[TOY_KV_HEAD_DIM], key[TOY_KV_HEAD_DIM], top = 0.0f, step;
+    int t, d;
+    memset(mean, 0, sizeof mean);
+    for (t = 0; t < TOY_KV__CHUNK; t++)
+        ops->add_row(keys + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM, 1.0f / TOY_KV__CHUNK, mean);
+    *least = 255;
+    for (t = 0; t < TOY_KV__CHUNK; t++) {
+        unsigned char like;
+        memset(key, 0, sizeof key);
+        ops->add_row(keys + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM, 1.0f, key);
+        like = toy_kv__likeness(key, mean);
+        *least = like < *least ? like : *least;
+    }
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+        top = fabsf(mean[d]) > top ? fabsf(mean[d]) : top;
+    toy_kv__store_half(scale, top / 127.0f);
+    step = toy_kv__half_at(scale, 0);
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+        float code = step > 0.0f ? roundf(mean[d] / step) : 0.0f;
+        code = code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code;
+        means[d] = (unsigned char)((int)code + 128);
+    }
+}
+
+/* Of the block whose exact tokens begin at `token`. */
+static void toy_kv__write_landmarks(const toy_kv *kv, const toy_kv__ops *ops, int seq, int token,
+                                  int block)
+{
+    int layer, head, c;
+    for (layer = 0; layer < TOY_KV_N_LAYERS; layer++)
+        for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+            unsigned char *means = toy_kv__landmarks(kv, layer, head, block);
+            unsigned char *scales = means + TOY_KV__CHUNKS * TOY_KV_HEAD_DIM;
+            for (c = 0; c < TOY_KV__CHUNKS; c++) /* a block has no end of the ring inside */
+                toy_kv__write_landmark(
+                    ops, toy_kv__exact(kv, seq, layer, TOY_KV_KEY, head, token + c * TOY_KV__CHUNK),
+                    means + c * TOY_KV_HEAD_DIM, scales + 2 * c, scales + 2 * TOY_KV__CHUNKS + c);
+        }
+}
+
+/* ---- choosing ---- */
+
+/* The order of a heap: the worst score on top (of equal ones the latest chunk), or where it is
+ * being sorted the latest chunk. */
+static inline int toy_kv__above(const toy_kv__pick *a, const toy_kv__pick *b, int by_chunk)
+{
+    if (!by_chunk && a->score != b->score)
+        return a->score < b->score;
+    return a->chunk > b->chunk;
+}
+
+static void toy_kv__sift(toy_kv__pick *heap, int n, int i, int by_chunk)
+{
+    toy_kv__pick moved = heap[i];
+    int child;
+    for (; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && toy_kv__above(&heap[child + 1], &heap[child], by_chunk))
+            child++;
+        if (!toy_kv__above(&heap[child], &moved, by_chunk))
+            break;
+        heap[i] = heap[child];
+    }
+    heap[i] = moved;
+}
+
+/* Puts a chunk among the `most` best. */
+static void toy_kv__offer(toy_kv__pick *heap, int *n, int most, float score, int chunk)
+{
+    toy_kv__pick pick;
+    int i;
+    pick.score = score;
+    pick.chunk = chunk;
+    if (*n < most) {
+        heap[(*n)++] = pick;
+        for (i = *n / 2 - 1; i >= 0 && *n == most; i--)
+            toy_kv__sift(heap, *n, i, 0);
+    } else if (most > 0 && toy_kv__above(&heap[0], &pick, 0)) {
+        heap[0] = pick;
+        toy_kv__sift(heap, *n, 0, 0);
+    }
+}
+
+static void toy_kv__sort_picks(toy_kv__pick *picks, int n)
+{
+    int i;
+    for (i = n / 2 - 1; i >= 0; i--)
+        toy_kv__sift(picks, n, i, 1);
+    for (i = n - 1; i > 0; i--) {
+        toy_kv__pick last = picks[i];
+        picks[i] = picks[0];
+        picks[0] = last;
+        toy_kv__sift(picks, i, 0, 1);
+    }
+}
+
+/* What a choice is made among: chunks low .. high - 1 of one head, in blocks of a sequence. */
+typedef struct toy_kv__chunks {
+    const toy_kv *kv;
+    const toy_kv__entry *blocks;
+    int layer, head, low, high;
+} toy_kv__chunks;
+
+/* The n chunks with the least likeness, sorted. */
+static int toy_kv__pick_outliers(const toy_kv__chunks *c, int most, toy_kv__pick *picks)
+{
+    int chunk, n = 0;
+    for (chunk = c->low; chunk < c->high && most > 0; chunk++) {
+        const unsigned char *least =
+            toy_kv__landmarks(c->kv, c->layer, c->head, c->blocks[chunk / TOY_KV__CHUNKS].block) +
+            TOY_KV__CHUNKS * (TOY_KV_HEAD_DIM + 2);
+        toy_kv__offer(picks, &n, most, -(float)least[chunk % TOY_KV__CHUNKS], chunk);
+    }
+    toy_kv__sort_picks(picks, n);
+    return n;
+}
+
+/* The best of the others, for queries q [rows, HEAD_DIM], behind the n_outliers that picks holds.
+ */
+static int toy_kv__pick_best(const toy_kv__chunks *c, const toy_kv__ops *ops, const float *q, int rows,
+                           int n_outliers, int most, toy_kv__pick *picks)
+{
+    float best[TOY_KV__CHUNKS];
+    int j, i, n = 0, skip = 0;
+    for (j = c->low / TOY_KV__CHUNKS; j * TOY_KV__CHUNKS < c->high; j++) {
+        const unsigned char *means = toy_kv__landmarks(c->kv, c->layer, c->head, c->blocks[j].block);
+        ops->dense->landmarks(means, TOY_KV__CHUNKS, q, rows, best);
+        for (i = 0; i < TOY_KV__CHUNKS; i++) {
+            int chunk = j * TOY_KV__CHUNKS + i;
+            if (chunk < c->low || chunk >= c->high)
+                continue;
+            if (skip < n_outliers && picks[skip].chunk == chunk) {
+                skip++;
+                continue;
+            }
+            toy_kv__offer(picks + n_outliers, &n, most,
+                        best[i] * toy_kv__half_at(means + TOY_KV__CHUNKS * TOY_KV_HEAD_DIM, (size_t)i),
+                        chunk);
+        }
+    }
+    return n;
+}
+
+/* Chooses for `rows` queries q [rows, HEAD_DIM] among the coded tokens first .. last - 1. */
+static void toy_kv__choose(toy_kv__chunks *c, const toy_kv__ops *ops, const toy_kv__seq *seq,
+                         const float *q, int rows, int first, int last, int n_top, int n_outliers,
+                         toy_kv__choice *choice)
+{
+    int coded = toy_kv__n_coded(seq);
+    first = first < TOY_KV_N_SINK ? TOY_KV_N_SINK : first;
+    last = last > coded ? coded : last;
+    c->low = (first - TOY_KV_N_SINK) / TOY_KV__CHUNK;
+    c->high = last < TOY_KV_N_SINK ? 0 : (last - TOY_KV_N_SINK + TOY_KV__CHUNK - 1) / TOY_KV__CHUNK;
+    choice->all = n_top + n_outliers >= c->high - c->low;
+    choice->n = 0;
+    if (choice->all)
+        return;
+    choice->n = toy_kv__pick_outliers(c, n_outliers, choice->picks);
+    choice->n += toy_kv__pick_best(c, ops, q, rows, choice->n, n_top, choice->picks);
+    toy_kv__sort_picks(choice->picks, choice->n);
+}
+
+/* ---- what was chosen ---- */
+
+/* Index of the first pick that is no chunk before block j. */
+static int toy_kv__first_pick(const toy_kv__choice *choice, int j)
+{
+    int low = 0, high = choice->n;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (choice->picks[middle].chunk < j * TOY_KV__CHUNKS)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Whether any chunk of block j is attended. */
+static int toy_kv__picked(const toy_kv__choice *choice, int j)
+{
+    int i = toy_kv__first_pick(choice, j);
+    return i < choice->n && choice->picks[i].chunk < (j + 1) * TOY_KV__CHUNKS;
+}
+
+/* Masks what is left out of the scores s [BLOCK] of block j. */
+static void toy_kv__mask_chunks(const toy_kv__choice *choice, int j, float *s)
+{
+    int c, t, i = toy_kv__first_pick(choice, j);
+    for (c = 0; c < TOY_KV__CHUNKS; c++) {
+        if (i < choice->n && choice->picks[i].chunk == j * TOY_KV__CHUNKS + c) {
+            i++;
+            continue;
+        }
+        for (t = c * TOY_KV__CHUNK; t < (c + 1) * TOY_KV__CHUNK; t++)
+            s[t] = TOY_KV__MASKED;
+    }
+}
+
 /* One pass of attention for a few queries: its state in the scratch, the online softmax, and tokens
  * that are exact. */
 
 /* The state of up to TOY_KV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
  * is TOY_KV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
  * block: [blocks, rows, BLOCK]. */
+#define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
+#define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
+
 typedef struct toy_kv__pass {
     const toy_kv *kv;
     const toy_kv__ops *ops;
@@ -7782,13 +8328,13 @@ typedef struct toy_kv__pass {
     float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
+    toy_kv__entry tile[TOY_KV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
+    int tile_block[TOY_KV__TILE], tile_token[TOY_KV__TILE];
+    const toy_kv__choice *choice; /* of chunks; NULL: all are attended */
     float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
     float m[TOY_KV__MAX_ROWS], l[TOY_KV__MAX_ROWS], l_coded[TOY_KV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
 } toy_kv__pass;
-
-#define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
-#define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
@@ -7889,30 +8435,42 @@ static void toy_kv__mask(const toy_kv__pass *a, float *s, int from, int to)
         s[t] = TOY_KV__MASKED;
 }
 
+/* Soft cap and masks on all blocks of row r, s; returns whether it sees anything of them. */
+static int toy_kv__mask_row(const toy_kv__pass *a, int r, int blocks, int n, int coded, float *s)
+{
+    int b, from, to, seen = 0;
+    for (b = 0; b < blocks; b++, s += a->rows * TOY_KV_BLOCK) {
+        toy_kv__seen(a, r, a->tile_token[b], n, &from, &to);
+        seen |= from < to;
+        if (a->soft_cap > 0.0f || from > 0 || to < TOY_KV_BLOCK)
+            toy_kv__mask(a, s, from, to);
+        if (coded && a->choice != NULL)
+            toy_kv__mask_chunks(a->choice, a->tile_block[b], s);
+    }
+    return seen;
+}
+
 /* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
 #define TOY_KV__NOTHING 3e-8f
 
-/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
- * where a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are
- * more than nothing (their probabilities are in the sums all the same), 2 if some probability is so
- * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
-static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
+/* Softmax of a->s over the tile's blocks, n tokens in each; what was summed before is shrunk where
+ * a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are more than
+ * nothing (their probabilities are in the sums all the same), 2 if some probability is so large a
+ * part of its row's sum that rounding it to 8 bits would show, else 1. */
+static int toy_kv__soft_max(toy_kv__pass *a, int blocks, int n, int coded)
 {
     float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
-    int r, b, blocks = (n + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK, seen = 0;
+    int r, b, seen = 0;
     for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * TOY_KV_BLOCK, top, sum, shrink = 1.0f;
-        int from, to, step = a->rows * TOY_KV_BLOCK;
-        toy_kv__seen(a, r, token, n, &from, &to);
-        if (from >= to) {
+        float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum, shrink = 1.0f;
+        int step = a->rows * TOY_KV_BLOCK;
+        if (toy_kv__mask_row(a, r, blocks, n, coded, s))
+            top = a->ops->largest(s, blocks, (size_t)step);
+        if (top <= TOY_KV__MASKED) { /* a choice may leave nothing that this row sees */
             for (b = 0; b < blocks; b++)
                 memset(s + b * step, 0, sizeof(float) * TOY_KV_BLOCK);
             continue;
         }
-        for (b = 0; b < blocks; b++)
-            if (a->soft_cap > 0.0f || from > b * TOY_KV_BLOCK || to < (b + 1) * TOY_KV_BLOCK)
-                toy_kv__mask(a, s + b * step, from - b * TOY_KV_BLOCK, to - b * TOY_KV_BLOCK);
-        top = a->ops->largest(s, blocks, (size_t)step);
         if (top > a->m[r]) {
             shrink = a->m[r] > TOY_KV__MASKED ? expf(a->m[r] - top) : 0.0f;
             a->m[r] = top;
@@ -7944,7 +8502,8 @@ static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
     for (i = 0; i < n * TOY_KV_HEAD_DIM * 2; i += 64)
         TOY_KV__PREFETCH(v + i, 3);
     a->ops->exact_scores(k, n, a->q, a->rows, a->s);
-    if (toy_kv__soft_max(a, token, n, 0))
+    a->tile_token[0] = token;
+    if (toy_kv__soft_max(a, 1, n, 0))
         a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }
 
@@ -8431,10 +8990,19 @@ static void toy_kv__collect(toy_kv__pass *a)
 #define TOY_KV__QUERIES      32
 #define TOY_KV__STATE_FLOATS TOY_KV__ROOM(2 * TOY_KV__QUERIES * TOY_KV_N_HEADS)
 #define TOY_KV__HELD_FLOATS  (2 * (size_t)TOY_KV__HELD * TOY_KV__NODE_FLOATS)
-#define TOY_KV__ATTEND_FLOATS                                                                        \
+/* Where chunks are chosen so many queries at a time that a head has one pass, and passes that a
+ * head has, more than one where a group is larger than a pass. */
+#define TOY_KV__CHOOSERS (TOY_KV__PASS_ROWS / TOY_KV_GROUP > 0 ? TOY_KV__PASS_ROWS / TOY_KV_GROUP : 1)
+#define TOY_KV__CHOICES  ((TOY_KV__CHOOSERS * TOY_KV_GROUP + TOY_KV__PASS_ROWS - 1) / TOY_KV__PASS_ROWS)
+#define TOY_KV__CHOICE_FLOATS                                                                        \
+    (TOY_KV_LANDMARKS > 0                                                                            \
+         ? TOY_KV__ROOM(sizeof(toy_kv__choice) / 4 * TOY_KV_N_KV_HEADS * (size_t)TOY_KV__CHOICES)          \
+         : 0)
+#define TOY_KV__CHOICE_AT                                                                            \
     (TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS +                                                      \
-     (TOY_KV__REBUILDS ? TOY_KV__HELD_FLOATS + TOY_KV__REBUILD_FLOATS : 0))
-#define TOY_KV__READ_FLOATS (TOY_KV__HEAD_FLOATS + TOY_KV__REBUILD_FLOATS)
+     (TOY_KV__REBUILDS ? TOY_KV__ROOM(TOY_KV__HELD_FLOATS + TOY_KV__REBUILD_FLOATS) : 0))
+#define TOY_KV__ATTEND_FLOATS (TOY_KV__CHOICE_AT + TOY_KV__CHOICE_FLOATS)
+#define TOY_KV__READ_FLOATS   (TOY_KV__HEAD_FLOATS + TOY_KV__REBUILD_FLOATS)
 #define TOY_KV__SCRATCH_FLOATS                                                                       \
     (TOY_KV__ATTEND_FLOATS > TOY_KV__READ_FLOATS ? TOY_KV__ATTEND_FLOATS : TOY_KV__READ_FLOATS)
 
@@ -8445,6 +9013,21 @@ static int toy_kv__reaches(const toy_kv__pass *a, int j)
     if (token + TOY_KV_BLOCK <= a->first || token >= a->last)
         return 0;
     return a->window <= 0 || token + TOY_KV_BLOCK > a->position[0] - a->window + 1;
+}
+
+/* Gathers the next blocks from *j on that some row attends to into the tile; returns their number,
+ * 0 behind the last. */
+static int toy_kv__next_tile(toy_kv__pass *a, int n_sealed, int *j)
+{
+    int n = 0;
+    for (; *j < n_sealed && n < TOY_KV__TILE; (*j)++) {
+        if (!toy_kv__reaches(a, *j) || (a->choice != NULL && !toy_kv__picked(a->choice, *j)))
+            continue;
+        a->tile[n] = a->blocks[*j];
+        a->tile_block[n] = *j;
+        a->tile_token[n++] = TOY_KV_N_SINK + *j * TOY_KV_BLOCK;
+    }
+    return n;
 }
 
 /* Asks for the codes of a block: `near`, because they are wanted next. Streams lie apart, and where
@@ -8489,13 +9072,8 @@ static void toy_kv__collect_held(toy_kv__pass *a)
 
 static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
 {
-    int j, b, n, previous = -1, ready = 0, seen;
-    for (j = 0; j < n_sealed; j += n) {
-        n = 1;
-        if (!toy_kv__reaches(a, j))
-            continue;
-        while (n < TOY_KV__TILE && j + n < n_sealed && toy_kv__reaches(a, j + n))
-            n++;
+    int j = 0, b, n, previous = -1, ready = 0, seen;
+    while ((n = toy_kv__next_tile(a, n_sealed, &j)) > 0) {
         if (!a->coded) {
             memset(a->acc, 0,
                    sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
@@ -8509,20 +9087,23 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
         }
         a->coded = 1;
         for (b = 0; b < n; b++) {
-            toy_kv__entry entry = a->blocks[j + b];
-            int ahead = j + b + TOY_KV__AHEAD;
+            toy_kv__entry entry = a->tile[b];
+            /* behind the tile the next blocks are a guess, right unless chunks were chosen */
+            int over = b + TOY_KV__AHEAD - (n - 1);
+            int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + TOY_KV__AHEAD];
             float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
             if (a->k_tile == NULL && ahead < n_sealed)
                 toy_kv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
             if (a->v_tile == NULL)
                 toy_kv__prefetch(a, a->v_uses, a->n_v_uses, entry.block, 0);
             if (a->k_tile != NULL) {
-                a->ops->dense->score(toy_kv__held(a, a->k_tile, j + b), a->q, a->rows, scores);
+                a->ops->dense->score(toy_kv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
+                                     scores);
                 continue;
             }
             if (a->batches && b % TOY_KV__MAP_BLOCKS == 0)
-                toy_kv__map_batch(a, a->blocks + j + b,
-                                n - b < TOY_KV__MAP_BLOCKS ? n - b : TOY_KV__MAP_BLOCKS, previous);
+                toy_kv__map_batch(a, a->tile + b, n - b < TOY_KV__MAP_BLOCKS ? n - b : TOY_KV__MAP_BLOCKS,
+                                previous);
             else if (a->k_frame == TOY_KV__BLOCKWISE && !a->batches)
                 toy_kv__turn_queries(a, entry.position, previous);
             if (a->batches)
@@ -8531,16 +9112,23 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
             else if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
                 toy_kv__fill_tables(a, NULL);
             toy_kv__score_block(a, entry.block, scores);
+            if (TOY_KV__KEEPS)
+                toy_kv__score_kept(a->kv, a->ops, a->layer, a->head, entry.block, a->q, a->rows,
+                                 scores);
             ready = 1;
             previous = a->batches && b % TOY_KV__MAP_BLOCKS != TOY_KV__MAP_BLOCKS - 1 ? previous
                                                                                   : entry.position;
         }
-        seen = toy_kv__soft_max(a, TOY_KV_N_SINK + j * TOY_KV_BLOCK, n * TOY_KV_BLOCK, 1);
+        seen = toy_kv__soft_max(a, n, TOY_KV_BLOCK, 1);
+        for (b = 0; b < n && seen && a->v_tile == NULL && TOY_KV__KEEPS; b++)
+            toy_kv__sum_kept(a->kv, a->ops, a->layer, a->head, a->tile[b].block, a->rows,
+                           a->s + b * a->rows * TOY_KV_BLOCK, a->l_coded, a->o);
         for (b = 0; b < n && seen && a->v_tile != NULL; b++)
-            a->ops->dense->sum(toy_kv__held(a, a->v_tile, j + b), a->s + b * a->rows * TOY_KV_BLOCK,
-                               a->rows, a->acc, TOY_KV__MAX_SUM_LATENTS);
+            a->ops->dense->sum(toy_kv__held(a, a->v_tile, a->tile_block[b]),
+                               a->s + b * a->rows * TOY_KV_BLOCK, a->rows, a->acc,
+                               TOY_KV__MAX_SUM_LATENTS);
         if (seen && a->v_tile == NULL)
-            toy_kv__sum_tile(a, a->blocks + j, n, seen == 2);
+            toy_kv__sum_tile(a, a->tile, n, seen == 2);
     }
 }
 
@@ -8584,7 +9172,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
         toy_kv__collect(a);
 }
 
-/* ---- heads, ranges, queries ---- */
+/* Attention as engines ask for it: heads, ranges of tokens and queries, pass by pass. */
 
 /* Queries skip .. skip + n - 1 of the latest n_q tokens of a layer, over tokens first .. last - 1.
  */
@@ -8592,6 +9180,7 @@ typedef struct toy_kv__job {
     const toy_kv *kv;
     const toy_kv__ops *ops;
     int seq, layer, n_q, skip, n, n_tokens, first, last, window;
+    int n_top, n_outliers; /* chunks to choose; n_top 0: all are attended */
     float scale, soft_cap;
     const float *q; /* [n_q, N_HEADS, HEAD_DIM] */
     float *scratch;
@@ -8607,6 +9196,33 @@ typedef struct toy_kv__result {
 static inline size_t toy_kv__result_row(const toy_kv__result *out, int row)
 {
     return (size_t)(row / TOY_KV_GROUP) * out->step + (size_t)(row % TOY_KV_GROUP);
+}
+
+/* How many chunks to choose. Fails for arguments that are out of range. */
+static toy_kv_status toy_kv__limit_chunks(toy_kv__job *job, const toy_kv_attention *attention)
+{
+    int top = attention != NULL ? attention->top_tokens : 0, first, last;
+    if (top == 0)
+        return TOY_KV_OK;
+    if (TOY_KV_LANDMARKS == 0 || top < 0 || top > TOY_KV_MAX_TOP_TOKENS ||
+        attention->outlier_chunks > TOY_KV_MAX_OUTLIER_CHUNKS)
+        return TOY_KV_E_ARGUMENT;
+    job->n_top = (top + TOY_KV__CHUNK - 1) / TOY_KV__CHUNK;
+    first = job->first < TOY_KV_N_SINK ? TOY_KV_N_SINK : job->first;
+    last = toy_kv__n_coded(toy_kv__sequence(job->kv, job->seq));
+    last = last < job->last ? last : job->last;
+    if (job->n_top * TOY_KV__CHUNK >= last - first) {
+        job->n_top = 0; /* nothing to choose */
+        return TOY_KV_OK;
+    }
+    job->n_outliers = attention->outlier_chunks;
+    if (job->n_outliers < 0)
+        job->n_outliers = 0;
+    else if (job->n_outliers == 0)
+        job->n_outliers = job->n_top * 3 / 16;
+    if (job->n_outliers > TOY_KV_MAX_OUTLIER_CHUNKS)
+        job->n_outliers = TOY_KV_MAX_OUTLIER_CHUNKS;
+    return TOY_KV_OK;
 }
 
 /* Fails for arguments that are out of range. */
@@ -8641,7 +9257,7 @@ static toy_kv_status toy_kv__make_job(toy_kv__job *job, const toy_kv *kv, int se
     job->window = attention != NULL ? attention->sliding_window : 0;
     job->q = q;
     job->scratch = (float *)scratch;
-    return TOY_KV_OK;
+    return toy_kv__limit_chunks(job, attention);
 }
 
 /* The position of the i-th query of a job. */
@@ -8662,23 +9278,54 @@ static void toy_kv__merge_row(float *m, float *l, float *x, float m_more, float 
         x[d] = x[d] * a + y[d] * b;
 }
 
-/* All rows of one KV head over a range of tokens, added to what `out` holds of them. */
-static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int head,
-                              const toy_kv__result *out)
+/* The queries of one pass: those of a KV head from `row` on. */
+static void toy_kv__load_rows(const toy_kv__job *job, toy_kv__pass *a, int head, int row)
 {
-    int row, r, d, rows = job->n * TOY_KV_GROUP, last = a->last;
+    int r, d, rows = job->n * TOY_KV_GROUP;
     a->head = head;
+    a->rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
+    for (r = 0; r < a->rows; r++) {
+        int query = job->skip + (row + r) / TOY_KV_GROUP;
+        const float *src = job->q + ((size_t)query * TOY_KV_N_HEADS +
+                                     (size_t)(head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
+                                        TOY_KV_HEAD_DIM;
+        a->position[r] = toy_kv__position(job, (row + r) / TOY_KV_GROUP);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            a->q[r * TOY_KV_HEAD_DIM + d] = src[d] * job->scale;
+    }
+}
+
+/* What the passes of one head attend to, over all of the job's tokens: choices [CHOICES]. */
+static void toy_kv__choose_rows(const toy_kv__job *job, toy_kv__pass *a, int head, toy_kv__choice *choices)
+{
+    const toy_kv__seq *q = toy_kv__sequence(job->kv, job->seq);
+    toy_kv__chunks among;
+    int row, first, last;
+    among.kv = job->kv;
+    among.blocks = toy_kv__blocks(job->kv, job->seq);
+    among.layer = job->layer;
+    among.head = head;
+    for (row = 0; row < job->n * TOY_KV_GROUP; row += a->rows) {
+        toy_kv__load_rows(job, a, head, row);
+        first = job->first;
+        if (job->window > 0 && first < a->position[0] - job->window + 1)
+            first = a->position[0] - job->window + 1;
+        last = a->position[a->rows - 1] + 1;
+        toy_kv__choose(&among, job->ops, q, a->q, a->rows, first, last < job->last ? last : job->last,
+                     job->n_top, job->n_outliers, choices++);
+    }
+}
+
+/* All rows of one KV head over a range of tokens, added to what `out` holds of them. choices
+ * [CHOICES] of its passes, or NULL. */
+static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int head,
+                              const toy_kv__choice *choices, const toy_kv__result *out)
+{
+    int row, r, rows = job->n * TOY_KV_GROUP, last = a->last;
     for (row = 0; row < rows; row += a->rows) {
-        a->rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
-        for (r = 0; r < a->rows; r++) {
-            int query = job->skip + (row + r) / TOY_KV_GROUP;
-            const float *src = job->q + ((size_t)query * TOY_KV_N_HEADS +
-                                         (size_t)(head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
-                                            TOY_KV_HEAD_DIM;
-            a->position[r] = toy_kv__position(job, (row + r) / TOY_KV_GROUP);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                a->q[r * TOY_KV_HEAD_DIM + d] = src[d] * job->scale;
-        }
+        toy_kv__load_rows(job, a, head, row);
+        a->choice = choices == NULL || choices->all ? NULL : choices;
+        choices += choices != NULL;
         if (a->position[a->rows - 1] < last)
             a->last = a->position[a->rows - 1] + 1;
         toy_kv__attend_rows(a);
@@ -8691,21 +9338,39 @@ static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int hea
     }
 }
 
-/* Rebuilds the blocks from j on that some query of the job sees, for n_heads heads. */
-static void toy_kv__hold_blocks(const toy_kv__job *job, toy_kv__pass *a, int j, int n_sealed, int head,
-                              int n_heads, float *k, float *v)
+/* Whether any pass of n_heads heads attends to block j: choices as toy_kv__attend_job() has them. */
+static int toy_kv__wanted(const toy_kv__job *job, const toy_kv__choice *choices, int n_heads, int j)
 {
-    int b;
+    int h, i, passes = (job->n * TOY_KV_GROUP + TOY_KV__PASS_ROWS - 1) / TOY_KV__PASS_ROWS;
+    if (choices == NULL)
+        return 1;
+    for (h = 0; h < n_heads; h++)
+        for (i = 0; i < passes; i++) {
+            const toy_kv__choice *one = &choices[h * TOY_KV__CHOICES + i];
+            if (one->all || toy_kv__picked(one, j))
+                return 1;
+        }
+    return 0;
+}
+
+/* Rebuilds the blocks from j on that some query of the job sees, for n_heads heads; returns their
+ * number. */
+static int toy_kv__hold_blocks(const toy_kv__job *job, toy_kv__pass *a, const toy_kv__choice *choices,
+                             int j, int n_sealed, int head, int n_heads, float *k, float *v)
+{
+    int b, n = 0;
     float *room = job->scratch + TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS + TOY_KV__HELD_FLOATS;
     a->position[0] = toy_kv__position(job, 0);
     a->tile_first = j;
     for (b = 0; b < TOY_KV__HELD && j + b < n_sealed; b++) {
         size_t at = (size_t)b * TOY_KV__NODE_FLOATS;
-        if (toy_kv__reaches(a, j + b))
-            toy_kv__rebuild(job->kv, job->ops, toy_kv__blocks(job->kv, job->seq)[j + b], job->layer,
-                          head, n_heads, room, k == NULL ? NULL : k + at,
-                          v == NULL ? NULL : v + at);
+        if (!toy_kv__reaches(a, j + b) || !toy_kv__wanted(job, choices, n_heads, j + b))
+            continue;
+        toy_kv__rebuild(job->kv, job->ops, toy_kv__blocks(job->kv, job->seq)[j + b], job->layer, head,
+                      n_heads, room, k == NULL ? NULL : k + at, v == NULL ? NULL : v + at);
+        n++;
     }
+    return n;
 }
 
 /* Some heads of a layer. Where its vectors must be rebuilt that is done once for all heads and
@@ -8715,6 +9380,8 @@ static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, to
     toy_kv__pass a;
     float *k = job->scratch + TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS;
     float *v = k + (size_t)TOY_KV__HELD * TOY_KV__NODE_FLOATS;
+    toy_kv__choice *choices =
+        job->n_top == 0 ? NULL : (toy_kv__choice *)(void *)(job->scratch + TOY_KV__CHOICE_AT);
     int j, h, row, last = toy_kv__position(job, job->n - 1) + 1;
     int n_sealed = toy_kv__sequence(job->kv, job->seq)->n_sealed, step = TOY_KV__HELD;
     if (!toy_kv__nodes[toy_kv__node_at[TOY_KV_KEY * TOY_KV_N_LAYERS + job->layer]].rebuilt)
@@ -8739,14 +9406,18 @@ static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, to
             out.l[at] = 0.0f;
             memset(out.o + at * TOY_KV_HEAD_DIM, 0, sizeof(float) * TOY_KV_HEAD_DIM);
         }
+    for (h = 0; h < n_heads && choices != NULL; h++)
+        toy_kv__choose_rows(job, &a, head + h, choices + h * TOY_KV__CHOICES);
     for (j = 0; j == 0 || j < n_sealed; j += step) {
         int from = TOY_KV_N_SINK + j * TOY_KV_BLOCK, to = from + step * TOY_KV_BLOCK;
         a.first = j == 0 || from < job->first ? job->first : from;
         a.last = j + step >= n_sealed || to > last ? last : to;
         if (a.first >= a.last)
             continue;
-        if (k != NULL || v != NULL)
-            toy_kv__hold_blocks(job, &a, j, n_sealed, head, n_heads, k, v);
+        if ((k != NULL || v != NULL) &&
+            toy_kv__hold_blocks(job, &a, choices, j, n_sealed, head, n_heads, k, v) == 0 && j > 0 &&
+            j + step < n_sealed)
+            continue; /* no exact tokens either */
         for (h = 0; h < n_heads; h++) {
             toy_kv__result rows = out;
             rows.m += h * TOY_KV_GROUP;
@@ -8754,7 +9425,8 @@ static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, to
             rows.o += (size_t)(h * TOY_KV_GROUP) * TOY_KV_HEAD_DIM;
             a.k_tile = k == NULL ? NULL : k + (size_t)h * TOY_KV__HEAD_FLOATS;
             a.v_tile = v == NULL ? NULL : v + (size_t)h * TOY_KV__HEAD_FLOATS;
-            toy_kv__attend_head(job, &a, head + h, &rows);
+            toy_kv__attend_head(job, &a, head + h,
+                              choices == NULL ? NULL : choices + h * TOY_KV__CHOICES, &rows);
         }
     }
 }
@@ -8768,6 +9440,7 @@ toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_he
     toy_kv__job job;
     toy_kv__result out;
     toy_kv_status status;
+    int i, step = 1;
     if (partial == NULL || kv_head < 0 || kv_head >= TOY_KV_N_KV_HEADS)
         return TOY_KV_E_ARGUMENT;
     status = toy_kv__make_job(&job, kv, seq, layer, n_q, q, first, count, attention, scratch,
@@ -8778,7 +9451,15 @@ toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_he
     out.l = partial->l;
     out.o = partial->o;
     out.step = TOY_KV_GROUP;
-    toy_kv__attend_job(&job, kv_head, 1, out);
+    for (i = 0; i < n_q; i += step) {
+        step = job.n_top > 0 ? TOY_KV__CHOOSERS : n_q;
+        job.skip = i;
+        job.n = n_q - i < step ? n_q - i : step;
+        toy_kv__attend_job(&job, kv_head, 1, out);
+        out.m += job.n * TOY_KV_GROUP;
+        out.l += job.n * TOY_KV_GROUP;
+        out.o += (size_t)(job.n * TOY_KV_GROUP) * TOY_KV_HEAD_DIM;
+    }
     return TOY_KV_OK;
 }
 
@@ -8823,16 +9504,17 @@ toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const
     toy_kv__job job;
     toy_kv_status status;
     const float *sinks = attention != NULL ? attention->sink_logits : NULL;
-    int i;
+    int i, step = 1;
     if (out == NULL)
         return TOY_KV_E_ARGUMENT;
     status = toy_kv__make_job(&job, kv, seq, layer, n_q, q, 0, INT32_MAX, attention, scratch,
                             scratch_bytes);
-    for (i = 0; i < n_q && status == TOY_KV_OK; i += TOY_KV__QUERIES) {
+    for (i = 0; i < n_q && status == TOY_KV_OK; i += step) {
         toy_kv__result rows;
         int row;
         job.skip = i;
-        job.n = n_q - i < TOY_KV__QUERIES ? n_q - i : TOY_KV__QUERIES;
+        step = job.n_top > 0 ? TOY_KV__CHOOSERS : TOY_KV__QUERIES;
+        job.n = n_q - i < step ? n_q - i : step;
         rows.m = job.scratch + TOY_KV__PASS_FLOATS;
         rows.l = rows.m + TOY_KV__QUERIES * TOY_KV_N_HEADS;
         rows.o = out + (size_t)i * TOY_KV_N_HEADS * TOY_KV_HEAD_DIM;
@@ -8866,6 +9548,25 @@ size_t toy_kv_scratch_size(void)
     return TOY_KV__SCRATCH_FLOATS * sizeof(float);
 }
 
+/* The exact list of a cache with c->n_blocks blocks: its default length, its place at *at. */
+static void toy_kv__lay_out_kept(toy_kv_config *c, toy_kv *kv, uint64_t *at)
+{
+    uint64_t vectors = (uint64_t)c->n_blocks * TOY_KV_BLOCK * (uint64_t)TOY_KV__SLOTS, n;
+    n = (uint64_t)((double)vectors * TOY_KV__KEPT_SHARE) + (uint64_t)TOY_KV__SLOTS;
+    if (c->n_exact == 0)
+        c->n_exact = n < vectors && n < (1u << 30) ? (int)n
+                     : vectors < (1u << 30)        ? (int)vectors
+                                                   : 1 << 30;
+    if (!TOY_KV__KEEPS)
+        c->n_exact = 0;
+    kv->kept_firsts = *at;
+    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV__CHAIN_BYTES * (uint64_t)c->n_blocks);
+    kv->kept_links = *at;
+    *at += TOY_KV__ALIGNED(sizeof(toy_kv__link) * (uint64_t)c->n_exact);
+    kv->kept_rows = *at;
+    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV_HEAD_DIM * 2 * (uint64_t)c->n_exact);
+}
+
 /* Fills in defaults and offsets; fails where a size would overflow. */
 static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
 {
@@ -8873,7 +9574,8 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     uint64_t at = TOY_KV__ALIGNED(sizeof(toy_kv)), limit = (uint64_t)(SIZE_MAX / 2), row;
     if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
         config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
-        config->n_blocks < 0 || config->n_blocks > (1 << 28))
+        config->n_blocks < 0 || config->n_blocks > (1 << 28) || config->n_exact < 0 ||
+        config->n_exact > (1 << 30))
         return TOY_KV_E_ARGUMENT;
     c = *config;
     if (c.n_seq == 0)
@@ -8894,7 +9596,6 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
     kv->ring =
         (TOY_KV_N_RECENT + TOY_KV_BLOCK + c.max_batch + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK * TOY_KV_BLOCK;
-    kv->config = c;
     kv->n_free = c.n_blocks;
     kv->magic = TOY_KV__MAGIC;
     kv->seqs = at;
@@ -8907,15 +9608,17 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     at += TOY_KV__ALIGNED((uint64_t)TOY_KV__WORK_FLOATS * sizeof(float));
     kv->turns = at;
     at += TOY_KV__ALIGNED((uint64_t)TOY_KV__TURN_FLOATS * sizeof(float));
+    toy_kv__lay_out_kept(&c, kv, &at);
+    kv->config = c;
     kv->exact = at;
     row = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
     if (row * (uint64_t)(TOY_KV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
         return TOY_KV_E_ARGUMENT;
     at += TOY_KV__ALIGNED(row * (uint64_t)(TOY_KV_N_SINK + kv->ring) * (uint64_t)c.n_seq);
     kv->pool = at;
-    if ((uint64_t)c.n_blocks > limit / 4 / TOY_KV__BLOCK_BYTES)
+    if ((uint64_t)c.n_blocks > limit / 4 / TOY_KV__POOL_BYTES)
         return TOY_KV_E_ARGUMENT;
-    kv->bytes = at + (uint64_t)c.n_blocks * TOY_KV__BLOCK_BYTES;
+    kv->bytes = at + (uint64_t)c.n_blocks * TOY_KV__POOL_BYTES;
     if (kv->bytes > limit)
         return TOY_KV_E_ARGUMENT;
     return TOY_KV_OK;
@@ -8945,6 +9648,7 @@ toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes)
 toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory, size_t bytes)
 {
     toy_kv laid;
+    int32_t i;
     toy_kv_status status = toy_kv__lay_out(config, &laid);
     if (status != TOY_KV_OK)
         return status;
@@ -8957,6 +9661,10 @@ toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory
     memset(memory, 0, (size_t)laid.pool);
     memcpy(memory, &laid, sizeof laid);
     *kv = (toy_kv *)memory;
+    for (i = (*kv)->config.n_exact; i > 0; i--) {
+        toy_kv__kept_link(*kv, i)->next = (*kv)->kept_free;
+        (*kv)->kept_free = i;
+    }
     toy_kv__fill_turns(*kv);
     return TOY_KV_OK;
 }
@@ -8982,8 +9690,11 @@ static int toy_kv__take_block(toy_kv *kv)
 
 static void toy_kv__release_block(toy_kv *kv, int block)
 {
-    if (--toy_kv__references(kv)[block] == 0)
-        kv->n_free++;
+    if (--toy_kv__references(kv)[block] > 0)
+        return;
+    if (TOY_KV__KEEPS)
+        toy_kv__drop_kept(kv, block);
+    kv->n_free++;
 }
 
 /* The fewest tokens that a layer holds. */
@@ -9012,16 +9723,25 @@ static int toy_kv__due(const toy_kv__seq *q)
     return uncoded < TOY_KV_BLOCK ? 0 : uncoded / TOY_KV_BLOCK;
 }
 
-static void toy_kv__encode_block(toy_kv *kv, int seq)
+/* Encodes the oldest uncoded tokens of a sequence; where that takes more room on the exact list
+ * than there is, nothing has changed. */
+static toy_kv_status toy_kv__encode_block(toy_kv *kv, int seq)
 {
     const toy_kv__ops *ops = toy_kv__select(kv->config.isa);
     toy_kv__seq *q = toy_kv__sequence(kv, seq);
     int token = toy_kv__n_coded(q), block = toy_kv__take_block(kv);
     toy_kv__entry *entry = &toy_kv__blocks(kv, seq)[q->n_sealed];
     toy_kv__encode_tokens(kv, ops, seq, token, block);
+    if (TOY_KV_LANDMARKS > 0)
+        toy_kv__write_landmarks(kv, ops, seq, token, block);
     entry->block = block;
     entry->position = token;
+    if (TOY_KV__KEEPS && !toy_kv__keep_bad(kv, ops, seq, *entry)) {
+        toy_kv__release_block(kv, block);
+        return TOY_KV_E_FULL;
+    }
     q->n_sealed++;
+    return TOY_KV_OK;
 }
 
 /* ---- append ---- */
@@ -9132,6 +9852,7 @@ toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k
     size_t row = (size_t)TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM, bytes;
     const toy_kv__ops *ops;
     toy_kv__turning turning;
+    toy_kv_status status = TOY_KV_OK;
     toy_kv__seq *q;
     int i, held;
     if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
@@ -9149,8 +9870,10 @@ toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k
     if (toy_kv__in_step(q)) {
         if (toy_kv__due(q) > kv->n_free)
             return TOY_KV_E_FULL;
-        while (toy_kv__due(q) > 0)
-            toy_kv__encode_block(kv, seq);
+        while (status == TOY_KV_OK && toy_kv__due(q) > 0)
+            status = toy_kv__encode_block(kv, seq);
+        if (status != TOY_KV_OK)
+            return status;
         q->target = held + n;
     } else if (held + n != q->target) {
         return TOY_KV_E_ORDER;
@@ -9203,7 +9926,7 @@ static void toy_kv__reopen_block(toy_kv *kv, int seq)
     for (node = 0; node < 2 * TOY_KV_N_LAYERS; node++) {
         toy_kv__rebuild_node(kv, ops, entry.block, node, 0, TOY_KV_N_KV_HEADS, &room);
         for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
-            toy_kv__hand_out(kv, ops, entry.position, node, head, 1, &room, x);
+            toy_kv__hand_out(kv, ops, entry, node, head, 1, &room, x);
             toy_kv__store_exact(kv, seq, &toy_kv__nodes[node], head, token, x);
         }
     }
@@ -9304,7 +10027,9 @@ size_t toy_kv_bytes_used(const toy_kv *kv)
     int seq;
     if (kv == NULL)
         return 0;
-    bytes = (size_t)(kv->config.n_blocks - kv->n_free) * TOY_KV__BLOCK_BYTES;
+    bytes =
+        (size_t)(kv->config.n_blocks - kv->n_free) * ((size_t)TOY_KV__POOL_BYTES + TOY_KV__CHAIN_BYTES);
+    bytes += (size_t)kv->n_kept * TOY_KV__KEPT_BYTES;
     for (seq = 0; seq < kv->config.n_seq; seq++) {
         const toy_kv__seq *q = toy_kv__sequence(kv, seq);
         int exact = toy_kv__least(q) - q->n_sealed * TOY_KV_BLOCK;
@@ -9313,19 +10038,42 @@ size_t toy_kv_bytes_used(const toy_kv *kv)
     return bytes;
 }
 
+toy_kv_status toy_kv_get_stats(const toy_kv *kv, toy_kv_stats *stats)
+{
+    if (kv == NULL || stats == NULL)
+        return TOY_KV_E_ARGUMENT;
+    stats->bytes = toy_kv_bytes_used(kv);
+    stats->n_blocks = kv->config.n_blocks;
+    stats->blocks_used = kv->config.n_blocks - kv->n_free;
+    stats->n_exact = kv->config.n_exact;
+    stats->exact_used = kv->n_kept;
+    return TOY_KV_OK;
+}
+
 /* Saving and loading one sequence. Layout, little-endian:
- *   toy_kv__saved, then n_sealed times the streams' block contents in stream order, then the exact
- *   tokens: for each layer, part and head, binary16 [tokens, TOY_KV_HEAD_DIM]. */
+ *   toy_kv__saved, then n_sealed times the streams' block contents in stream order and the landmarks
+ * of each layer and head, then the exact list, n_kept times toy_kv__saved_vector and binary16
+ *   [TOY_KV_HEAD_DIM], ascending, then the exact tokens: for each layer, part and head, binary16
+ *   [tokens, TOY_KV_HEAD_DIM]. */
 
 typedef struct toy_kv__saved {
     char magic[8];     /* "VQKVSAVE" */
     uint32_t version;  /* TOY_KV_ABI_VERSION */
     uint32_t n_sealed; /* blocks */
     uint64_t n_tokens;
+    uint64_t n_kept;   /* vectors on the exact list */
     uint64_t bytes;    /* of everything, this header included */
     char codec[32];    /* TOY_KV_CODEC: identity of the tables */
     uint64_t checksum; /* of all bytes, with this field zero */
 } toy_kv__saved;
+
+/* Where a vector of the exact list belongs. */
+typedef struct toy_kv__saved_vector {
+    uint32_t token; /* counted from the end of the sinks */
+    uint32_t slot;  /* part, layer and head: toy_kv__slot() */
+} toy_kv__saved_vector;
+
+#define TOY_KV__SAVED_VECTOR (sizeof(toy_kv__saved_vector) + 2 * (size_t)TOY_KV_HEAD_DIM)
 
 /* Mixes 8 bytes at a time by xor, multiply and rotate; guards against damage, not malice. */
 static uint64_t toy_kv__checksum(uint64_t sum, const unsigned char *p, size_t n)
@@ -9344,11 +10092,21 @@ static uint64_t toy_kv__checksum(uint64_t sum, const unsigned char *p, size_t n)
     return sum;
 }
 
-static uint64_t toy_kv__saved_bytes(uint64_t n_tokens, uint64_t n_sealed)
+/* n_kept is no more than the vectors in n_sealed blocks, so nothing overflows. */
+static uint64_t toy_kv__saved_bytes(uint64_t n_tokens, uint64_t n_sealed, uint64_t n_kept)
 {
     uint64_t token = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
-    return sizeof(toy_kv__saved) + n_sealed * TOY_KV__BLOCK_BYTES +
+    return sizeof(toy_kv__saved) + n_sealed * TOY_KV__POOL_BYTES + n_kept * TOY_KV__SAVED_VECTOR +
            (n_tokens - n_sealed * TOY_KV_BLOCK) * token;
+}
+
+static uint64_t toy_kv__kept_of(const toy_kv *kv, int seq)
+{
+    int j;
+    uint64_t n = 0;
+    for (j = 0; j < toy_kv__sequence(kv, seq)->n_sealed && TOY_KV__KEEPS; j++)
+        n += (uint64_t)toy_kv__count_kept(kv, toy_kv__blocks(kv, seq)[j].block);
+    return n;
 }
 
 size_t toy_kv_save_size(const toy_kv *kv, int seq)
@@ -9357,7 +10115,8 @@ size_t toy_kv_save_size(const toy_kv *kv, int seq)
     if (kv == NULL || seq < 0 || seq >= kv->config.n_seq)
         return 0;
     q = toy_kv__sequence(kv, seq);
-    return (size_t)toy_kv__saved_bytes((uint64_t)toy_kv__least(q), (uint64_t)q->n_sealed);
+    return (size_t)toy_kv__saved_bytes((uint64_t)toy_kv__least(q), (uint64_t)q->n_sealed,
+                                     toy_kv__kept_of(kv, seq));
 }
 
 /* Moves the exact tokens of a sequence out to bytes (out) or in; returns the end of the bytes. */
@@ -9379,12 +10138,48 @@ static unsigned char *toy_kv__move_exact(const toy_kv *kv, int seq, int out, uns
     return bytes;
 }
 
+/* Moves the contents of a block of the pool out to bytes (out) or in; returns the end of the bytes.
+ */
+static unsigned char *toy_kv__move_block(const toy_kv *kv, int block, int out, unsigned char *bytes)
+{
+    int stream, head;
+    for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
+        size_t n = (size_t)toy_kv__streams[stream].bytes;
+        unsigned char *codes = toy_kv__codes(kv, stream, block);
+        memcpy(out ? bytes : codes, out ? codes : bytes, n);
+        bytes += n;
+    }
+    for (head = 0; head < TOY_KV_N_LAYERS * TOY_KV_N_KV_HEADS && TOY_KV_LANDMARKS > 0; head++) {
+        unsigned char *marks = toy_kv__landmarks(kv, 0, head, block);
+        memcpy(out ? bytes : marks, out ? marks : bytes, (size_t)TOY_KV__LANDMARK_BYTES);
+        bytes += TOY_KV__LANDMARK_BYTES;
+    }
+    return bytes;
+}
+
+/* Writes the exact list of one block, the j-th of its sequence; returns the end of the bytes. */
+static unsigned char *toy_kv__save_kept(const toy_kv *kv, int block, int j, unsigned char *bytes)
+{
+    toy_kv__saved_vector head;
+    int slot;
+    int32_t i;
+    for (slot = 0; slot < TOY_KV__SLOTS && TOY_KV__KEEPS; slot++)
+        for (i = *toy_kv__kept_first(kv, slot, block); i != 0; i = toy_kv__kept_link(kv, i)->next) {
+            head.token = (uint32_t)(j * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token);
+            head.slot = (uint32_t)slot;
+            memcpy(bytes, &head, sizeof head);
+            memcpy(bytes + sizeof head, toy_kv__kept_row(kv, i), 2 * (size_t)TOY_KV_HEAD_DIM);
+            bytes += TOY_KV__SAVED_VECTOR;
+        }
+    return bytes;
+}
+
 toy_kv_status toy_kv_save(const toy_kv *kv, int seq, void *dst, size_t bytes)
 {
     toy_kv__saved head;
     unsigned char *p = (unsigned char *)dst;
     const toy_kv__seq *q;
-    int j, stream;
+    int j;
     if (kv == NULL || dst == NULL || seq < 0 || seq >= kv->config.n_seq)
         return TOY_KV_E_ARGUMENT;
     q = toy_kv__sequence(kv, seq);
@@ -9397,20 +10192,39 @@ toy_kv_status toy_kv_save(const toy_kv *kv, int seq, void *dst, size_t bytes)
     head.version = TOY_KV_ABI_VERSION;
     head.n_tokens = (uint64_t)q->n_tokens[0];
     head.n_sealed = (uint32_t)q->n_sealed;
-    head.bytes = toy_kv__saved_bytes(head.n_tokens, head.n_sealed);
+    head.n_kept = toy_kv__kept_of(kv, seq);
+    head.bytes = toy_kv__saved_bytes(head.n_tokens, head.n_sealed, head.n_kept);
     memcpy(head.codec, TOY_KV_CODEC, 32);
     p += sizeof head;
     for (j = 0; j < q->n_sealed; j++)
-        for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
-            size_t n = (size_t)toy_kv__streams[stream].bytes;
-            memcpy(p, toy_kv__codes(kv, stream, toy_kv__blocks(kv, seq)[j].block), n);
-            p += n;
-        }
+        p = toy_kv__move_block(kv, toy_kv__blocks(kv, seq)[j].block, 1, p);
+    for (j = 0; j < q->n_sealed; j++)
+        p = toy_kv__save_kept(kv, toy_kv__blocks(kv, seq)[j].block, j, p);
     toy_kv__move_exact(kv, seq, 1, p);
     memcpy(dst, &head, sizeof head);
     head.checksum = toy_kv__checksum(1, (const unsigned char *)dst, (size_t)head.bytes);
     memcpy(dst, &head, sizeof head);
     return TOY_KV_OK;
+}
+
+/* Whether the n vectors of a saved exact list are in order and in blocks. */
+static int toy_kv__kept_in_order(const unsigned char *p, uint64_t n, uint32_t n_sealed)
+{
+    uint64_t i, before = 0;
+    for (i = 0; i < n; i++, p += TOY_KV__SAVED_VECTOR) {
+        toy_kv__saved_vector head;
+        uint64_t at;
+        memcpy(&head, p, sizeof head);
+        if (head.token / TOY_KV_BLOCK >= n_sealed || head.slot >= TOY_KV__SLOTS)
+            return 0;
+        /* by block, slot, token; from 1 up */
+        at = ((uint64_t)(head.token / TOY_KV_BLOCK) * TOY_KV__SLOTS + head.slot) * TOY_KV_BLOCK +
+             head.token % TOY_KV_BLOCK + 1;
+        if (at <= before)
+            return 0;
+        before = at;
+    }
+    return 1;
 }
 
 /* Everything about a saved sequence that can be known before it is loaded. */
@@ -9429,7 +10243,9 @@ static toy_kv_status toy_kv__check_saved(const toy_kv *kv, int seq, const unsign
         return TOY_KV_E_CONTEXT;
     if (head->n_sealed > 0 && (uint64_t)head->n_sealed * TOY_KV_BLOCK + TOY_KV_N_SINK > head->n_tokens)
         return TOY_KV_E_FORMAT;
-    if (head->bytes != toy_kv__saved_bytes(head->n_tokens, head->n_sealed) || bytes < head->bytes)
+    if (head->n_kept > (TOY_KV__KEEPS ? (uint64_t)head->n_sealed * TOY_KV_BLOCK * TOY_KV__SLOTS : 0) ||
+        head->bytes != toy_kv__saved_bytes(head->n_tokens, head->n_sealed, head->n_kept) ||
+        bytes < head->bytes)
         return TOY_KV_E_FORMAT;
     uncoded = head->n_tokens - (uint64_t)head->n_sealed * TOY_KV_BLOCK;
     if (uncoded > (uint64_t)(TOY_KV_N_SINK + kv->ring))
@@ -9440,13 +10256,19 @@ static toy_kv_status toy_kv__check_saved(const toy_kv *kv, int seq, const unsign
     sum = toy_kv__checksum(sum, src + sizeof *head, (size_t)head->bytes - sizeof *head);
     if (sum != stored)
         return TOY_KV_E_CHECKSUM;
+    if (!toy_kv__kept_in_order(src + sizeof *head + head->n_sealed * (size_t)TOY_KV__POOL_BYTES,
+                             head->n_kept, head->n_sealed))
+        return TOY_KV_E_FORMAT;
     {
         /* What the sequence gives up on being replaced counts as free. */
-        int j, free_blocks = kv->n_free;
+        int j, free_blocks = kv->n_free, free_kept = kv->config.n_exact - kv->n_kept;
         const toy_kv__entry *blocks = toy_kv__blocks(kv, seq);
         for (j = 0; j < toy_kv__sequence(kv, seq)->n_sealed; j++)
-            free_blocks += toy_kv__references(kv)[blocks[j].block] == 1;
-        if (head->n_sealed > (uint32_t)free_blocks)
+            if (toy_kv__references(kv)[blocks[j].block] == 1) {
+                free_blocks++;
+                free_kept += toy_kv__count_kept(kv, blocks[j].block);
+            }
+        if (head->n_sealed > (uint32_t)free_blocks || head->n_kept > (uint64_t)free_kept)
             return TOY_KV_E_FULL;
     }
     return TOY_KV_OK;
@@ -9458,7 +10280,8 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes)
     toy_kv__seq *q;
     const unsigned char *p = (const unsigned char *)src;
     toy_kv_status status;
-    int i, stream;
+    uint64_t kept;
+    int i;
     if (kv == NULL || src == NULL || seq < 0 || seq >= kv->config.n_seq)
         return TOY_KV_E_ARGUMENT;
     status = toy_kv__check_saved(kv, seq, p, bytes, &head);
@@ -9472,11 +10295,15 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes)
         toy_kv__entry *entry = &toy_kv__blocks(kv, seq)[i];
         entry->block = toy_kv__take_block(kv);
         entry->position = TOY_KV_N_SINK + i * TOY_KV_BLOCK;
-        for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
-            size_t n = (size_t)toy_kv__streams[stream].bytes;
-            memcpy(toy_kv__codes(kv, stream, entry->block), p, n);
-            p += n;
-        }
+        p = toy_kv__move_block(kv, entry->block, 0, (unsigned char *)(uintptr_t)p);
+    }
+    p += head.n_kept * TOY_KV__SAVED_VECTOR;
+    for (kept = 1; kept <= head.n_kept; kept++) { /* backwards: chains grow in front */
+        const unsigned char *at = p - kept * TOY_KV__SAVED_VECTOR;
+        toy_kv__saved_vector place;
+        memcpy(&place, at, sizeof place);
+        toy_kv__put_kept(kv, (int)place.slot, toy_kv__blocks(kv, seq)[place.token / TOY_KV_BLOCK].block,
+                       (int)(place.token % TOY_KV_BLOCK), at + sizeof place);
     }
     q->n_sealed = (int32_t)head.n_sealed;
     q->target = (int32_t)head.n_tokens;
