@@ -13,6 +13,7 @@
     X(vec_avx2)                                                                                    \
     X(vec_avx512)                                                                                  \
     X(vec_neon)                                                                                    \
+    X(codes)                                                                                       \
     X(dense)                                                                                       \
     X(kernels)                                                                                     \
     X(bytes_avx2)                                                                                  \

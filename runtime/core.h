@@ -66,21 +66,6 @@ static void vqkv__angles(double position, float *cs)
     }
 }
 
-/* Turns one head's vector by the angles (direction 1) or back (-1). */
-static void vqkv__turn(const float *cs, float direction, const float *x, float *y)
-{
-    int i;
-    for (i = VQKV_N_ROT; i < VQKV_HEAD_DIM; i++)
-        y[i] = x[i];
-    for (i = 0; i < VQKV_N_ROT / 2; i++) {
-        int a = VQKV_ROPE_INTERLEAVED ? 2 * i : i;
-        int b = VQKV_ROPE_INTERLEAVED ? 2 * i + 1 : i + VQKV_N_ROT / 2;
-        float c = cs[2 * i], s = direction * cs[2 * i + 1], xa = x[a], xb = x[b];
-        y[a] = xa * c - xb * s;
-        y[b] = xa * s + xb * c;
-    }
-}
-
 /* In-place orthonormal Walsh-Hadamard transform of x [n], n a power of two. */
 static void vqkv__hadamard(float *x, int n)
 {

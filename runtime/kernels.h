@@ -486,29 +486,7 @@ VQKV__TARGET_ISA static void vqkv__shrink_ISA(float *x, size_t n, float factor)
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-VQKV__TARGET_ISA static int vqkv__nearest_ISA(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += VQKV__LANES_ISA) {
-        vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
-        for (w = 0; w < width; w++) {
-            vqkv__vf_ISA d = vqkv__add_ISA(
-                vqkv__set1_ISA(z[w]),
-                vqkv__mul_ISA(vqkv__loadh_ISA(book + 2 * (w * 16 + i)), vqkv__set1_ISA(-1.0f)));
-            a = vqkv__fma_ISA(d, d, a);
-        }
-        vqkv__store_ISA(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 VQKV__TARGET_ISA static int vqkv__nearest_wide_ISA(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -560,8 +538,8 @@ static const vqkv__ops vqkv__ops_ISA = {
     vqkv__sum_scalars_ISA, vqkv__scale_rows_ISA,    vqkv__gains_ISA,        vqkv__add_row_ISA,
     vqkv__dot_row_ISA,     vqkv__map_ISA,           vqkv__unmap_ISA,        vqkv__fill_tables_ISA,
     vqkv__largest_ISA,     vqkv__exponentials_ISA,  vqkv__exact_scores_ISA, vqkv__exact_sums_ISA,
-    vqkv__reduce_ISA,      vqkv__shrink_ISA,        vqkv__nearest_ISA,      vqkv__nearest_wide_ISA,
-    VQKV__BYTE_OPS_ISA,    &vqkv__dense_ISA,
+    vqkv__reduce_ISA,      vqkv__shrink_ISA,        vqkv__nearest_wide_ISA, VQKV__BYTE_OPS_ISA,
+    &vqkv__dense_ISA,      &vqkv__code_ISA,
 };
 
 #undef VQKV__ROWS4

@@ -215,54 +215,115 @@ static vqkv_status vqkv__encode_block(vqkv *kv, int seq)
 
 /* ---- append ---- */
 
-static float vqkv__input(const void *src, vqkv_type type, size_t i)
+static inline size_t vqkv__type_bytes(vqkv_type type)
 {
-    float f;
-    uint16_t h;
-    if (type == VQKV_F32) {
-        memcpy(&f, (const unsigned char *)src + 4 * i, 4);
-        return f;
-    }
-    memcpy(&h, (const unsigned char *)src + 2 * i, 2);
-    return type == VQKV_F16 ? vqkv__from_half(h) : vqkv__from_bits((uint32_t)h << 16);
+    return type == VQKV_F32 ? 4 : 2;
 }
 
-/* By the exponents, since an engine's compiler may assume that numbers are finite. */
+/* By the exponents, since an engine's compiler may assume that numbers are finite; eight bytes at a
+ * time: one added to an exponent of ones carries into the bit of the sign, which is masked. */
 static int vqkv__all_finite(const void *src, vqkv_type type, size_t n)
 {
-    size_t i;
-    uint32_t bad = 0;
-    for (i = 0; i < n; i++)
-        bad |= (vqkv__to_bits(vqkv__input(src, type, i)) & 0x7f800000u) == 0x7f800000u;
-    return !bad;
+    static const uint64_t exponents[] = {0x7f8000007f800000u, 0x7c007c007c007c00u,
+                                         0x7f807f807f807f80u};
+    static const uint64_t ones[] = {0x0080000000800000u, 0x0400040004000400u, 0x0080008000800080u};
+    const unsigned char *p = (const unsigned char *)src;
+    uint64_t mask = exponents[type], one = ones[type], bad = 0, word = 0;
+    size_t i, bytes = n * vqkv__type_bytes(type);
+    for (i = 0; i + 8 <= bytes; i += 8) {
+        memcpy(&word, p + i, 8);
+        bad |= (word & mask) + one;
+    }
+    word = 0;
+    memcpy(&word, p + i, bytes - i);
+    bad |= (word & mask) + one;
+    return !(bad & ~mask & (mask << 1));
 }
 
-static void vqkv__store_token(vqkv *kv, int seq, int layer, int token, const void *src,
-                              size_t offset, vqkv_type type, int part, const float *cs)
+/* x [HEAD_DIM] of `type`, to fp32. */
+static void vqkv__read_input(const vqkv__ops *ops, const unsigned char *src, vqkv_type type,
+                             float *x)
+{
+    int d;
+    if (type == VQKV_F32) {
+        memcpy(x, src, sizeof(float) * VQKV_HEAD_DIM);
+    } else if (type == VQKV_F16) {
+        memset(x, 0, sizeof(float) * VQKV_HEAD_DIM);
+        ops->add_row(src, VQKV_HEAD_DIM, 1.0f, x);
+    } else {
+        for (d = 0; d < VQKV_HEAD_DIM; d++) {
+            uint16_t h;
+            memcpy(&h, src + 2 * d, 2);
+            x[d] = vqkv__from_bits((uint32_t)h << 16);
+        }
+    }
+}
+
+/* Angles of one token after the other. */
+typedef struct vqkv__turning {
+    double at[VQKV_N_ROT + 1], step[VQKV_N_ROT + 1]; /* cosine and sine of each pair */
+    float cosines[VQKV_N_ROT / 2 + 1], sines[VQKV_N_ROT / 2 + 1];
+} vqkv__turning;
+
+static void vqkv__exact_angles(double position, double *cs)
+{
+    int i;
+    for (i = 0; i < VQKV_N_ROT / 2; i++) {
+        cs[2 * i] = cos(position * vqkv__rope_freq(i));
+        cs[2 * i + 1] = sin(position * vqkv__rope_freq(i));
+    }
+}
+
+/* To the i-th of n tokens from `first` on, in order. Each 64th has its own sines; those between
+ * turn on by one token, in double, which is exact enough for any fp32 and many times quicker. */
+static void vqkv__turn_on(vqkv__turning *a, int first, int i, int n)
+{
+    int j;
+    if (i == 0 && n > 1)
+        vqkv__exact_angles(1.0, a->step);
+    if (i % 64 == 0)
+        vqkv__exact_angles(first + i, a->at);
+    for (j = 0; j < VQKV_N_ROT / 2; j++) {
+        double c = a->at[2 * j], s = a->at[2 * j + 1];
+        if (i % 64 != 0) {
+            a->at[2 * j] = c * a->step[2 * j] - s * a->step[2 * j + 1];
+            a->at[2 * j + 1] = c * a->step[2 * j + 1] + s * a->step[2 * j];
+        }
+        a->cosines[j] = (float)a->at[2 * j] * VQKV__ROPE_SCALE;
+        a->sines[j] = (float)a->at[2 * j + 1] * VQKV__ROPE_SCALE;
+    }
+}
+
+/* All heads of one token of a layer; `turning`: of keys that come without their rotation, or NULL.
+ */
+static void vqkv__store_token(vqkv *kv, const vqkv__ops *ops, int seq, int layer, int token,
+                              const unsigned char *src, vqkv_type type, int part,
+                              const vqkv__turning *turning)
 {
     float x[VQKV_HEAD_DIM];
-    int head, d;
-    for (head = 0; head < VQKV_N_KV_HEADS; head++) {
+    int head;
+    for (head = 0; head < VQKV_N_KV_HEADS; head++, src += VQKV_HEAD_DIM * vqkv__type_bytes(type)) {
         unsigned char *dst = vqkv__exact(kv, seq, layer, part, head, token);
-        for (d = 0; d < VQKV_HEAD_DIM; d++)
-            x[d] = vqkv__input(src, type, offset + (size_t)(head * VQKV_HEAD_DIM + d));
-        if (cs != NULL)
-            vqkv__turn(cs, 1.0f, x, x);
-        for (d = 0; d < VQKV_HEAD_DIM; d++) {
-            uint16_t h = vqkv__to_half(x[d]);
-            memcpy(dst + 2 * d, &h, 2);
+        if (type == VQKV_F16 && turning == NULL) {
+            memcpy(dst, src, 2 * VQKV_HEAD_DIM);
+            continue;
         }
+        vqkv__read_input(ops, src, type, x);
+        if (turning != NULL)
+            ops->code->turn(turning->cosines, turning->sines, x);
+        ops->code->store(x, VQKV_HEAD_DIM, dst);
     }
 }
 
 vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, const void *v,
                         vqkv_type type, vqkv_keys keys)
 {
-    size_t row = (size_t)VQKV_N_KV_HEADS * VQKV_HEAD_DIM;
-    float cs[VQKV_N_ROT + 1] = {0.0f};
+    size_t row = (size_t)VQKV_N_KV_HEADS * VQKV_HEAD_DIM, bytes;
+    const vqkv__ops *ops;
+    vqkv__turning turning;
     vqkv_status status = VQKV_OK;
     vqkv__seq *q;
-    int i, j, held;
+    int i, held;
     if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
         layer >= VQKV_N_LAYERS || n < 1 || (unsigned)type > VQKV_BF16 ||
         (unsigned)keys > VQKV_KEYS_UNROTATED)
@@ -286,15 +347,16 @@ vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, cons
     } else if (held + n != q->target) {
         return VQKV_E_ORDER;
     }
+    ops = vqkv__select(kv->config.isa);
+    bytes = row * vqkv__type_bytes(type);
     for (i = 0; i < n; i++) {
-        if (keys == VQKV_KEYS_UNROTATED) {
-            vqkv__angles(held + i, cs);
-            for (j = 0; j < VQKV_N_ROT; j++)
-                cs[j] *= VQKV__ROPE_SCALE;
-        }
-        vqkv__store_token(kv, seq, layer, held + i, k, (size_t)i * row, type, VQKV_KEY,
-                          keys == VQKV_KEYS_UNROTATED ? cs : NULL);
-        vqkv__store_token(kv, seq, layer, held + i, v, (size_t)i * row, type, VQKV_VALUE, NULL);
+        if (keys == VQKV_KEYS_UNROTATED)
+            vqkv__turn_on(&turning, held, i, n);
+        vqkv__store_token(kv, ops, seq, layer, held + i,
+                          (const unsigned char *)k + (size_t)i * bytes, type, VQKV_KEY,
+                          keys == VQKV_KEYS_UNROTATED ? &turning : NULL);
+        vqkv__store_token(kv, ops, seq, layer, held + i,
+                          (const unsigned char *)v + (size_t)i * bytes, type, VQKV_VALUE, NULL);
     }
     q->n_tokens[layer] = held + n;
     return VQKV_OK;

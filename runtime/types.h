@@ -162,6 +162,23 @@ typedef struct vqkv__dense_ops {
     void (*landmarks)(const unsigned char *, int, const float *, int, float *);
 } vqkv__dense_ops;
 
+/* Kernels of encoding. */
+typedef struct vqkv__code_ops {
+    /* A plane of nibbles: the nearest of 16 codewords, binary16 [width, 16], to each token of z
+     * [width, BLOCK], the lower one on ties. Room for [width + 1, 16] floats. */
+    void (*nibbles)(const unsigned char *, int, const float *, float *, unsigned char *);
+    /* z [width, BLOCK] -= codewords of a plane of nibbles. */
+    void (*leave)(const unsigned char *, const unsigned char *, int, float *);
+    /* sum [BLOCK] of the squares of x [rows, BLOCK] */
+    void (*squares)(const float *, int, float *);
+    /* x [HEAD_DIM, BLOCK] from binary16 [BLOCK, HEAD_DIM] */
+    void (*load)(const unsigned char *, float *);
+    /* Binary16 [n] from x [n]. */
+    void (*store)(const float *, int, unsigned char *);
+    /* Turns x [HEAD_DIM] by cosines and sines [N_ROT / 2]. */
+    void (*turn)(const float *, const float *, float *);
+} vqkv__code_ops;
+
 typedef struct vqkv__ops {
     int lanes;
     void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
@@ -182,10 +199,10 @@ typedef struct vqkv__ops {
     void (*exact_sums)(const unsigned char *, int, const float *, int, float *);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
-    int (*nearest)(const unsigned char *, int, const float *);
     int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const vqkv__byte_ops *bytes; /* NULL: none */
     const vqkv__dense_ops *dense;
+    const vqkv__code_ops *code;
 } vqkv__ops;
 
 /* A vector on the exact list (exceptions.h): the next of its chain, its token in the block. */

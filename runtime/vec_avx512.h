@@ -10,6 +10,10 @@
         target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")))
 /* Where a loop's length must be a constant: gcc would not inline it by itself. */
 #define VQKV__INLINE_avx512 VQKV__TARGET_avx512 static inline __attribute__((always_inline))
+/* Outputs that a pass of dense.h holds sums of. */
+#define VQKV__N_OUTS_avx512      8
+#define VQKV__OUTS_avx512(X)     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define VQKV__REST_avx512(X, of) X(4, of) X(5, of) X(6, of) X(7, of)
 /* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
  * which g++ warns about. */
 #define VQKV__ALL_avx512 ((__mmask16)0xffff)
@@ -127,4 +131,31 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__gather_avx512(const unsigned char
     part[2] = _mm512_mask_blend_epi16(bit6, part[2], part[3]);
     part[0] = _mm512_mask_blend_epi16(bit7, part[0], part[2]);
     return _mm512_maskz_cvtph_ps(VQKV__ALL_avx512, _mm512_castsi512_si256(part[0]));
+}
+VQKV__TARGET_avx512 static inline void vqkv__storeu8_avx512(unsigned char *p, __m512 x)
+{
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm512_maskz_cvtepi32_epi8(VQKV__ALL_avx512,
+                                                _mm512_maskz_cvttps_epi32(VQKV__ALL_avx512, x)));
+}
+/* The second operand is what comes out for a NaN. */
+VQKV__TARGET_avx512 static inline void vqkv__storeh_avx512(unsigned char *p, __m512 x)
+{
+    x = _mm512_maskz_min_ps(VQKV__ALL_avx512, x, _mm512_set1_ps(65504.0f));
+    x = _mm512_maskz_max_ps(VQKV__ALL_avx512, x, _mm512_set1_ps(-65504.0f));
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm512_maskz_cvtps_ph(VQKV__ALL_avx512, x, _MM_FROUND_TO_NEAREST_INT));
+}
+VQKV__TARGET_avx512 static inline void vqkv__keep_less_avx512(__m512 x, float i, __m512 *least,
+                                                              __m512 *index)
+{
+    __mmask16 less = _mm512_cmp_ps_mask(x, *least, _CMP_LT_OQ);
+    *index = _mm512_mask_mov_ps(*index, less, _mm512_set1_ps(i));
+    *least = _mm512_maskz_min_ps(VQKV__ALL_avx512, x, *least);
+}
+VQKV__TARGET_avx512 static inline void vqkv__transpose_avx512(const unsigned char *src,
+                                                              size_t src_step, unsigned char *dst,
+                                                              size_t dst_step)
+{
+    vqkv__transpose_avx2(src, src_step, dst, dst_step);
 }

@@ -164,6 +164,8 @@ Test(eval, finer_codecs_cost_less_and_the_emitted_tables_matter)
         cr_assert_lt(f16->layer_error[l], 2e-3);
         cr_assert_lt(q4->layer_error[l], higgs->layer_error[l]);
         cr_assert_lt(higgs->layer_error[l], 1);
+        cr_assert_lt(higgs->kernel_error[l], 0.05);
+        cr_assert_lt(q4->kernel_error[l], 0.05);
     }
     for (int i = 0; i < N_SCHEMES; i++) {
         const vqkvc_measured *r = &s.results[i];
@@ -192,6 +194,8 @@ Test(eval, figures_do_not_depend_on_the_number_of_threads)
         cr_assert_eq(memcmp(&one[i].all, &s.results[i].all, sizeof one[i].all), 0);
         cr_assert_eq(
             memcmp(one[i].layer_error, s.results[i].layer_error, sizeof one[i].layer_error), 0);
+        cr_assert_eq(
+            memcmp(one[i].kernel_error, s.results[i].kernel_error, sizeof one[i].kernel_error), 0);
     }
     close_suite(&s);
 }

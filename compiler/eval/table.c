@@ -72,9 +72,10 @@ static void fill_cells(const vqkvc_row *row, char cells[N_COLUMNS][CELL])
     }
 }
 
-/* A line a scheme: relative error of each layer's attention output, where it was measured. */
-static void put_layer_errors(const vqkvc_row *rows, int n, const char *open, const char *between,
-                             const char *close, vqkvc_buf *out)
+/* A line a scheme: relative error of each layer's attention output, where it was measured; or
+ * (kernels) what the kernels add to it. */
+static void put_layer_errors(const vqkvc_row *rows, int n, int kernels, const char *open,
+                             const char *between, const char *close, vqkvc_buf *out)
 {
     for (int i = 0; i < n; i++) {
         const vqkvc_measured *m = rows[i].measured;
@@ -82,7 +83,8 @@ static void put_layer_errors(const vqkvc_row *rows, int n, const char *open, con
             continue;
         vqkvc_buf_printf(out, "%s%-8s", open, rows[i].scheme);
         for (int l = 0; l < m->n_layers; l++)
-            vqkvc_buf_printf(out, "%s%.4f", between, m->layer_error[l]);
+            vqkvc_buf_printf(out, "%s%.4f", between,
+                             kernels ? m->kernel_error[l] : m->layer_error[l]);
         vqkvc_buf_printf(out, "%s\n", close);
     }
 }
@@ -170,7 +172,10 @@ void vqkvc_table_text(const vqkvc_table_info *info, const vqkvc_row *rows, int n
     if (has_layer_errors(rows, n)) {
         vqkvc_buf_puts(out,
                        "\n|o - o_exact| / |o_exact| of the attention output, layer by layer:\n");
-        put_layer_errors(rows, n, "", "  ", "", out);
+        put_layer_errors(rows, n, 0, "", "  ", "", out);
+        vqkvc_buf_puts(out,
+                       "\nWhat the kernels add to it (against portable C), as a part of it:\n");
+        put_layer_errors(rows, n, 1, "", "  ", "", out);
     }
 }
 
@@ -198,7 +203,10 @@ void vqkvc_table_markdown(const vqkvc_table_info *info, const vqkvc_row *rows, i
             vqkvc_buf_printf(out, "- *%s*: %s\n", columns[c].title, columns[c].words);
     if (has_layer_errors(rows, n)) {
         vqkvc_buf_puts(out, "\nRelative error of the attention output, layer by layer:\n\n");
-        put_layer_errors(rows, n, "- ", " ", "", out);
+        put_layer_errors(rows, n, 0, "- ", " ", "", out);
+        vqkvc_buf_puts(out,
+                       "\nWhat the kernels add to it (against portable C), as a part of it:\n\n");
+        put_layer_errors(rows, n, 1, "- ", " ", "", out);
     }
 }
 
@@ -224,13 +232,16 @@ static json_t *json_fidelity(const vqkvc_fidelity *f)
 
 static json_t *json_measured(const vqkvc_measured *m)
 {
-    json_t *errors = json_array();
-    for (int l = 0; l < m->n_layers; l++)
+    json_t *errors = json_array(), *kernels = json_array();
+    for (int l = 0; l < m->n_layers; l++) {
         json_array_append_new(errors, json_real(m->layer_error[l]));
-    return json_pack("{s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:f}", "late", json_fidelity(&m->late),
-                     "all", json_fidelity(&m->all), "layer_error", errors, "stored_bits",
-                     m->stored_bits, "used_bits", m->used_bits, "forward_seconds", m->seconds,
-                     "worst_error", m->worst_error, "kept_rate", m->kept_rate);
+        json_array_append_new(kernels, json_real(m->kernel_error[l]));
+    }
+    return json_pack("{s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:f}", "late",
+                     json_fidelity(&m->late), "all", json_fidelity(&m->all), "layer_error", errors,
+                     "kernel_error", kernels, "stored_bits", m->stored_bits, "used_bits",
+                     m->used_bits, "forward_seconds", m->seconds, "worst_error", m->worst_error,
+                     "kept_rate", m->kept_rate);
 }
 
 static json_t *json_cost(const vqkvc_cost *c)
