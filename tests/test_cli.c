@@ -467,6 +467,46 @@ static void write_ids(void)
     "build", MODEL, "--tokens", in("ids.i32"), "--n-tokens", "512", "--window", "32", "--sample",  \
         "256", "--layers-shared", "2"
 
+#define TOY "tests/data/toy_llama.gguf"
+
+static void write_toy_ids(int n)
+{
+    int32_t ids[4096];
+    vqkvc_err err = {0};
+    vqkvc_rng rng = vqkvc_rng_make(6, 0);
+    for (int i = 0; i < n; i++)
+        ids[i] = 3 + (int32_t)vqkvc_rng_below(&rng, 60);
+    cr_assert_eq(vqkvc_write_file(in("toy.i32"), ids, (size_t)n * sizeof *ids, &err), VQKVC_OK);
+}
+
+/* Rates without a plan have too few bits, and end no search; what calibration left is measured. */
+Test(cli, a_search_for_bits_ends_at_the_fewest_that_can_be_had)
+{
+    write_toy_ids(4096);
+    result r = RUN("build", TOY, "--tokens", in("toy.i32"), "--n-tokens", "1024", "--sample", "512",
+                   "--bits", "0.75", "--max-kl", "9", "--without", "sharing", "--no-db", "-o",
+                   in("least.h"));
+    expect(&r, 0, "bits are too few");
+    cr_expect_not_null(strstr(r.out.data, "auto0.75"), "%s", r.out.data);
+    cr_expect_null(strstr(r.err.data, "text that the model samples"), "%s", r.err.data);
+}
+
+/* 300 tokens are fewer than a window of probes or of a search. */
+Test(cli, little_text_is_enough_for_a_build)
+{
+    write_toy_ids(300);
+    result r = RUN("plan", TOY, "--tokens", in("toy.i32"), "--layers-shared", "1", "--no-db");
+    expect(&r, 0, "probe");
+}
+
+Test(cli, limits_of_shapes_and_missing_probes_are_said)
+{
+    result r = RUN("plan", "--simulate", "16x2x1x128", "--layers-shared", "16", "--no-db");
+    expect(&r, 2, "1024 channels");
+    r = RUN("plan", "--simulate", "1x2x1x16", "--n-tokens", "300", "--no-db");
+    expect(&r, 0, "no probes without a model");
+}
+
 Test(cli, any_thread_count_and_any_kill_give_the_same_bytes)
 {
     write_ids();
