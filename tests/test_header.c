@@ -18,6 +18,7 @@
 #include "base/matrix.h"
 #include "gen/gen.h"
 #include "gen/lower.h"
+#include "plan_toy.h"
 #include "runtime_check.h"
 #include "toy_plans.h"
 
@@ -253,9 +254,11 @@ Test(header, counts_that_descriptors_cannot_hold_are_refused)
 {
     vqkvc_plan plan;
     vqkvc_geometry g = toy_geometry(129, 256, 1);
+    g.rope_layout = VQKVC_ROPE_NONE;
+    g.n_rot = 0;
     make_joined(&plan, &g);
     expect_unsupported(&plan, "stream all: more than 32767 members");
-    g = toy_geometry(1, 512, 256);
+    g = toy_geometry(1, 128, 512);
     make_joined(&plan, &g);
     vqkvc_run *run = &plan.streams[1].runs[0];
     *run = (vqkvc_run){.coder = VQKVC_CODER_VQ,
@@ -264,7 +267,7 @@ Test(header, counts_that_descriptors_cannot_hold_are_refused)
                        .bits = 1,
                        .stages = 1,
                        .book = add_table(&plan, 1, 2 * plan.streams[1].n_in, "book")};
-    expect_unsupported(&plan, "stream all: run 0: codes of 131072 channels, 65535 at most");
+    expect_unsupported(&plan, "stream all: run 0: codes of 65536 channels, 65535 at most");
 }
 
 /* ---- compilers ---- */

@@ -147,6 +147,10 @@ Test(scheme_table, values_that_a_scheme_cannot_do_are_refused)
         cr_expect_not_null(strstr(err.msg, bad[i].names), "'%s' lacks '%s'", err.msg, bad[i].names);
     }
     vqkvc_err err = {0};
+    vqkvc_options list = parsed(NULL, NULL);
+    cr_expect_eq(vqkvc_scheme_apply("aqua2.5", &list, &err), VQKVC_E_USAGE);
+    cr_expect_not_null(strstr(err.msg, "--bits is 2.5"), "%s", err.msg);
+    err = (vqkvc_err){0};
     vqkvc_geometry g = {.n_kv_heads = 1, .head_dim = 12, .rope_layout = VQKVC_ROPE_NONE};
     vqkvc_options o = parsed("--scheme=svdq", NULL);
     cr_expect_eq(vqkvc_scheme_check(&o, &g, &err), VQKVC_E_UNSUPPORTED);

@@ -271,7 +271,7 @@ vqkvc_code vqkvc_scheme_apply(const char *word, vqkvc_options *o, vqkvc_err *err
         size_t n = strlen(schemes[i].name);
         if (strncmp(word, schemes[i].name, n) == 0 && take_rest(&schemes[i], word + n, o)) {
             o->scheme = schemes[i].name;
-            return VQKVC_OK;
+            return schemes[i].check(o, NULL, err);
         }
     }
     const char *nearest = vqkvc_nearest(word, name_at, NULL);

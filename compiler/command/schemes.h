@@ -87,8 +87,8 @@ const vqkvc_scheme *vqkvc_scheme_of(const vqkvc_options *o);
 /* Sets scheme and rate as a word of a list names them: a scheme ("kivi2"); one with its bits behind
  * it ("auto1.5", where --bits is an option of the scheme, "svdq2"); one with what makes it another
  * behind a hyphen (the percentage of outliers in "kvquant2-1", the values in "svdq-higgs2"). Fails
- * with VQKVC_E_USAGE if there is no such scheme. The other options stay as they are. word is not
- * kept. */
+ * with VQKVC_E_USAGE if there is no such scheme, or it has no such rate. The other options stay as
+ * they are. word is not kept. */
 vqkvc_code vqkvc_scheme_apply(const char *word, vqkvc_options *o, vqkvc_err *err);
 
 /* Refuses options that belong to other schemes, and values that the scheme cannot do: before a

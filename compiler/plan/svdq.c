@@ -279,7 +279,7 @@ static vqkvc_code add_values(vqkvc_plan *plan, const char *preset, vqkvc_err *er
 /* "svdq" as published, "svdq2" at other rates, "svdq-higgs2" with other values. */
 static void name_scheme(const svdq *q, const char *values, vqkvc_plan *plan)
 {
-    char rate[16] = "", suffix[16] = "";
+    char rate[12] = "", suffix[12] = "";
     int sum = 0;
     for (int i = 0; i < VQKVC_SVDQ_GROUPS; i++)
         sum += q->bits[i];

@@ -19,8 +19,8 @@
  * channels, pairs (i, i + half).
  *
  * COST, bits a value (one of 96 a token): codes 7.125 + gains 0.750 = 7.875 stored; attention
- * reads 10.208. With the exact window (first 4 tokens, latest 24 to 55) and 9216 bytes of
- * tables, at a context of 4096 tokens: 8.149. A block of 32 tokens is encoded at once, in the
+ * reads 10.208. With the exact window (first 4 tokens, latest 24 to 55) and 10784 bytes of
+ * tables, at a context of 4096 tokens: 8.181. A block of 32 tokens is encoded at once, in the
  * append that begins the step after it has left the exact window.
  *
  * FROM. weights unknown
@@ -32,7 +32,7 @@
  *   scheme    toy for golden (llama)
  *   geometry  3 layers, 8 heads, 1 KV heads of 16, 16 channels rotated
  *   window    first 4 and latest 24 tokens exact, blocks of 32
- *   cost      8.149 bits a value at 4096 tokens: codes 7.125, gains 0.750, window 0.086, tables 0.188 (9216 bytes); scan 10.208
+ *   cost      8.181 bits a value at 4096 tokens: codes 7.125, gains 0.750, window 0.086, tables 0.219 (10784 bytes); scan 10.208
  *   stream                members           frame map      latents    gain             bits  runs
  *   shared                K 0-2 h0          block basis      48->24   rms 8b/24       1.583  4x1:4b*2 2x2:4b 1x4:4b*2 1x8:4b 4x1:u4
  *   own                   K 0 h0            block identity   16->16   absmax 16b/8   10.000  2(8x1:u8)
