@@ -8,8 +8,8 @@
 #include "eval/sensitivity.h"
 #include "plan/fit_stream.h"
 
-/* A quarter of 1024 positions, counted from the 128th on, rank heads as windows of 1024 do (rank
- * correlation 0.94 to 0.97, two such windows 0.96), in a tenth of the time: see SPEED.md. */
+/* A quarter of 1024 positions, counted from the 128th on, rank heads nearly as windows of 1024 do
+ * (rank correlation 0.94 to 0.97, two such windows 0.96), in a fifth of the time: see SPEED.md. */
 enum { PROBE_TOKENS = 384 };
 
 int vqkvc_seeks(const vqkvc_options *o)
