@@ -12,8 +12,9 @@
 #include "command/commands.h"
 
 static const vqkvc_command *const COMMANDS[] = {
-    &vqkvc_command_build, &vqkvc_command_capture, &vqkvc_command_plan,  &vqkvc_command_emit,
-    &vqkvc_command_eval,  &vqkvc_command_suite,   &vqkvc_command_model, &vqkvc_command_db};
+    &vqkvc_command_build, &vqkvc_command_capture, &vqkvc_command_plan,
+    &vqkvc_command_emit,  &vqkvc_command_eval,    &vqkvc_command_suite,
+    &vqkvc_command_bench, &vqkvc_command_model,   &vqkvc_command_db};
 
 enum { N_COMMANDS = sizeof COMMANDS / sizeof COMMANDS[0] };
 

@@ -11,7 +11,7 @@
  *                               a plan can be included by one file, and neither needs the other
  *     types, tables             descriptors of the codec in device memory
  *     core, decode, rebuild     codes to vectors; reading back; what cannot be absorbed
- *     gains, encode             exact tokens to codes, a block and an independent set of streams
+ *     gains, encode, landmarks  exact tokens to codes, a block and an independent set of streams
  *                               (gen/cuda_layout.c) at a time
  *     pass, absorbed, attend    attention on codes; the merging of its parts
  *     launch                    host side */
@@ -31,6 +31,7 @@
     X(rebuild)                                                                                     \
     X(gains)                                                                                       \
     X(encode)                                                                                      \
+    X(landmarks)                                                                                   \
     X(pass)                                                                                        \
     X(absorbed)                                                                                    \
     X(attend)                                                                                      \
@@ -115,12 +116,17 @@ static void print_layout(const vqkvc_plan *plan, const gen_lowered *low,
         const char *name;
         int value;
     } sizes[] = {
-        {"N_COMPONENTS", layout->n_components}, {"CUDA_K_LATENTS", layout->k_latents},
-        {"CUDA_K_PLANES", layout->k_planes},    {"CUDA_V_GAINS", layout->v_gains},
-        {"CUDA_V_STAGES", layout->v_stages},    {"CUDA_BLOCKWISE", layout->blockwise},
+        {"N_COMPONENTS", layout->n_components},
+        {"CUDA_K_LATENTS", layout->k_latents},
+        {"CUDA_K_PLANES", layout->k_planes},
+        {"CUDA_V_GAINS", layout->v_gains},
+        {"CUDA_V_STAGES", layout->v_stages},
+        {"CUDA_BLOCKWISE", layout->blockwise},
         {"CUDA_WORDS", layout->words},
+        {"CUDA_SHARED", (int)gen_cuda_shared_bytes(plan, low, layout)},
     };
-    vqkvc_buf_puts(out, "\n/* Independent sets of streams; the most of an absorbed head. */\n");
+    vqkvc_buf_puts(out, "\n/* Independent sets of streams; the most of an absorbed head; shared "
+                        "memory for a query. */\n");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         vqkvc_buf_printf(out, "#define VQKV__%s %d\n", sizes[i].name, sizes[i].value);
     vqkvc_buf_puts(out, "static __device__ const vqkv__component vqkv__components[] = {");
@@ -194,7 +200,8 @@ vqkvc_code gen_cuda(const vqkvc_plan *plan, const gen_options *options, vqkvc_bu
     VQKVC_TRY(vqkvc_plan_validate(plan, err));
     VQKVC_TRY(vqkvc_plan_hash(plan, &hash, err));
     if (gen_lower(plan, &low, err) == VQKVC_OK &&
-        gen_lay_out_cuda(plan, &low, &layout, err) == VQKVC_OK) {
+        gen_lay_out_cuda(plan, &low, &layout, err) == VQKVC_OK &&
+        gen_check_cuda(plan, &low, &layout, err) == VQKVC_OK) {
         print_cuda_banner(plan, options, &hash, &banner);
         gen_text(out, banner.data != NULL ? banner.data : "", banner.len, options->prefix, NULL);
         print_cuda(plan, &low, &layout, &hash, options->prefix, out);

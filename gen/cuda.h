@@ -16,13 +16,22 @@ typedef struct gen_cuda_layout {
     int *node_component; /* [2 * n_layers] */
     int *walk_first;     /* [2 * n_layers + 1]: part * n_layers + layer */
     int *walk, n_walk;   /* nodes that the prediction of each part and layer rests on, in order */
-    int k_latents, k_planes, v_gains, v_stages; /* the most that an absorbed head has */
-    int blockwise;                              /* some absorbed keys are in frame BLOCK */
-    int words;                                  /* planes begin at multiples of 4 bytes */
+    int k_latents, k_planes, v_latents, v_gains, v_stages; /* the most that an absorbed head has */
+    int blockwise; /* some absorbed keys are in frame BLOCK */
+    int words;     /* planes begin at multiples of 4 bytes */
+    /* For messages: a stream of the absorbed head with the largest score tables, and with the most
+     * latents to sum; "none" where all is rebuilt. */
+    const char *widest_k, *widest_v;
 } gen_cuda_layout;
 
 /* Arrays live in low's arena. */
 vqkvc_code gen_lay_out_cuda(const vqkvc_plan *plan, gen_lowered *low, gen_cuda_layout *layout,
                             vqkvc_err *err);
+/* Bytes of shared memory that attention takes for one query at a time. */
+size_t gen_cuda_shared_bytes(const vqkvc_plan *plan, const gen_lowered *low,
+                             const gen_cuda_layout *layout);
+/* VQKVC_E_UNSUPPORTED, naming streams, for what the kernels do not do. */
+vqkvc_code gen_check_cuda(const vqkvc_plan *plan, const gen_lowered *low,
+                          const gen_cuda_layout *layout, vqkvc_err *err);
 
 #endif

@@ -136,9 +136,15 @@ static void note_head(const vqkvc_plan *plan, const gen_lowered *low, int part, 
         }
         layout->blockwise |= part == VQKVC_PART_K && plan->streams[i].frame == VQKVC_FRAME_BLOCK;
     }
+    const char *name = plan->streams[low->uses[low->use_first[slot]].stream].name;
     if (part == VQKVC_PART_V) {
+        layout->widest_v = latents > layout->v_latents ? name : layout->widest_v;
+        layout->v_latents = latents > layout->v_latents ? latents : layout->v_latents;
         layout->v_gains = gains > layout->v_gains ? gains : layout->v_gains;
     } else {
+        layout->widest_k = 16 * planes + latents > 16 * layout->k_planes + layout->k_latents
+                               ? name
+                               : layout->widest_k;
         layout->k_latents = latents > layout->k_latents ? latents : layout->k_latents;
         layout->k_planes = planes > layout->k_planes ? planes : layout->k_planes;
     }
@@ -149,7 +155,12 @@ vqkvc_code gen_lay_out_cuda(const vqkvc_plan *plan, gen_lowered *low, gen_cuda_l
 {
     const vqkvc_geometry *g = &plan->geometry;
     size_t n = (size_t)plan->n_streams, nodes = 2 * (size_t)g->n_layers;
-    *layout = (gen_cuda_layout){.k_latents = 1, .v_gains = 1, .v_stages = 1, .words = 1};
+    *layout = (gen_cuda_layout){.k_latents = 1,
+                                .v_gains = 1,
+                                .v_stages = 1,
+                                .words = 1,
+                                .widest_k = "none",
+                                .widest_v = "none"};
     int *parent = vqkvc_arena_alloc(&low->arena, n, sizeof(int), err);
     int *component = vqkvc_arena_alloc(&low->arena, n, sizeof(int), err);
     char *need = vqkvc_arena_alloc(&low->arena, nodes, 1, err);

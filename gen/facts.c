@@ -60,16 +60,17 @@ void gen_print_facts(const vqkvc_plan *plan, const gen_options *o, const vqkvc_h
                                                  : "none");
     vqkvc_buf_printf(
         out,
-        " * COST, bits a value (one of %d a token): codes %.3f + gains %.3f = %.3f stored; "
+        " * COST, bits a value (one of %d a token): codes %.3f + gains%s %.3f = %.3f stored; "
         "attention\n"
         " * reads %.3f. With the exact window (first %d tokens, latest %d to %d) and %zu bytes of\n"
         " * tables, at a context of %d tokens: %.3f. A block of %d tokens is encoded at once, in "
         "the\n"
         " * append that begins the step after it has left the exact window.\n *\n",
-        2 * g->n_layers * g->n_kv_heads * g->head_dim, cost.code_bits, cost.gain_bits,
-        cost.code_bits + cost.gain_bits, cost.scan_bits, plan->n_sink, plan->n_recent,
-        plan->n_recent + plan->block - 1, cost.table_bytes, cost.context, cost.total_bits,
-        plan->block);
+        2 * g->n_layers * g->n_kv_heads * g->head_dim, cost.code_bits,
+        plan->landmarks > 0 || plan->max_error > 0 ? ", landmarks, exact list" : "",
+        vqkvc_cost_stored(&cost) - cost.code_bits, vqkvc_cost_stored(&cost), cost.scan_bits,
+        plan->n_sink, plan->n_recent, plan->n_recent + plan->block - 1, cost.table_bytes,
+        cost.context, cost.total_bits, plan->block);
     vqkvc_buf_printf(out,
                      " * FROM. weights %s\n *       calibration %s\n *       plan %s\n *       ",
                      g->weights_hash.hex[0] != '\0' ? g->weights_hash.hex : "unknown",
@@ -113,6 +114,7 @@ void gen_print_geometry(const vqkvc_plan *plan, const vqkvc_hash *hash, vqkvc_bu
         {"BLOCK", plan->block, "tokens that are encoded together"},
         {"N_SINK", plan->n_sink, "first tokens, exact for ever"},
         {"N_RECENT", plan->n_recent, "latest tokens, exact at least"},
+        {"LANDMARKS", plan->landmarks, "tokens that share a landmark; 0: none, and no top_tokens"},
     };
     vqkvc_buf_puts(out, "\n");
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
@@ -121,6 +123,10 @@ void gen_print_geometry(const vqkvc_plan *plan, const vqkvc_hash *hash, vqkvc_bu
                          constants[i].why[0] != '\0' ? " */" : "");
     vqkvc_buf_printf(out, "#define VQKV_ATTENTION_SCALE %.9ef /* 1 / sqrt(HEAD_DIM) */\n",
                      1.0 / sqrt((double)g->head_dim));
+    vqkvc_buf_printf(out,
+                     "#define VQKV_MAX_ERROR %.9ef /* of every vector, a part of its length; 0: no "
+                     "bound */\n",
+                     (double)plan->max_error);
     vqkvc_buf_printf(out, "#define VQKV_CODEC \"%s\" /* hash of the plan and all tables */\n\n",
                      hash->hex);
 }

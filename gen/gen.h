@@ -7,7 +7,7 @@
 #include "base/status.h"
 #include "plan/plan.h"
 
-enum { GEN_ABI_VERSION = 1 }; /* of emitted headers and of the caches that they save */
+enum { GEN_ABI_VERSION = 2 }; /* of emitted headers and of the caches that they save */
 
 typedef struct gen_options {
     const char *prefix;  /* of every symbol: a C identifier in lower case, such as "ref7m_kv" */
@@ -19,7 +19,8 @@ typedef struct gen_options {
 vqkvc_code gen_header(const vqkvc_plan *plan, const gen_options *options, vqkvc_buf *out,
                       vqkvc_err *err);
 /* Appends the CUDA header of the same plan: the same storage, kernels in the namespace
- * PREFIX_cuda. */
+ * PREFIX_cuda. Fails with VQKVC_E_UNSUPPORTED, naming streams, for a bound on errors (max_error)
+ * and for tables that a GPU's shared memory cannot hold. */
 vqkvc_code gen_cuda(const vqkvc_plan *plan, const gen_options *options, vqkvc_buf *out,
                     vqkvc_err *err);
 

@@ -68,20 +68,27 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
                       arm[] = "\n#ifdef VQKV__ARM\n", end[] = "#endif\n";
     gen_part(out, "vec_portable", prefix, NULL);
     gen_part(out, "dense", prefix, "portable");
+    gen_part(out, "codes", prefix, "portable");
     gen_part(out, "kernels", prefix, "portable");
     gen_text(out, x86, sizeof x86 - 1, prefix, NULL);
     gen_part(out, "vec_avx2", prefix, NULL);
+    gen_part(out, "bytes_avx2", prefix, NULL);
     gen_part(out, "dense", prefix, "avx2");
+    gen_part(out, "codes", prefix, "avx2");
     gen_part(out, "kernels", prefix, "avx2");
     gen_part(out, "vec_avx512", prefix, NULL);
+    gen_part(out, "maps_avx512", prefix, NULL);
+    gen_part(out, "dots_avx512", prefix, NULL);
     gen_part(out, "bytes_avx512", prefix, NULL);
     gen_part(out, "dense", prefix, "avx512");
+    gen_part(out, "codes", prefix, "avx512");
     gen_part(out, "kernels", prefix, "avx512");
     gen_text(out, pop, sizeof pop - 1, prefix, NULL);
     gen_text(out, end, sizeof end - 1, prefix, NULL);
     gen_text(out, arm, sizeof arm - 1, prefix, NULL);
     gen_part(out, "vec_neon", prefix, NULL);
     gen_part(out, "dense", prefix, "neon");
+    gen_part(out, "codes", prefix, "neon");
     gen_part(out, "kernels", prefix, "neon");
     gen_text(out, end, sizeof end - 1, prefix, NULL);
 }
@@ -100,9 +107,9 @@ static void print_implementation(const vqkvc_plan *plan, const gen_lowered *low,
         "#elif !defined(VQKV_NO_SIMD) && defined(__GNUC__) && defined(__aarch64__)\n"
         "#define VQKV__ARM\n#include <arm_neon.h>\n#endif\n\n";
     static const char close[] = "\n#endif /* VQKV_IMPLEMENTATION */\n";
-    static const char *const rest[] = {"dispatch", "wide",    "decode", "rebuild",
-                                       "gains",    "encode",  "pass",   "absorbed",
-                                       "attend",   "kvcache", "save"};
+    static const char *const rest[] = {"dispatch", "wide",   "decode",    "exceptions", "rebuild",
+                                       "gains",    "encode", "landmarks", "pass",       "queries",
+                                       "absorbed", "attend", "jobs",      "kvcache",    "save"};
     vqkvc_buf text = {0};
     gen_text(out, open, sizeof open - 1, prefix, NULL);
     gen_part(out, "types", prefix, NULL);

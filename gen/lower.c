@@ -123,7 +123,7 @@ static vqkvc_code lower_linear(const vqkvc_plan *plan, gen_lowered *low, linear_
 static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *table_first,
                                linear_books *linear, vqkvc_err *err)
 {
-    int64_t total = 256 + 4; /* linear codebooks; a spare word for gathers to read */
+    int64_t total = 256 + 16; /* linear codebooks; spare words */
     for (int i = 0; i < plan->n_tables; i++)
         total += (int64_t)plan->tables[i].rows * plan->tables[i].cols + 3;
     total += (int64_t)plan->n_streams * 256;
@@ -157,7 +157,8 @@ static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *ta
         for (int c = 0; c < 256; c++)
             low->values[low->streams[i].gain_table + c] = vqkvc_stream_gain(s, c);
     }
-    reserve(low, "spare: gathers read two bytes behind an entry [4]", 4);
+    reserve(low, "spare: gathers read two bytes behind an entry, vectors never less than 32 [16]",
+            16);
     return VQKVC_OK;
 }
 
@@ -215,7 +216,7 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
 
 /* What absorbing one stream of a head takes. */
 typedef struct absorbing {
-    int lut, book, latents, runs;
+    int lut, book, latents, runs, columns;
     int64_t wide;
 } absorbing;
 
@@ -224,6 +225,8 @@ static void add_absorbing(const gen_lowered *low, const vqkvc_stream *s, const g
 {
     sum->latents += s->n_latents;
     sum->runs += lowered->n_runs;
+    if (s->frame == VQKVC_FRAME_BLOCK && s->transform == VQKVC_TRANSFORM_BASIS)
+        sum->columns += (s->n_latents + 16) / 16 * 16; /* COLUMNS of types.h */
     for (int r = 0; r < lowered->n_runs; r++) {
         const gen_run *run = &low->runs[lowered->first_run + r];
         if (run->coder == GEN_WIDE)
@@ -240,6 +243,7 @@ static void note_absorbing(gen_lowered *low, int part, const absorbing *sum)
     if (part == VQKVC_PART_K) {
         low->max_lut = larger(low->max_lut, sum->lut);
         low->max_runs = larger(low->max_runs, sum->runs);
+        low->max_columns = larger(low->max_columns, sum->columns);
         low->max_wide_lut = sum->wide > low->max_wide_lut ? sum->wide : low->max_wide_lut;
     } else {
         low->max_book = larger(low->max_book, sum->book);
@@ -296,6 +300,25 @@ static vqkvc_code check_sizes(const vqkvc_plan *plan, const gen_lowered *low, vq
     return VQKVC_OK;
 }
 
+/* What the runtime's descriptors hold in 16 bits. */
+static vqkvc_code check_counts(const vqkvc_plan *plan, vqkvc_err *err)
+{
+    if (plan->n_streams > INT16_MAX)
+        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "more than %d streams", INT16_MAX);
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        if (s->n_members > INT16_MAX)
+            return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "stream %s: more than %d members", s->name,
+                              INT16_MAX);
+        for (int r = 0; r < s->n_runs; r++)
+            if (s->runs[r].width > UINT16_MAX)
+                return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
+                                  "stream %s: run %d: codes of %d channels, %d at most", s->name, r,
+                                  s->runs[r].width, UINT16_MAX);
+    }
+    return VQKVC_OK;
+}
+
 vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &plan->geometry;
@@ -305,8 +328,7 @@ vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err)
         n_runs += (size_t)plan->streams[i].n_runs;
         n_members += (size_t)plan->streams[i].n_members;
     }
-    if (plan->n_streams > INT16_MAX)
-        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "more than %d streams", INT16_MAX);
+    VQKVC_TRY(check_counts(plan, err));
     int *table_first = vqkvc_arena_alloc(&low->arena, plan->n_tables + 1, sizeof(int), err);
     low->streams = vqkvc_arena_alloc(&low->arena, plan->n_streams, sizeof(gen_stream), err);
     low->runs = vqkvc_arena_alloc(&low->arena, n_runs, sizeof(gen_run), err);

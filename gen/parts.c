@@ -13,18 +13,26 @@
     X(vec_avx2)                                                                                    \
     X(vec_avx512)                                                                                  \
     X(vec_neon)                                                                                    \
+    X(codes)                                                                                       \
     X(dense)                                                                                       \
     X(kernels)                                                                                     \
+    X(bytes_avx2)                                                                                  \
+    X(maps_avx512)                                                                                 \
+    X(dots_avx512)                                                                                 \
     X(bytes_avx512)                                                                                \
     X(dispatch)                                                                                    \
     X(wide)                                                                                        \
     X(decode)                                                                                      \
+    X(exceptions)                                                                                  \
     X(rebuild)                                                                                     \
     X(gains)                                                                                       \
     X(encode)                                                                                      \
+    X(landmarks)                                                                                   \
     X(pass)                                                                                        \
+    X(queries)                                                                                     \
     X(absorbed)                                                                                    \
     X(attend)                                                                                      \
+    X(jobs)                                                                                        \
     X(kvcache)                                                                                     \
     X(save)
 

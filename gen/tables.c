@@ -148,6 +148,7 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
         {"MAX_WIDE_BINS", (int)low->max_wide_bins},
         {"MAX_SUM_LATENTS", low->max_sum_latents},
         {"MAX_RUNS", low->max_runs},
+        {"MAX_COLUMNS", low->max_columns},
         {"MAX_STAGES", low->max_stages},
         {"MAX_BEAM", low->max_beam},
         {"MAX_RANK", low->max_rank},
@@ -160,6 +161,10 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
                      "\n/* What the model's rotation multiplies by besides turning (YaRN). */\n"
                      "#define VQKV__ROPE_SCALE %.9ef\n",
                      (double)plan->geometry.rope_mscale);
+    vqkvc_buf_printf(out,
+                     "/* The part of all vectors that the exact list has room for by default. */\n"
+                     "#define VQKV__KEPT_SHARE %.9e\n",
+                     plan->max_error > 0 ? 2 * plan->kept_rate + 0.01 : 0.0);
     vqkvc_buf_puts(out, "\n/* The most that any stream or head needs. */\n");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         vqkvc_buf_printf(out, "#define VQKV__%s %d\n", sizes[i].name, sizes[i].value);

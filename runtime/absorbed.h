@@ -1,96 +1,5 @@
-/* Coded blocks whose vectors are never rebuilt: queries are mapped into latents, scores are looked
- * up, probabilities are summed in latents and mapped back once. */
-
-/* y [rows, n_latents] = dec' q for one member of a stream. */
-static void vqkv__map_queries(vqkv__pass *a, const vqkv__stream *s, int member)
-{
-    int r, d, row = member * VQKV_HEAD_DIM;
-    if (s->transform == VQKV__BASIS) {
-        a->ops->map(vqkv__table(s->dec + row * s->n_latents), VQKV_HEAD_DIM, s->n_latents,
-                    a->turned, VQKV_HEAD_DIM, a->rows, a->y);
-        return;
-    }
-    memset(a->y, 0, sizeof(float) * (size_t)a->rows * (size_t)s->n_latents);
-    for (r = 0; r < a->rows; r++) {
-        float *y = a->y + (size_t)r * (size_t)s->n_latents;
-        for (d = 0; d < VQKV_HEAD_DIM; d++)
-            y[row + d] = a->turned[r * VQKV_HEAD_DIM + d];
-        if (s->transform == VQKV__HADAMARD)
-            vqkv__hadamard(y, s->n_in);
-    }
-}
-
-/* Whether run i of a stream goes on from the one before: the same gain, and nibbles both. */
-static int vqkv__continues(const vqkv__stream *s, int i)
-{
-    const vqkv__run *run = &vqkv__runs[s->first_run + i];
-    return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == VQKV__NIBBLES &&
-           run[-1].coder == VQKV__NIBBLES;
-}
-
-/* Score tables in fp32 of one run for the queries in a->y; returns their end. */
-static float *vqkv__fill_run(vqkv__pass *a, const vqkv__stream *s, const vqkv__run *run, float *lut)
-{
-    int p, r;
-    for (p = 0; p < run->planes; p++)
-        for (r = 0; r < a->rows; r++) {
-            const float *y =
-                a->y + (size_t)r * (size_t)s->n_latents + run->first + p / run->stages * run->width;
-            if (run->coder != VQKV__NIBBLES) {
-                *lut++ = *y;
-                continue;
-            }
-            a->ops->fill_table(vqkv__table(run->book + p / run->stages * run->book_step +
-                                           p % run->stages * run->width * 16),
-                               run->width, y, lut);
-            lut += 16;
-        }
-    return lut;
-}
-
-/* Score tables of every K stream of the head for the queries as turned; also bias. Nibbles end up
- * in a->packed where there are byte kernels, else in a->lut like the others. */
-static void vqkv__fill_tables(vqkv__pass *a)
-{
-    int u, i, r, planes = 0;
-    float *lut = a->lut, *start = a->lut;
-    size_t wide = 0;
-    char *packed = (char *)a->packed;
-    for (r = 0; r < a->rows; r++)
-        a->bias[r] = 0.0f;
-    for (u = 0; u < a->n_k_uses; u++) {
-        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
-        int row = a->k_uses[u].member * VQKV_HEAD_DIM;
-        vqkv__map_queries(a, s, a->k_uses[u].member);
-        for (r = 0; r < a->rows && s->mean >= 0; r++)
-            a->bias[r] += a->ops->dot_row(vqkv__table(s->mean + row), VQKV_HEAD_DIM,
-                                          a->turned + r * VQKV_HEAD_DIM);
-        for (i = 0; i < s->n_runs; i++) {
-            const vqkv__run *run = &vqkv__runs[s->first_run + i];
-            if (!vqkv__continues(s, i)) {
-                start = lut;
-                planes = 0;
-            }
-            if (run->coder == VQKV__WIDE) {
-                for (r = 0; r < a->rows; r++)
-                    vqkv__fill_wide(a->ops, run, a->y + (size_t)r * (size_t)s->n_latents,
-                                    a->wide + (size_t)r * VQKV__MAX_WIDE_LUT + wide);
-                wide += (size_t)run->planes << run->bits;
-                continue;
-            }
-            lut = vqkv__fill_run(a, s, run, lut);
-            planes += run->planes;
-            if (a->ops->bytes != NULL && run->coder == VQKV__NIBBLES &&
-                !vqkv__continues(s, i + 1)) {
-                vqkv__packed *head = (vqkv__packed *)(void *)packed;
-                packed += sizeof *head;
-                packed +=
-                    a->ops->bytes->pack_tables(start, planes, a->rows, head, (signed char *)packed);
-                lut = start;
-            }
-        }
-    }
-}
+/* Coded blocks whose vectors are never rebuilt: scores are looked up for queries in latents,
+ * probabilities are summed in latents and mapped back once. */
 
 /* Whether the head's V streams are summed in bytes: weights must not be negative then, as they are
  * with q4_0's gains. */
@@ -139,9 +48,13 @@ static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
     int u, i, r, t, planes = 0, first = 0;
     const float *lut = a->lut, *wide = a->wide;
     const char *packed = (const char *)a->packed;
-    for (r = 0; r < a->rows; r++)
+    const short *table = a->dot_table, *words = a->dot_words;
+    const float *unit = a->dot_unit;
+    for (r = 0; r < a->rows; r++) {
+        float bias = a->bias[r]; /* by itself, so that the loop is vectorized */
         for (t = 0; t < VQKV_BLOCK; t++)
-            scores[r * VQKV_BLOCK + t] = a->bias[r];
+            scores[r * VQKV_BLOCK + t] = bias;
+    }
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const vqkv__stream *s = &vqkv__streams[stream];
@@ -153,22 +66,29 @@ static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
             int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
             if (dst == a->part && opens)
                 memset(a->part, 0, sizeof(float) * (size_t)a->rows * VQKV_BLOCK);
-            if (!vqkv__continues(s, i)) {
+            if (!vqkv__continues(a, s, i)) {
                 planes = 0;
                 first = run->codes;
             }
             planes += run->planes;
-            if (run->coder == VQKV__WIDE) {
+            if (vqkv__dots(a, run)) {
+                int pairs = vqkv__dot_pairs(run);
+                a->ops->bytes->dot_scores(codes + run->codes, run, table, words, unit, a->rows,
+                                          dst);
+                table += 32 * pairs;
+                words += a->rows * 2 * pairs;
+                unit += a->rows;
+            } else if (run->coder == VQKV__WIDE) {
                 vqkv__score_wide(run, codes + run->codes, wide, a->rows, dst);
                 wide += (size_t)run->planes << run->bits;
             } else if (run->coder != VQKV__NIBBLES) {
                 a->ops->score_scalars(codes + run->codes, run->planes, run->coder == VQKV__HALVES,
                                       lut, a->rows, dst);
                 lut += run->planes * a->rows;
-            } else if (a->ops->bytes == NULL) {
+            } else if (!a->k_bytes) {
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
                 lut += run->planes * a->rows * 16;
-            } else if (!vqkv__continues(s, i + 1)) {
+            } else if (!vqkv__continues(a, s, i + 1)) {
                 const vqkv__packed *head = (const vqkv__packed *)(const void *)packed;
                 packed += sizeof *head;
                 a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,
@@ -245,7 +165,7 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
             if (!packed) {
                 ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
-                    rest_scale[r] = scale[r] / 255.0f;
+                    rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
@@ -260,47 +180,46 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
     }
 }
 
-/* Turns the queries into the frame of a block at `position`. The angles go on from block to block
- * by one complex product a pair, and start afresh every 64 blocks. */
-static void vqkv__turn_queries(vqkv__pass *a, int position, int previous)
+/* y [rows, n_latents] = what was summed of one V stream, whose sums begin at latent `first` and bin
+ * `bin`; returns the bin behind it. */
+static size_t vqkv__collect_latents(vqkv__pass *a, const vqkv__stream *s, size_t first, size_t bin)
 {
-    int i, r;
-    if (previous < 0 || position != previous + VQKV_BLOCK || position / VQKV_BLOCK % 64 == 0) {
-        vqkv__angles(position, a->cs);
-    } else {
-        for (i = 0; i < VQKV_N_ROT / 2; i++) {
-            float c = a->cs[2 * i], s = a->cs[2 * i + 1];
-            a->cs[2 * i] = c * a->step[2 * i] - s * a->step[2 * i + 1];
-            a->cs[2 * i + 1] = s * a->step[2 * i] + c * a->step[2 * i + 1];
-        }
+    const float *end = a->bins + bin;
+    int r, i;
+    for (r = 0; r < a->rows; r++) {
+        float *y = a->y + (size_t)r * (size_t)s->n_latents;
+        const float *bins = a->bins + (size_t)r * VQKV__MAX_WIDE_BINS + bin;
+        a->ops->reduce(a->acc + ((size_t)r * VQKV__MAX_SUM_LATENTS + first) * (size_t)a->ops->lanes,
+                       s->n_latents, y);
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+            if (vqkv__runs[i].coder == VQKV__WIDE)
+                bins = vqkv__collect_wide(a->ops, &vqkv__runs[i], bins, y);
+        if (s->transform == VQKV__HADAMARD)
+            vqkv__hadamard(y, s->n_in);
+        if (r == 0)
+            end = bins;
     }
-    for (r = 0; r < a->rows; r++)
-        vqkv__turn(a->cs, -1.0f, a->q + r * VQKV_HEAD_DIM, a->turned + r * VQKV_HEAD_DIM);
+    return (size_t)(end - a->bins);
 }
 
 /* Adds dec * acc + mean of every V stream to o. */
 static void vqkv__collect(vqkv__pass *a)
 {
-    int u, r, d, i;
-    for (r = 0; r < a->rows; r++) {
-        const float *acc = a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
-        const float *bins = a->bins + (size_t)r * VQKV__MAX_WIDE_BINS;
-        float *o = a->o + r * VQKV_HEAD_DIM;
-        for (u = 0; u < a->n_v_uses; u++) {
-            const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
-            int row = a->v_uses[u].member * VQKV_HEAD_DIM;
-            a->ops->reduce(acc, s->n_latents, a->y);
-            acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
-            for (i = s->first_run; i < s->first_run + s->n_runs; i++)
-                if (vqkv__runs[i].coder == VQKV__WIDE)
-                    bins = vqkv__collect_wide(a->ops, &vqkv__runs[i], bins, a->y);
-            if (s->transform == VQKV__HADAMARD)
-                vqkv__hadamard(a->y, s->n_in);
-            for (d = 0; d < VQKV_HEAD_DIM; d++)
-                o[d] += s->transform == VQKV__BASIS
-                            ? a->ops->dot_row(vqkv__table(s->dec + (row + d) * s->n_latents),
-                                              s->n_latents, a->y)
-                            : a->y[row + d];
+    int u, r, d;
+    size_t first = 0, bin = 0;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
+        int row = a->v_uses[u].member * VQKV_HEAD_DIM;
+        bin = vqkv__collect_latents(a, s, first, bin);
+        first += (size_t)s->n_latents;
+        if (s->transform == VQKV__BASIS)
+            a->ops->unmap(vqkv__table(s->dec + row * s->n_latents), VQKV_HEAD_DIM, s->n_latents,
+                          a->y, a->rows, a->o);
+        for (r = 0; r < a->rows; r++) {
+            float *o = a->o + r * VQKV_HEAD_DIM;
+            const float *y = a->y + (size_t)r * (size_t)s->n_latents + row;
+            for (d = 0; d < VQKV_HEAD_DIM && s->transform != VQKV__BASIS; d++)
+                o[d] += y[d];
             if (s->mean >= 0)
                 a->ops->add_row(vqkv__table(s->mean + row), VQKV_HEAD_DIM, a->l_coded[r], o);
         }

@@ -8,7 +8,7 @@
     X(E_CONTEXT, "the sequence would grow beyond n_ctx")                                           \
     X(E_BATCH, "more tokens at once than max_batch allows; split the prompt")                      \
     X(E_ORDER, "layers are out of step: append every step to every layer, in any order")           \
-    X(E_FULL, "no free block is left in the pool")                                                 \
+    X(E_FULL, "no free block is left in the pool, or no place on the exact list")                  \
     X(E_VALUE, "a key or value is not a finite number")                                            \
     X(E_CPU, "this processor lacks the instruction set asked for")                                 \
     X(E_FORMAT, "not a saved cache, or cut short")                                                 \
@@ -41,6 +41,8 @@ typedef struct vqkv_config {
     int max_batch; /* most tokens of one append; 256 */
     int n_blocks;  /* blocks of VQKV_BLOCK tokens in the pool; enough for n_seq full sequences */
     vqkv_isa isa;
+    int n_exact; /* vectors on the exact list, which codecs with a bound on every error
+                    (VQKV_MAX_ERROR) have; twice what calibration expects, and some */
 } vqkv_config;
 
 typedef struct vqkv vqkv; /* lives in the caller's memory; holds no pointers: may be moved */
@@ -66,7 +68,9 @@ typedef enum vqkv_keys { VQKV_KEYS_ROTATED, VQKV_KEYS_UNROTATED } vqkv_keys;
  * A step appends the same tokens to every layer. Blocks that have left the exact window are encoded
  * when the next step begins; that is the only slow case (see the banner). Unrotated keys are
  * rotated here by their positions, which count from 0. Values are kept in fp16 at first: what is
- * beyond its range becomes its largest value. One thread at a time for a cache. */
+ * beyond its range becomes its largest value. With VQKV_MAX_ERROR > 0 every vector is held back to
+ * |x - x^| <= VQKV_MAX_ERROR |x|: codes that would break this are corrected by the exact list, and
+ * where it is full, E_FULL comes before a token is taken. One thread at a time for a cache. */
 vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, const void *v,
                         vqkv_type type, vqkv_keys keys);
 
@@ -84,12 +88,25 @@ vqkv_status vqkv_fork(vqkv *kv, int from, int to);
 /* Tokens that every layer of a sequence holds; -1 for a bad argument. */
 int vqkv_n_tokens(const vqkv *kv, int seq);
 
+/* The most that vqkv_attention may ask for; scratch has room for so many. */
+#define VQKV_MAX_TOP_TOKENS     8192
+#define VQKV_MAX_OUTLIER_CHUNKS 128
+
 /* Zero means the default. */
 typedef struct vqkv_attention {
     float scale;              /* on q . k; VQKV_ATTENTION_SCALE */
     float soft_cap;           /* scores become cap * tanh(score / cap); 0: none */
     int sliding_window;       /* a query sees this many latest tokens, its own included; 0: all */
     const float *sink_logits; /* [VQKV_N_HEADS] extra logit in every softmax; NULL: none */
+    /* For codecs with VQKV_LANDMARKS > 0: of all coded tokens in the range, attend only to so many,
+     * in chunks of VQKV_LANDMARKS: those whose mean key scores highest with any of a few queries of
+     * a KV head (one decoded token's, all its heads), the earlier ones of equals. First tokens and
+     * the exact window are always attended. 0: all; at most VQKV_MAX_TOP_TOKENS. */
+    int top_tokens;
+    /* With top_tokens: chunks besides that are always attended, those with a key farthest from
+     * their mean. 0: three for sixteen of the others; negative: none; at most
+     * VQKV_MAX_OUTLIER_CHUNKS. */
+    int outlier_chunks;
 } vqkv_attention;
 
 /* Causal attention of the latest n_q tokens of a layer. q, out: [n_q, VQKV_N_HEADS, VQKV_HEAD_DIM]
@@ -128,8 +145,18 @@ typedef enum vqkv_part { VQKV_KEY, VQKV_VALUE } vqkv_part;
 vqkv_status vqkv_read(const vqkv *kv, int seq, int layer, int kv_head, vqkv_part part, int first,
                       int n, float *dst, void *scratch, size_t scratch_bytes);
 
-/* Bytes that the tokens held take: codes, gains, exact window, block tables. */
+/* Bytes that the tokens held take: codes, gains, landmarks, exact list, exact window, block tables.
+ */
 size_t vqkv_bytes_used(const vqkv *kv);
+
+typedef struct vqkv_stats {
+    size_t bytes;              /* vqkv_bytes_used() */
+    int blocks_used, n_blocks; /* of the pool */
+    int exact_used, n_exact;   /* vectors on the exact list, and its places */
+} vqkv_stats;
+
+/* For engines that plan ahead: how full a cache is. */
+vqkv_status vqkv_get_stats(const vqkv *kv, vqkv_stats *stats);
 
 /* ---- save and load --------------------------------------------------------------------------- */
 

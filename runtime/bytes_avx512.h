@@ -26,15 +26,15 @@ VQKV__TARGET_avx512 static inline __m512i vqkv__interleave_avx512(int first)
                            _mm512_set1_epi32((int)(0x60402000u + 0x01010101u * (unsigned)first)));
 }
 
-/* Scores of n rows, a constant where it is called, from row r on. */
-VQKV__TARGET_avx512 static inline void vqkv__score_rows_avx512(const unsigned char *codes,
-                                                               int planes, const vqkv__packed *head,
-                                                               const signed char *tables, int rows,
-                                                               int r, const int n, float *s)
+/* Scores of n rows, a constant where it is called, from row r on: quads in 16 bits. */
+VQKV__INLINE_avx512 void vqkv__score_wide_avx512(const unsigned char *codes, int planes,
+                                                 const vqkv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
-    int part, q, k, quads = (planes + 3) / 4;
+    int part, q, k;
     for (part = 0; part < VQKV_BLOCK / 32; part++) { /* 16 tokens and 16 half a block later */
         const __m512i pick = vqkv__interleave_avx512(part % 2 * 16);
         const unsigned char *p = codes + part / 2 * 32;
@@ -52,10 +52,10 @@ VQKV__TARGET_avx512 static inline void vqkv__score_rows_avx512(const unsigned ch
             for (k = 0; k < n; k++) {
                 __m512i h = _mm512_loadu_si512((const void *)(t + k * 128));
                 __m512i l = _mm512_loadu_si512((const void *)(t + k * 128 + 64));
-                high[k][0] = _mm512_dpbusd_epi32(high[k][0], ones, _mm512_permutexvar_epi8(a, h));
-                high[k][1] = _mm512_dpbusd_epi32(high[k][1], ones, _mm512_permutexvar_epi8(b, h));
-                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
-                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
+                vqkv__add_bytes_avx512(&high[k][0], ones, _mm512_permutexvar_epi8(a, h));
+                vqkv__add_bytes_avx512(&high[k][1], ones, _mm512_permutexvar_epi8(b, h));
+                vqkv__add_bytes_avx512(&sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
+                vqkv__add_bytes_avx512(&sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
             }
         }
 #pragma GCC unroll 4
@@ -67,32 +67,68 @@ VQKV__TARGET_avx512 static inline void vqkv__score_rows_avx512(const unsigned ch
             float *far = dst + VQKV_BLOCK / 2;
             _mm512_storeu_ps(dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w0), f, _mm512_loadu_ps(dst)));
             _mm512_storeu_ps(far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w1), f, _mm512_loadu_ps(far)));
-            sum[k][0] = sum[k][1] = _mm512_setzero_si512();
         }
-        t = tables + (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
-        for (; q < quads; q++, t += (size_t)rows * 64) {
-            __m512i x = _mm512_permutex2var_epi8(vqkv__two_planes_avx512(p, 4 * q, planes), pick,
-                                                 vqkv__two_planes_avx512(p, 4 * q + 2, planes));
-            __m512i a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
-            __m512i b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
+    }
+}
+
+/* The same of quads in 8 bits, 64 tokens at a time. */
+VQKV__INLINE_avx512 void vqkv__score_narrow_avx512(const unsigned char *codes, int planes,
+                                                   const vqkv__packed *head,
+                                                   const signed char *tables, int rows, int r,
+                                                   const int n, float *s)
+{
+    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
+    const __m512i base = _mm512_set1_epi32(0x30201000);
+    const __m512i pick0 = vqkv__interleave_avx512(0), pick1 = vqkv__interleave_avx512(16);
+    int c, q, k, i;
+    tables += (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
+    for (c = 0; c < VQKV_BLOCK / 64; c++, codes += 32) {
+        const signed char *t = tables;
+        __m512i sum[4][4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+        for (q = head->wide; q < (planes + 3) / 4; q++, t += (size_t)rows * 64) {
+            __m512i a = vqkv__two_planes_avx512(codes, 4 * q, planes), v[4];
+            __m512i b = vqkv__two_planes_avx512(codes, 4 * q + 2, planes);
+            v[0] = _mm512_permutex2var_epi8(a, pick0, b);
+            v[1] = _mm512_permutex2var_epi8(a, pick1, b);
+            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
+            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
+            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
-                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], ones, _mm512_permutexvar_epi8(a, e));
-                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], ones, _mm512_permutexvar_epi8(b, e));
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    vqkv__add_bytes_avx512(&sum[k][i], ones, _mm512_permutexvar_epi8(v[i], e));
             }
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            float *dst = s + (r + k) * VQKV_BLOCK + part * 16;
-            float *far = dst + VQKV_BLOCK / 2;
             __m512 f = _mm512_set1_ps(head->scale[2 * (r + k) + 1]);
-            _mm512_storeu_ps(
-                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][0]), f, _mm512_loadu_ps(dst)));
-            _mm512_storeu_ps(
-                far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][1]), f, _mm512_loadu_ps(far)));
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                float *dst =
+                    s + (r + k) * VQKV_BLOCK + i / 2 * (VQKV_BLOCK / 2) + 32 * c + i % 2 * 16;
+                _mm512_storeu_ps(
+                    dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+            }
         }
     }
+}
+
+/* Both kinds; most tables have one only. */
+VQKV__INLINE_avx512 void vqkv__score_rows_avx512(const unsigned char *codes, int planes,
+                                                 const vqkv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
+{
+    if (head->wide > 0)
+        vqkv__score_wide_avx512(codes, planes, head, tables, rows, r, n, s);
+    if (head->wide < (planes + 3) / 4)
+        vqkv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, s);
 }
 
 VQKV__TARGET_avx512 static void vqkv__score_bytes_avx512(const unsigned char *codes, int planes,
@@ -116,7 +152,8 @@ VQKV__TARGET_avx512 static inline __m512i vqkv__scaled_avx512(const float *lut, 
 }
 
 VQKV__TARGET_avx512 static size_t vqkv__pack_tables_avx512(const float *lut, int planes, int rows,
-                                                           vqkv__packed *head, signed char *out)
+                                                           const float *energy, vqkv__packed *head,
+                                                           signed char *out)
 {
     int q, r, p, quads = (planes + 3) / 4;
     float top[VQKV__MAX_ROWS];
@@ -131,7 +168,7 @@ VQKV__TARGET_avx512 static size_t vqkv__pack_tables_avx512(const float *lut, int
                 __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
                 sum = _mm512_fmadd_ps(x, x, sum);
             }
-            square[r] = _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of the score */
+            square[r] = energy[r] + _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of a score */
             top[r] = 0.0f;
         }
         for (q = quads - 1; q >= 0; q--) {
@@ -253,50 +290,67 @@ VQKV__TARGET_avx512 static inline __m512i vqkv__plane_codes_avx512(const unsigne
     return _mm512_and_si512(x, _mm512_set1_epi8(15));
 }
 
-/* One plane, one or two of its channels, n rows from row r on (constants where it is called). */
-VQKV__TARGET_avx512 static inline void
-vqkv__sum_rows_avx512(const unsigned char *const *codes, size_t plane, int blocks,
-                      const signed char *book, const float *book_scale,
-                      const unsigned char *weights, const float *scale, int rows, int r,
-                      const int n, const int two, float *acc, size_t stride)
+/* Four channels of a run from channel c on (of `n_channels`, counted plane by plane), `each` of
+ * them of one plane, n rows from row r on; each and n are constants where it is called. */
+VQKV__INLINE_avx512 void vqkv__sum_rows_avx512(const unsigned char *const *codes, size_t offset,
+                                               int blocks, const vqkv__run *run, int c,
+                                               int n_channels, const int each,
+                                               const signed char *book, const float *book_scale,
+                                               const unsigned char *weights, const float *scale,
+                                               int rows, int r, const int n, float *acc,
+                                               size_t stride)
 {
-    __m512i sum0[4], sum1[4], table0, table1;
-    int b, k, t;
-    table0 = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)book));
-    table1 = table0;
-    if (two)
-        table1 =
-            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(book + 16)));
+    __m512i sum[4][4], table[4];
+    size_t plane[4];
+    int b, k, t, i;
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++)
-        sum0[k] = sum1[k] = _mm512_setzero_si512();
+    for (i = 0; i < 4; i++) {
+        int channel = c + i < n_channels ? c + i : n_channels - 1; /* twice, and not stored */
+        table[i] = _mm512_broadcast_i32x4(
+            _mm_loadu_si128((const __m128i *)(const void *)(book + channel * 16)));
+        plane[i] = offset + (size_t)(each == 4         ? c / run->width
+                                     : each == 2       ? channel / 2
+                                     : run->width == 1 ? channel
+                                                       : channel / run->width) *
+                                (VQKV_BLOCK / 2);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][i] = _mm512_setzero_si512();
+    }
     for (b = 0; b < blocks; b++)
         for (t = 0; t < VQKV_BLOCK; t += 64) {
-            __m512i x = vqkv__plane_codes_avx512(codes[b] + plane, t);
-            __m512i v0 = _mm512_shuffle_epi8(table0, x), v1 = v0;
             const unsigned char *w =
                 weights + ((size_t)b * (size_t)rows + (size_t)r) * VQKV_BLOCK + (size_t)t;
-            if (two)
-                v1 = _mm512_shuffle_epi8(table1, x);
+            __m512i x, v[4];
+            x = vqkv__plane_codes_avx512(codes[b] + plane[0], t);
+            v[0] = _mm512_shuffle_epi8(table[0], x);
+#pragma GCC unroll 4
+            for (i = 1; i < 4; i++) {
+                if (i % each == 0)
+                    x = vqkv__plane_codes_avx512(codes[b] + plane[i], t);
+                v[i] = _mm512_shuffle_epi8(table[i], x);
+            }
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i p = _mm512_loadu_si512((const void *)(w + k * VQKV_BLOCK));
-                sum0[k] = _mm512_dpbusd_epi32(sum0[k], p, v0);
-                if (two)
-                    sum1[k] = _mm512_dpbusd_epi32(sum1[k], p, v1);
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    vqkv__add_bytes_avx512(&sum[k][i], p, v[i]);
             }
         }
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++) {
-        float *dst = acc + (size_t)(r + k) * stride * 16;
-        __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[0]);
-        _mm512_storeu_ps(dst,
-                         _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum0[k]), f, _mm512_loadu_ps(dst)));
-        if (two) {
-            f = _mm512_set1_ps(scale[r + k] * book_scale[1]);
-            dst += 16;
-            _mm512_storeu_ps(dst,
-                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum1[k]), f, _mm512_loadu_ps(dst)));
+    for (i = 0; i < 4; i++) {
+        int latent = c + i; /* no division where there is one stage */
+        if (run->stages > 1)
+            latent = latent / run->width / run->stages * run->width + latent % run->width;
+        if (c + i >= n_channels)
+            continue;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            float *dst = acc + ((size_t)(r + k) * stride + (size_t)latent) * 16;
+            __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[c + i]);
+            _mm512_storeu_ps(
+                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
         }
     }
 }
@@ -307,42 +361,40 @@ vqkv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blo
                        const unsigned char *weights, const float *scale, int rows, float *acc,
                        size_t stride)
 {
-    int p, w, r;
-    for (p = 0; p < run->planes; p++) {
-        size_t plane = offset + (size_t)p * (VQKV_BLOCK / 2);
-        float *dst = acc + (size_t)(p / run->stages * run->width) * 16;
-        for (w = 0; w < run->width; w += 2, dst += 32, book += 32, book_scale += 2) {
-            int two = w + 1 < run->width;
-            for (r = 0; r + 4 <= rows; r += 4) {
-                if (two)
-                    vqkv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 4, 1, dst, stride);
-                else
-                    vqkv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 4, 0, dst, stride);
-            }
-            for (; r + 2 <= rows; r += 2) {
-                if (two)
-                    vqkv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 2, 1, dst, stride);
-                else
-                    vqkv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 2, 0, dst, stride);
-            }
-            for (; r < rows; r++)
-                vqkv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale, rows,
-                                      r, 1, two, dst, stride);
-            if (!two) { /* one channel: step back over the missing one */
-                book -= 16;
-                book_scale--;
-            }
-        }
+    int c, r, n = run->planes * run->width;
+#define VQKV__X(each, n_rows)                                                                      \
+    vqkv__sum_rows_avx512(codes, offset, blocks, run, c, n, each, book, book_scale, weights,       \
+                          scale, rows, r, n_rows, acc, stride)
+#define VQKV__SUM(n_rows)                                                                          \
+    (run->width % 4 == 0 ? VQKV__X(4, n_rows)                                                      \
+     : run->width == 2   ? VQKV__X(2, n_rows)                                                      \
+                         : VQKV__X(1, n_rows))
+    for (c = 0; c < n; c += 4) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            VQKV__SUM(4);
+        for (; r + 2 <= rows; r += 2)
+            VQKV__SUM(2);
+        for (; r < rows; r++)
+            VQKV__SUM(1);
     }
+#undef VQKV__SUM
+#undef VQKV__X
 }
 
 static const vqkv__byte_ops vqkv__byte_ops_avx512 = {
-    vqkv__pack_tables_avx512,  vqkv__score_bytes_avx512, vqkv__pack_books_avx512,
-    vqkv__pack_weights_avx512, vqkv__sum_bytes_avx512,
+    vqkv__map_basis_avx512,
+    vqkv__to_words_avx512,
+    vqkv__map_words_avx512,
+    vqkv__dot_books_avx512,
+    vqkv__dot_queries_avx512,
+    vqkv__dot_scores_avx512,
+    vqkv__pack_tables_avx512,
+    vqkv__score_bytes_avx512,
+    vqkv__pack_books_avx512,
+    vqkv__pack_weights_avx512,
+    vqkv__sum_bytes_avx512,
+    255.0f,
+    0.05f,
 };
 
 #endif /* VQKV_BLOCK >= 64 */

@@ -66,21 +66,6 @@ static void vqkv__angles(double position, float *cs)
     }
 }
 
-/* Turns one head's vector by the angles (direction 1) or back (-1). */
-static void vqkv__turn(const float *cs, float direction, const float *x, float *y)
-{
-    int i;
-    for (i = VQKV_N_ROT; i < VQKV_HEAD_DIM; i++)
-        y[i] = x[i];
-    for (i = 0; i < VQKV_N_ROT / 2; i++) {
-        int a = VQKV_ROPE_INTERLEAVED ? 2 * i : i;
-        int b = VQKV_ROPE_INTERLEAVED ? 2 * i + 1 : i + VQKV_N_ROT / 2;
-        float c = cs[2 * i], s = direction * cs[2 * i + 1], xa = x[a], xb = x[b];
-        y[a] = xa * c - xb * s;
-        y[b] = xa * s + xb * c;
-    }
-}
-
 /* In-place orthonormal Walsh-Hadamard transform of x [n], n a power of two. */
 static void vqkv__hadamard(float *x, int n)
 {
@@ -138,6 +123,37 @@ static inline unsigned char *vqkv__codes(const vqkv *kv, int stream, int block)
     const vqkv__stream *s = &vqkv__streams[stream];
     return vqkv__base(kv) + kv->pool + (size_t)s->start * (size_t)kv->config.n_blocks +
            (size_t)s->bytes * (size_t)block;
+}
+
+/* The landmarks of one head in a block: behind the streams, head by head. */
+static inline unsigned char *vqkv__landmarks(const vqkv *kv, int layer, int head, int block)
+{
+    size_t start = (size_t)VQKV__BLOCK_BYTES +
+                   (size_t)(layer * VQKV_N_KV_HEADS + head) * (size_t)VQKV__LANDMARK_BYTES;
+    return vqkv__base(kv) + kv->pool + start * (size_t)kv->config.n_blocks +
+           (size_t)VQKV__LANDMARK_BYTES * (size_t)block;
+}
+
+static inline int vqkv__slot(int part, int layer, int head)
+{
+    return (part * VQKV_N_LAYERS + layer) * VQKV_N_KV_HEADS + head;
+}
+
+/* The exact list: the chain of a head in a block, a link, its vector. */
+static inline int32_t *vqkv__kept_first(const vqkv *kv, int slot, int block)
+{
+    return (int32_t *)(void *)(vqkv__base(kv) + kv->kept_firsts) +
+           (size_t)slot * (size_t)kv->config.n_blocks + block;
+}
+
+static inline vqkv__link *vqkv__kept_link(const vqkv *kv, int32_t i)
+{
+    return (vqkv__link *)(void *)(vqkv__base(kv) + kv->kept_links) + (i - 1);
+}
+
+static inline unsigned char *vqkv__kept_row(const vqkv *kv, int32_t i)
+{
+    return vqkv__base(kv) + kv->kept_rows + (size_t)(i - 1) * VQKV_HEAD_DIM * 2;
 }
 
 /* Tokens before this one are sinks or lie in blocks. */

@@ -1,45 +1,53 @@
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)
-#define VQKV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { VQKV__DEPTH_ISA = 128, VQKV__STRIP_ISA = 16 };
 
-/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
- * macro, so that both strides are constants: coefficients are operands in memory then. */
-#define VQKV__EIGHT(name, of_in, of_out)                                                           \
+/* The second vector of tokens that a pass holds; the first one again where a block has no other. */
+enum { VQKV__NEXT_ISA = VQKV_BLOCK > VQKV__LANES_ISA ? VQKV__LANES_ISA : 0 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m outputs' coefficients, OUTS at most, at coef[i * of_in + k *
+ * of_out]. A macro, so that both strides are constants. Two vectors of tokens and OUTS outputs are
+ * as many sums as registers hold: a coefficient is loaded once for both. */
+#define VQKV__OUTPUTS(name, of_in, of_out)                                                         \
     VQKV__TARGET_ISA static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
-        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {                                        \
+        for (t = 0; t < VQKV_BLOCK; t += 2 * VQKV__LANES_ISA) {                                    \
             const float *c = coef, *src = x + t;                                                   \
-            VQKV__ROWS8(VQKV__ZERO)                                                                \
+            float *dst = y + t;                                                                    \
+            VQKV__OUTS_ISA(VQKV__ZERO)                                                             \
             for (i = 0; i < n; i++, c += (of_in), src += VQKV_BLOCK) {                             \
-                vqkv__vf_ISA v = vqkv__load_ISA(src);                                              \
+                vqkv__vf_ISA v = vqkv__load_ISA(src), w = vqkv__load_ISA(src + VQKV__NEXT_ISA), f; \
                 VQKV__STEP(0, of_out)                                                              \
                 VQKV__STEP(1, of_out)                                                              \
                 VQKV__STEP(2, of_out)                                                              \
                 VQKV__STEP(3, of_out)                                                              \
-                VQKV__STEP(4, of_out)                                                              \
-                VQKV__STEP(5, of_out)                                                              \
-                VQKV__STEP(6, of_out)                                                              \
-                VQKV__STEP(7, of_out)                                                              \
+                VQKV__REST_ISA(VQKV__STEP, of_out)                                                 \
             }                                                                                      \
-            VQKV__ROWS8(VQKV__KEEP)                                                                \
+            VQKV__OUTS_ISA(VQKV__KEEP)                                                             \
         }                                                                                          \
     }
-#define VQKV__ZERO(k)         vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
-#define VQKV__STEP(k, of_out) a##k = vqkv__fma_ISA(vqkv__set1_ISA(c[(k) * (of_out)]), v, a##k);
+#define VQKV__ZERO(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f), b##k = a##k;
+#define VQKV__STEP(k, of_out)                                                                      \
+    f = vqkv__set1_ISA(c[(k) * (of_out)]);                                                         \
+    a##k = vqkv__fma_ISA(f, v, a##k);                                                              \
+    b##k = vqkv__fma_ISA(f, w, b##k);
 #define VQKV__KEEP(k)                                                                              \
-    if (k < m)                                                                                     \
-        vqkv__store_ISA(y + k * VQKV_BLOCK + t,                                                    \
-                        vqkv__add_ISA(vqkv__load_ISA(y + k * VQKV_BLOCK + t), a##k));
-VQKV__EIGHT(vqkv__eight_down_ISA, VQKV__STRIP_ISA, 1)
-VQKV__EIGHT(vqkv__eight_across_ISA, 1, VQKV__DEPTH_ISA)
-#undef VQKV__EIGHT
+    if (k < m) {                                                                                   \
+        float *row = dst + k * VQKV_BLOCK;                                                         \
+        b##k = vqkv__add_ISA(vqkv__load_ISA(row + VQKV__NEXT_ISA), b##k);                          \
+        vqkv__store_ISA(row, vqkv__add_ISA(vqkv__load_ISA(row), a##k));                            \
+        vqkv__store_ISA(row + VQKV__NEXT_ISA, b##k);                                               \
+    }
+VQKV__OUTPUTS(vqkv__outputs_down_ISA, VQKV__STRIP_ISA, 1)
+VQKV__OUTPUTS(vqkv__outputs_across_ISA, 1, VQKV__DEPTH_ISA)
+#undef VQKV__OUTPUTS
 #undef VQKV__ZERO
 #undef VQKV__STEP
 #undef VQKV__KEEP
@@ -71,12 +79,12 @@ VQKV__TARGET_ISA static void vqkv__product_ISA(const unsigned char *table, size_
             for (i = 0; i < n && !across; i++)
                 vqkv__widen_ISA(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
                                 coef + i * VQKV__STRIP_ISA);
-            for (k = 0; k < m; k += 8) {
+            for (k = 0; k < m; k += VQKV__N_OUTS_ISA) {
                 float *dst = y + (size_t)(o + k) * VQKV_BLOCK;
                 if (across)
-                    vqkv__eight_across_ISA(coef + k * VQKV__DEPTH_ISA, n, m - k, src, dst);
+                    vqkv__outputs_across_ISA(coef + k * VQKV__DEPTH_ISA, n, m - k, src, dst);
                 else
-                    vqkv__eight_down_ISA(coef + k, n, m - k, src, dst);
+                    vqkv__outputs_down_ISA(coef + k, n, m - k, src, dst);
             }
         }
 }
@@ -241,11 +249,30 @@ VQKV__TARGET_ISA static void vqkv__distances_ISA(const unsigned char *book, int 
     }
 }
 
+VQKV__TARGET_ISA static void vqkv__landmark_scores_ISA(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    vqkv__vf_ISA bias = vqkv__set1_ISA(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += VQKV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * VQKV_HEAD_DIM;
+            vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+            float sum;
+            for (d = 0; d + VQKV__LANES_ISA <= VQKV_HEAD_DIM; d += VQKV__LANES_ISA)
+                a = vqkv__fma_ISA(vqkv__load_ISA(x + d),
+                                  vqkv__add_ISA(vqkv__loadu8_ISA(codes + d), bias), a);
+            sum = vqkv__hsum_ISA(a);
+            for (; d < VQKV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const vqkv__dense_ops vqkv__dense_ISA = {
-    vqkv__product_ISA,    vqkv__add_scaled_ISA,   vqkv__affine_ISA,    vqkv__affine_row_ISA,
-    vqkv__from_bytes_ISA, vqkv__from_nibbles_ISA, vqkv__turn_tile_ISA, vqkv__score_tile_ISA,
-    vqkv__sum_tile_ISA,   vqkv__distances_ISA,
+    vqkv__product_ISA,    vqkv__add_scaled_ISA,   vqkv__affine_ISA,          vqkv__affine_row_ISA,
+    vqkv__from_bytes_ISA, vqkv__from_nibbles_ISA, vqkv__turn_tile_ISA,       vqkv__score_tile_ISA,
+    vqkv__sum_tile_ISA,   vqkv__distances_ISA,    vqkv__landmark_scores_ISA,
 };
 
 #undef VQKV__ROWS4
-#undef VQKV__ROWS8

@@ -86,15 +86,30 @@ static void vqkv__search_greedy(const vqkv__ops *ops, const vqkv__run *run, int 
     int stage, w;
     for (stage = 0; stage < run->stages; stage++) {
         const unsigned char *book = vqkv__table(vqkv__wide_book(run, plane + stage));
-        int best = run->bits == 4 ? ops->nearest(book, run->width, rest)
-                                  : ops->nearest_wide(book, 1 << run->bits, run->width, rest);
+        int best = ops->nearest_wide(book, 1 << run->bits, run->width, rest);
         for (w = 0; w < run->width; w++)
             rest[w] -= vqkv__half_at(book, ((size_t)w << run->bits) + (size_t)best);
         code[stage] = (unsigned short)best;
     }
 }
 
-/* Codes z [groups * width, BLOCK] by codebooks. */
+/* Codes z [groups * width, BLOCK] by codebooks of sixteen, all tokens at once; z is destroyed where
+ * there are several stages. */
+static void vqkv__encode_nibbles(const vqkv__ops *ops, const vqkv__run *run, unsigned char *codes,
+                                 float *z)
+{
+    float words[(VQKV__MAX_WIDTH + 1) * 16];
+    int plane;
+    for (plane = 0; plane < run->planes; plane++, codes += VQKV_BLOCK / 2) {
+        const unsigned char *book = vqkv__table(vqkv__wide_book(run, plane));
+        float *rest = vqkv__row(z, plane / run->stages * run->width);
+        ops->code->nibbles(book, run->width, rest, words, codes);
+        if (plane % run->stages != run->stages - 1)
+            ops->code->leave(codes, book, run->width, rest);
+    }
+}
+
+/* The same token by token: codebooks of any size, and beams. */
 static void vqkv__encode_books(const vqkv__ops *ops, const vqkv__run *run, unsigned char *codes,
                                const float *z)
 {
@@ -131,7 +146,7 @@ static void vqkv__encode_levels(const vqkv__stream *s, const vqkv__run *run, uns
 }
 
 static void vqkv__encode_run(const vqkv__ops *ops, const vqkv__stream *s, const vqkv__run *run,
-                             unsigned char *codes, const float *z)
+                             unsigned char *codes, float *z)
 {
     int i;
     if (run->coder == VQKV__HALVES)
@@ -139,6 +154,8 @@ static void vqkv__encode_run(const vqkv__ops *ops, const vqkv__stream *s, const 
             vqkv__store_half(codes + 2 * i, z[i]);
     else if (run->uniform)
         vqkv__encode_levels(s, run, codes, z);
+    else if (run->bits == 4 && run->beam <= 1)
+        vqkv__encode_nibbles(ops, run, codes, z);
     else
         vqkv__encode_books(ops, run, codes, z);
 }
@@ -148,9 +165,10 @@ typedef struct vqkv__coding {
     vqkv *kv;
     const vqkv__ops *ops;
     int seq, token, block; /* first token of the block, its place in the pool */
-    float *x, *z;          /* [MAX_IN, BLOCK], [MAX_LATENTS, BLOCK] */
-    float *predicted;      /* [WIDTH, BLOCK] */
-    unsigned char *mask;   /* [MAX_LATENTS, BLOCK] where outliers are kept */
+    float cs[VQKV_N_ROT + 1];
+    float *x, *z;        /* [MAX_IN, BLOCK], [MAX_LATENTS, BLOCK] */
+    float *predicted;    /* [WIDTH, BLOCK] */
+    unsigned char *mask; /* [MAX_LATENTS, BLOCK] where outliers are kept */
     vqkv__room room;
     int n_rebuilt; /* nodes behind us that later ones are predicted from are in their slots */
     int of;        /* the node in `predicted`; -1: none */
@@ -161,21 +179,13 @@ typedef struct vqkv__coding {
     (((size_t)VQKV__MAX_IN + (size_t)VQKV__MAX_LATENTS) * VQKV_BLOCK +                             \
      (VQKV__N_PREDICTIONS > 0 ? VQKV__NODE_FLOATS : 0) + VQKV__MASK_FLOATS + VQKV__REBUILD_FLOATS)
 
-/* x [HEAD_DIM, BLOCK]: one member's exact vectors of the block, in the frame. */
+/* x [HEAD_DIM, BLOCK]: one member's exact vectors of the block, in the frame. The tokens of a block
+ * are neighbours in memory. */
 static void vqkv__load_member(const vqkv__coding *c, const vqkv__member *m, int frame, float *x)
 {
-    float v[VQKV_HEAD_DIM];
-    int t, d;
-    for (t = 0; t < VQKV_BLOCK; t++) {
-        const unsigned char *row =
-            vqkv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token + t);
-        memset(v, 0, sizeof v);
-        c->ops->add_row(row, VQKV_HEAD_DIM, 1.0f, v);
-        for (d = 0; d < VQKV_HEAD_DIM; d++)
-            vqkv__row(x, d)[t] = v[d];
-    }
+    c->ops->code->load(vqkv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token), x);
     if (m->part == VQKV_KEY && frame != VQKV__POST)
-        vqkv__turn_tile(c->kv, c->ops, frame, c->token, -1.0f, x, x);
+        c->ops->dense->turn(c->cs, frame == VQKV__PRE ? vqkv__turns(c->kv) : NULL, -1.0f, x, x);
 }
 
 /* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order,
@@ -258,6 +268,7 @@ static void vqkv__encode_tokens(vqkv *kv, const vqkv__ops *ops, int seq, int tok
     c.token = token;
     c.block = block;
     c.of = -1;
+    vqkv__angles(token, c.cs);
     c.x = room;
     c.z = c.x + (size_t)VQKV__MAX_IN * VQKV_BLOCK;
     c.predicted = c.z + (size_t)VQKV__MAX_LATENTS * VQKV_BLOCK;
@@ -266,4 +277,47 @@ static void vqkv__encode_tokens(vqkv *kv, const vqkv__ops *ops, int seq, int tok
     c.room = vqkv__make_room(room + VQKV__MASK_FLOATS);
     for (stream = 0; stream < VQKV__N_STREAMS; stream++)
         vqkv__encode_stream(&c, stream);
+}
+
+/* Puts the vectors of one head that x [HEAD_DIM, BLOCK] says too badly on the exact list; 0 if it
+ * has no room for one. The bound is held a little closer than stated, so that it still holds where
+ * another instruction set rounds otherwise. From the last token down: chains grow in front. */
+static int vqkv__keep_head(vqkv *kv, int seq, const vqkv__node *n, int head, vqkv__entry entry,
+                           const float *x)
+{
+    const float limit = VQKV_MAX_ERROR * VQKV_MAX_ERROR * 0.9998f;
+    int t, d;
+    for (t = VQKV_BLOCK - 1; t >= 0; t--) {
+        const unsigned char *row =
+            vqkv__exact(kv, seq, n->layer, n->part, head, entry.position + t);
+        float error = 0.0f, norm = 0.0f;
+        for (d = 0; d < VQKV_HEAD_DIM; d++) {
+            float exact = vqkv__half_at(row, (size_t)d), off = exact - x[d * VQKV_BLOCK + t];
+            error += off * off;
+            norm += exact * exact;
+        }
+        if (error <= limit * norm)
+            continue;
+        if (kv->kept_free == 0)
+            return 0;
+        vqkv__put_kept(kv, vqkv__slot(n->part, n->layer, head), entry.block, t, row);
+    }
+    return 1;
+}
+
+/* The same for all heads of a block that has just been encoded: decodes it. */
+static int vqkv__keep_bad(vqkv *kv, const vqkv__ops *ops, int seq, vqkv__entry entry)
+{
+    float *x = vqkv__work(kv);
+    vqkv__room room = vqkv__make_room(x + VQKV__HEAD_FLOATS);
+    int node, head;
+    for (node = 0; node < 2 * VQKV_N_LAYERS; node++) {
+        vqkv__rebuild_node(kv, ops, entry.block, node, 0, VQKV_N_KV_HEADS, &room);
+        for (head = 0; head < VQKV_N_KV_HEADS; head++) {
+            vqkv__hand_out(kv, ops, entry, node, head, 1, &room, x);
+            if (!vqkv__keep_head(kv, seq, &vqkv__nodes[node], head, entry, x))
+                return 0;
+        }
+    }
+    return 1;
 }

@@ -77,11 +77,17 @@ static void vqkv__encode_outliers(const vqkv__stream *s, unsigned char *codes, f
 }
 
 /* rms [BLOCK] of every token's group of latents. */
-static void vqkv__group_rms(const vqkv__stream *s, int group, const float *z, vqkv__outs mask,
-                            float *rms)
+static void vqkv__group_rms(const vqkv__ops *ops, const vqkv__stream *s, int group, const float *z,
+                            vqkv__outs mask, float *rms)
 {
     double sum[VQKV_BLOCK] = {0.0};
     int left[VQKV_BLOCK] = {0}, c, t;
+    if (mask == NULL) {
+        ops->code->squares(z + (size_t)(group * s->gain_width) * VQKV_BLOCK, s->gain_width, rms);
+        for (t = 0; t < VQKV_BLOCK; t++)
+            rms[t] = sqrtf(rms[t] / (float)s->gain_width);
+        return;
+    }
     for (c = group * s->gain_width; c < (group + 1) * s->gain_width; c++)
         for (t = 0; t < VQKV_BLOCK; t++) {
             double x = (double)z[(size_t)c * VQKV_BLOCK + (size_t)t];
@@ -107,21 +113,33 @@ static void vqkv__group_top(const vqkv__stream *s, int group, const float *z, vq
         }
 }
 
+/* About where gain stands among the 256 values of a stream's table, 0 .. 254. */
+static int vqkv__guess_gain(const vqkv__stream *s, const unsigned char *values, float gain)
+{
+    /* The last value, where gains take one byte. A constant instead makes gcc warn of headers whose
+     * tables are shorter, since none of their streams comes here. */
+    size_t end = (size_t)s->gain_bytes * 255;
+    float first = (float)vqkv__to_bits(vqkv__half_at(values, 0));
+    float last = (float)vqkv__to_bits(vqkv__half_at(values, end));
+    float at = ((float)vqkv__to_bits(gain) - first) / (last - first) * 255.0f;
+    return !(at > 0.0f) ? 0 : at < 254.0f ? (int)at : 254;
+}
+
 /* Quantizes and stores one gain; returns what it will be read as. */
 static float vqkv__store_gain(const vqkv__stream *s, unsigned char *p, float gain)
 {
     const unsigned char *values = vqkv__table(s->gain_table);
-    int low = 0, high = 255;
+    int low, high;
     if (s->gain_bytes == 2)
         return vqkv__store_half(p, gain);
-    /* The 256 values ascend: take the nearest by ratio. */
-    while (high - low > 1) {
-        int mid = (low + high) / 2;
-        if (vqkv__half_at(values, (size_t)mid) <= gain)
-            low = mid;
-        else
-            high = mid;
-    }
+    /* The 256 values ascend, nearly in steps of equal ratio, so the bits of a float, nearly its
+     * logarithm, say where to begin. Take the nearest by ratio. */
+    low = vqkv__guess_gain(s, values, gain);
+    while (low < 254 && vqkv__half_at(values, (size_t)low + 1) <= gain)
+        low++;
+    while (low > 0 && vqkv__half_at(values, (size_t)low) > gain)
+        low--;
+    high = low + 1;
     if (gain * gain > vqkv__half_at(values, (size_t)low) * vqkv__half_at(values, (size_t)high))
         low = high;
     *p = (unsigned char)low;
@@ -140,7 +158,7 @@ static void vqkv__encode_plain(const vqkv__ops *ops, const vqkv__stream *s, unsi
     float gain[VQKV_BLOCK], inverse[VQKV_BLOCK], *rows = vqkv__row(z, group * s->gain_width);
     int t;
     if (s->gain == VQKV__RMS)
-        vqkv__group_rms(s, group, z, mask, gain);
+        vqkv__group_rms(ops, s, group, z, mask, gain);
     else
         vqkv__group_top(s, group, z, mask, gain);
     for (t = 0; t < VQKV_BLOCK; t++) {
@@ -192,7 +210,7 @@ static void vqkv__divide_rms(const vqkv__ops *ops, const vqkv__stream *s, unsign
 {
     float gain[VQKV_BLOCK], *rows = vqkv__row(z, group * s->gain_width);
     int t;
-    vqkv__group_rms(s, group, z, mask, gain);
+    vqkv__group_rms(ops, s, group, z, mask, gain);
     for (t = 0; t < VQKV_BLOCK; t++)
         gain[t] = vqkv__inverse(vqkv__store_half(plane + 2 * t, gain[t]));
     ops->scale_rows(gain, rows, s->gain_width, 0, rows);

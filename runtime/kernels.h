@@ -1,7 +1,7 @@
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -25,7 +25,7 @@ VQKV__TARGET_ISA static inline vqkv__vf_ISA vqkv__exp_ISA(vqkv__vf_ISA x)
     y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(1.66666657e-1f));
     y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(5.00000000e-1f));
     y = vqkv__fma_ISA(vqkv__mul_ISA(y, r), r, vqkv__add_ISA(r, vqkv__set1_ISA(1.0f)));
-    return vqkv__mul_ISA(y, vqkv__pow2_ISA(n));
+    return vqkv__scale2_ISA(y, n);
 }
 
 #define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -284,40 +284,187 @@ VQKV__TARGET_ISA static void vqkv__map_ISA(const unsigned char *table, int n_in,
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-VQKV__TARGET_ISA static void vqkv__fill_table_ISA(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+VQKV__TARGET_ISA static void vqkv__unmap_ISA(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += VQKV__LANES_ISA) {
-        vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
-        for (w = 0; w < width; w++)
-            a = vqkv__fma_ISA(vqkv__set1_ISA(q[w]), vqkv__loadh_ISA(book + 2 * (w * 16 + i)), a);
-        vqkv__store_ISA(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (j = 0; j + VQKV__LANES_ISA <= n_in; j += VQKV__LANES_ISA) {
+                vqkv__vf_ISA b = vqkv__loadh_ISA(row + 2 * j);
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(x + k * n_in + j), b, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k) sum[k] = vqkv__hsum_ISA(a##k);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (; j < n_in; j++) {
+                float b = vqkv__half_at(row, (size_t)j);
+#define VQKV__X(k) sum[k] += x[k * n_in + j] * b;
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k) o[(r + k) * n_out + d] += sum[k];
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += vqkv__dot_row_ISA(row, n_in, y + (size_t)r * (size_t)n_in);
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-VQKV__TARGET_ISA static float vqkv__largest_ISA(const float *s, int n)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+VQKV__TARGET_ISA static void vqkv__fill_tables_ISA(const vqkv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int t;
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = vqkv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += VQKV__LANES_ISA) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+                for (w = 0; w < run->width; w++) {
+                    vqkv__vf_ISA b = vqkv__loadh_ISA(book + 2 * (w * 16 + i));
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__set1_ISA(x[k * stride + (size_t)w]), b, a##k);
+                    VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+                }
+#define VQKV__X(k) vqkv__store_ISA(dst + k * 16, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+            for (; r < rows; r++) {
+                vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = vqkv__fma_ISA(vqkv__set1_ISA(q[(size_t)r * stride + (size_t)w]),
+                                      vqkv__loadh_ISA(book + 2 * (w * 16 + i)), a);
+                vqkv__store_ISA(lut + r * 16 + i, a);
+            }
+        }
+    }
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+VQKV__TARGET_ISA static float vqkv__largest_ISA(const float *s, int blocks, size_t step)
+{
+    int b, t;
     vqkv__vf_ISA high = vqkv__load_ISA(s);
-    for (t = VQKV__LANES_ISA; t < n; t += VQKV__LANES_ISA)
-        high = vqkv__max_ISA(high, vqkv__load_ISA(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
+            high = vqkv__max_ISA(high, vqkv__load_ISA(s + t));
     return vqkv__hmax_ISA(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-VQKV__TARGET_ISA static float vqkv__exponentials_ISA(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+VQKV__TARGET_ISA static float vqkv__exponentials_ISA(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     vqkv__vf_ISA shift = vqkv__set1_ISA(-m), sum = vqkv__set1_ISA(0.0f);
-    for (t = 0; t < n; t += VQKV__LANES_ISA) {
-        vqkv__vf_ISA e = vqkv__exp_ISA(vqkv__add_ISA(vqkv__load_ISA(s + t), shift));
-        vqkv__store_ISA(s + t, e);
-        sum = vqkv__add_ISA(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+            vqkv__vf_ISA e = vqkv__exp_ISA(vqkv__add_ISA(vqkv__load_ISA(s + t), shift));
+            vqkv__store_ISA(s + t, e);
+            sum = vqkv__add_ISA(sum, e);
+        }
     return vqkv__hsum_ISA(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+VQKV__TARGET_ISA static void vqkv__exact_scores_ISA(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * VQKV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * VQKV_HEAD_DIM;
+            float sum[4];
+#define VQKV__X(i) vqkv__vf_ISA a##i = vqkv__set1_ISA(0.0f);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (d = 0; d + VQKV__LANES_ISA <= VQKV_HEAD_DIM; d += VQKV__LANES_ISA) {
+                vqkv__vf_ISA v = vqkv__loadh_ISA(k + 2 * d);
+#define VQKV__X(i) a##i = vqkv__fma_ISA(vqkv__load_ISA(x + i * VQKV_HEAD_DIM + d), v, a##i);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(i) sum[i] = vqkv__hsum_ISA(a##i);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (; d < VQKV_HEAD_DIM; d++) {
+                float v = vqkv__half_at(k, (size_t)d);
+#define VQKV__X(i) sum[i] += x[i * VQKV_HEAD_DIM + d] * v;
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(i) s[(r + i) * VQKV_BLOCK + t] = sum[i];
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        for (; r < rows; r++)
+            s[r * VQKV_BLOCK + t] = vqkv__dot_row_ISA(k, VQKV_HEAD_DIM, q + r * VQKV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+VQKV__TARGET_ISA static void vqkv__exact_sums_ISA(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * VQKV__LANES_ISA <= VQKV_HEAD_DIM; d += 2 * VQKV__LANES_ISA) {
+            float *dst = o + r * VQKV_HEAD_DIM + d, *next = dst + VQKV__LANES_ISA;
+#define VQKV__X(i)                                                                                 \
+    vqkv__vf_ISA a##i = vqkv__load_ISA(dst + i * VQKV_HEAD_DIM),                                   \
+                 b##i = vqkv__load_ISA(next + i * VQKV_HEAD_DIM);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * VQKV_HEAD_DIM + (size_t)d);
+                vqkv__vf_ISA x = vqkv__loadh_ISA(row),
+                             y = vqkv__loadh_ISA(row + 2 * VQKV__LANES_ISA);
+#define VQKV__X(i)                                                                                 \
+    {                                                                                              \
+        vqkv__vf_ISA w = vqkv__set1_ISA(p[(r + i) * VQKV_BLOCK + t]);                              \
+        a##i = vqkv__fma_ISA(w, x, a##i);                                                          \
+        b##i = vqkv__fma_ISA(w, y, b##i);                                                          \
+    }
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(i)                                                                                 \
+    vqkv__store_ISA(dst + i * VQKV_HEAD_DIM, a##i);                                                \
+    vqkv__store_ISA(next + i * VQKV_HEAD_DIM, b##i);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        for (; d < VQKV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = vqkv__half_at(v, (size_t)t * VQKV_HEAD_DIM + (size_t)d);
+#define VQKV__X(i) o[(r + i) * VQKV_HEAD_DIM + d] += p[(r + i) * VQKV_BLOCK + t] * x;
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            vqkv__add_row_ISA(v + 2 * (size_t)t * VQKV_HEAD_DIM, VQKV_HEAD_DIM,
+                              p[r * VQKV_BLOCK + t], o + r * VQKV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -339,29 +486,7 @@ VQKV__TARGET_ISA static void vqkv__shrink_ISA(float *x, size_t n, float factor)
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-VQKV__TARGET_ISA static int vqkv__nearest_ISA(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += VQKV__LANES_ISA) {
-        vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
-        for (w = 0; w < width; w++) {
-            vqkv__vf_ISA d = vqkv__add_ISA(
-                vqkv__set1_ISA(z[w]),
-                vqkv__mul_ISA(vqkv__loadh_ISA(book + 2 * (w * 16 + i)), vqkv__set1_ISA(-1.0f)));
-            a = vqkv__fma_ISA(d, d, a);
-        }
-        vqkv__store_ISA(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 VQKV__TARGET_ISA static int vqkv__nearest_wide_ISA(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -409,11 +534,12 @@ VQKV__TARGET_ISA static int vqkv__nearest_wide_ISA(const unsigned char *book, in
 }
 
 static const vqkv__ops vqkv__ops_ISA = {
-    VQKV__LANES_ISA,        vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA, vqkv__score_scalars_ISA,
-    vqkv__sum_scalars_ISA,  vqkv__scale_rows_ISA,    vqkv__gains_ISA,       vqkv__add_row_ISA,
-    vqkv__dot_row_ISA,      vqkv__map_ISA,           vqkv__fill_table_ISA,  vqkv__largest_ISA,
-    vqkv__exponentials_ISA, vqkv__reduce_ISA,        vqkv__shrink_ISA,      vqkv__nearest_ISA,
-    vqkv__nearest_wide_ISA, VQKV__BYTE_OPS_ISA,      &vqkv__dense_ISA,
+    VQKV__LANES_ISA,       vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA,  vqkv__score_scalars_ISA,
+    vqkv__sum_scalars_ISA, vqkv__scale_rows_ISA,    vqkv__gains_ISA,        vqkv__add_row_ISA,
+    vqkv__dot_row_ISA,     vqkv__map_ISA,           vqkv__unmap_ISA,        vqkv__fill_tables_ISA,
+    vqkv__largest_ISA,     vqkv__exponentials_ISA,  vqkv__exact_scores_ISA, vqkv__exact_sums_ISA,
+    vqkv__reduce_ISA,      vqkv__shrink_ISA,        vqkv__nearest_wide_ISA, VQKV__BYTE_OPS_ISA,
+    &vqkv__dense_ISA,      &vqkv__code_ISA,
 };
 
 #undef VQKV__ROWS4

@@ -17,6 +17,25 @@ size_t vqkv_scratch_size(void)
     return VQKV__SCRATCH_FLOATS * sizeof(float);
 }
 
+/* The exact list of a cache with c->n_blocks blocks: its default length, its place at *at. */
+static void vqkv__lay_out_kept(vqkv_config *c, vqkv *kv, uint64_t *at)
+{
+    uint64_t vectors = (uint64_t)c->n_blocks * VQKV_BLOCK * (uint64_t)VQKV__SLOTS, n;
+    n = (uint64_t)((double)vectors * VQKV__KEPT_SHARE) + (uint64_t)VQKV__SLOTS;
+    if (c->n_exact == 0)
+        c->n_exact = n < vectors && n < (1u << 30) ? (int)n
+                     : vectors < (1u << 30)        ? (int)vectors
+                                                   : 1 << 30;
+    if (!VQKV__KEEPS)
+        c->n_exact = 0;
+    kv->kept_firsts = *at;
+    *at += VQKV__ALIGNED((uint64_t)VQKV__CHAIN_BYTES * (uint64_t)c->n_blocks);
+    kv->kept_links = *at;
+    *at += VQKV__ALIGNED(sizeof(vqkv__link) * (uint64_t)c->n_exact);
+    kv->kept_rows = *at;
+    *at += VQKV__ALIGNED((uint64_t)VQKV_HEAD_DIM * 2 * (uint64_t)c->n_exact);
+}
+
 /* Fills in defaults and offsets; fails where a size would overflow. */
 static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
 {
@@ -24,7 +43,8 @@ static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
     uint64_t at = VQKV__ALIGNED(sizeof(vqkv)), limit = (uint64_t)(SIZE_MAX / 2), row;
     if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
         config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
-        config->n_blocks < 0 || config->n_blocks > (1 << 28))
+        config->n_blocks < 0 || config->n_blocks > (1 << 28) || config->n_exact < 0 ||
+        config->n_exact > (1 << 30))
         return VQKV_E_ARGUMENT;
     c = *config;
     if (c.n_seq == 0)
@@ -45,7 +65,6 @@ static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
     /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
     kv->ring =
         (VQKV_N_RECENT + VQKV_BLOCK + c.max_batch + VQKV_BLOCK - 1) / VQKV_BLOCK * VQKV_BLOCK;
-    kv->config = c;
     kv->n_free = c.n_blocks;
     kv->magic = VQKV__MAGIC;
     kv->seqs = at;
@@ -58,15 +77,17 @@ static vqkv_status vqkv__lay_out(const vqkv_config *config, vqkv *kv)
     at += VQKV__ALIGNED((uint64_t)VQKV__WORK_FLOATS * sizeof(float));
     kv->turns = at;
     at += VQKV__ALIGNED((uint64_t)VQKV__TURN_FLOATS * sizeof(float));
+    vqkv__lay_out_kept(&c, kv, &at);
+    kv->config = c;
     kv->exact = at;
     row = (uint64_t)VQKV_N_LAYERS * 2 * VQKV_N_KV_HEADS * VQKV_HEAD_DIM * 2;
     if (row * (uint64_t)(VQKV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
         return VQKV_E_ARGUMENT;
     at += VQKV__ALIGNED(row * (uint64_t)(VQKV_N_SINK + kv->ring) * (uint64_t)c.n_seq);
     kv->pool = at;
-    if ((uint64_t)c.n_blocks > limit / 4 / VQKV__BLOCK_BYTES)
+    if ((uint64_t)c.n_blocks > limit / 4 / VQKV__POOL_BYTES)
         return VQKV_E_ARGUMENT;
-    kv->bytes = at + (uint64_t)c.n_blocks * VQKV__BLOCK_BYTES;
+    kv->bytes = at + (uint64_t)c.n_blocks * VQKV__POOL_BYTES;
     if (kv->bytes > limit)
         return VQKV_E_ARGUMENT;
     return VQKV_OK;
@@ -96,6 +117,7 @@ vqkv_status vqkv_size(const vqkv_config *config, size_t *bytes)
 vqkv_status vqkv_init(vqkv **kv, const vqkv_config *config, void *memory, size_t bytes)
 {
     vqkv laid;
+    int32_t i;
     vqkv_status status = vqkv__lay_out(config, &laid);
     if (status != VQKV_OK)
         return status;
@@ -108,6 +130,10 @@ vqkv_status vqkv_init(vqkv **kv, const vqkv_config *config, void *memory, size_t
     memset(memory, 0, (size_t)laid.pool);
     memcpy(memory, &laid, sizeof laid);
     *kv = (vqkv *)memory;
+    for (i = (*kv)->config.n_exact; i > 0; i--) {
+        vqkv__kept_link(*kv, i)->next = (*kv)->kept_free;
+        (*kv)->kept_free = i;
+    }
     vqkv__fill_turns(*kv);
     return VQKV_OK;
 }
@@ -133,8 +159,11 @@ static int vqkv__take_block(vqkv *kv)
 
 static void vqkv__release_block(vqkv *kv, int block)
 {
-    if (--vqkv__references(kv)[block] == 0)
-        kv->n_free++;
+    if (--vqkv__references(kv)[block] > 0)
+        return;
+    if (VQKV__KEEPS)
+        vqkv__drop_kept(kv, block);
+    kv->n_free++;
 }
 
 /* The fewest tokens that a layer holds. */
@@ -163,67 +192,138 @@ static int vqkv__due(const vqkv__seq *q)
     return uncoded < VQKV_BLOCK ? 0 : uncoded / VQKV_BLOCK;
 }
 
-static void vqkv__encode_block(vqkv *kv, int seq)
+/* Encodes the oldest uncoded tokens of a sequence; where that takes more room on the exact list
+ * than there is, nothing has changed. */
+static vqkv_status vqkv__encode_block(vqkv *kv, int seq)
 {
     const vqkv__ops *ops = vqkv__select(kv->config.isa);
     vqkv__seq *q = vqkv__sequence(kv, seq);
     int token = vqkv__n_coded(q), block = vqkv__take_block(kv);
     vqkv__entry *entry = &vqkv__blocks(kv, seq)[q->n_sealed];
     vqkv__encode_tokens(kv, ops, seq, token, block);
+    if (VQKV_LANDMARKS > 0)
+        vqkv__write_landmarks(kv, ops, seq, token, block);
     entry->block = block;
     entry->position = token;
+    if (VQKV__KEEPS && !vqkv__keep_bad(kv, ops, seq, *entry)) {
+        vqkv__release_block(kv, block);
+        return VQKV_E_FULL;
+    }
     q->n_sealed++;
+    return VQKV_OK;
 }
 
 /* ---- append ---- */
 
-static float vqkv__input(const void *src, vqkv_type type, size_t i)
+static inline size_t vqkv__type_bytes(vqkv_type type)
 {
-    float f;
-    uint16_t h;
-    if (type == VQKV_F32) {
-        memcpy(&f, (const unsigned char *)src + 4 * i, 4);
-        return f;
-    }
-    memcpy(&h, (const unsigned char *)src + 2 * i, 2);
-    return type == VQKV_F16 ? vqkv__from_half(h) : vqkv__from_bits((uint32_t)h << 16);
+    return type == VQKV_F32 ? 4 : 2;
 }
 
-/* By the exponents, since an engine's compiler may assume that numbers are finite. */
+/* By the exponents, since an engine's compiler may assume that numbers are finite; eight bytes at a
+ * time: one added to an exponent of ones carries into the bit of the sign, which is masked. */
 static int vqkv__all_finite(const void *src, vqkv_type type, size_t n)
 {
-    size_t i;
-    uint32_t bad = 0;
-    for (i = 0; i < n; i++)
-        bad |= (vqkv__to_bits(vqkv__input(src, type, i)) & 0x7f800000u) == 0x7f800000u;
-    return !bad;
+    static const uint64_t exponents[] = {0x7f8000007f800000u, 0x7c007c007c007c00u,
+                                         0x7f807f807f807f80u};
+    static const uint64_t ones[] = {0x0080000000800000u, 0x0400040004000400u, 0x0080008000800080u};
+    const unsigned char *p = (const unsigned char *)src;
+    uint64_t mask = exponents[type], one = ones[type], bad = 0, word = 0;
+    size_t i, bytes = n * vqkv__type_bytes(type);
+    for (i = 0; i + 8 <= bytes; i += 8) {
+        memcpy(&word, p + i, 8);
+        bad |= (word & mask) + one;
+    }
+    word = 0;
+    memcpy(&word, p + i, bytes - i);
+    bad |= (word & mask) + one;
+    return !(bad & ~mask & (mask << 1));
 }
 
-static void vqkv__store_token(vqkv *kv, int seq, int layer, int token, const void *src,
-                              size_t offset, vqkv_type type, int part, const float *cs)
+/* x [HEAD_DIM] of `type`, to fp32. */
+static void vqkv__read_input(const vqkv__ops *ops, const unsigned char *src, vqkv_type type,
+                             float *x)
+{
+    int d;
+    if (type == VQKV_F32) {
+        memcpy(x, src, sizeof(float) * VQKV_HEAD_DIM);
+    } else if (type == VQKV_F16) {
+        memset(x, 0, sizeof(float) * VQKV_HEAD_DIM);
+        ops->add_row(src, VQKV_HEAD_DIM, 1.0f, x);
+    } else {
+        for (d = 0; d < VQKV_HEAD_DIM; d++) {
+            uint16_t h;
+            memcpy(&h, src + 2 * d, 2);
+            x[d] = vqkv__from_bits((uint32_t)h << 16);
+        }
+    }
+}
+
+/* Angles of one token after the other. */
+typedef struct vqkv__turning {
+    double at[VQKV_N_ROT + 1], step[VQKV_N_ROT + 1]; /* cosine and sine of each pair */
+    float cosines[VQKV_N_ROT / 2 + 1], sines[VQKV_N_ROT / 2 + 1];
+} vqkv__turning;
+
+static void vqkv__exact_angles(double position, double *cs)
+{
+    int i;
+    for (i = 0; i < VQKV_N_ROT / 2; i++) {
+        cs[2 * i] = cos(position * vqkv__rope_freq(i));
+        cs[2 * i + 1] = sin(position * vqkv__rope_freq(i));
+    }
+}
+
+/* To the i-th of n tokens from `first` on, in order. Each 64th has its own sines; those between
+ * turn on by one token, in double, which is exact enough for any fp32 and many times quicker. */
+static void vqkv__turn_on(vqkv__turning *a, int first, int i, int n)
+{
+    int j;
+    if (i == 0 && n > 1)
+        vqkv__exact_angles(1.0, a->step);
+    if (i % 64 == 0)
+        vqkv__exact_angles(first + i, a->at);
+    for (j = 0; j < VQKV_N_ROT / 2; j++) {
+        double c = a->at[2 * j], s = a->at[2 * j + 1];
+        if (i % 64 != 0) {
+            a->at[2 * j] = c * a->step[2 * j] - s * a->step[2 * j + 1];
+            a->at[2 * j + 1] = c * a->step[2 * j + 1] + s * a->step[2 * j];
+        }
+        a->cosines[j] = (float)a->at[2 * j] * VQKV__ROPE_SCALE;
+        a->sines[j] = (float)a->at[2 * j + 1] * VQKV__ROPE_SCALE;
+    }
+}
+
+/* All heads of one token of a layer; `turning`: of keys that come without their rotation, or NULL.
+ */
+static void vqkv__store_token(vqkv *kv, const vqkv__ops *ops, int seq, int layer, int token,
+                              const unsigned char *src, vqkv_type type, int part,
+                              const vqkv__turning *turning)
 {
     float x[VQKV_HEAD_DIM];
-    int head, d;
-    for (head = 0; head < VQKV_N_KV_HEADS; head++) {
+    int head;
+    for (head = 0; head < VQKV_N_KV_HEADS; head++, src += VQKV_HEAD_DIM * vqkv__type_bytes(type)) {
         unsigned char *dst = vqkv__exact(kv, seq, layer, part, head, token);
-        for (d = 0; d < VQKV_HEAD_DIM; d++)
-            x[d] = vqkv__input(src, type, offset + (size_t)(head * VQKV_HEAD_DIM + d));
-        if (cs != NULL)
-            vqkv__turn(cs, 1.0f, x, x);
-        for (d = 0; d < VQKV_HEAD_DIM; d++) {
-            uint16_t h = vqkv__to_half(x[d]);
-            memcpy(dst + 2 * d, &h, 2);
+        if (type == VQKV_F16 && turning == NULL) {
+            memcpy(dst, src, 2 * VQKV_HEAD_DIM);
+            continue;
         }
+        vqkv__read_input(ops, src, type, x);
+        if (turning != NULL)
+            ops->code->turn(turning->cosines, turning->sines, x);
+        ops->code->store(x, VQKV_HEAD_DIM, dst);
     }
 }
 
 vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, const void *v,
                         vqkv_type type, vqkv_keys keys)
 {
-    size_t row = (size_t)VQKV_N_KV_HEADS * VQKV_HEAD_DIM;
-    float cs[VQKV_N_ROT + 1] = {0.0f};
+    size_t row = (size_t)VQKV_N_KV_HEADS * VQKV_HEAD_DIM, bytes;
+    const vqkv__ops *ops;
+    vqkv__turning turning;
+    vqkv_status status = VQKV_OK;
     vqkv__seq *q;
-    int i, j, held;
+    int i, held;
     if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
         layer >= VQKV_N_LAYERS || n < 1 || (unsigned)type > VQKV_BF16 ||
         (unsigned)keys > VQKV_KEYS_UNROTATED)
@@ -239,21 +339,24 @@ vqkv_status vqkv_append(vqkv *kv, int seq, int layer, int n, const void *k, cons
     if (vqkv__in_step(q)) {
         if (vqkv__due(q) > kv->n_free)
             return VQKV_E_FULL;
-        while (vqkv__due(q) > 0)
-            vqkv__encode_block(kv, seq);
+        while (status == VQKV_OK && vqkv__due(q) > 0)
+            status = vqkv__encode_block(kv, seq);
+        if (status != VQKV_OK)
+            return status;
         q->target = held + n;
     } else if (held + n != q->target) {
         return VQKV_E_ORDER;
     }
+    ops = vqkv__select(kv->config.isa);
+    bytes = row * vqkv__type_bytes(type);
     for (i = 0; i < n; i++) {
-        if (keys == VQKV_KEYS_UNROTATED) {
-            vqkv__angles(held + i, cs);
-            for (j = 0; j < VQKV_N_ROT; j++)
-                cs[j] *= VQKV__ROPE_SCALE;
-        }
-        vqkv__store_token(kv, seq, layer, held + i, k, (size_t)i * row, type, VQKV_KEY,
-                          keys == VQKV_KEYS_UNROTATED ? cs : NULL);
-        vqkv__store_token(kv, seq, layer, held + i, v, (size_t)i * row, type, VQKV_VALUE, NULL);
+        if (keys == VQKV_KEYS_UNROTATED)
+            vqkv__turn_on(&turning, held, i, n);
+        vqkv__store_token(kv, ops, seq, layer, held + i,
+                          (const unsigned char *)k + (size_t)i * bytes, type, VQKV_KEY,
+                          keys == VQKV_KEYS_UNROTATED ? &turning : NULL);
+        vqkv__store_token(kv, ops, seq, layer, held + i,
+                          (const unsigned char *)v + (size_t)i * bytes, type, VQKV_VALUE, NULL);
     }
     q->n_tokens[layer] = held + n;
     return VQKV_OK;
@@ -292,7 +395,7 @@ static void vqkv__reopen_block(vqkv *kv, int seq)
     for (node = 0; node < 2 * VQKV_N_LAYERS; node++) {
         vqkv__rebuild_node(kv, ops, entry.block, node, 0, VQKV_N_KV_HEADS, &room);
         for (head = 0; head < VQKV_N_KV_HEADS; head++) {
-            vqkv__hand_out(kv, ops, entry.position, node, head, 1, &room, x);
+            vqkv__hand_out(kv, ops, entry, node, head, 1, &room, x);
             vqkv__store_exact(kv, seq, &vqkv__nodes[node], head, token, x);
         }
     }
@@ -393,11 +496,25 @@ size_t vqkv_bytes_used(const vqkv *kv)
     int seq;
     if (kv == NULL)
         return 0;
-    bytes = (size_t)(kv->config.n_blocks - kv->n_free) * VQKV__BLOCK_BYTES;
+    bytes =
+        (size_t)(kv->config.n_blocks - kv->n_free) * ((size_t)VQKV__POOL_BYTES + VQKV__CHAIN_BYTES);
+    bytes += (size_t)kv->n_kept * VQKV__KEPT_BYTES;
     for (seq = 0; seq < kv->config.n_seq; seq++) {
         const vqkv__seq *q = vqkv__sequence(kv, seq);
         int exact = vqkv__least(q) - q->n_sealed * VQKV_BLOCK;
         bytes += (size_t)exact * token + (size_t)q->n_sealed * sizeof(vqkv__entry);
     }
     return bytes;
+}
+
+vqkv_status vqkv_get_stats(const vqkv *kv, vqkv_stats *stats)
+{
+    if (kv == NULL || stats == NULL)
+        return VQKV_E_ARGUMENT;
+    stats->bytes = vqkv_bytes_used(kv);
+    stats->n_blocks = kv->config.n_blocks;
+    stats->blocks_used = kv->config.n_blocks - kv->n_free;
+    stats->n_exact = kv->config.n_exact;
+    stats->exact_used = kv->n_kept;
+    return VQKV_OK;
 }

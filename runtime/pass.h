@@ -4,6 +4,9 @@
 /* The state of up to VQKV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
  * is VQKV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
  * block: [blocks, rows, BLOCK]. */
+#define VQKV__TILE       (1024 / VQKV_BLOCK)
+#define VQKV__MAP_BLOCKS (VQKV__TILE < 8 ? VQKV__TILE : 8)
+
 typedef struct vqkv__pass {
     const vqkv *kv;
     const vqkv__ops *ops;
@@ -13,29 +16,41 @@ typedef struct vqkv__pass {
     float soft_cap;
     int window, coded; /* coded: some block was attended, so acc holds something */
     int in_bytes;      /* V streams are summed by byte kernels */
+    int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const vqkv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;             /* [rows, HEAD_DIM], scaled */
-    float *turned;        /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;             /* [rows, MAX_LATENTS] query in latents */
-    float *lut;           /* score tables of all K streams of the head */
-    float *packed;        /* the same in bytes: vqkv__packed, then tables, for each run of planes */
-    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
-    float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    float *q;         /* [rows, HEAD_DIM], scaled */
+    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;         /* [rows, MAX_LATENTS] query in latents */
+    float *lut;       /* score tables of all K streams of the head */
+    float *packed;    /* the same in bytes: vqkv__packed, then tables, for each run of planes */
+    short *dot_table; /* codewords of K runs that vqkv__dots() says: [pairs, 32] */
+    float *dot_scale; /* of their channels */
+    short *dot_words; /* the queries in their units, run behind run: [rows, 2 * pairs] */
+    float *dot_unit;  /* [runs, rows] */
+    float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
+    short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
+    float *map_scale;         /* [map_columns] */
+    float *mapped;            /* [MAP_BLOCKS, rows, map_columns] the same in latents */
+    int map_columns, batches; /* batches: queries are mapped in batches */
+    float map_unit[VQKV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
     float *gain;          /* [BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
-    float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
+    float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
+    vqkv__entry tile[VQKV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
+    int tile_block[VQKV__TILE], tile_token[VQKV__TILE];
+    const vqkv__choice *choice; /* of chunks; NULL: all are attended */
     float bias[VQKV__MAX_ROWS]; /* q . mean of the coded keys */
     float m[VQKV__MAX_ROWS], l[VQKV__MAX_ROWS], l_coded[VQKV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
 } vqkv__pass;
-
-#define VQKV__TILE (512 / VQKV_BLOCK > 0 ? 512 / VQKV_BLOCK : 1)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define VQKV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
@@ -43,6 +58,9 @@ typedef struct vqkv__pass {
 #define VQKV__PACKED_ROOM                                                                          \
     ((size_t)VQKV__MAX_RUNS * (sizeof(vqkv__packed) / 4 + (size_t)VQKV__MAX_ROWS * 24) +           \
      (size_t)VQKV__MAX_ROWS * VQKV__MAX_LUT / 2)
+/* A plane has 16 floats of score tables, and as dots 64 bytes of codewords, two scales and two
+ * words a row; an odd plane makes a pair alone. */
+#define VQKV__MAX_DOT_PAIRS ((size_t)VQKV__MAX_LUT / 16 + VQKV__MAX_RUNS)
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define VQKV__MAX_WIDE (VQKV__MAX_WIDE_LUT + VQKV__MAX_WIDE_BINS)
@@ -57,6 +75,12 @@ typedef struct vqkv__pass {
      VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LATENTS) + VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LUT) + \
      VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT) +                                    \
      VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS) + VQKV__ROOM(VQKV__PACKED_ROOM) +   \
+     VQKV__ROOM(VQKV__MAX_DOT_PAIRS * 16) + VQKV__ROOM(VQKV__MAX_DOT_PAIRS * 2) +                  \
+     VQKV__ROOM(VQKV__MAX_DOT_PAIRS * VQKV__MAX_ROWS) +                                            \
+     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_RUNS) +                                                 \
+     VQKV__ROOM((size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2) + VQKV__ROOM(VQKV__MAX_COLUMNS) +   \
+     VQKV__ROOM(VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2) +                           \
+     VQKV__ROOM((size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                   \
      VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
      VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV_BLOCK) +                                  \
@@ -80,6 +104,15 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->wide = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT);
     a->bins = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS);
     a->packed = vqkv__take(&room, VQKV__PACKED_ROOM);
+    a->dot_table = (short *)vqkv__take(&room, VQKV__MAX_DOT_PAIRS * 16);
+    a->dot_scale = vqkv__take(&room, VQKV__MAX_DOT_PAIRS * 2);
+    a->dot_words = (short *)vqkv__take(&room, VQKV__MAX_DOT_PAIRS * VQKV__MAX_ROWS);
+    a->dot_unit = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_RUNS);
+    a->map_words = (short *)vqkv__take(&room, (size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2);
+    a->map_scale = vqkv__take(&room, VQKV__MAX_COLUMNS);
+    a->map_queries =
+        (short *)vqkv__take(&room, VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2);
+    a->mapped = vqkv__take(&room, (size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS);
     a->book = vqkv__take(&room, VQKV__MAX_BOOK);
     a->acc = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16);
     a->s = vqkv__take(&room, VQKV__TILE_FLOATS);
@@ -118,34 +151,47 @@ static void vqkv__mask(const vqkv__pass *a, float *s, int from, int to)
         s[t] = VQKV__MASKED;
 }
 
-/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
- * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
- * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
-static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
+/* Soft cap and masks on all blocks of row r, s; returns whether it sees anything of them. */
+static int vqkv__mask_row(const vqkv__pass *a, int r, int blocks, int n, int coded, float *s)
 {
-    int r, b, blocks = (n + VQKV_BLOCK - 1) / VQKV_BLOCK, seen = 0;
+    int b, from, to, seen = 0;
+    for (b = 0; b < blocks; b++, s += a->rows * VQKV_BLOCK) {
+        vqkv__seen(a, r, a->tile_token[b], n, &from, &to);
+        seen |= from < to;
+        if (a->soft_cap > 0.0f || from > 0 || to < VQKV_BLOCK)
+            vqkv__mask(a, s, from, to);
+        if (coded && a->choice != NULL)
+            vqkv__mask_chunks(a->choice, a->tile_block[b], s);
+    }
+    return seen;
+}
+
+/* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
+#define VQKV__NOTHING 3e-8f
+
+/* Softmax of a->s over the tile's blocks, n tokens in each; what was summed before is shrunk where
+ * a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are more than
+ * nothing (their probabilities are in the sums all the same), 2 if some probability is so large a
+ * part of its row's sum that rounding it to 8 bits would show, else 1. */
+static int vqkv__soft_max(vqkv__pass *a, int blocks, int n, int coded)
+{
+    float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
+    int r, b, seen = 0;
     for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * VQKV_BLOCK, top = VQKV__MASKED, sum = 0.0f, shrink = 1.0f;
-        int from, to, step = a->rows * VQKV_BLOCK;
-        vqkv__seen(a, r, token, n, &from, &to);
-        if (from >= to) {
+        float *s = a->s + r * VQKV_BLOCK, top = VQKV__MASKED, sum, shrink = 1.0f;
+        int step = a->rows * VQKV_BLOCK;
+        if (vqkv__mask_row(a, r, blocks, n, coded, s))
+            top = a->ops->largest(s, blocks, (size_t)step);
+        if (top <= VQKV__MASKED) { /* a choice may leave nothing that this row sees */
             for (b = 0; b < blocks; b++)
                 memset(s + b * step, 0, sizeof(float) * VQKV_BLOCK);
             continue;
-        }
-        for (b = 0; b < blocks; b++) {
-            float high;
-            if (a->soft_cap > 0.0f || from > b * VQKV_BLOCK || to < (b + 1) * VQKV_BLOCK)
-                vqkv__mask(a, s + b * step, from - b * VQKV_BLOCK, to - b * VQKV_BLOCK);
-            high = a->ops->largest(s + b * step, VQKV_BLOCK);
-            top = high > top ? high : top;
         }
         if (top > a->m[r]) {
             shrink = a->m[r] > VQKV__MASKED ? expf(a->m[r] - top) : 0.0f;
             a->m[r] = top;
         }
-        for (b = 0; b < blocks; b++)
-            sum += a->ops->exponentials(s + b * step, VQKV_BLOCK, a->m[r]);
+        sum = a->ops->exponentials(s, blocks, (size_t)step, a->m[r]);
         if (shrink != 1.0f) {
             a->ops->shrink(a->o + r * VQKV_HEAD_DIM, VQKV_HEAD_DIM, shrink);
             if (a->coded)
@@ -157,7 +203,8 @@ static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = seen > 1 || expf(top - a->m[r]) > VQKV__FINE * a->l[r] ? 2 : 1;
+        if (sum > VQKV__NOTHING * a->l[r])
+            seen = seen > 1 || expf(top - a->m[r]) > fine * a->l[r] ? 2 : 1;
     }
     return seen;
 }
@@ -165,18 +212,13 @@ static int vqkv__soft_max(vqkv__pass *a, int token, int n, int coded)
 /* Exact tokens token .. token + n - 1, n <= BLOCK and contiguous in memory. */
 static void vqkv__attend_exact(vqkv__pass *a, int token, int n)
 {
-    int r, t;
+    int i;
     const unsigned char *k = vqkv__exact(a->kv, a->seq, a->layer, VQKV_KEY, a->head, token);
     const unsigned char *v = vqkv__exact(a->kv, a->seq, a->layer, VQKV_VALUE, a->head, token);
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            a->s[r * VQKV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * VQKV_HEAD_DIM * 2,
-                                                       VQKV_HEAD_DIM, a->q + r * VQKV_HEAD_DIM);
-    if (!vqkv__soft_max(a, token, n, 0))
-        return;
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            if (a->s[r * VQKV_BLOCK + t] != 0.0f)
-                a->ops->add_row(v + (size_t)t * VQKV_HEAD_DIM * 2, VQKV_HEAD_DIM,
-                                a->s[r * VQKV_BLOCK + t], a->o + r * VQKV_HEAD_DIM);
+    for (i = 0; i < n * VQKV_HEAD_DIM * 2; i += 64)
+        VQKV__PREFETCH(v + i, 3);
+    a->ops->exact_scores(k, n, a->q, a->rows, a->s);
+    a->tile_token[0] = token;
+    if (vqkv__soft_max(a, 1, n, 0))
+        a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }

@@ -130,16 +130,19 @@ static void vqkv__turn_tile(const vqkv *kv, const vqkv__ops *ops, int frame, int
     }
 }
 
-/* Takes some heads of a node that is in its slot to out [n_heads, HEAD_DIM, BLOCK], keys rotated.
- */
-static void vqkv__hand_out(const vqkv *kv, const vqkv__ops *ops, int position, int node, int head,
-                           int n_heads, const vqkv__room *room, float *out)
+/* Takes some heads of a node that is in its slot to out [n_heads, HEAD_DIM, BLOCK], keys rotated,
+ * and what is on the exact list as it is there. */
+static void vqkv__hand_out(const vqkv *kv, const vqkv__ops *ops, vqkv__entry entry, int node,
+                           int head, int n_heads, const vqkv__room *room, float *out)
 {
     const vqkv__node *n = &vqkv__nodes[node];
     int h;
-    for (h = head; h < head + n_heads; h++, out += VQKV__HEAD_FLOATS)
-        vqkv__turn_tile(kv, ops, vqkv__frame_of(n->part, n->layer, h), position, 1.0f,
+    for (h = head; h < head + n_heads; h++, out += VQKV__HEAD_FLOATS) {
+        vqkv__turn_tile(kv, ops, vqkv__frame_of(n->part, n->layer, h), entry.position, 1.0f,
                         vqkv__slot_of(room, node) + (size_t)h * VQKV__HEAD_FLOATS, out);
+        if (VQKV__KEEPS)
+            vqkv__place_kept(kv, n->part, n->layer, h, entry.block, out);
+    }
 }
 
 /* K and V of some heads of one layer and block: k, v [n_heads, HEAD_DIM, BLOCK], keys rotated by
@@ -171,6 +174,6 @@ static void vqkv__rebuild(const vqkv *kv, const vqkv__ops *ops, vqkv__entry entr
         else if (need[i] != 0)
             vqkv__rebuild_node(kv, ops, entry.block, i, head, n_heads, &room);
         if (need[i] & WANTED)
-            vqkv__hand_out(kv, ops, entry.position, i, head, n_heads, &room, out);
+            vqkv__hand_out(kv, ops, entry, i, head, n_heads, &room, out);
     }
 }

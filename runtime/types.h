@@ -3,6 +3,15 @@
 #define VQKV__MASKED   (-1e30f) /* the score of a token that a query does not see */
 #define VQKV__MAX_ROWS 8        /* queries that share one pass over the codes */
 
+#ifdef __GNUC__
+#define VQKV__PREFETCH(p, locality) __builtin_prefetch(p, 0, locality)
+#define VQKV__INLINE                static inline __attribute__((always_inline))
+#else
+#define VQKV__PREFETCH(p, locality) (void)(p)
+#define VQKV__INLINE                static inline
+#endif
+#define VQKV__AHEAD 2 /* blocks that codes of keys are asked for in advance */
+
 enum vqkv__coder { VQKV__NIBBLES, VQKV__BYTES, VQKV__HALVES, VQKV__WIDE };
 enum vqkv__frame { VQKV__PRE, VQKV__POST, VQKV__BLOCKWISE };
 enum vqkv__transform { VQKV__IDENTITY, VQKV__HADAMARD, VQKV__BASIS };
@@ -68,28 +77,62 @@ typedef struct vqkv__packed {
     char pad[64 - (sizeof(int) + sizeof(float) * 2 * VQKV__MAX_ROWS) % 64];
 } vqkv__packed;
 
-/* A probability above this part of its row's sum so far is worth 16 bits in the sums. */
-#define VQKV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
-#define VQKV__TABLE_ERROR 0.001f
+#define VQKV__TABLE_ERROR 0.002f
 
-/* Kernels in 8-bit arithmetic, for blocks of 64 tokens and more. */
+/* Bases in words: the largest of a column is MAP_TOP; columns lie in sixteens, each [n_in / 2]
+ * pairs of inputs [16, 2]. */
+#define VQKV__MAP_TOP    2047.0f
+#define VQKV__COLUMNS(n) (((n) + 16) / 16 * 16)
+
+/* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
+ * plane of two. */
+static inline int vqkv__dot_pairs(const vqkv__run *run)
+{
+    return run->width == 1 ? (run->planes + 1) / 2 : run->planes;
+}
+
+/* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
-    /* Packs score tables [planes, rows, 16] of fp32; returns the bytes written to out. */
-    size_t (*pack_tables)(const float *, int, int, vqkv__packed *, signed char *);
+    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+     * through tables. */
+    /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
+     * the scale of each column; COLUMNS(n_out) of them. */
+    void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
+    /* x [n] in words that count `unit` each. */
+    void (*to_words)(const float *, int, float, short *);
+    /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
+    void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
+                      int, float *);
+    /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
+     * of each channel [2 * pairs]. */
+    void (*dot_books)(const vqkv__run *, short *, float *);
+    /* Queries in latents [rows, stride], from the run's first on, to words [rows, 2 * pairs] and
+     * units [rows]; adds to energy [rows] the mean square that the run's scores will have. */
+    void (*dot_queries)(const vqkv__run *, const float *, const float *, size_t, int, short *,
+                        float *, float *);
+    /* s [rows, BLOCK] += the scores of a run: codes, table, words, units. */
+    void (*dot_scores)(const unsigned char *, const vqkv__run *, const short *, const short *,
+                       const float *, int, float *);
+    /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
+     * are added to theirs. Returns the bytes written to out. */
+    size_t (*pack_tables)(const float *, int, int, const float *, vqkv__packed *, signed char *);
     /* s [rows, BLOCK] += the scores of consecutive planes. */
     void (*score)(const unsigned char *, int, const vqkv__packed *, const signed char *, int,
                   float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / 255. */
+     * NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const vqkv__run *, const signed char *,
                 const float *, const unsigned char *, const float *, int, float *, size_t);
+    float rest; /* what is left of a weight counts scale / rest */
+    /* A probability above this part of its row's sum so far is worth the rest as well. */
+    float fine;
 } vqkv__byte_ops;
 
 /* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */
@@ -115,7 +158,26 @@ typedef struct vqkv__dense_ops {
     void (*sum)(const float *, const float *, int, float *, size_t);
     /* Squared distances of z [width] to `count` of the n codewords, binary16 [width, n]. */
     void (*distances)(const unsigned char *, int, int, int, const float *, float *);
+    /* best [n] = the most that a query [rows, HEAD_DIM] scores with bytes [n, HEAD_DIM] - 128. */
+    void (*landmarks)(const unsigned char *, int, const float *, int, float *);
 } vqkv__dense_ops;
+
+/* Kernels of encoding. */
+typedef struct vqkv__code_ops {
+    /* A plane of nibbles: the nearest of 16 codewords, binary16 [width, 16], to each token of z
+     * [width, BLOCK], the lower one on ties. Room for [width + 1, 16] floats. */
+    void (*nibbles)(const unsigned char *, int, const float *, float *, unsigned char *);
+    /* z [width, BLOCK] -= codewords of a plane of nibbles. */
+    void (*leave)(const unsigned char *, const unsigned char *, int, float *);
+    /* sum [BLOCK] of the squares of x [rows, BLOCK] */
+    void (*squares)(const float *, int, float *);
+    /* x [HEAD_DIM, BLOCK] from binary16 [BLOCK, HEAD_DIM] */
+    void (*load)(const unsigned char *, float *);
+    /* Binary16 [n] from x [n]. */
+    void (*store)(const float *, int, unsigned char *);
+    /* Turns x [HEAD_DIM] by cosines and sines [N_ROT / 2]. */
+    void (*turn)(const float *, const float *, float *);
+} vqkv__code_ops;
 
 typedef struct vqkv__ops {
     int lanes;
@@ -129,16 +191,24 @@ typedef struct vqkv__ops {
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
-    void (*fill_table)(const unsigned char *, int, const float *, float *);
-    float (*largest)(const float *, int);
-    float (*exponentials)(float *, int, float);
+    void (*unmap)(const unsigned char *, int, int, const float *, int, float *);
+    void (*fill_tables)(const vqkv__run *, const float *, size_t, int, float *);
+    float (*largest)(const float *, int, size_t);
+    float (*exponentials)(float *, int, size_t, float);
+    void (*exact_scores)(const unsigned char *, int, const float *, int, float *);
+    void (*exact_sums)(const unsigned char *, int, const float *, int, float *);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
-    int (*nearest)(const unsigned char *, int, const float *);
     int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const vqkv__byte_ops *bytes; /* NULL: none */
     const vqkv__dense_ops *dense;
+    const vqkv__code_ops *code;
 } vqkv__ops;
+
+/* A vector on the exact list (exceptions.h): the next of its chain, its token in the block. */
+typedef struct vqkv__link {
+    int32_t next, token;
+} vqkv__link;
 
 /* Where a block of a sequence lies in the pool, and the position of its first token. */
 typedef struct vqkv__entry {
@@ -157,8 +227,25 @@ struct vqkv {
     int32_t ring;         /* tokens of the exact window behind the sinks, a multiple of the block */
     int32_t seq_blocks;   /* entries of a sequence's block table */
     int32_t n_free, next; /* free blocks; where to look for the next one */
-    uint64_t seqs, tables, references, exact, pool, work, turns, bytes; /* offsets from here */
+    int32_t n_kept, kept_free; /* vectors on the exact list; the first free place, 0: none */
+    /* offsets from here */
+    uint64_t seqs, tables, references, kept_firsts, kept_links, kept_rows, exact, pool;
+    uint64_t work, turns, bytes;
 };
+
+/* Tokens that share a landmark, and their number in a block; without landmarks a whole block. */
+#define VQKV__CHUNK  (VQKV_LANDMARKS > 0 ? VQKV_LANDMARKS : VQKV_BLOCK)
+#define VQKV__CHUNKS (VQKV_BLOCK / VQKV__CHUNK)
+/* Of one layer and KV head in a block (landmarks.h). */
+#define VQKV__LANDMARK_BYTES (VQKV_LANDMARKS > 0 ? VQKV__CHUNKS * (VQKV_HEAD_DIM + 3) : 0)
+/* Whether vectors are kept exactly where their error is too large (exceptions.h). */
+#define VQKV__KEEPS (VQKV_MAX_ERROR > 0.0f)
+#define VQKV__SLOTS (2 * VQKV_N_LAYERS * VQKV_N_KV_HEADS) /* heads with keys or values */
+/* Of a block in the pool, and what heads its chains on the exact list. */
+#define VQKV__POOL_BYTES                                                                           \
+    ((uint64_t)VQKV__BLOCK_BYTES +                                                                 \
+     (uint64_t)VQKV_N_LAYERS * VQKV_N_KV_HEADS * (uint64_t)VQKV__LANDMARK_BYTES)
+#define VQKV__CHAIN_BYTES (VQKV__KEEPS ? sizeof(int32_t) * (size_t)VQKV__SLOTS : 0)
 
 #define VQKV__MAGIC      0x31766b7176716b76u
 #define VQKV__ALIGNED(n) (((uint64_t)(n) + 63u) / 64u * 64u)

@@ -8,12 +8,29 @@
 #define VQKV__TARGET_avx512                                                                        \
     __attribute__((                                                                                \
         target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")))
+/* Where a loop's length must be a constant: gcc would not inline it by itself. */
+#define VQKV__INLINE_avx512 VQKV__TARGET_avx512 static inline __attribute__((always_inline))
+/* Outputs that a pass of dense.h holds sums of. */
+#define VQKV__N_OUTS_avx512      8
+#define VQKV__OUTS_avx512(X)     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define VQKV__REST_avx512(X, of) X(4, of) X(5, of) X(6, of) X(7, of)
 /* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
  * which g++ warns about. */
 #define VQKV__ALL_avx512 ((__mmask16)0xffff)
 typedef __m512 vqkv__vf_avx512;
 typedef __m512 vqkv__vt_avx512;
 typedef __m512i vqkv__vi_avx512;
+
+/* sum += products of four unsigned bytes of a with signed ones of b, and of two 16-bit words.
+ * Around its own intrinsics for these gcc 12 copies every accumulator twice. */
+VQKV__INLINE_avx512 void vqkv__add_bytes_avx512(__m512i *sum, __m512i a, __m512i b)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
+VQKV__INLINE_avx512 void vqkv__add_words_avx512(__m512i *sum, __m512i a, __m512i b)
+{
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
 
 VQKV__TARGET_avx512 static inline __m512 vqkv__set1_avx512(float x)
 {
@@ -59,12 +76,9 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__round_avx512(__m512 x)
     return _mm512_maskz_roundscale_ps(VQKV__ALL_avx512, x,
                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-VQKV__TARGET_avx512 static inline __m512 vqkv__pow2_avx512(__m512 n)
+VQKV__TARGET_avx512 static inline __m512 vqkv__scale2_avx512(__m512 x, __m512 n)
 {
-    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(
-        VQKV__ALL_avx512,
-        _mm512_add_epi32(_mm512_maskz_cvtps_epi32(VQKV__ALL_avx512, n), _mm512_set1_epi32(127)),
-        23));
+    return _mm512_maskz_scalef_ps(VQKV__ALL_avx512, x, n);
 }
 VQKV__TARGET_avx512 static inline __m256 vqkv__low_half_avx512(__m512 x)
 {
@@ -98,11 +112,50 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__lookup_avx512(__m512 table, __m51
 {
     return _mm512_maskz_permutexvar_ps(VQKV__ALL_avx512, index, table);
 }
-/* Reads two bytes behind each entry: the constant table ends in a spare word. */
+/* 256 binary16 values fill eight registers: four two-register permutations beat a gather. */
 VQKV__TARGET_avx512 static inline __m512 vqkv__gather_avx512(const unsigned char *table,
                                                              const unsigned char *codes)
 {
-    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)codes));
-    __m512i words = _mm512_i32gather_epi32(index, (const void *)table, 2);
-    return _mm512_maskz_cvtph_ps((__mmask16)0xffff, _mm512_cvtepi32_epi16(words));
+    __m512i index = _mm512_maskz_cvtepu8_epi16(
+        0xffffffffu, _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)codes)));
+    __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64));
+    __mmask32 bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
+    __m512i part[4];
+    int i;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++)
+        part[i] =
+            _mm512_permutex2var_epi16(_mm512_loadu_si512((const void *)(table + 128 * i)), index,
+                                      _mm512_loadu_si512((const void *)(table + 128 * i + 64)));
+    part[0] = _mm512_mask_blend_epi16(bit6, part[0], part[1]);
+    part[2] = _mm512_mask_blend_epi16(bit6, part[2], part[3]);
+    part[0] = _mm512_mask_blend_epi16(bit7, part[0], part[2]);
+    return _mm512_maskz_cvtph_ps(VQKV__ALL_avx512, _mm512_castsi512_si256(part[0]));
+}
+VQKV__TARGET_avx512 static inline void vqkv__storeu8_avx512(unsigned char *p, __m512 x)
+{
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm512_maskz_cvtepi32_epi8(VQKV__ALL_avx512,
+                                                _mm512_maskz_cvttps_epi32(VQKV__ALL_avx512, x)));
+}
+/* The second operand is what comes out for a NaN. */
+VQKV__TARGET_avx512 static inline void vqkv__storeh_avx512(unsigned char *p, __m512 x)
+{
+    x = _mm512_maskz_min_ps(VQKV__ALL_avx512, x, _mm512_set1_ps(65504.0f));
+    x = _mm512_maskz_max_ps(VQKV__ALL_avx512, x, _mm512_set1_ps(-65504.0f));
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm512_maskz_cvtps_ph(VQKV__ALL_avx512, x, _MM_FROUND_TO_NEAREST_INT));
+}
+VQKV__TARGET_avx512 static inline void vqkv__keep_less_avx512(__m512 x, float i, __m512 *least,
+                                                              __m512 *index)
+{
+    __mmask16 less = _mm512_cmp_ps_mask(x, *least, _CMP_LT_OQ);
+    *index = _mm512_mask_mov_ps(*index, less, _mm512_set1_ps(i));
+    *least = _mm512_maskz_min_ps(VQKV__ALL_avx512, x, *least);
+}
+VQKV__TARGET_avx512 static inline void vqkv__transpose_avx512(const unsigned char *src,
+                                                              size_t src_step, unsigned char *dst,
+                                                              size_t dst_step)
+{
+    vqkv__transpose_avx2(src, src_step, dst, dst_step);
 }

@@ -2,6 +2,10 @@
 #define VQKV__LANES_neon    4
 #define VQKV__BYTE_OPS_neon NULL
 #define VQKV__TARGET_neon
+/* Outputs that a pass of dense.h holds sums of. */
+#define VQKV__N_OUTS_neon      8
+#define VQKV__OUTS_neon(X)     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define VQKV__REST_neon(X, of) X(4, of) X(5, of) X(6, of) X(7, of)
 typedef float32x4_t vqkv__vf_neon;
 typedef uint32x4_t vqkv__vi_neon;
 typedef uint8x16x4_t vqkv__vt_neon; /* sixteen floats as the bytes of four registers */
@@ -48,9 +52,10 @@ static inline float32x4_t vqkv__round_neon(float32x4_t x)
 {
     return vrndnq_f32(x);
 }
-static inline float32x4_t vqkv__pow2_neon(float32x4_t n)
+static inline float32x4_t vqkv__scale2_neon(float32x4_t x, float32x4_t n)
 {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+    return vmulq_f32(
+        x, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)));
 }
 static inline float vqkv__hsum_neon(float32x4_t x)
 {
@@ -92,4 +97,43 @@ static inline float32x4_t vqkv__gather_neon(const unsigned char *table, const un
     for (i = 0; i < 4; i++)
         memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
+}
+static inline void vqkv__storeu8_neon(unsigned char *p, float32x4_t x)
+{
+    uint16x4_t words = vmovn_u32(vcvtq_u32_f32(x));
+    uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0);
+    memcpy(p, &four, 4);
+}
+static inline void vqkv__storeh_neon(unsigned char *p, float32x4_t x)
+{
+    x = vmaxnmq_f32(vminnmq_f32(x, vdupq_n_f32(65504.0f)), vdupq_n_f32(-65504.0f));
+    vst1_u8(p, vreinterpret_u8_f16(vcvt_f16_f32(x)));
+}
+static inline void vqkv__keep_less_neon(float32x4_t x, float i, float32x4_t *least,
+                                        float32x4_t *index)
+{
+    *index = vbslq_f32(vcltq_f32(x, *least), vdupq_n_f32(i), *index);
+    *least = vminq_f32(x, *least);
+}
+static inline void vqkv__transpose_neon(const unsigned char *src, size_t src_step,
+                                        unsigned char *dst, size_t dst_step)
+{
+    uint32x4_t row[8];
+    int i, j;
+    for (i = 0; i < 8; i += 2, src += 2 * src_step) {
+        uint16x8_t a = vreinterpretq_u16_u8(vld1q_u8(src));
+        uint16x8_t b = vreinterpretq_u16_u8(vld1q_u8(src + src_step));
+        row[i] = vreinterpretq_u32_u16(vzip1q_u16(a, b));
+        row[i + 1] = vreinterpretq_u32_u16(vzip2q_u16(a, b));
+    }
+    for (i = 0; i < 2; i++) /* columns 4 i .. 4 i + 3: rows 0 .. 3, then 4 .. 7 */
+        for (j = 0; j < 2; j++, dst += 2 * dst_step) {
+            uint32x4_t low =
+                j == 0 ? vzip1q_u32(row[i], row[i + 2]) : vzip2q_u32(row[i], row[i + 2]);
+            uint32x4_t high =
+                j == 0 ? vzip1q_u32(row[i + 4], row[i + 6]) : vzip2q_u32(row[i + 4], row[i + 6]);
+            uint64x2_t a = vreinterpretq_u64_u32(low), b = vreinterpretq_u64_u32(high);
+            vst1q_u8(dst, vreinterpretq_u8_u64(vzip1q_u64(a, b)));
+            vst1q_u8(dst + dst_step, vreinterpretq_u8_u64(vzip2q_u64(a, b)));
+        }
 }

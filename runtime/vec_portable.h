@@ -2,6 +2,10 @@
 #define VQKV__LANES_portable    1
 #define VQKV__BYTE_OPS_portable NULL
 #define VQKV__TARGET_portable
+/* Outputs that a pass of dense.h holds sums of. */
+#define VQKV__N_OUTS_portable  4
+#define VQKV__OUTS_portable(X) X(0) X(1) X(2) X(3)
+#define VQKV__REST_portable(X, of)
 typedef float vqkv__vf_portable;
 typedef const float *vqkv__vt_portable;
 typedef unsigned vqkv__vi_portable;
@@ -46,10 +50,10 @@ static inline float vqkv__round_portable(float x)
 {
     return rintf(x);
 }
-static inline float vqkv__pow2_portable(float n)
+static inline float vqkv__scale2_portable(float x, float n)
 {
     /* more than 127 only after a NaN, which must not make the conversion undefined */
-    return vqkv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
+    return x * vqkv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
 }
 static inline float vqkv__hsum_portable(float x)
 {
@@ -74,4 +78,26 @@ static inline float vqkv__lookup_portable(const float *table, unsigned index)
 static inline float vqkv__gather_portable(const unsigned char *table, const unsigned char *codes)
 {
     return vqkv__half_at(table, *codes);
+}
+static inline void vqkv__storeu8_portable(unsigned char *p, float x)
+{
+    *p = (unsigned char)x;
+}
+static inline void vqkv__storeh_portable(unsigned char *p, float x)
+{
+    uint16_t half = vqkv__to_half(x);
+    memcpy(p, &half, 2);
+}
+static inline void vqkv__keep_less_portable(float x, float i, float *least, float *index)
+{
+    *index = x < *least ? i : *index;
+    *least = x < *least ? x : *least;
+}
+static inline void vqkv__transpose_portable(const unsigned char *src, size_t src_step,
+                                            unsigned char *dst, size_t dst_step)
+{
+    size_t i, j;
+    for (i = 0; i < 8; i++)
+        for (j = 0; j < 8; j++)
+            memcpy(dst + j * dst_step + 2 * i, src + i * src_step + 2 * j, 2);
 }

@@ -1,25 +1,40 @@
 #!/bin/bash
-# Times attention through emitted headers of the bundled model, next to the baselines, the in-tree
-# fp16 attention and the memory's own speed: all in turn within one run. Results, not tests.
+# Times attention through emitted headers, next to the baselines, the in-tree fp16 attention and the
+# memory's own speed: all in turn within one run. Results, not tests.
+#
+#   scripts/bench.sh          one shape: head_dim 128, 4 query heads a KV head, 16384 tokens
+#   BENCH=all scripts/bench.sh    contexts, head dims, groups, blocks and instruction sets as well
+#
+# A line of each measurement goes to build/bench/*.csv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 vqkvc=build/vqkvc
-model=examples/models/ref7m.gguf
 out=build/bench
 mkdir -p "$out"
-rm -f "$out"/bench.db*
-
-plan() {
-    "$vqkvc" build "$model" --db "$out/bench.db" --n-tokens 16384 -q -o "$out/$1.h" "${@:2}" >/dev/null
+bench() {
+    local name=$1
+    shift
+    "$vqkvc" bench -q --csv "$out/$name.csv" "$@"
+    echo
 }
-plan shared_2bit --bits 2
-plan own_2bit --bits 2 --max-scan 2 --layers-shared 1
-plan own_2bit_post --bits 2 --max-scan 2 --layers-shared 1 --frame post
-plan own_1bit_post --bits 1 --max-scan 1 --layers-shared 1 --frame post
 
 grep -m 1 'model name' /proc/cpuinfo || true
-"$vqkvc" eval "$model" --db "$out/bench.db" --header "$out/shared_2bit.h" \
-    --header "$out/own_2bit.h" --header "$out/own_2bit_post.h" --header "$out/own_1bit_post.h" \
-    --tokens tests/data/ref7m_tokens.i32 --windows 1 --context 512 --speed -q
+bench default
+bench blocks256 --schemes auto2b,auto2s --block 256
+if grep -q -m 1 avx512_vnni /proc/cpuinfo; then
+    bench avx2 --isa avx2 --schemes auto1,auto2,auto4
+fi
+if [[ ${BENCH:-} == all ]]; then
+    for context in 1024 4096 65536; do
+        bench "context$context" --context "$context" --layers $((context > 16384 ? 2 : 8)) \
+            --schemes auto1,auto2,auto4,q8_0,q4_0
+    done
+    for head_dim in 64 80 96 256; do
+        bench "head_dim$head_dim" --head-dim "$head_dim" --schemes auto1,auto2,auto4
+    done
+    for group in 1 2 8; do
+        bench "group$group" --group "$group" --schemes auto1,auto2,auto4
+    done
+fi

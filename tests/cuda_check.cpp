@@ -221,6 +221,11 @@ static double compare_memory(const caches *s)
                 for (int k = 0; k < toy_kv__streams[i].bytes; k++, total++)
                     other += a[k] != b[k];
             }
+            for (int i = 0; i < LAYERS * HEADS; i++)
+                EXPECT(memcmp(toy_kv__landmarks(s->kv, 0, i, want.block),
+                              gpu::landmarks_of(s->v, 0, i, want.block),
+                              TOY_KV__LANDMARK_BYTES) == 0,
+                       "landmarks: sequence %d, block %d, head %d", seq, j, i);
         }
     }
     EXPECT(memcmp(s->c.p + s->kv->exact, s->device.p + s->kv->exact,
@@ -308,7 +313,8 @@ static double compare_attention(const caches *s, const gpu::view &v, int layer, 
                 check_attention one = {
                     static_cast<double>(a.scale != 0 ? a.scale : TOY_KV_ATTENTION_SCALE),
                     static_cast<double>(a.soft_cap), a.sliding_window,
-                    a.sink_logits == nullptr ? nullptr : sinks.p + head * GROUP + j % GROUP};
+                    a.sink_logits == nullptr ? nullptr : sinks.p + head * GROUP + j % GROUP,
+                    nullptr};
                 check_attend(&one, DIM, lengths[seq] - n_q + j / GROUP, q.p + at * DIM, k.p, val.p,
                              ref);
                 double error = check_error(DIM, out.p + at * DIM, ref);

@@ -38,10 +38,13 @@ static void attend(const toy_cache *c, int seq)
     int n = toy_kv_n_tokens(c->kv, seq);
     for (int i = 0; i < 2 * TOY_ROW; i++)
         q[i] = (float)(i % 7) - 3;
-    for (int layer = 0; layer < TOY_LAYERS && n > 0; layer++)
-        toy_must(toy_kv_attend(c->kv, seq, layer, n < 2 ? n : 2, q, out, NULL, c->scratch,
-                               c->scratch_bytes),
+    for (int layer = 0; layer < 2 * TOY_LAYERS && n > 0; layer++) {
+        toy_kv_attention a = {0};
+        a.top_tokens = layer < TOY_LAYERS ? 0 : 20;
+        toy_must(toy_kv_attend(c->kv, seq, layer % TOY_LAYERS, n < 2 ? n : 2, q, out, &a,
+                               c->scratch, c->scratch_bytes),
                  "attend");
+    }
     fuzz_use(out);
 }
 

@@ -154,7 +154,7 @@ static void check_layer(check *c, int layer, int n, int n_q, int kind)
          "attend");
     attend_in_parts(c, layer, n_q, n, q, &a, parts);
     check_attention plain = {a.scale != 0 ? (double)a.scale : (double)TOY_KV_ATTENTION_SCALE,
-                             (double)a.soft_cap, a.sliding_window, a.sink_logits};
+                             (double)a.soft_cap, a.sliding_window, a.sink_logits, NULL};
     for (int head = 0; head < HEADS; head++) {
         const float *kv[2] = {k, v};
         read_back(c, layer, head, TOY_KV_KEY, n, k);
@@ -267,7 +267,7 @@ static int in_bytes(int isa)
         for (int r = 0; r < s->n_runs; r++)
             nibbles |= absorbed && toy_kv__runs[s->first_run + r].coder == TOY_KV__NIBBLES;
     }
-    return nibbles && isa == TOY_KV_ISA_AVX512 && TOY_KV_BLOCK >= 64;
+    return nibbles && (isa == TOY_KV_ISA_AVX512 || isa == TOY_KV_ISA_AVX2) && TOY_KV_BLOCK >= 64;
 }
 
 int main(int argc, char **argv)

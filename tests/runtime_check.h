@@ -41,7 +41,8 @@ static inline int check_below(check_rng *rng, int n)
 typedef struct check_attention {
     double scale, soft_cap;
     int window;
-    const float *sink_logit; /* or NULL */
+    const float *sink_logit;   /* or NULL */
+    const unsigned char *keep; /* [tokens] 0: not attended; NULL: all are */
 } check_attention;
 
 /* One query head at `position` over tokens 0 .. position: q [dim], k, v [tokens, dim], out [dim].
@@ -54,6 +55,10 @@ static inline void check_attend(const check_attention *a, int dim, int position,
     double top = a->sink_logit != NULL ? (double)*a->sink_logit : -INFINITY, sum = 0;
     for (int t = first; t <= position; t++) {
         double s = 0;
+        if (a->keep != NULL && !a->keep[t]) {
+            score[t] = -INFINITY;
+            continue;
+        }
         for (int d = 0; d < dim; d++)
             s += (double)q[d] * (double)k[(size_t)t * (size_t)dim + (size_t)d];
         s *= a->scale;

@@ -2,6 +2,7 @@
 #include <criterion/criterion.h>
 
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -279,9 +280,12 @@ Test(auto, probes_measure)
     cr_assert_eq(vqkvc_sample_metrics(&c, &arena, &m, &err), VQKVC_OK);
     for (int i = 0; i < TOKENS; i++)
         tokens[i] = 300 + i * 7 % 400;
+    omp_set_num_threads(1);
     cr_assert_eq(
         vqkvc_sensitivity_measure(model, tokens, TOKENS, &c, &m, 1, 1, &quiet_log, once, &err),
         VQKVC_OK, "%s", err.msg);
+    omp_set_num_threads(omp_get_max_threads() == 1 ? 3 : 1);
+    omp_set_num_threads(3);
     cr_assert_eq(
         vqkvc_sensitivity_measure(model, tokens, TOKENS, &c, &m, 1, 1, &quiet_log, again, &err),
         VQKVC_OK, "%s", err.msg);

@@ -177,8 +177,8 @@ static json_t *parse(const result *r)
 
 /* ---- help ---- */
 
-static const char *const commands[] = {"build", "capture", "plan",  "emit",
-                                       "eval",  "suite",   "model", "db"};
+static const char *const commands[] = {"build", "capture", "plan",  "emit", "eval",
+                                       "suite", "bench",   "model", "db"};
 
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
@@ -255,6 +255,9 @@ Test(cli, wrong_usage_is_one_line_that_names_the_word_and_exits_2)
         {{"build"}, "which model?"},
         {{"build", MODEL, "--prefix", "Two Words", "--no-db"}, "prefix 'Two Words'"},
         {{"build", MODEL, "--self", "--text", "x"}, "exclude each other"},
+        {{"build", MODEL, "--scheme=svdq", "--schedule=foo"}, "schedule 'foo'"},
+        {{"build", MODEL, "--without=typo"}, "--without is 'typo'"},
+        {{"suite", MODEL, "--schemes=aqua2.5"}, "--bits is 2.5"},
         {{"model"}, "usage: vqkvc model"},
         {{"db", "sow", "a1"}, "did you mean 'show'?"},
         {{"db", "show"}, "db show"},
@@ -344,6 +347,8 @@ Test(cli, a_preset_gives_a_header_that_compiles_and_the_store_emits_it_again)
     r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "-o", "-");
     cr_assert_eq(r.out.len, header.len);
     cr_assert_eq(memcmp(r.out.data, header.data, header.len), 0);
+    expect(&r, 0, "standard output: scheme q4_0");
+    cr_assert_null(strstr(r.err.data, "--header"));
 
     r = RUN("db", "ls", "--json", "--db", db);
     json_t *all = parse(&r), *row;
@@ -368,6 +373,57 @@ Test(cli, a_preset_gives_a_header_that_compiles_and_the_store_emits_it_again)
     expect_same(h, in("d.h"));
     r = RUN("db", "verify", "--db", db);
     expect(&r, 0, NULL);
+}
+
+/* What a fit found out is no secret of its log: it comes with the plan, made or found. */
+Test(cli, reports_of_a_fit_are_kept_with_its_plan)
+{
+    static const char *const schemes[][2] = {{"svdq", "uniform channels"},
+                                             {"aqua", "% explained by K 0"}};
+    const char *db = in("s.db");
+    for (int i = 0; i < 2; i++) {
+        result made, found;
+        made = RUN("plan", "--simulate", "2x2x2x32", "--scheme", schemes[i][0], "--n-tokens", "512",
+                   "--sample", "512", "-q", "--db", db);
+        expect(&made, 0, NULL);
+        cr_assert_not_null(strstr(made.out.data, schemes[i][1]), "%s", made.out.data);
+        found = RUN("plan", "--simulate", "2x2x2x32", "--scheme", schemes[i][0], "--n-tokens",
+                    "512", "--sample", "512", "--db", db);
+        expect(&found, 0, "plan: found");
+        cr_assert_str_eq(found.out.data, made.out.data);
+    }
+    result r = RUN("db", "gc", "--db", db);
+    expect(&r, 0, NULL);
+    r = RUN("db", "ls", "--json", "--db", db);
+    json_t *all = parse(&r), *row;
+    size_t i;
+    int plans = 0;
+    json_array_foreach(json_object_get(all, "artifacts"), i, row)
+    {
+        if (strcmp(json_string_value(json_object_get(row, "kind")), "plan") != 0)
+            continue;
+        result shown = RUN("plan", "--show", json_string_value(json_object_get(row, "id")),
+                           "--json", "--db", db);
+        json_t *plan = parse(&shown), *report = json_object_get(plan, "report");
+        cr_assert_gt(json_array_size(report), 0);
+        json_t *line = json_array_get(report, json_array_size(report) - 1);
+        cr_assert_eq(json_integer_value(json_object_get(line, "layer")), 1);
+        cr_assert(json_is_real(json_object_get(line, plans == 0 ? "error" : "explained")));
+        json_decref(plan);
+        plans++;
+    }
+    cr_assert_eq(plans, 2);
+    json_decref(all);
+}
+
+Test(cli, the_summary_says_what_attention_rebuilds)
+{
+    result r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "--json", "-o", in("a.h"));
+    json_t *summary = parse(&r);
+    cr_assert_str_eq(json_string_value(json_object_get(summary, "vectors")), "absorbed");
+    json_decref(summary);
+    r = RUN("build", MODEL, "--scheme", "kivi2", "--no-db", "-o", in("b.h"));
+    cr_assert_not_null(strstr(r.out.data, "attention rebuilds vectors"), "%s", r.out.data);
 }
 
 Test(cli, the_prefix_names_every_symbol)
@@ -410,6 +466,46 @@ static void write_ids(void)
 #define AUTO                                                                                       \
     "build", MODEL, "--tokens", in("ids.i32"), "--n-tokens", "512", "--window", "32", "--sample",  \
         "256", "--layers-shared", "2"
+
+#define TOY "tests/data/toy_llama.gguf"
+
+static void write_toy_ids(int n)
+{
+    int32_t ids[4096];
+    vqkvc_err err = {0};
+    vqkvc_rng rng = vqkvc_rng_make(6, 0);
+    for (int i = 0; i < n; i++)
+        ids[i] = 3 + (int32_t)vqkvc_rng_below(&rng, 60);
+    cr_assert_eq(vqkvc_write_file(in("toy.i32"), ids, (size_t)n * sizeof *ids, &err), VQKVC_OK);
+}
+
+/* Rates without a plan have too few bits, and end no search; what calibration left is measured. */
+Test(cli, a_search_for_bits_ends_at_the_fewest_that_can_be_had)
+{
+    write_toy_ids(4096);
+    result r = RUN("build", TOY, "--tokens", in("toy.i32"), "--n-tokens", "1024", "--sample", "512",
+                   "--bits", "0.75", "--max-kl", "9", "--without", "sharing", "--no-db", "-o",
+                   in("least.h"));
+    expect(&r, 0, "bits are too few");
+    cr_expect_not_null(strstr(r.out.data, "auto0.75"), "%s", r.out.data);
+    cr_expect_null(strstr(r.err.data, "text that the model samples"), "%s", r.err.data);
+}
+
+/* 300 tokens are fewer than a window of probes or of a search. */
+Test(cli, little_text_is_enough_for_a_build)
+{
+    write_toy_ids(300);
+    result r = RUN("plan", TOY, "--tokens", in("toy.i32"), "--layers-shared", "1", "--no-db");
+    expect(&r, 0, "probe");
+}
+
+Test(cli, limits_of_shapes_and_missing_probes_are_said)
+{
+    result r = RUN("plan", "--simulate", "16x2x1x128", "--layers-shared", "16", "--no-db");
+    expect(&r, 2, "1024 channels");
+    r = RUN("plan", "--simulate", "1x2x1x16", "--n-tokens", "300", "--no-db");
+    expect(&r, 0, "no probes without a model");
+}
 
 Test(cli, any_thread_count_and_any_kill_give_the_same_bytes)
 {

@@ -120,7 +120,7 @@ static void open_suite(suite *s, int first)
         if (i == N_SCHEMES - 1)
             corrupt_tables(header);
         s->codecs[i] = load(schemes[i], header);
-        s->subjects[i] = (vqkvc_subject){schemes[i], &s->codecs[i]};
+        s->subjects[i] = (vqkvc_subject){schemes[i], &s->codecs[i], 0};
     }
     cr_assert_eq(vqkvc_read_file("tests/data/ref7m_tokens.i32", sizeof ids, &text, &err), VQKVC_OK);
     cr_assert_eq(text.len, sizeof ids);
@@ -164,6 +164,8 @@ Test(eval, finer_codecs_cost_less_and_the_emitted_tables_matter)
         cr_assert_lt(f16->layer_error[l], 2e-3);
         cr_assert_lt(q4->layer_error[l], higgs->layer_error[l]);
         cr_assert_lt(higgs->layer_error[l], 1);
+        cr_assert_lt(higgs->kernel_error[l], 0.05);
+        cr_assert_lt(q4->kernel_error[l], 0.05);
     }
     for (int i = 0; i < N_SCHEMES; i++) {
         const vqkvc_measured *r = &s.results[i];
@@ -192,6 +194,8 @@ Test(eval, figures_do_not_depend_on_the_number_of_threads)
         cr_assert_eq(memcmp(&one[i].all, &s.results[i].all, sizeof one[i].all), 0);
         cr_assert_eq(
             memcmp(one[i].layer_error, s.results[i].layer_error, sizeof one[i].layer_error), 0);
+        cr_assert_eq(
+            memcmp(one[i].kernel_error, s.results[i].kernel_error, sizeof one[i].kernel_error), 0);
     }
     close_suite(&s);
 }
@@ -233,7 +237,7 @@ Test(eval, a_header_that_does_not_compile_is_refused_with_the_compilers_words)
     char dir[32];
     vqkvc_codec codec;
     vqkvc_err err = {0};
-    const char *header = "#define ODD_ABI_VERSION 1 /* x */\n#define ODD_CODEC \"0\"\n"
+    const char *header = "#define ODD_ABI_VERSION 2 /* x */\n#define ODD_CODEC \"0\"\n"
                          "int odd_thing = undeclared_thing;\n";
     private_tmpdir(dir);
     cr_assert_eq(vqkvc_codec_load(&codec, "odd.h", header, strlen(header), &err), VQKVC_E_FORMAT);
@@ -252,7 +256,7 @@ Test(eval, a_header_that_does_not_compile_is_refused_with_the_compilers_words)
 Test(eval, an_interrupted_compilation_ends_at_once_and_leaves_nothing)
 {
     static const char script[] = "#!/bin/sh\nexec sleep 20\n";
-    static const char header[] = "#define A_ABI_VERSION 1\n#define A_CODEC \"0\"\n";
+    static const char header[] = "#define A_ABI_VERSION 2\n#define A_CODEC \"0\"\n";
     char dir[32], cc[64];
     vqkvc_codec codec;
     vqkvc_err err = {0};
@@ -284,15 +288,15 @@ Test(eval, what_is_no_header_of_a_known_version_is_refused_before_it_is_compiled
         vqkvc_code code;
     } cases[] = {
         {"", VQKVC_E_FORMAT},
-        {"#define A_ABI_VERSION 1", VQKVC_E_FORMAT},
-        {"#define A_ABI_VERSION 1\n#define B_CODEC \"0\"\n", VQKVC_E_FORMAT},
-        {"#define A;B_ABI_VERSION 1\n#define A;B_CODEC \"0\"\n", VQKVC_E_FORMAT},
-        {"#define 1A_ABI_VERSION 1\n#define 1A_CODEC \"0\"\n", VQKVC_E_FORMAT},
-        {"#define a_ABI_VERSION 1\n#define a_CODEC \"0\"\n", VQKVC_E_FORMAT},
+        {"#define A_ABI_VERSION 2", VQKVC_E_FORMAT},
+        {"#define A_ABI_VERSION 2\n#define B_CODEC \"0\"\n", VQKVC_E_FORMAT},
+        {"#define A;B_ABI_VERSION 2\n#define A;B_CODEC \"0\"\n", VQKVC_E_FORMAT},
+        {"#define 1A_ABI_VERSION 2\n#define 1A_CODEC \"0\"\n", VQKVC_E_FORMAT},
+        {"#define a_ABI_VERSION 2\n#define a_CODEC \"0\"\n", VQKVC_E_FORMAT},
         {"#define A_ABI_VERSION x\n#define A_CODEC \"0\"\n", VQKVC_E_FORMAT},
-        {"#define A_ABI_VERSION 1\n#define B_ABI_VERSION 1\n#define A_CODEC \"0\"\n",
+        {"#define A_ABI_VERSION 2\n#define B_ABI_VERSION 2\n#define A_CODEC \"0\"\n",
          VQKVC_E_FORMAT},
-        {"#define A_ABI_VERSION 2 /* of */\n#define A_CODEC \"0\"\n", VQKVC_E_UNSUPPORTED},
+        {"#define A_ABI_VERSION 1 /* of */\n#define A_CODEC \"0\"\n", VQKVC_E_UNSUPPORTED},
         {"#define A_ABI_VERSION 1234567890\n#define A_CODEC \"0\"\n", VQKVC_E_FORMAT},
     };
     setenv("CC", "false", 1);
@@ -449,7 +453,7 @@ Test(eval, speed_and_table_hold_what_was_measured_and_dashes_for_the_rest)
     const vqkvc_geometry *g = vqkvc_model_geometry(model);
     vqkvc_cost cost;
     vqkvc_codec codec = load("q4_0", emit(g, "q4_0", 1, &cost));
-    vqkvc_subject subject = {"q4_0", &codec};
+    vqkvc_subject subject = {"q4_0", &codec, 0};
     vqkvc_log quiet = {-1};
     vqkvc_speed_options options = {.context = 300, .repeats = 3, .log = &quiet};
     vqkvc_timing timing;

@@ -7,84 +7,20 @@
 #include <criterion/parameterized.h>
 
 #include <omp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include "base/file.h"
 #include "base/matrix.h"
+#include "emitted.h"
 #include "gen/gen.h"
 #include "gen/lower.h"
+#include "plan_toy.h"
 #include "runtime_check.h"
 #include "toy_plans.h"
 
 #define GOLDEN "tests/golden/toy_kv.h"
 #define STRICT "-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wundef -Werror "
-
-/* ---- a directory of its own for each test, and commands in it ---- */
-
-static char dir[64];
-
-static void make_dir(void)
-{
-    strcpy(dir, "/tmp/test_header_XXXXXX");
-    cr_assert_not_null(mkdtemp(dir));
-}
-
-static void remove_dir(void)
-{
-    char command[96];
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    cr_expect_eq(system(command), 0);
-}
-
-/* Runs a shell command in the directory; its exit status. The words of a command that fails are
- * shown unless `quiet`. */
-static int shell(int quiet, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static int shell(int quiet, const char *fmt, ...)
-{
-    char words[1024], command[1400];
-    va_list args;
-    va_start(args, fmt);
-    int n = vsnprintf(words, sizeof words, fmt, args);
-    va_end(args);
-    cr_assert(n > 0 && (size_t)n < sizeof words);
-    snprintf(command, sizeof command, "root=$PWD; cd %s && { %s; } >log 2>&1", dir, words);
-    int status = system(command);
-    status = WIFEXITED(status) ? WEXITSTATUS(status) : 128;
-    if (status != 0 && !quiet) {
-        fprintf(stderr, "%s\n", words);
-        snprintf(command, sizeof command, "head -n 40 %s/log >&2", dir);
-        if (system(command) != 0)
-            fprintf(stderr, "(no output)\n");
-    }
-    return status;
-}
-
-/* Whether a program is there; if not, says that its tests are skipped. */
-static int have(const char *program)
-{
-    if (shell(1, "command -v %s", program) == 0)
-        return 1;
-    cr_log_warn("%s is not installed: its part is skipped", program);
-    return 0;
-}
-
-static void write_text(const char *name, const void *bytes, size_t n)
-{
-    vqkvc_err err = {0};
-    char path[128];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    cr_assert_eq(vqkvc_write_file(path, bytes, n, &err), VQKVC_OK, "%s", err.msg);
-}
-
-static void write_source(const char *name, const char *text)
-{
-    write_text(name, text, strlen(text));
-}
 
 static void emit(const toy_case *c, const char *prefix, vqkvc_buf *out)
 {
@@ -191,6 +127,82 @@ Test(header, blocks_take_what_the_plan_counts)
         vqkvc_arena_free(&low.arena);
         vqkvc_plan_free(&plan);
     }
+}
+
+/* The tables that the plan counts are those that are baked in, but for a spare word at the end. */
+Test(header, tables_take_what_the_plan_counts)
+{
+    for (int i = 0; i < N_TOY_CASES; i++) {
+        vqkvc_plan plan;
+        vqkvc_err err = {0};
+        vqkvc_cost cost;
+        gen_lowered low = {0};
+        size_t values = 0;
+        toy_plan(&plan, &toy_cases[i]);
+        cr_assert_eq(gen_lower(&plan, &low, &err), VQKVC_OK, "%s", err.msg);
+        vqkvc_plan_cost(&plan, 4096, &cost);
+        for (int section = 0; section < low.n_sections - 1; section++)
+            values += (size_t)low.sections[section].n;
+        cr_expect_eq(cost.table_bytes, 2 * values, "%s: %zu bytes counted, %zu baked in",
+                     toy_cases[i].name, cost.table_bytes, 2 * values);
+        vqkvc_arena_free(&low.arena);
+        vqkvc_plan_free(&plan);
+    }
+}
+
+static void expect_unsupported(vqkvc_plan *plan, const char *words)
+{
+    vqkvc_err err = {0};
+    gen_lowered low = {0};
+    cr_assert_eq(vqkvc_plan_validate(plan, &err), VQKVC_OK, "%s", err.msg);
+    cr_expect_eq(gen_lower(plan, &low, &err), VQKVC_E_UNSUPPORTED);
+    cr_expect_not_null(strstr(err.msg, words), "%s", err.msg);
+    vqkvc_arena_free(&low.arena);
+    vqkvc_plan_free(plan);
+}
+
+/* One stream of fp16 over all heads of all layers, for each part. */
+static void make_joined(vqkvc_plan *plan, const vqkvc_geometry *g)
+{
+    vqkvc_err err = {0};
+    int n = g->n_layers * g->n_kv_heads;
+    vqkvc_member *members = need((size_t)n, sizeof *members);
+    *plan = (vqkvc_plan){.scheme = "joined", .geometry = *g, .block = 64};
+    for (int part = 0; part < 2; part++) {
+        for (int i = 0; i < n; i++)
+            members[i] = (vqkvc_member){(vqkvc_part)part, i / g->n_kv_heads, i % g->n_kv_heads};
+        vqkvc_stream *s = vqkvc_plan_add_stream(plan, "all", n, members, &err);
+        s->frame = VQKVC_FRAME_POST;
+        vqkvc_run *run = vqkvc_plan_set_runs(plan, s, 1, &err);
+        *run = (vqkvc_run){.coder = VQKVC_CODER_F16,
+                           .groups = s->n_in,
+                           .width = 1,
+                           .bits = 16,
+                           .stages = 1,
+                           .book = -1};
+    }
+    free(members);
+}
+
+/* The emitted descriptors have 16 bits for these: what does not fit is refused, not cut. */
+Test(header, counts_that_descriptors_cannot_hold_are_refused)
+{
+    vqkvc_plan plan;
+    vqkvc_geometry g = toy_geometry(129, 256, 1);
+    g.rope_layout = VQKVC_ROPE_NONE;
+    g.n_rot = 0;
+    make_joined(&plan, &g);
+    expect_unsupported(&plan, "stream all: more than 32767 members");
+    g = toy_geometry(1, 128, 512);
+    make_joined(&plan, &g);
+    vqkvc_run *run = &plan.streams[1].runs[0];
+    *run = (vqkvc_run){.coder = VQKVC_CODER_VQ,
+                       .groups = 1,
+                       .width = plan.streams[1].n_in,
+                       .bits = 1,
+                       .stages = 1,
+                       .book = add_table(&plan, 1, 2 * plan.streams[1].n_in, "book")};
+    expect_unsupported(&plan, "stream all: run 0: codes of 65536 channels, 65535 at most");
 }
 
 /* ---- compilers ---- */
@@ -421,17 +433,6 @@ static int compare_output(const trial *t)
     free(y);
     free(out.data);
     return (int)((double)out.len / (double)record);
-}
-
-static void show_log(const char *name)
-{
-    char path[128];
-    vqkvc_buf log = {0};
-    vqkvc_err err = {0};
-    snprintf(path, sizeof path, "%s/log", dir);
-    if (vqkvc_read_file(path, (size_t)1 << 20, &log, &err) == VQKVC_OK)
-        cr_log_info("%s: %s", name, log.data);
-    free(log.data);
 }
 
 /* Compiles runtime_check.c by `compiler`, runs it by `runner` on the named instruction set or ""

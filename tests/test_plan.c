@@ -22,6 +22,11 @@
     X(p->n_sink = -1, "n_sink")                                                                    \
     X(p->n_recent = -1, "n_recent")                                                                \
     X(p->calibration.hex[31] = '\0', "calibration")                                                \
+    X(p->landmarks = 12, "landmarks (12)")                                                         \
+    X(p->landmarks = 32, "landmarks (32) are longer than a block")                                 \
+    X(p->max_error = -1, "max_error")                                                              \
+    X(p->max_error = NAN, "max_error")                                                             \
+    X(p->kept_rate = 1.5, "kept_rate")                                                             \
     X(p->n_streams = 0, "no streams")                                                              \
     X(p->n_streams = 4, "no stream holds V of layer 1 head 0")                                     \
     X(p->tables[0].rows = 0, "table 0 (mean)")                                                     \
@@ -141,7 +146,8 @@ Test(plan, cost_counts_shared_streams_windows_and_tables)
     double exact = 1 + 16 + 7.5;
     cr_assert_float_eq(cost.window_bits, exact * (16 - cost.code_bits - cost.gain_bits) / 100,
                        1e-12);
-    size_t bytes = 2 * (32 + 2 * 1024 + 16 * 16 + 32 + 64);
+    /* the plan's, the gains of one stream, the codewords of 3-bit and 4-bit uniform codes */
+    size_t bytes = 2 * (32 + 2 * 1024 + 16 * 16 + 32 + 64 + 256 + 8 + 16);
     cr_assert_eq(cost.table_bytes, bytes);
     cr_assert_float_eq(cost.table_bits, (double)bytes * 8 / (100 * values), 1e-12);
     cr_assert_float_eq(cost.total_bits,
@@ -149,6 +155,28 @@ Test(plan, cost_counts_shared_streams_windows_and_tables)
     vqkvc_plan_cost(&plan, 10, &cost);
     cr_assert_float_eq(cost.window_bits + cost.code_bits + cost.gain_bits, 16, 1e-12,
                        "a context inside the window is exact");
+    vqkvc_plan_free(&plan);
+}
+
+/* A landmark of 8 tokens: 8 bits a channel, 24 bits besides, for keys. A kept vector: 16 bits a
+ * value and 64 besides, and 32 for each head's vectors of a block. */
+Test(plan, cost_counts_landmarks_and_what_is_kept)
+{
+    vqkvc_plan plan;
+    vqkvc_cost plain, cost;
+    make_toy(&plan);
+    double dim = plan.geometry.head_dim;
+    vqkvc_plan_cost(&plan, 100, &plain);
+    plan.landmarks = 8;
+    plan.max_error = 0.5f;
+    plan.kept_rate = 0.01;
+    vqkvc_plan_cost(&plan, 100, &cost);
+    cr_assert_float_eq(cost.landmark_bits, (8 * dim + 24) / (8 * dim) / 2, 1e-12);
+    cr_assert_float_eq(cost.kept_bits, 0.01 * (16 + 64 / dim) + 32 / (dim * plan.block), 1e-12);
+    cr_assert_float_eq(vqkvc_cost_stored(&cost) - vqkvc_cost_stored(&plain),
+                       cost.landmark_bits + cost.kept_bits, 1e-12);
+    cr_assert_float_eq(cost.total_bits,
+                       vqkvc_cost_stored(&cost) + cost.window_bits + cost.table_bits, 1e-12);
     vqkvc_plan_free(&plan);
 }
 
@@ -191,6 +219,9 @@ Test(plan, storage_is_byte_identical_after_a_round_trip)
             make_toy(&plan);
         else
             make_preset(&plan, &g, schemes[i]);
+        plan.landmarks = i % 2 == 0 ? 8 : 0;
+        plan.max_error = i % 3 == 0 ? 0.3f : 0;
+        plan.kept_rate = plan.max_error > 0 ? 1.0 / 3 : 0;
         write_plan(&plan, &first);
         cr_assert_eq(vqkvc_plan_read(&again, first.data, first.len, &err), VQKVC_OK, "%s", err.msg);
         write_plan(&again, &second);
@@ -274,8 +305,8 @@ Test(plan, storage_names_the_field_that_is_wrong)
     vqkvc_buf bytes = {0};
     make_toy(&plan);
     write_plan(&plan, &bytes);
-    expect_refusal(&bytes, "\"version\":2", "\"version\":1", "$.version is 1, but");
-    expect_refusal(&bytes, "\"version\":2", "\"version\":3", "by a newer program");
+    expect_refusal(&bytes, "\"version\":3", "\"version\":2", "$.version is 2, but");
+    expect_refusal(&bytes, "\"version\":3", "\"version\":4", "by a newer program");
     expect_refusal(&bytes, "\"block\":16", "\"block\":\"16\"", "$.block is no integer");
     expect_refusal(&bytes, "\"block\":16", "\"blocks\":16", "$.block is missing");
     expect_refusal(&bytes, "\"block\":16", "\"block\":16,\"x\":1", "$ has 1 unknown fields");

@@ -46,7 +46,7 @@ static void assert_attends(const toy_cache *c, int seq, int n_q)
 {
     int n;
     float *all = toy_read_all(c, seq, &n), q[8 * TOY_ROW], out[8 * TOY_ROW];
-    check_attention plain = {(double)TOY_KV_ATTENTION_SCALE, 0, 0, NULL};
+    check_attention plain = {(double)TOY_KV_ATTENTION_SCALE, 0, 0, NULL, NULL};
     n_q = n_q < n ? n_q : n;
     fill_queries(n_q, 7, q);
     for (int layer = 0; layer < TOY_LAYERS && n > 0; layer++) {

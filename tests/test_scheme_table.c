@@ -107,17 +107,76 @@ Test(scheme_table, options_of_other_schemes_are_refused_by_name)
 {
     vqkvc_err err = {0};
     vqkvc_options o = parsed("--scheme=kivi2", "--outliers=1");
-    cr_expect_eq(vqkvc_scheme_check(&o, &err), VQKVC_E_USAGE);
+    cr_expect_eq(vqkvc_scheme_check(&o, NULL, &err), VQKVC_E_USAGE);
     cr_expect_str_eq(err.msg, "--outliers belongs to kvquant2, kvquant3, kvquant4, not to kivi2");
     err = (vqkvc_err){0};
     o = parsed("--scheme=svdq", "--max-scan=2");
-    cr_expect_eq(vqkvc_scheme_check(&o, &err), VQKVC_E_USAGE);
+    cr_expect_eq(vqkvc_scheme_check(&o, NULL, &err), VQKVC_E_USAGE);
     cr_expect_not_null(strstr(err.msg, "--frame"), "%s", err.msg);
     err = (vqkvc_err){0};
     o = parsed("--scheme=aqua", "--bits=3");
-    cr_expect_eq(vqkvc_scheme_check(&o, &err), VQKVC_OK, "%s", err.msg);
+    cr_expect_eq(vqkvc_scheme_check(&o, NULL, &err), VQKVC_OK, "%s", err.msg);
     o = parsed("--scheme=q4_0", "--block=128");
-    cr_expect_eq(vqkvc_scheme_check(&o, &err), VQKVC_OK, "%s", err.msg);
+    cr_expect_eq(vqkvc_scheme_check(&o, NULL, &err), VQKVC_OK, "%s", err.msg);
+}
+
+/* What could not be made from any capture is refused before one is taken. */
+Test(scheme_table, values_that_a_scheme_cannot_do_are_refused)
+{
+    static const struct {
+        const char *scheme, *option, *names;
+    } bad[] = {{"--scheme=svdq", "--schedule=foo", "schedule 'foo'"},
+               {"--scheme=svdq", "--schedule=0,0,0,0,0,0,0,0", "drops every latent"},
+               {"--scheme=svdq", "--group=24", "24 tokens share a range"},
+               {"--scheme=auto", "--without=typo", "--without is 'typo'"},
+               {"--scheme=auto", "--without=gain,typo", "--without is 'typo'"},
+               {"--scheme=aqua", "--grid=3", "a grid of 3 channels"},
+               {"--scheme=aqua", "--bits=2.5", "--bits is 2.5"},
+               {"--scheme=anchor", "--bits=1", "--bits is 1"},
+               {"--scheme=anchor", "--anchor-every=100", "every 100 layers"},
+               {"--scheme=vqkv", "--stages=56", "--stages is '56'"},
+               {"--scheme=vqkv", "--stages=200,16", "200 stages of 10 bits for K"},
+               {"--scheme=vqkv", "--stage-bits=10,17", "17 bits for V"},
+               {"--scheme=vqkv", "--stage-bits=10,9,8", "--stage-bits is"},
+               {"--scheme=vqkv", "--stages=99999999999,1", "--stages is"}};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        vqkvc_err err = {0};
+        vqkvc_options o = parsed(bad[i].scheme, bad[i].option);
+        cr_expect_eq(vqkvc_scheme_check(&o, NULL, &err), VQKVC_E_USAGE, "%s %s", bad[i].scheme,
+                     bad[i].option);
+        cr_expect_not_null(strstr(err.msg, bad[i].names), "'%s' lacks '%s'", err.msg, bad[i].names);
+    }
+    vqkvc_err err = {0};
+    vqkvc_options list = parsed(NULL, NULL);
+    cr_expect_eq(vqkvc_scheme_apply("aqua2.5", &list, &err), VQKVC_E_USAGE);
+    cr_expect_not_null(strstr(err.msg, "--bits is 2.5"), "%s", err.msg);
+    err = (vqkvc_err){0};
+    vqkvc_geometry g = {.n_kv_heads = 1, .head_dim = 12, .rope_layout = VQKVC_ROPE_NONE};
+    vqkvc_options o = parsed("--scheme=svdq", NULL);
+    cr_expect_eq(vqkvc_scheme_check(&o, &g, &err), VQKVC_E_UNSUPPORTED);
+    cr_expect_not_null(strstr(err.msg, "12 channels"), "%s", err.msg);
+    err = (vqkvc_err){0};
+    o = parsed("--scheme=vqkv", "--branches=2");
+    cr_expect_eq(vqkvc_scheme_check(&o, &g, &err), VQKVC_E_UNSUPPORTED);
+    cr_expect_not_null(strstr(err.msg, "0 channels are rotated"), "%s", err.msg);
+}
+
+/* Every word that a list takes by default can be built, on a plain model. */
+Test(scheme_table, words_of_the_suite_pass_their_checks)
+{
+    static const char *const words[] = {"auto0.5", "vqkv",         "aqua2",     "aqua3",
+                                        "anchor2", "svdq2-higgs2", "kvquant3-1"};
+    vqkvc_geometry g = {.n_kv_heads = 8,
+                        .n_heads = 8,
+                        .head_dim = 128,
+                        .rope_layout = VQKVC_ROPE_HALVES,
+                        .n_rot = 128};
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        vqkvc_err err = {0};
+        vqkvc_options o = parsed(NULL, NULL);
+        cr_assert_eq(vqkvc_scheme_apply(words[i], &o, &err), VQKVC_OK, "%s", err.msg);
+        cr_expect_eq(vqkvc_scheme_check(&o, &g, &err), VQKVC_OK, "%s: %s", words[i], err.msg);
+    }
 }
 
 /* What a plan depends on is in its recipe, what it does not depend on is not. */

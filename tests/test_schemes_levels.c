@@ -112,7 +112,7 @@ Test(schemes_levels, kvquants_levels_are_ascending_and_find_what_a_channel_takes
     vqkvc_kvquant_params params = {.bits = 2};
     make_sampled(&c, 1, HEADS, DIM, SAMPLED);
     for (int i = 0; i < SAMPLED; i++) /* channel 3 takes four values only, far apart */
-        c.sample[VQKVC_KEY][0][i * D + 3] = vqkvc_f32_to_f16((float)(i % 4 * i % 4 * 5));
+        c.sample[VQKVC_KEY][0][i * D + 3] = vqkvc_f32_to_f16((float)((i % 4) * (i % 4) * 5));
     make_kvquant(&plan, &c, &params);
     const vqkvc_table *book = &plan.tables[plan.streams[0].runs[0].book];
     cr_assert(book->rows == D && book->cols == 4);
@@ -121,7 +121,7 @@ Test(schemes_levels, kvquants_levels_are_ascending_and_find_what_a_channel_takes
             cr_expect_geq(half_at(&plan, plan.streams[0].runs[0].book, ch, i),
                           half_at(&plan, plan.streams[0].runs[0].book, ch, i - 1));
     for (int i = 0; i < 4; i++) {
-        double value = i % 4 * i % 4 * 5;
+        double value = i * i * 5;
         cr_expect_float_eq(nearest_level(&plan, plan.streams[0].runs[0].book, 3, value), value,
                            1e-6);
     }

@@ -12,6 +12,7 @@
     X(OK, 0, "ok")                                                                                 \
     X(E_FAILED, 1, "failed")                                                                       \
     X(E_USAGE, 2, "wrong usage")                                                                   \
+    X(E_INFEASIBLE, 2, "limits that cannot be kept together")                                      \
     X(E_IO, 3, "input or output error")                                                            \
     X(E_FORMAT, 4, "malformed input")                                                              \
     X(E_UNSUPPORTED, 5, "unsupported input")                                                       \

@@ -17,6 +17,7 @@ typedef struct pool {
     vqkvc_buf ids;     /* int32 */
     vqkvc_buf pieces;  /* piece */
     vqkvc_buf partial; /* piece: shorter than a window, at the end of a file */
+    vqkvc_buf ends;    /* int64: ids up to the end of each file */
     int body;          /* ids a full window takes: window less BOS */
     int32_t bos;       /* -1: none wanted */
 } pool;
@@ -26,6 +27,7 @@ static void pool_free(pool *p)
     free(p->ids.data);
     free(p->pieces.data);
     free(p->partial.data);
+    free(p->ends.data);
 }
 
 /* The model's BOS if its tokenizer puts one in front of text, else -1. */
@@ -54,7 +56,8 @@ static vqkvc_code pool_add(pool *p, const char *path, const void *ids, size_t n,
         vqkvc_buf_put(&p->pieces, &(piece){first, p->body}, sizeof(piece));
     if (end > first)
         vqkvc_buf_put(&p->partial, &(piece){first, (int)(end - first)}, sizeof(piece));
-    if (p->ids.failed || p->pieces.failed || p->partial.failed)
+    vqkvc_buf_put(&p->ends, &end, sizeof end);
+    if (p->ids.failed || p->pieces.failed || p->partial.failed || p->ends.failed)
         return vqkvc_fail(err, VQKVC_E_MEMORY, "%s: out of memory for its tokens", path);
     return VQKVC_OK;
 }
@@ -167,18 +170,86 @@ static vqkvc_code build_windows(vqkvc_source *s, const pool *p, int64_t n_tokens
 }
 
 /* Names ids and the cuts between them. */
-static vqkvc_code hash_windows(vqkvc_source *s, vqkvc_err *err)
+static vqkvc_hash hash_runs(const int32_t *ids, int n, const int64_t *start)
 {
     char text[2 * VQKVC_HASH_CHARS + 16];
-    size_t n_ids = (size_t)s->start[s->n_seq] * sizeof(int32_t);
-    vqkvc_hash ids = vqkvc_hash_bytes(s->ids, n_ids);
-    vqkvc_hash cuts = vqkvc_hash_bytes(s->start, ((size_t)s->n_seq + 1) * sizeof *s->start);
-    if (n_ids == 0)
+    vqkvc_hash all = vqkvc_hash_bytes(ids, (size_t)start[n] * sizeof *ids);
+    vqkvc_hash cuts = vqkvc_hash_bytes(start, ((size_t)n + 1) * sizeof *start);
+    snprintf(text, sizeof text, "ids=%s;cuts=%s", all.hex, cuts.hex);
+    return vqkvc_hash_text(text);
+}
+
+static vqkvc_code hash_windows(vqkvc_source *s, vqkvc_err *err)
+{
+    if (s->start[s->n_seq] == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "%s: no tokens", s->name);
-    snprintf(text, sizeof text, "ids=%s;cuts=%s", ids.hex, cuts.hex);
-    s->hash = vqkvc_hash_text(text);
+    s->hash = hash_runs(s->ids, s->n_seq, s->start);
     return VQKVC_OK;
 }
+
+/* ---- what is left ---- */
+
+static void add_run(vqkvc_source *s, const int32_t *ids, int64_t first, int64_t end)
+{
+    int64_t at = s->spare_start[s->n_spare], n = end - first;
+    if (n <= 0)
+        return;
+    memcpy(s->spare + at, ids + first, (size_t)n * sizeof *ids);
+    s->spare_start[++s->n_spare] = at + n;
+}
+
+/* The ids between the chosen pieces, file by file. The last piece counts as used whole, though
+ * n_tokens may end within it. */
+static vqkvc_code keep_spare(vqkvc_source *s, const pool *p, vqkvc_err *err)
+{
+    size_t n = piece_count(&p->pieces), n_files = p->ends.len / sizeof(int64_t);
+    const piece *pieces = (const piece *)(const void *)p->pieces.data;
+    const int64_t *ends = (const int64_t *)(const void *)p->ends.data;
+    const int32_t *ids = (const int32_t *)(const void *)p->ids.data;
+    int64_t total = (int64_t)(p->ids.len / sizeof *ids), at = 0, used = 0;
+    for (size_t i = 0; i < n; i++)
+        used += pieces[i].n;
+    s->bos = p->bos;
+    s->spare_start = vqkvc_alloc(n + n_files + 1, sizeof *s->spare_start, err);
+    s->spare = vqkvc_alloc((size_t)(total - used), sizeof *s->spare, err);
+    if (err->code != VQKVC_OK)
+        return err->code;
+    for (size_t file = 0, i = 0; file < n_files; file++) {
+        for (; i < n && pieces[i].first < ends[file]; at = pieces[i].first + pieces[i].n, i++)
+            add_run(s, ids, at, pieces[i].first);
+        add_run(s, ids, at, ends[file]);
+        at = ends[file];
+    }
+    s->spare_hash = hash_runs(s->spare, s->n_spare, s->spare_start);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_source_spare(const vqkvc_source *s, int n_windows, int context, int32_t *windows,
+                              int *found, vqkvc_err *err)
+{
+    int body = s->bos >= 0 ? context - 1 : context;
+    int64_t n = 0, *first;
+    for (int run = 0; run < s->n_spare; run++)
+        n += (s->spare_start[run + 1] - s->spare_start[run]) / body;
+    *found = n >= n_windows;
+    if (!*found)
+        return VQKVC_OK;
+    if ((first = vqkvc_alloc((size_t)n, sizeof *first, err)) == NULL)
+        return err->code;
+    n = 0;
+    for (int run = 0; run < s->n_spare; run++)
+        for (int64_t at = s->spare_start[run]; at + body <= s->spare_start[run + 1]; at += body)
+            first[n++] = at;
+    for (int i = 0; i < n_windows; i++, windows += context) {
+        windows[0] = s->bos; /* replaced where none is wanted */
+        memcpy(windows + (context - body), s->spare + first[i * n / n_windows],
+               (size_t)body * sizeof *windows);
+    }
+    free(first);
+    return VQKVC_OK;
+}
+
+/* ---- sources ---- */
 
 static void name_files(vqkvc_source *s, const char *const *paths, int n_paths)
 {
@@ -209,7 +280,8 @@ static vqkvc_code source_files(vqkvc_source *s, const vqkvc_model *model, add_fi
         add(&p, model, paths[i], err);
     if (err->code == VQKVC_OK && choose_pieces(&p, &params, err) == VQKVC_OK &&
         build_windows(s, &p, params.n_tokens, err) == VQKVC_OK &&
-        hash_windows(s, err) == VQKVC_OK && s->start[s->n_seq] < params.n_tokens)
+        hash_windows(s, err) == VQKVC_OK && keep_spare(s, &p, err) == VQKVC_OK &&
+        s->start[s->n_seq] < params.n_tokens)
         vqkvc_say(log, 0, "%s: only %lld of the %lld tokens asked for", s->name,
                   (long long)s->start[s->n_seq], (long long)params.n_tokens);
     pool_free(&p);
@@ -235,7 +307,7 @@ vqkvc_code vqkvc_source_self(vqkvc_source *s, const vqkvc_model *model,
 {
     vqkvc_capture_params p;
     char text[256];
-    *s = (vqkvc_source){.name = "self"};
+    *s = (vqkvc_source){.name = "self", .bos = -1};
     VQKVC_TRY(vqkvc_capture_params_resolve(asked, vqkvc_model_geometry(model), 0, &p, err));
     s->n_seq = (int)((p.n_tokens + p.window - 1) / p.window);
     s->start = vqkvc_alloc((size_t)s->n_seq + 1, sizeof *s->start, err);
@@ -255,5 +327,7 @@ void vqkvc_source_free(vqkvc_source *s)
 {
     free(s->start);
     free(s->ids);
+    free(s->spare_start);
+    free(s->spare);
     *s = (vqkvc_source){0};
 }

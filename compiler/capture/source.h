@@ -41,6 +41,13 @@ typedef struct vqkvc_source {
     int n_seq;
     int64_t *start; /* [n_seq + 1] first token of each sequence, then the number of tokens */
     int32_t *ids;   /* [start[n_seq]], or NULL: sampled from the model while capturing */
+    /* What the files hold besides, in runs that reach neither across files nor across a sequence.
+     */
+    int n_spare;
+    int64_t *spare_start; /* [n_spare + 1], as start */
+    int32_t *spare;       /* [spare_start[n_spare]] */
+    int32_t bos;          /* that windows begin with; -1: none wanted */
+    vqkvc_hash spare_hash;
 } vqkvc_source;
 
 /* Sequences that the model samples itself. Each starts with BOS (EOS or a random token where there
@@ -60,6 +67,12 @@ vqkvc_code vqkvc_source_text(vqkvc_source *s, const vqkvc_model *model, const ch
 vqkvc_code vqkvc_source_ids(vqkvc_source *s, const vqkvc_model *model, const char *const *paths,
                             int n_paths, const vqkvc_capture_params *params, const vqkvc_log *log,
                             vqkvc_err *err);
+
+/* Cuts n_windows windows of `context` tokens, evenly spread, BOS in front, out of what the
+ * sequences left of the files: windows [n_windows, context]. *found is 0 where too little is left,
+ * or where there are no files. */
+vqkvc_code vqkvc_source_spare(const vqkvc_source *s, int n_windows, int context, int32_t *windows,
+                              int *found, vqkvc_err *err);
 
 /* Also after a failure. */
 void vqkvc_source_free(vqkvc_source *s);

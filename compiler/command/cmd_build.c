@@ -7,6 +7,7 @@
 #include "command/commands.h"
 #include "command/describe.h"
 #include "command/pipeline.h"
+#include "eval/table.h"
 
 enum { COST_CONTEXT = 4096 };
 
@@ -62,29 +63,31 @@ static vqkvc_code write_depfile(const vqkvc_options *o, const char *output, vqkv
 
 /* ---- the summary ---- */
 
-static int rebuilds(const vqkvc_plan *plan)
-{
-    int any = 0;
-    for (int layer = 0; layer < plan->geometry.n_layers; layer++)
-        any = any || vqkvc_plan_rebuilds(plan, VQKVC_PART_K, layer) ||
-              vqkvc_plan_rebuilds(plan, VQKVC_PART_V, layer);
-    return any;
-}
-
 static void put_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *out)
 {
+    const char *vectors = vqkvc_vectors_word(&p->plan);
     vqkvc_cost cost;
     vqkvc_plan_cost(&p->plan, COST_CONTEXT, &cost);
-    vqkvc_buf_printf(out, "%s: scheme %s, prefix %s, %zu bytes (%zu of tables)\n", output,
-                     p->plan.scheme, p->prefix, p->header.len, cost.table_bytes);
+    vqkvc_buf_printf(out, "%s: scheme %s, prefix %s, %zu bytes (%zu of tables)\n",
+                     strcmp(output, "-") == 0 ? "standard output" : output, p->plan.scheme,
+                     p->prefix, p->header.len, cost.table_bytes);
     vqkvc_buf_printf(out,
                      "bits a value: codes %.3f + gains %.3f = %.3f; attention reads %.3f; "
                      "everything counted %.3f at %d tokens\n",
                      cost.code_bits, cost.gain_bits, cost.code_bits + cost.gain_bits,
                      cost.scan_bits, cost.total_bits, cost.context);
-    vqkvc_buf_puts(out, rebuilds(&p->plan) ? "attention rebuilds vectors before queries meet them\n"
-                                           : "attention works on the codes: nothing is rebuilt\n");
-    if (p->model_path != NULL && strcmp(p->options->target, "cuda") != 0)
+    if (p->plan.landmarks > 0)
+        vqkvc_buf_printf(out, "landmarks of %d tokens: %.3f bits a value\n", p->plan.landmarks,
+                         cost.landmark_bits);
+    if (p->plan.max_error > 0)
+        vqkvc_buf_printf(out, "no vector off by more than %g: %.3f %% kept, %.3f bits a value\n",
+                         (double)p->plan.max_error, 100 * p->plan.kept_rate, cost.kept_bits);
+    if (strcmp(vectors, "absorbed") == 0)
+        vqkvc_buf_puts(out, "attention works on the codes: nothing is rebuilt\n");
+    else
+        vqkvc_buf_printf(out, "attention rebuilds vectors before queries meet them: %s\n", vectors);
+    if (p->model_path != NULL && strcmp(output, "-") != 0 &&
+        strcmp(p->options->target, "cuda") != 0)
         vqkvc_buf_printf(out, "next: vqkvc eval %s --header %s\n", p->model_path, output);
 }
 
@@ -98,6 +101,7 @@ static vqkvc_code put_json_summary(const vqkvc_pipeline *p, const char *output, 
     json_object_set_new(o, "scheme", vqkvc_text_to_json(p->plan.scheme));
     json_object_set_new(o, "prefix", json_string(p->prefix));
     json_object_set_new(o, "header_bytes", json_integer((json_int_t)p->header.len));
+    json_object_set_new(o, "vectors", json_string(vqkvc_vectors_word(&p->plan)));
     json_object_set_new(o, "cost", vqkvc_cost_to_json(&cost));
     return vqkvc_put_json(o, out, err);
 }

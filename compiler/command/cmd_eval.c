@@ -14,11 +14,16 @@
 
 enum { MAX_SUBJECTS = 64, DEFAULT_CONTEXT = 1024, FIRST_COUNTED = 128 };
 
+/* Tokens that share a landmark where --top-tokens asks for some. */
+enum { CHUNK = 8 };
+
 /* One scheme under test. */
 typedef struct subject {
     char name[96];
     vqkvc_options options; /* of a baseline, as a build has them */
     vqkvc_codec codec;
+    int top_tokens; /* that attention goes to; codec and plan are subject plan_of's then */
+    int plan_of;
     vqkvc_plan plan; /* n_streams 0: not known */
     vqkvc_cost cost;
     vqkvc_hash plan_hash; /* recipe hash; empty: not in the store */
@@ -85,7 +90,7 @@ static vqkvc_code add_headers(evaluation *e, vqkvc_err *err)
 
 /* The options of `vqkvc build MODEL --scheme WORD`, calibrated on --calibrate, so that a build and
  * an evaluation find each other's work in the store. */
-static vqkvc_code build_options(evaluation *e, const char *word, vqkvc_options *made,
+static vqkvc_code build_options(evaluation *e, const char *word, double bound, vqkvc_options *made,
                                 vqkvc_err *err)
 {
     const vqkvc_options *o = e->options;
@@ -102,14 +107,17 @@ static vqkvc_code build_options(evaluation *e, const char *word, vqkvc_options *
     made->no_db = !e->keeps;
     made->text = o->calibrate;
     made->n_tokens = o->n_tokens;
+    made->landmarks = o->top_tokens > 0 ? CHUNK : 0;
+    made->max_error = bound;
     return VQKVC_OK;
 }
 
 /* Plan, header and codec of a scheme as a build of it would make them; one capture serves all. */
-static vqkvc_code load_baseline(evaluation *e, subject *s, vqkvc_err *err)
+static vqkvc_code load_baseline(evaluation *e, subject *s, const char *word, double bound,
+                                vqkvc_err *err)
 {
     vqkvc_pipeline *p = &e->pipeline;
-    VQKVC_TRY(build_options(e, s->name, &s->options, err));
+    VQKVC_TRY(build_options(e, word, bound, &s->options, err));
     if (p->options == NULL)
         VQKVC_TRY(vqkvc_pipeline_open(p, &s->options, 0, e->log, err));
     else
@@ -124,6 +132,40 @@ static vqkvc_code load_baseline(evaluation *e, subject *s, vqkvc_err *err)
     return VQKVC_OK;
 }
 
+static vqkvc_code add_baseline(evaluation *e, const char *word, double bound, vqkvc_err *err)
+{
+    subject *s = add_subject(e, err);
+    if (s == NULL)
+        return err->code;
+    snprintf(s->name, sizeof s->name, bound > 0 ? "%s bound %g" : "%s", word, bound);
+    return load_baseline(e, s, word, bound, err);
+}
+
+/* Every codec with landmarks once more, attended in part. */
+static vqkvc_code add_choosers(evaluation *e, vqkvc_err *err)
+{
+    int n = e->n, top = e->options->top_tokens, some = 0;
+    for (int i = 0; i < n && top > 0; i++) {
+        if (e->subjects[i].codec.table->landmarks == 0)
+            continue;
+        subject *s = add_subject(e, err);
+        if (s == NULL)
+            return err->code;
+        const char *name =
+            vqkvc_arena_printf(&e->arena, err, "%s top %d", e->subjects[i].name, top);
+        if (name == NULL)
+            return err->code;
+        snprintf(s->name, sizeof s->name, "%s", name);
+        s->codec = e->subjects[i].codec;
+        s->top_tokens = top;
+        s->plan_of = i;
+        some = 1;
+    }
+    if (top > 0 && !some)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "--top-tokens: no header has landmarks");
+    return VQKVC_OK;
+}
+
 static vqkvc_code add_baselines(evaluation *e, vqkvc_err *err)
 {
     const char *names = e->options->schemes;
@@ -131,11 +173,11 @@ static vqkvc_code add_baselines(evaluation *e, vqkvc_err *err)
         return VQKVC_OK;
     while (*names != '\0') {
         size_t n = strcspn(names, ",");
-        subject *s = add_subject(e, err);
-        if (s == NULL)
-            return err->code;
-        snprintf(s->name, sizeof s->name, "%.*s", (int)(n < 64 ? n : 64), names);
-        VQKVC_TRY(load_baseline(e, s, err));
+        char word[65];
+        snprintf(word, sizeof word, "%.*s", (int)(n < 64 ? n : 64), names);
+        VQKVC_TRY(add_baseline(e, word, 0, err));
+        if (e->options->max_error > 0)
+            VQKVC_TRY(add_baseline(e, word, e->options->max_error, err));
         names += n + (names[n] == ',');
     }
     return VQKVC_OK;
@@ -182,6 +224,11 @@ static vqkvc_code time_subjects(evaluation *e, const vqkvc_subject *under_test, 
     return VQKVC_OK;
 }
 
+static const vqkvc_plan *plan_of(const evaluation *e, const subject *s)
+{
+    return s->top_tokens > 0 ? &e->subjects[s->plan_of].plan : &s->plan;
+}
+
 static vqkvc_code measure(evaluation *e, vqkvc_err *err)
 {
     vqkvc_subject under_test[MAX_SUBJECTS];
@@ -189,6 +236,7 @@ static vqkvc_code measure(evaluation *e, vqkvc_err *err)
                                      .n_windows = e->options->windows,
                                      .step = e->options->step,
                                      .first_counted = FIRST_COUNTED,
+                                     .watch = e->options->max_error > 0,
                                      .probe = e->options->layers,
                                      .log = e->log};
     vqkvc_measured *results = vqkvc_alloc((size_t)e->n, sizeof *results, err);
@@ -196,9 +244,10 @@ static vqkvc_code measure(evaluation *e, vqkvc_err *err)
         return err->code;
     for (int i = 0; i < e->n; i++) {
         subject *s = &e->subjects[i];
-        under_test[i] = (vqkvc_subject){s->name, &s->codec};
-        if (s->plan.n_streams > 0)
-            vqkvc_plan_cost(&s->plan, e->context, &s->cost);
+        under_test[i] = (vqkvc_subject){s->name, &s->codec, s->top_tokens};
+        const vqkvc_plan *plan = plan_of(e, s);
+        if (plan->n_streams > 0)
+            vqkvc_plan_cost(plan, e->context, &s->cost);
     }
     if (vqkvc_measure(e->model, e->windows, e->n, under_test, &options, results, err) == VQKVC_OK)
         for (int i = 0; i < e->n; i++)
@@ -228,10 +277,10 @@ static vqkvc_row table_row(const evaluation *e, const subject *s)
 {
     return (vqkvc_row){.scheme = s->name,
                        .measured = &s->measured,
-                       .cost = s->plan.n_streams > 0 ? &s->cost : NULL,
+                       .cost = s->cost.context > 0 ? &s->cost : NULL,
                        .codec = &s->codec,
                        .timing = e->options->speed ? &s->timing : NULL,
-                       .vectors = s->plan.n_streams > 0 ? vqkvc_vectors_word(&s->plan) : NULL};
+                       .vectors = s->cost.context > 0 ? vqkvc_vectors_word(plan_of(e, s)) : NULL};
 }
 
 static vqkvc_code print_results(const evaluation *e, vqkvc_err *err)
@@ -298,6 +347,7 @@ static vqkvc_code evaluate(evaluation *e, vqkvc_err *err)
         return err->code;
     VQKVC_TRY(add_headers(e, err));
     VQKVC_TRY(add_baselines(e, err));
+    VQKVC_TRY(add_choosers(e, err));
     if (e->n == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "eval: neither --header nor --schemes to measure");
     VQKVC_TRY(choose_text(e, err));
@@ -314,7 +364,8 @@ static vqkvc_code run_eval(const vqkvc_options *o, const vqkvc_log *log, vqkvc_e
                           "eval: --json, --markdown and --figures exclude each other");
     evaluate(&e, err);
     for (int i = 0; i < e.n; i++) {
-        vqkvc_codec_free(&e.subjects[i].codec);
+        if (e.subjects[i].top_tokens == 0)
+            vqkvc_codec_free(&e.subjects[i].codec);
         vqkvc_plan_free(&e.subjects[i].plan);
     }
     vqkvc_pipeline_close(&e.pipeline, err);

@@ -5,6 +5,7 @@
 #include "command/commands.h"
 #include "command/keep.h"
 #include "command/pipeline.h"
+#include "command/report.h"
 #include "command/stored.h"
 
 static const vqkvc_option show_option[] = {
@@ -15,13 +16,36 @@ static const vqkvc_option show_option[] = {
      .help = "print a plan of the store, by row id or beginning of a hash (default: none)"},
     {.name = NULL}};
 
-static vqkvc_code print_plan(const vqkvc_plan *plan, int json, vqkvc_err *err)
+/* The plan's JSON with the report, if there is one, as one more field. */
+static vqkvc_code put_json(const vqkvc_plan *plan, json_t *report, vqkvc_buf *out, vqkvc_err *err)
+{
+    vqkvc_buf plain = {0};
+    VQKVC_TRY(vqkvc_plan_json(plan, json_array_size(report) > 0 ? &plain : out, err));
+    if (json_array_size(report) == 0)
+        return VQKVC_OK;
+    json_t *all = json_loadb(plain.data, plain.len, 0, NULL);
+    json_object_set(all, "report", report);
+    char *text = json_dumps(all, JSON_SORT_KEYS | JSON_COMPACT | JSON_REAL_PRECISION(17));
+    if (text != NULL)
+        vqkvc_buf_puts(out, text);
+    else
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for JSON");
+    free(text);
+    json_decref(all);
+    free(plain.data);
+    return err->code;
+}
+
+/* report may be NULL. */
+static vqkvc_code print_plan(const vqkvc_plan *plan, json_t *report, int json, vqkvc_err *err)
 {
     vqkvc_buf text = {0};
-    if (json)
-        vqkvc_plan_json(plan, &text, err);
-    else
+    if (json) {
+        put_json(plan, report, &text, err);
+    } else {
         vqkvc_plan_print(plan, &text);
+        vqkvc_report_print(report, &text);
+    }
     if (text.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for the text of a plan");
     if (err->code == VQKVC_OK)
@@ -34,11 +58,14 @@ static vqkvc_code show_plan(const vqkvc_options *o, vqkvc_err *err)
 {
     kvdb *db = NULL;
     vqkvc_plan plan = {0};
+    json_t *report = NULL;
     if (o->n_args > 0 || o->no_db)
         return vqkvc_fail(err, VQKVC_E_USAGE, "plan: --show takes neither a model nor --no-db");
     if (vqkvc_store_open(&db, o, KVDB_READ_ONLY, err) == VQKVC_OK &&
-        vqkvc_stored_plan(db, o->show, &plan, NULL, NULL, err) == VQKVC_OK)
-        print_plan(&plan, o->json, err);
+        vqkvc_stored_plan(db, o->show, &plan, NULL, NULL, err) == VQKVC_OK &&
+        vqkvc_stored_report(db, o->show, &report, err) == VQKVC_OK)
+        print_plan(&plan, report, o->json, err);
+    json_decref(report);
     vqkvc_plan_free(&plan);
     kvdb_close(db);
     return err->code;
@@ -51,7 +78,7 @@ static vqkvc_code run_plan(const vqkvc_options *o, const vqkvc_log *log, vqkvc_e
         return show_plan(o, err);
     if (vqkvc_pipeline_open(&p, o, 0, log, err) == VQKVC_OK &&
         vqkvc_pipeline_plan(&p, err) == VQKVC_OK)
-        print_plan(&p.plan, o->json, err);
+        print_plan(&p.plan, p.report, o->json, err);
     vqkvc_pipeline_close(&p, err);
     return err->code;
 }

@@ -5,7 +5,7 @@
 #include "command/options.h"
 
 extern const vqkvc_command vqkvc_command_build, vqkvc_command_capture, vqkvc_command_plan,
-    vqkvc_command_emit, vqkvc_command_eval, vqkvc_command_suite, vqkvc_command_model,
-    vqkvc_command_db;
+    vqkvc_command_emit, vqkvc_command_eval, vqkvc_command_suite, vqkvc_command_bench,
+    vqkvc_command_model, vqkvc_command_db;
 
 #endif

@@ -39,11 +39,12 @@ json_t *vqkvc_geometry_to_json(const vqkvc_geometry *g)
 
 json_t *vqkvc_cost_to_json(const vqkvc_cost *cost)
 {
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:i}", "code_bits", cost->code_bits,
-                     "gain_bits", cost->gain_bits, "scan_bits", cost->scan_bits, "window_bits",
-                     cost->window_bits, "table_bits", cost->table_bits, "total_bits",
-                     cost->total_bits, "table_bytes", (json_int_t)cost->table_bytes, "context",
-                     cost->context);
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:i}", "code_bits",
+                     cost->code_bits, "gain_bits", cost->gain_bits, "landmark_bits",
+                     cost->landmark_bits, "kept_bits", cost->kept_bits, "scan_bits",
+                     cost->scan_bits, "window_bits", cost->window_bits, "table_bits",
+                     cost->table_bits, "total_bits", cost->total_bits, "table_bytes",
+                     (json_int_t)cost->table_bytes, "context", cost->context);
 }
 
 vqkvc_code vqkvc_put_json(json_t *value, vqkvc_buf *out, vqkvc_err *err)

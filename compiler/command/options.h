@@ -52,8 +52,10 @@ typedef struct vqkvc_options {
     uint64_t seed;
     double temperature;
     /* scheme */
-    const char *scheme, *frame, *without, *share, *schedule, *values;
+    const char *scheme, *frame, *without, *share, *schedule, *values, *stages, *stage_bits;
     double outliers;
+    double max_error;
+    int landmarks, top_tokens;
     int group, rank, grid, per_head, anchor_every, anchor_bits;
     double bits, max_scan, max_kl, max_ppl;
     int layers_shared, tables_at, probes, beam, branches, block, sink, recent;
@@ -67,6 +69,8 @@ typedef struct vqkvc_options {
     vqkvc_words calibrate, robust;
     const char *rates, *long_text, *isa, *csv, *svg;
     int ablations, any_scan;
+    /* bench */
+    int head_dim, query_group, kv_heads, bench_layers, repeats;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;
@@ -100,10 +104,16 @@ typedef struct vqkvc_option {
     const char *help;     /* says the default itself where fallback is NULL */
 } vqkvc_option;
 
-/* Ended by an option without a name. */
+/* For the tables: the field of an option, and the option without a name that ends a table. */
+#define VQKVC_AT(field) offsetof(vqkvc_options, field)
+#define VQKVC_OPTIONS_END                                                                          \
+    {                                                                                              \
+        .name = NULL                                                                               \
+    }
+
 extern const vqkvc_option vqkvc_options_general[], vqkvc_options_store[], vqkvc_options_source[],
     vqkvc_options_scheme[], vqkvc_options_emit[], vqkvc_options_json[], vqkvc_options_eval[],
-    vqkvc_options_suite[];
+    vqkvc_options_suite[], vqkvc_options_bench[];
 
 enum { VQKVC_MAX_GROUPS = 8 };
 

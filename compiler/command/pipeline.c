@@ -9,9 +9,17 @@
 #include "capture/import.h"
 #include "capture/run.h"
 #include "capture/simulate.h"
+#include "command/fit_auto.h"
 #include "command/keep.h"
+#include "command/report.h"
 #include "command/schemes.h"
 #include "gen/gen.h"
+#include "plan/bounded.h"
+#include "plan/fit_stream.h"
+
+/* To be raised with any change that makes another plan from the same capture, options and fitted
+ * parts (search, allocation, costs, presets), so that no store passes an old plan off for it. */
+#define PLANNER_VERSION "plan v4"
 
 /* ---- opening ---- */
 
@@ -23,7 +31,7 @@ static int without_model(const vqkvc_options *o)
 
 static int needs_capture(const vqkvc_options *o)
 {
-    return vqkvc_scheme_of(o)->calibrated || without_model(o);
+    return vqkvc_scheme_of(o)->calibrated || without_model(o) || o->max_error > 0;
 }
 
 static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_err *err)
@@ -40,7 +48,7 @@ static vqkvc_code check_options(const vqkvc_options *o, int capture_only, vqkvc_
             o->simulate != NULL ? "simulate" : "import");
     if (!without_model(o) && o->n_args == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "which model? (a GGUF file, or --import FILE)");
-    return capture_only ? VQKVC_OK : vqkvc_scheme_check(o, err);
+    return capture_only ? VQKVC_OK : vqkvc_scheme_check(o, NULL, err);
 }
 
 static vqkvc_code open_source(vqkvc_pipeline *p, vqkvc_err *err)
@@ -83,17 +91,23 @@ static const char *simulation_recipe(vqkvc_pipeline *p, vqkvc_err *err)
 }
 
 const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
-                              const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err)
+                              const vqkvc_hash *capture, const vqkvc_source *source,
+                              vqkvc_arena *arena, vqkvc_err *err)
 {
-    const char *from =
-        weights != NULL && !vqkvc_scheme_of(o)->calibrated ? weights->hex : capture->hex;
+    const char *from = weights != NULL && !vqkvc_scheme_of(o)->calibrated && o->max_error == 0
+                           ? weights->hex
+                           : capture->hex;
     vqkvc_buf values = {0};
     vqkvc_scheme_recipe(o, &values);
+    if (vqkvc_seeks(o) && source->ids != NULL)
+        vqkvc_buf_printf(&values, ";unused=%s", source->spare_hash.hex);
     if (values.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a recipe");
-    const char *recipe = err->code != VQKVC_OK ? NULL
-                                               : vqkvc_arena_printf(arena, err, "plan v2%s;from=%s",
-                                                                    values.data, from);
+    const char *recipe =
+        err->code != VQKVC_OK
+            ? NULL
+            : vqkvc_arena_printf(arena, err, PLANNER_VERSION ";" VQKVC_FIT_VERSION "%s;from=%s",
+                                 values.data, from);
     free(values.data);
     return recipe;
 }
@@ -120,7 +134,7 @@ static vqkvc_code name_plan(vqkvc_pipeline *p, vqkvc_err *err)
 {
     p->plan_recipe =
         vqkvc_plan_recipe(p->options, p->model != NULL ? &p->geometry.weights_hash : NULL,
-                          &p->capture_hash, &p->arena, err);
+                          &p->capture_hash, &p->source, &p->arena, err);
     if (p->plan_recipe != NULL)
         p->plan_hash = kvdb_recipe_hash("plan", p->plan_recipe);
     return err->code;
@@ -143,8 +157,12 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
         p->model_path = o->args[0];
         VQKVC_TRY(vqkvc_model_open(&p->model, p->model_path, 0, err));
         p->geometry = *vqkvc_model_geometry(p->model);
+        if (!capture_only)
+            VQKVC_TRY(vqkvc_scheme_check(o, &p->geometry, err));
     }
     VQKVC_TRY(name_capture(p, err));
+    if (!capture_only && o->simulate != NULL)
+        VQKVC_TRY(vqkvc_scheme_check(o, &p->geometry, err));
     VQKVC_TRY(vqkvc_store_open(&p->db, o, KVDB_READ_WRITE, err));
     if (p->model != NULL)
         VQKVC_TRY(vqkvc_store_keep_model(p->db, &p->geometry, err));
@@ -154,11 +172,14 @@ vqkvc_code vqkvc_pipeline_open(vqkvc_pipeline *p, const vqkvc_options *o, int ca
 vqkvc_code vqkvc_pipeline_next(vqkvc_pipeline *p, const vqkvc_options *o, vqkvc_err *err)
 {
     vqkvc_plan_free(&p->plan);
+    json_decref(p->report);
+    p->report = NULL;
     free(p->header.data);
     p->header = (vqkvc_buf){0};
     p->options = o;
     p->calibrated = needs_capture(o);
     VQKVC_TRY(check_options(o, 0, err));
+    VQKVC_TRY(vqkvc_scheme_check(o, p->geometry.n_layers > 0 ? &p->geometry : NULL, err));
     VQKVC_TRY(name_capture(p, err));
     return name_plan(p, err);
 }
@@ -172,6 +193,7 @@ void vqkvc_pipeline_close(vqkvc_pipeline *p, const vqkvc_err *err)
                   vqkvc_store_path(p->options));
     free(p->header.data);
     vqkvc_plan_free(&p->plan);
+    json_decref(p->report);
     vqkvc_capture_free(&p->capture);
     vqkvc_source_free(&p->source);
     vqkvc_model_close(p->model);
@@ -281,25 +303,31 @@ static vqkvc_code rehearse(vqkvc_pipeline *p, vqkvc_err *err)
     return err->code;
 }
 
-vqkvc_code vqkvc_keep_plan(kvdb *db, const vqkvc_options *o, const char *recipe,
-                           const vqkvc_plan *plan, const vqkvc_hash *capture,
-                           const vqkvc_buf *bytes, vqkvc_err *err)
+/* Keeps the bytes of the plan, made from its fitted parts, its capture, its report, and from a
+ * "request": the command line, which whoever emits the plan from the store alone has to know. */
+static vqkvc_code keep_plan(vqkvc_pipeline *p, const vqkvc_buf *bytes, vqkvc_err *err)
 {
+    const vqkvc_plan *plan = &p->plan;
     const vqkvc_hash *weights = &plan->geometry.weights_hash;
+    vqkvc_hash report = {0};
     size_t n = 0;
     vqkvc_buf request = {0};
-    vqkvc_hash *parents = vqkvc_alloc((size_t)plan->n_parents + 2, sizeof *parents, err);
-    vqkvc_pipeline_command(o, &request);
+    vqkvc_hash *parents = vqkvc_alloc((size_t)plan->n_parents + 3, sizeof *parents, err);
+    vqkvc_pipeline_command(p->options, &request);
     if (request.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a command line");
-    if (err->code == VQKVC_OK && vqkvc_store_keep(db, "request", request.data, weights, 0, NULL,
-                                                  &request, err) == VQKVC_OK) {
+    if (err->code == VQKVC_OK &&
+        vqkvc_store_keep(p->db, "request", request.data, weights, 0, NULL, &request, err) ==
+            VQKVC_OK &&
+        vqkvc_report_keep(p->db, p->plan_recipe, weights, p->report, &report, err) == VQKVC_OK) {
         parents[n++] = kvdb_recipe_hash("request", request.data);
-        if (capture != NULL)
-            parents[n++] = *capture;
+        if (p->calibrated)
+            parents[n++] = p->capture_hash;
+        if (report.hex[0] != '\0')
+            parents[n++] = report;
         for (int i = 0; i < plan->n_parents; i++)
             parents[n++] = plan->parents[i];
-        vqkvc_store_keep(db, "plan", recipe, weights, n, parents, bytes, err);
+        vqkvc_store_keep(p->db, "plan", p->plan_recipe, weights, n, parents, bytes, err);
     }
     free(parents);
     free(request.data);
@@ -313,14 +341,20 @@ static vqkvc_code make_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, vqkvc_err *err)
     if (p->calibrated)
         VQKVC_TRY(vqkvc_pipeline_capture(p, err));
     double start = vqkvc_seconds();
+    p->report = json_array();
     vqkvc_scheme_input in = {.options = p->options,
                              .model = p->model,
                              .geometry = &p->geometry,
                              .capture = &p->capture,
                              .parent = &p->capture_hash,
+                             .source = &p->source,
                              .db = p->db,
+                             .report = p->report,
                              .log = p->log};
     VQKVC_TRY(vqkvc_scheme_of(p->options)->make(&in, &p->plan, err));
+    p->plan.landmarks = p->options->landmarks;
+    if (p->options->max_error > 0)
+        VQKVC_TRY(vqkvc_plan_bound(&p->plan, &p->capture, (float)p->options->max_error, err));
     VQKVC_TRY(vqkvc_plan_write(&p->plan, bytes, err));
     vqkvc_say(p->log, 0, "plan: %.1f s", vqkvc_seconds() - start);
     return VQKVC_OK;
@@ -336,7 +370,10 @@ static vqkvc_code fetch_plan(vqkvc_pipeline *p, vqkvc_buf *bytes, int *found, vq
         vqkvc_say(p->log, 0, "plan: found in %s", vqkvc_store_path(p->options));
     else
         bytes->len = 0;
-    return vqkvc_store_forgive(&damage, "plan", p->log, found, err);
+    VQKVC_TRY(vqkvc_store_forgive(&damage, "plan", p->log, found, err));
+    if (*found)
+        p->report = vqkvc_report_fetch(p->db, p->plan_recipe, p->log, err);
+    return err->code;
 }
 
 vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err)
@@ -345,8 +382,7 @@ vqkvc_code vqkvc_pipeline_plan(vqkvc_pipeline *p, vqkvc_err *err)
     int found = 0;
     if (fetch_plan(p, &bytes, &found, err) == VQKVC_OK && !found &&
         make_plan(p, &bytes, err) == VQKVC_OK)
-        vqkvc_keep_plan(p->db, p->options, p->plan_recipe, &p->plan,
-                        p->calibrated ? &p->capture_hash : NULL, &bytes, err);
+        keep_plan(p, &bytes, err);
     free(bytes.data);
     if (err->code == VQKVC_OK && vqkvc_interrupted())
         vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted behind the plan");
@@ -388,4 +424,19 @@ vqkvc_code vqkvc_pipeline_emit(vqkvc_pipeline *p, vqkvc_err *err)
         return err->code;
     return vqkvc_store_keep(p->db, "header", recipe, &p->plan.geometry.weights_hash, 1,
                             &p->plan_hash, &p->header, err);
+}
+
+vqkvc_isa vqkvc_isa_of(const vqkvc_options *o)
+{
+    static const struct {
+        const char *word;
+        vqkvc_isa isa;
+    } words[] = {{"portable", VQKVC_ISA_PORTABLE},
+                 {"avx2", VQKVC_ISA_AVX2},
+                 {"avx512", VQKVC_ISA_AVX512},
+                 {"neon", VQKVC_ISA_NEON}};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strcmp(words[i].word, o->isa) == 0)
+            return words[i].isa;
+    return VQKVC_ISA_AUTO;
 }

@@ -6,9 +6,12 @@
 #ifndef VQKVC_COMMAND_PIPELINE_H
 #define VQKVC_COMMAND_PIPELINE_H
 
+#include <jansson.h>
+
 #include "calib_db/kvdb.h"
 #include "capture/source.h"
 #include "command/options.h"
+#include "eval/cache_header.h"
 #include "plan/plan.h"
 
 typedef struct vqkvc_pipeline {
@@ -24,6 +27,7 @@ typedef struct vqkvc_pipeline {
     vqkvc_capture_params params;
     vqkvc_capture capture; /* n_tokens 0: not there */
     vqkvc_plan plan;
+    json_t *report; /* of the plan (report.h); NULL: none */
     const char *capture_recipe, *plan_recipe;
     vqkvc_hash capture_hash, plan_hash; /* of the recipes */
     const char *prefix;                 /* of the header, once it is emitted */
@@ -52,15 +56,11 @@ void vqkvc_pipeline_close(vqkvc_pipeline *p, const vqkvc_err *err);
 void vqkvc_pipeline_command(const vqkvc_options *o, vqkvc_buf *out);
 
 /* The text that names a plan, in arena; for a scheme without calibration from the weights, if they
- * are known (not NULL), else from the capture's recipe hash. */
+ * are known (not NULL), else from the capture's recipe hash. source: where a search for bits finds
+ * its text. */
 const char *vqkvc_plan_recipe(const vqkvc_options *o, const vqkvc_hash *weights,
-                              const vqkvc_hash *capture, vqkvc_arena *arena, vqkvc_err *err);
-
-/* Keeps the bytes of a plan, made from its fitted parts, its capture (NULL: none) and from a
- * "request": the command line, which whoever emits the plan from the store alone has to know. */
-vqkvc_code vqkvc_keep_plan(kvdb *db, const vqkvc_options *o, const char *recipe,
-                           const vqkvc_plan *plan, const vqkvc_hash *capture,
-                           const vqkvc_buf *bytes, vqkvc_err *err);
+                              const vqkvc_hash *capture, const vqkvc_source *source,
+                              vqkvc_arena *arena, vqkvc_err *err);
 
 /* Emits a plan. command: as above; " --prefix P" and " -o P.h" are added. prefix NULL: the default,
  * which *prefix_used (in arena) then is. */
@@ -80,5 +80,8 @@ const char *vqkvc_output_name(const vqkvc_options *o, const char *prefix, vqkvc_
 /* Refuses an output that could not be written, before hours are spent on what belongs there, and
  * one that is a device or a folder. */
 vqkvc_code vqkvc_check_output(const char *path, vqkvc_err *err);
+
+/* What --isa says. */
+vqkvc_isa vqkvc_isa_of(const vqkvc_options *o);
 
 #endif

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
+#include "command/report.h"
 
 static const char *text_of(const json_t *row, const char *key)
 {
@@ -24,15 +24,29 @@ static json_t *show(kvdb *db, const char *id, vqkvc_err *err)
     return row;
 }
 
-static vqkvc_code read_request(kvdb *db, const json_t *row, vqkvc_buf *command, vqkvc_err *err)
+/* The bytes of the parent of a kind; *found = 0 and VQKVC_OK if there is none. */
+static vqkvc_code read_parent(kvdb *db, const json_t *row, const char *kind, vqkvc_buf *bytes,
+                              int *found, vqkvc_err *err)
 {
     size_t i;
     json_t *parent;
+    *found = 0;
     json_array_foreach(json_object_get(row, "parents"), i, parent)
     {
-        if (strcmp(text_of(parent, "kind"), "request") == 0)
-            return kvdb_export(db, text_of(parent, "id"), command, err);
+        if (strcmp(text_of(parent, "kind"), kind) != 0)
+            continue;
+        *found = 1;
+        return kvdb_export(db, text_of(parent, "id"), bytes, err);
     }
+    return VQKVC_OK;
+}
+
+static vqkvc_code read_request(kvdb *db, const json_t *row, vqkvc_buf *command, vqkvc_err *err)
+{
+    int found;
+    VQKVC_TRY(read_parent(db, row, "request", command, &found, err));
+    if (found)
+        return VQKVC_OK;
     return vqkvc_fail(err, VQKVC_E_STORE, "the plan %s has no request in the store",
                       text_of(row, "id"));
 }
@@ -65,6 +79,19 @@ vqkvc_code vqkvc_stored_plan(kvdb *db, const char *id, vqkvc_plan *plan, vqkvc_h
     json_decref(row);
     if (err->code != VQKVC_OK)
         vqkvc_plan_free(plan);
+    return err->code;
+}
+
+vqkvc_code vqkvc_stored_report(kvdb *db, const char *id, json_t **report, vqkvc_err *err)
+{
+    vqkvc_buf bytes = {0};
+    int found;
+    *report = NULL;
+    json_t *row = show(db, id, err);
+    if (row != NULL && read_parent(db, row, "report", &bytes, &found, err) == VQKVC_OK && found)
+        *report = vqkvc_report_read(&bytes);
+    json_decref(row);
+    free(bytes.data);
     return err->code;
 }
 

@@ -2,6 +2,8 @@
 #ifndef VQKVC_COMMAND_STORED_H
 #define VQKVC_COMMAND_STORED_H
 
+#include <jansson.h>
+
 #include "calib_db/kvdb.h"
 #include "plan/plan.h"
 
@@ -11,8 +13,12 @@
 vqkvc_code vqkvc_stored_plan(kvdb *db, const char *id, vqkvc_plan *plan, vqkvc_hash *recipe_hash,
                              vqkvc_buf *command, vqkvc_err *err);
 
-/* The same by the hash of the plan's bytes, which headers carry; the newest plan with these bytes,
- * for several recipes may have made the same. */
+/* The report (report.h) of the plan artifact `id`; *report is NULL if it has none. The caller
+ * releases it. */
+vqkvc_code vqkvc_stored_report(kvdb *db, const char *id, json_t **report, vqkvc_err *err);
+
+/* The same as vqkvc_stored_plan() by the hash of the plan's bytes, which headers carry; the newest
+ * plan with these bytes, for several recipes may have made the same. */
 vqkvc_code vqkvc_stored_plan_by_content(kvdb *db, const char *content, vqkvc_plan *plan,
                                         vqkvc_hash *recipe_hash, vqkvc_err *err);
 

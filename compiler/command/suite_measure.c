@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "command/keep.h"
+#include "command/pipeline.h"
 #include "command/suite.h"
 
 enum {
@@ -61,6 +62,8 @@ static vqkvc_code key_of(session *e, int subject, int passage, kvdb_evaluation *
     const vqkvc_suite_subject *one = &e->s->subjects[subject];
     const char *text = vqkvc_arena_printf(&e->s->arena, err, "%s;header=%s",
                                           e->s->passages[passage].key, one->header_hash.hex);
+    if (text != NULL && one->options.top_tokens > 0)
+        text = vqkvc_arena_printf(&e->s->arena, err, "%s;top=%d", text, one->options.top_tokens);
     if (text != NULL)
         *key = (kvdb_evaluation){
             .plan = one->plan_hash, .text = vqkvc_hash_text(text), .label = one->label};
@@ -163,21 +166,6 @@ static vqkvc_code compile(session *e, vqkvc_err *err)
     return err->code;
 }
 
-static vqkvc_isa isa_of(const vqkvc_options *o)
-{
-    static const struct {
-        const char *word;
-        vqkvc_isa isa;
-    } words[] = {{"portable", VQKVC_ISA_PORTABLE},
-                 {"avx2", VQKVC_ISA_AVX2},
-                 {"avx512", VQKVC_ISA_AVX512},
-                 {"neon", VQKVC_ISA_NEON}};
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (strcmp(words[i].word, o->isa) == 0)
-            return words[i].isa;
-    return VQKVC_ISA_AUTO;
-}
-
 /* Subjects that a passage misses from member `first` of the batch on, as many as keep within
  * GROUP_BYTES, one at least; *end is the member behind the last. */
 static vqkvc_code find_group(const session *e, int passage, int first, int group[BATCH], int *n,
@@ -221,11 +209,12 @@ static vqkvc_code measure_group(session *e, int passage, const int *group, int n
                                      .n_windows = at->n_windows,
                                      .step = s->options->step,
                                      .first_counted = VQKVC_SUITE_FIRST_COUNTED,
-                                     .isa = isa_of(s->options),
+                                     .isa = vqkvc_isa_of(s->options),
                                      .log = s->log};
     for (int i = 0; i < n; i++)
         subjects[i] =
-            (vqkvc_subject){s->subjects[e->subjects[group[i]]].label, &e->codecs[group[i]]};
+            (vqkvc_subject){s->subjects[e->subjects[group[i]]].label, &e->codecs[group[i]],
+                            s->subjects[e->subjects[group[i]]].options.top_tokens};
     VQKVC_TRY(vqkvc_measure(e->model, at->windows, n, subjects, &options, measured, err));
     for (int i = 0; i < n; i++) {
         int subject = e->subjects[group[i]];

@@ -149,11 +149,10 @@ static vqkvc_code fill_panel(report *r, int passage, int in_all, vqkvc_plot_pane
                                            at->n_windows, at->context);
     for (int i = 0; err->code == VQKVC_OK && i < r->n; i++) {
         const vqkvc_cost *cost = r->rows[i].cost;
-        points[i] =
-            (vqkvc_plot_point){.label = r->rows[i].scheme,
-                               .family = family_of(r, r->rows[i].scheme, err),
-                               .x = in_all ? cost->total_bits : cost->code_bits + cost->gain_bits,
-                               .y = r->rows[i].measured->late.kl};
+        points[i] = (vqkvc_plot_point){.label = r->rows[i].scheme,
+                                       .family = family_of(r, r->rows[i].scheme, err),
+                                       .x = in_all ? cost->total_bits : vqkvc_cost_stored(cost),
+                                       .y = r->rows[i].measured->late.kl};
     }
     *panel = (vqkvc_plot_panel){.title = title,
                                 .x_title = in_all ? "bits a value, everything counted"

@@ -172,6 +172,24 @@ static vqkvc_code choose_robust(vqkvc_suite *s, vqkvc_err *err)
     return VQKVC_OK;
 }
 
+/* ---- attention in part ---- */
+
+/* auto and SVDq, attended in part. Their headers have landmarks, which those of the table have not.
+ */
+static vqkvc_code choose_sparse(vqkvc_suite *s, vqkvc_err *err)
+{
+    static const char *const words[] = {MAIN_ROW, "svdq-higgs2"};
+    int top = s->options->top_tokens;
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        vqkvc_options made;
+        const char *label = vqkvc_arena_printf(&s->arena, err, "%s top %d", words[i], top);
+        VQKVC_TRY(parse(s, words[i], "--landmarks=8", &made, err));
+        made.top_tokens = top;
+        VQKVC_TRY(add_parsed(s, VQKVC_SUITE_TABLE, label, 0, &made, err));
+    }
+    return VQKVC_OK;
+}
+
 vqkvc_code vqkvc_suite_choose_rows(vqkvc_suite *s, vqkvc_err *err)
 {
     const vqkvc_options *o = s->options;
@@ -189,6 +207,8 @@ vqkvc_code vqkvc_suite_choose_rows(vqkvc_suite *s, vqkvc_err *err)
         VQKVC_TRY(choose_ablations(s, err));
     if (o->robust.n > 0)
         VQKVC_TRY(choose_robust(s, err));
+    if (o->top_tokens > 0)
+        VQKVC_TRY(choose_sparse(s, err));
     if (s->n == 0)
         return vqkvc_fail(err, VQKVC_E_USAGE, "suite: neither --rates nor --schemes to measure");
     return VQKVC_OK;

@@ -13,6 +13,17 @@
  * sums let compilers vectorise without reordering anything. */
 enum { TILE = 64, LANES = 16 };
 
+/* What the next tile will want of n values from p on: four queries are quick enough to wait for
+ * memory otherwise. A prefetch beyond the end does nothing. */
+static inline __attribute__((always_inline)) void ask(const uint16_t *p, int n)
+{
+    for (int i = 0; i < n; i += 32)
+        __builtin_prefetch(p + i);
+}
+
+/* Unrolled, so that arrays of vectors stay in registers. */
+#define FOUR(i) _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)
+
 #define INLINE static inline __attribute__((always_inline))
 
 /* Two queries q0, q1 [d] against n keys [n, d]: scores s0, s1 [TILE]. An odd query comes twice. */
@@ -71,11 +82,17 @@ INLINE void soften(float *s, int n, int d, float *m, float *l, float *o)
         *l += sum[i];
 }
 
-/* The whole of it, in terms of two kernels; inlined for each instruction set, so that soften() is
- * compiled for it too. scratch: q [group, d], spare [d], s [group, TILE], m, l [group]. */
-INLINE void attend_with(score_fn score, sum_fn sum, const uint16_t *k, const uint16_t *v,
-                        int n_tokens, int group, int d, const float *q, float *out, float scale,
-                        float *scratch)
+/* The same for four queries q [4, d]: scores s [4, TILE], sums o [4, d] with weights p [4, TILE]. A
+ * key or a value is unpacked once for all of them. NULL: not there. */
+typedef void (*score4_fn)(const uint16_t *k, int n, int d, const float *q, float *s);
+typedef void (*sum4_fn)(const uint16_t *v, int n, int d, const float *p, float *o);
+
+/* The whole of it, in terms of two kernels and the same for four queries; inlined for each
+ * instruction set, so that soften() is compiled for it too. scratch: q [group, d], spare [d], s
+ * [group, TILE], m, l [group]. */
+INLINE void attend_with(score_fn score, sum_fn sum, score4_fn score4, sum4_fn sum4,
+                        const uint16_t *k, const uint16_t *v, int n_tokens, int group, int d,
+                        const float *q, float *out, float scale, float *scratch)
 {
     float *scaled = scratch, *spare = scaled + (size_t)group * d;
     float *s = spare + d, *m = s + (size_t)group * TILE, *l = m + group;
@@ -89,14 +106,19 @@ INLINE void attend_with(score_fn score, sum_fn sum, const uint16_t *k, const uin
     }
     for (int first = 0; first < n_tokens; first += TILE) {
         int n = n_tokens - first < TILE ? n_tokens - first : TILE;
-        for (int r = 0; r < group; r += 2) {
+        int r4 = score4 != NULL ? group / 4 * 4 : 0;
+        for (int r = 0; r < r4; r += 4)
+            score4(k + (size_t)first * d, n, d, scaled + (size_t)r * d, s + (size_t)r * TILE);
+        for (int r = r4; r < group; r += 2) {
             int other = r + 1 < group ? r + 1 : r;
             score(k + (size_t)first * d, n, d, scaled + (size_t)r * d, scaled + (size_t)other * d,
                   s + (size_t)r * TILE, s + (size_t)other * TILE);
         }
         for (int r = 0; r < group; r++)
             soften(s + (size_t)r * TILE, n, d, &m[r], &l[r], out + (size_t)r * d);
-        for (int r = 0; r < group; r += 2) {
+        for (int r = 0; r < r4; r += 4)
+            sum4(v + (size_t)first * d, n, d, s + (size_t)r * TILE, out + (size_t)r * d);
+        for (int r = r4; r < group; r += 2) {
             int odd = r + 1 == group;
             sum(v + (size_t)first * d, n, d, s + (size_t)r * TILE,
                 s + (size_t)(odd ? r : r + 1) * TILE, out + (size_t)r * d,
@@ -139,7 +161,8 @@ static void sum_portable(const uint16_t *v, int n, int d, const float *p0, const
 static void attend_portable(const uint16_t *k, const uint16_t *v, int n_tokens, int group, int d,
                             const float *q, float *out, float scale, float *scratch)
 {
-    attend_with(score_portable, sum_portable, k, v, n_tokens, group, d, q, out, scale, scratch);
+    attend_with(score_portable, sum_portable, NULL, NULL, k, v, n_tokens, group, d, q, out, scale,
+                scratch);
 }
 
 #ifdef HAVE_X86
@@ -232,10 +255,71 @@ AVX2 static void sum_avx2(const uint16_t *v, int n, int d, const float *p0, cons
     }
 }
 
+/* Two tokens at a time; behind the last one, the last again. */
+AVX2 static void score4_avx2(const uint16_t *k, int n, int d, const float *q, float *s)
+{
+    for (int t = 0; t < n; t += 2) {
+        ask(k + (size_t)(t + TILE) * d, 2 * d);
+        const uint16_t *k0 = k + (size_t)t * d, *k1 = t + 1 < n ? k0 + d : k0;
+        __m256 a[4], b[4];
+        FOUR(r)
+        a[r] = b[r] = _mm256_setzero_ps();
+        for (int i = 0; i < d; i += 8) {
+            __m256 x = load_half8(k0 + i), y = load_half8(k1 + i);
+            FOUR(r)
+            {
+                __m256 query = _mm256_loadu_ps(q + (size_t)r * d + i);
+                a[r] = _mm256_fmadd_ps(query, x, a[r]);
+                b[r] = _mm256_fmadd_ps(query, y, b[r]);
+            }
+        }
+        float first[4], second[4];
+        _mm_storeu_ps(first, sum4(a[0], a[1], a[2], a[3]));
+        _mm_storeu_ps(second, sum4(b[0], b[1], b[2], b[3]));
+        FOUR(r)
+        {
+            s[r * TILE + t] = first[r];
+            s[r * TILE + t + 1] = second[r];
+        }
+    }
+}
+
+/* 16 channels at a time in eight accumulators, then 8. */
+AVX2 static void sum4_avx2(const uint16_t *v, int n, int d, const float *p, float *o)
+{
+    __m256 a[4], b[4];
+    for (int i = 0; i < d; i += 16) {
+        int two = i + 8 < d;
+        FOUR(r)
+        {
+            a[r] = _mm256_loadu_ps(o + (size_t)r * d + i);
+            b[r] = two ? _mm256_loadu_ps(o + (size_t)r * d + i + 8) : a[r];
+        }
+        for (int t = 0; t < n; t++) {
+            const uint16_t *row = v + (size_t)t * d + i;
+            ask(row + (size_t)TILE * d, 16);
+            __m256 x = load_half8(row), y = two ? load_half8(row + 8) : x;
+            FOUR(r)
+            {
+                __m256 weight = _mm256_broadcast_ss(p + r * TILE + t);
+                a[r] = _mm256_fmadd_ps(weight, x, a[r]);
+                b[r] = _mm256_fmadd_ps(weight, y, b[r]);
+            }
+        }
+        FOUR(r)
+        {
+            _mm256_storeu_ps(o + (size_t)r * d + i, a[r]);
+            if (two)
+                _mm256_storeu_ps(o + (size_t)r * d + i + 8, b[r]);
+        }
+    }
+}
+
 AVX2 static void attend_avx2(const uint16_t *k, const uint16_t *v, int n_tokens, int group, int d,
                              const float *q, float *out, float scale, float *scratch)
 {
-    attend_with(score_avx2, sum_avx2, k, v, n_tokens, group, d, q, out, scale, scratch);
+    attend_with(score_avx2, sum_avx2, score4_avx2, sum4_avx2, k, v, n_tokens, group, d, q, out,
+                scale, scratch);
 }
 
 /* ---- AVX-512: d a multiple of 16; the same shapes, twice as wide ---- */
@@ -319,10 +403,80 @@ AVX512 static void sum_avx512(const uint16_t *v, int n, int d, const float *p0, 
     }
 }
 
+/* Four tokens at a time; behind the last one, the last again. */
+AVX512 static void score4_avx512(const uint16_t *k, int n, int d, const float *q, float *s)
+{
+    for (int t = 0; t < n; t += 4) {
+        ask(k + (size_t)(t + TILE) * d, 4 * d);
+        const uint16_t *k0 = k + (size_t)t * d, *k1 = t + 1 < n ? k0 + d : k0;
+        const uint16_t *k2 = t + 2 < n ? k1 + d : k1, *k3 = t + 3 < n ? k2 + d : k2;
+        __m512 a[4][4];
+        FOUR(r)
+        a[r][0] = a[r][1] = a[r][2] = a[r][3] = _mm512_setzero_ps();
+        for (int i = 0; i < d; i += 16) {
+            __m512 x0 = load_half16(k0 + i), x1 = load_half16(k1 + i);
+            __m512 x2 = load_half16(k2 + i), x3 = load_half16(k3 + i);
+            FOUR(r)
+            {
+                __m512 query = _mm512_loadu_ps(q + (size_t)r * d + i);
+                a[r][0] = _mm512_fmadd_ps(query, x0, a[r][0]);
+                a[r][1] = _mm512_fmadd_ps(query, x1, a[r][1]);
+                a[r][2] = _mm512_fmadd_ps(query, x2, a[r][2]);
+                a[r][3] = _mm512_fmadd_ps(query, x3, a[r][3]);
+            }
+        }
+        FOUR(r)
+        _mm_storeu_ps(s + r * TILE + t,
+                      sum4(fold(a[r][0]), fold(a[r][1]), fold(a[r][2]), fold(a[r][3])));
+    }
+}
+
+/* 64 channels at a time in sixteen accumulators, then 16. */
+AVX512 static void sum4_avx512(const uint16_t *v, int n, int d, const float *p, float *o)
+{
+    int i = 0;
+    for (; i + 64 <= d; i += 64) {
+        __m512 a[4][4];
+        FOUR(r)
+        FOUR(j)
+        a[r][j] = _mm512_loadu_ps(o + (size_t)r * d + i + 16 * j);
+        for (int t = 0; t < n; t++) {
+            const uint16_t *row = v + (size_t)t * d + i;
+            ask(row + (size_t)TILE * d, 64);
+            __m512 x0 = load_half16(row), x1 = load_half16(row + 16);
+            __m512 x2 = load_half16(row + 32), x3 = load_half16(row + 48);
+            FOUR(r)
+            {
+                __m512 weight = _mm512_set1_ps(p[r * TILE + t]);
+                a[r][0] = _mm512_fmadd_ps(weight, x0, a[r][0]);
+                a[r][1] = _mm512_fmadd_ps(weight, x1, a[r][1]);
+                a[r][2] = _mm512_fmadd_ps(weight, x2, a[r][2]);
+                a[r][3] = _mm512_fmadd_ps(weight, x3, a[r][3]);
+            }
+        }
+        FOUR(r)
+        FOUR(j)
+        _mm512_storeu_ps(o + (size_t)r * d + i + 16 * j, a[r][j]);
+    }
+    for (; i < d; i += 16) {
+        __m512 a[4];
+        FOUR(r)
+        a[r] = _mm512_loadu_ps(o + (size_t)r * d + i);
+        for (int t = 0; t < n; t++) {
+            __m512 x = load_half16(v + (size_t)t * d + i);
+            FOUR(r)
+            a[r] = _mm512_fmadd_ps(_mm512_set1_ps(p[r * TILE + t]), x, a[r]);
+        }
+        FOUR(r)
+        _mm512_storeu_ps(o + (size_t)r * d + i, a[r]);
+    }
+}
+
 AVX512 static void attend_avx512(const uint16_t *k, const uint16_t *v, int n_tokens, int group,
                                  int d, const float *q, float *out, float scale, float *scratch)
 {
-    attend_with(score_avx512, sum_avx512, k, v, n_tokens, group, d, q, out, scale, scratch);
+    attend_with(score_avx512, sum_avx512, score4_avx512, sum4_avx512, k, v, n_tokens, group, d, q,
+                out, scale, scratch);
 }
 
 /* F16C, which clang cannot ask for, is older than AVX2: every processor with the second has it. */

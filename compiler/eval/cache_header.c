@@ -1,15 +1,23 @@
 #include "eval/cache_header.h"
 
 #include <omp.h>
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/half.h"
 #include "base/memory.h"
 #include "base/rng.h"
+
+enum { MOST_EXACT = 1 << 30 };
 
 typedef struct header_cache {
     const struct vqkvc_codec_table *table;
     const char *name;
-    int n_layers, n_seq, sliding_window;
+    int n_layers, n_seq, sliding_window, top_tokens;
+    int n_ctx;
+    size_t row;             /* n_kv_heads * head_dim */
+    float *copy;            /* [n_seq, n_layers, 2, n_ctx, row] where it is watched, or NULL */
     void *memory, *kv;      /* kv points into memory */
     unsigned char *scratch; /* [n_threads, scratch_bytes] */
     size_t scratch_bytes;
@@ -34,6 +42,13 @@ static vqkvc_code check_call(const header_cache *c, int seq, int layer, int n, v
     return VQKVC_OK;
 }
 
+/* The copy of a token's vectors of one part, all heads. */
+static float *copy_of(const header_cache *c, int seq, int layer, int part, int token)
+{
+    size_t at = (((size_t)seq * c->n_layers + layer) * 2 + part) * c->n_ctx + token;
+    return c->copy + at * c->row;
+}
+
 static vqkvc_code header_append(void *self, int seq, int layer, int pos, int n, const float *k,
                                 const float *v, vqkvc_err *err)
 {
@@ -47,6 +62,10 @@ static vqkvc_code header_append(void *self, int seq, int layer, int pos, int n, 
     int status = n > 0 ? c->table->append(c->kv, seq, layer, n, k, v) : 0;
     if (status != 0)
         return codec_failed(c, "append", seq, layer, status, err);
+    if (c->copy != NULL) {
+        memcpy(copy_of(c, seq, layer, 0, pos), k, sizeof *k * (size_t)n * c->row);
+        memcpy(copy_of(c, seq, layer, 1, pos), v, sizeof *v * (size_t)n * c->row);
+    }
     *len += n;
     return VQKVC_OK;
 }
@@ -67,8 +86,9 @@ static vqkvc_code header_attend(void *self, int seq, int layer, int pos, int n, 
     if (thread >= c->n_threads)
         return vqkvc_fail(err, VQKVC_E_USAGE, "%s: made for %d threads, called by thread %d",
                           c->name, c->n_threads, thread);
-    int status = c->table->attend(c->kv, seq, layer, n, q, out, scale, c->sliding_window,
-                                  c->scratch + (size_t)thread * c->scratch_bytes, c->scratch_bytes);
+    int status =
+        c->table->attend(c->kv, seq, layer, n, q, out, scale, c->sliding_window, c->top_tokens,
+                         c->scratch + (size_t)thread * c->scratch_bytes, c->scratch_bytes);
     if (status != 0)
         return codec_failed(c, "attend", seq, layer, status, err);
     return VQKVC_OK;
@@ -103,6 +123,7 @@ static void header_free(void *self)
     free(c->memory);
     free(c->scratch);
     free(c->len);
+    free(c->copy);
     free(c);
 }
 
@@ -127,11 +148,26 @@ static vqkvc_code allocate(header_cache *c, const struct vqkvc_codec_shape *shap
     return VQKVC_OK;
 }
 
+/* With room for every vector on the exact list: what is measured here may be unlike anything that
+ * the codec was fitted to. */
+static struct vqkvc_codec_shape shape_of(const vqkvc_codec *codec, int n_seq, int n_ctx,
+                                         int max_batch, vqkvc_isa isa)
+{
+    const struct vqkvc_codec_table *t = codec->table;
+    double vectors = 2.0 * t->n_layers * t->n_kv_heads * n_seq * n_ctx;
+    return (struct vqkvc_codec_shape){
+        .n_seq = n_seq,
+        .n_ctx = n_ctx,
+        .max_batch = max_batch,
+        .n_exact = t->max_error > 0 && vectors < MOST_EXACT && vectors > 0 ? (int)vectors : 0,
+        .isa = (int)isa};
+}
+
 vqkvc_code vqkvc_cache_header(vqkvc_cache *cache, const vqkvc_codec *codec, const char *name,
                               const vqkvc_geometry *g, int n_seq, int n_ctx, int max_batch,
                               vqkvc_isa isa, vqkvc_err *err)
 {
-    struct vqkvc_codec_shape shape = {n_seq, n_ctx, max_batch, (int)isa};
+    struct vqkvc_codec_shape shape = shape_of(codec, n_seq, n_ctx, max_batch, isa);
     *cache = (vqkvc_cache){0};
     VQKVC_TRY(vqkvc_codec_check(codec, name, g, err));
     if (n_seq < 1 || n_ctx < 1 || max_batch < 1)
@@ -144,7 +180,9 @@ vqkvc_code vqkvc_cache_header(vqkvc_cache *cache, const vqkvc_codec *codec, cons
                         .name = name,
                         .n_layers = g->n_layers,
                         .n_seq = n_seq,
-                        .sliding_window = g->sliding_window};
+                        .sliding_window = g->sliding_window,
+                        .n_ctx = n_ctx,
+                        .row = (size_t)g->n_kv_heads * g->head_dim};
     vqkvc_code code = allocate(c, &shape, err);
     if (code != VQKVC_OK) {
         header_free(c);
@@ -154,10 +192,71 @@ vqkvc_code vqkvc_cache_header(vqkvc_cache *cache, const vqkvc_codec *codec, cons
     return VQKVC_OK;
 }
 
+vqkvc_code vqkvc_cache_header_choose(vqkvc_cache *cache, int top_tokens, vqkvc_err *err)
+{
+    header_cache *c = cache->self;
+    if (top_tokens != 0 && c->table->landmarks == 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "%s: %d tokens cannot be chosen without landmarks",
+                          c->name, top_tokens);
+    c->top_tokens = top_tokens;
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_cache_header_watch(vqkvc_cache *cache, vqkvc_err *err)
+{
+    header_cache *c = cache->self;
+    c->copy =
+        vqkvc_alloc((size_t)c->n_seq * c->n_layers * 2 * c->n_ctx, c->row * sizeof *c->copy, err);
+    return err->code;
+}
+
+/* |x - y| / |x|, x in binary16. */
+static double relative_error(int n, const float *x, const float *y)
+{
+    double error = 0, norm = 0;
+    for (int i = 0; i < n; i++) {
+        double exact = (double)vqkvc_f16_to_f32(vqkvc_f32_to_f16(x[i]));
+        error += (exact - y[i]) * (exact - y[i]);
+        norm += exact * exact;
+    }
+    return error == 0 ? 0 : sqrt(error / norm);
+}
+
+vqkvc_code vqkvc_cache_header_errors(vqkvc_cache *cache, double *worst, double *kept_rate,
+                                     vqkvc_err *err)
+{
+    header_cache *c = cache->self;
+    int dim = c->table->head_dim, heads = c->table->n_kv_heads;
+    double coded = 0;
+    float *y = vqkvc_alloc((size_t)c->n_ctx, (size_t)dim * sizeof *y, err);
+    *worst = *kept_rate = 0;
+    for (int i = 0; y != NULL && i < c->n_seq * c->n_layers * 2 * heads; i++) {
+        int head = i % heads, part = i / heads % 2, layer = i / heads / 2 % c->n_layers;
+        int seq = i / heads / 2 / c->n_layers, n = c->len[(size_t)seq * c->n_layers + layer];
+        int over = n - 1 - c->table->n_sink - c->table->n_recent;
+        int status =
+            c->table->read(c->kv, seq, layer, head, part, 0, n, y, c->scratch, c->scratch_bytes);
+        if (status != 0) {
+            codec_failed(c, "read", seq, layer, status, err);
+            break;
+        }
+        for (int t = 0; t < n; t++) {
+            double e = relative_error(dim, copy_of(c, seq, layer, part, t) + (size_t)head * dim,
+                                      y + (size_t)t * dim);
+            *worst = e > *worst ? e : *worst;
+        }
+        coded += over > 0 ? over / c->table->block * c->table->block : 0;
+    }
+    free(y);
+    if (coded > 0)
+        *kept_rate = c->table->exact_used(c->kv) / coded;
+    return err->code;
+}
+
 vqkvc_code vqkvc_cache_header_size(const vqkvc_codec *codec, const char *name, int n_seq, int n_ctx,
                                    int max_batch, size_t *bytes, vqkvc_err *err)
 {
-    struct vqkvc_codec_shape shape = {n_seq, n_ctx, max_batch, VQKVC_ISA_AUTO};
+    struct vqkvc_codec_shape shape = shape_of(codec, n_seq, n_ctx, max_batch, VQKVC_ISA_AUTO);
     int status = codec->table->size(&shape, bytes);
     if (status != 0)
         return vqkvc_fail(err, VQKVC_E_FAILED, "%s: a cache of %d sequences of %d tokens: %s", name,
@@ -173,6 +272,14 @@ static vqkvc_code append_token(const vqkvc_cache *cache, const vqkvc_geometry *g
     for (int l = 0; l < g->n_layers; l++)
         VQKVC_TRY(cache->append(cache->self, 0, l, pos, 1, kv, kv + row, err));
     return VQKVC_OK;
+}
+
+/* Without what is on the exact list. */
+static size_t coded_bytes(const vqkvc_cache *cache)
+{
+    const header_cache *c = cache->self;
+    size_t kept = (size_t)c->table->exact_used(c->kv);
+    return cache->bytes(cache->self) - kept * (8 + 2 * (size_t)c->table->head_dim);
 }
 
 vqkvc_code vqkvc_stored_bits(const vqkvc_codec *codec, const char *name, const vqkvc_geometry *g,
@@ -193,10 +300,10 @@ vqkvc_code vqkvc_stored_bits(const vqkvc_codec *codec, const char *name, const v
     for (int pos = 0; code == VQKVC_OK && pos < last; pos++) {
         code = append_token(&cache, g, pos, kv, err);
         if (pos + 1 == first)
-            before = cache.bytes(cache.self);
+            before = coded_bytes(&cache);
     }
     if (code == VQKVC_OK)
-        *bits = 8.0 * (double)(cache.bytes(cache.self) - before) /
+        *bits = 8.0 * (double)(coded_bytes(&cache) - before) /
                 (2.0 * (double)row * g->n_layers * t->block);
     free(kv);
     cache.free(cache.self);

@@ -24,12 +24,25 @@ vqkvc_code vqkvc_cache_header(vqkvc_cache *cache, const vqkvc_codec *codec, cons
                               const vqkvc_geometry *g, int n_seq, int n_ctx, int max_batch,
                               vqkvc_isa isa, vqkvc_err *err);
 
+/* Has its attention choose so many of the coded tokens; 0: all. Fails with E_USAGE where the codec
+ * has no landmarks. */
+vqkvc_code vqkvc_cache_header_choose(vqkvc_cache *cache, int top_tokens, vqkvc_err *err);
+
+/* Has it keep a copy of what is appended (8 bytes a value of K and V together), for errors();
+ * before the first token. */
+vqkvc_code vqkvc_cache_header_watch(vqkvc_cache *cache, vqkvc_err *err);
+/* Of all that it holds, read back: the worst |x - x^| / |x|, x being binary16, and the part of the
+ * vectors in blocks that is on the exact list. */
+vqkvc_code vqkvc_cache_header_errors(vqkvc_cache *cache, double *worst, double *kept_rate,
+                                     vqkvc_err *err);
+
 /* Bytes that such a cache takes in all, used or not. */
 vqkvc_code vqkvc_cache_header_size(const vqkvc_codec *codec, const char *name, int n_seq, int n_ctx,
                                    int max_batch, size_t *bytes, vqkvc_err *err);
 
 /* Bits a value that a coded token takes in the pool, block table included: the growth of
- * bytes_used by one block. Exact for every codec, whether or not its plan is at hand. */
+ * bytes_used by one block, but for vectors on the exact list, whose number depends on the text.
+ * Exact for every codec, whether or not its plan is at hand. */
 vqkvc_code vqkvc_stored_bits(const vqkvc_codec *codec, const char *name, const vqkvc_geometry *g,
                              double *bits, vqkvc_err *err);
 

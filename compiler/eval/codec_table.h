@@ -10,13 +10,16 @@
 /* The shape of a cache, and the instruction set as the header's ABI numbers them. */
 struct vqkvc_codec_shape {
     int n_seq, n_ctx, max_batch;
-    int isa; /* 0 best, 1 portable, 2 AVX2, 3 AVX-512, 4 NEON */
+    int n_exact; /* places on the exact list; 0: the header's default */
+    int isa;     /* 0 best, 1 portable, 2 AVX2, 3 AVX-512, 4 NEON */
 };
 
 struct vqkvc_codec_table {
     int n_layers, n_heads, n_kv_heads, head_dim;
     int n_rot, rope_interleaved;
     int block, n_sink, n_recent;
+    int landmarks;     /* tokens that share one; 0: none */
+    float max_error;   /* 0: no bound */
     const char *codec; /* hash of the plan and its tables */
     const char *(*status_text)(int status);
     int (*size)(const struct vqkvc_codec_shape *shape, size_t *bytes);
@@ -28,12 +31,14 @@ struct vqkvc_codec_table {
     int (*append)(void *kv, int seq, int layer, int n, const float *k, const float *v);
     /* q, out: [n_q, n_heads, head_dim] fp32, queries rotated; the latest n_q tokens. */
     int (*attend)(const void *kv, int seq, int layer, int n_q, const float *q, float *out,
-                  float scale, int sliding_window, void *scratch, size_t scratch_bytes);
+                  float scale, int sliding_window, int top_tokens, void *scratch,
+                  size_t scratch_bytes);
     int (*trim)(void *kv, int seq, int n_keep);
     /* Tokens first .. first + n - 1 of one head: dst [n, head_dim] fp32; part 0 keys, 1 values. */
     int (*read)(const void *kv, int seq, int layer, int kv_head, int part, int first, int n,
                 float *dst, void *scratch, size_t scratch_bytes);
     size_t (*bytes_used)(const void *kv);
+    int (*exact_used)(const void *kv); /* vectors on the exact list */
     size_t (*save_size)(const void *kv, int seq);
     int (*save)(const void *kv, int seq, void *dst, size_t bytes);
     int (*load)(void *kv, int seq, const void *src, size_t bytes);

@@ -32,8 +32,7 @@ static void put_figures(vqkvc_buf *out, const vqkvc_row *r)
 {
     if (r->cost != NULL)
         vqkvc_buf_printf(out, ",%.4f,%.4f,%.4f,%.4f", r->cost->code_bits,
-                         r->cost->code_bits + r->cost->gain_bits, r->cost->total_bits,
-                         r->cost->scan_bits);
+                         vqkvc_cost_stored(r->cost), r->cost->total_bits, r->cost->scan_bits);
     else
         vqkvc_buf_puts(out, ",,,,");
     if (r->measured != NULL)

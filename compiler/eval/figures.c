@@ -21,7 +21,7 @@ void vqkvc_table_figures(const vqkvc_table_info *info, const vqkvc_row *rows, in
             put(out, "fidelity.worst_kl", r->scheme, r->measured->late.worst_kl, "nats");
         }
         if (r->cost != NULL) {
-            put(out, "bits", r->scheme, r->cost->code_bits + r->cost->gain_bits, "bits/value");
+            put(out, "bits", r->scheme, vqkvc_cost_stored(r->cost), "bits/value");
             put(out, "bits.total", r->scheme, r->cost->total_bits, "bits/value");
             put(out, "scan", r->scheme, r->cost->scan_bits, "bits/value");
         }

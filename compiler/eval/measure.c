@@ -21,16 +21,16 @@ typedef struct measurement {
     vqkvc_measured *results;       /* [n] */
     vqkvc_arena arena;
     vqkvc_cache exact, probe;
-    vqkvc_cache *caches, *probed; /* [n] */
-    int32_t *ids;                 /* [group * step] */
-    int *seq, *pos;               /* [group * step] */
-    float *logits;                /* [n + 1, group * step, vocab]: exact, then the codecs */
-    double *p;                    /* [group * step, vocab] */
-    vqkvc_point *exact_points;    /* [n_windows, context] */
-    vqkvc_point *points;          /* [n, n_windows, context] */
-    double *bytes;                /* [n] at the end of all windows so far */
-    double *errors;               /* [n, n_layers, 2] of the probe */
-    vqkvc_err *errs;              /* [n + 1] of the forward passes of a step */
+    vqkvc_cache *caches, *probed, *plain; /* [n] */
+    int32_t *ids;                         /* [group * step] */
+    int *seq, *pos;                       /* [group * step] */
+    float *logits;                        /* [n + 1, group * step, vocab]: exact, then the codecs */
+    double *p;                            /* [group * step, vocab] */
+    vqkvc_point *exact_points;            /* [n_windows, context] */
+    vqkvc_point *points;                  /* [n, n_windows, context] */
+    double *bytes;                        /* [n] at the end of all windows so far */
+    vqkvc_probe_sum *errors;              /* [n, n_layers] */
+    vqkvc_err *errs;                      /* [n + 1] of the forward passes of a step */
     vqkvc_progress progress;
     uint64_t done; /* tokens through some forward pass */
 } measurement;
@@ -69,7 +69,9 @@ static vqkvc_code choose_group(measurement *m, vqkvc_err *err)
         size_t bytes;
         VQKVC_TRY(vqkvc_cache_header_size(m->subjects[i].codec, m->subjects[i].name, 1,
                                           m->o.context, m->o.step, &bytes, err));
-        a_window += (double)bytes * (m->o.probe ? 2 : 1);
+        a_window += (double)bytes * (m->o.probe ? 3 : 1);
+        if (m->o.watch)
+            a_window += 8.0 * m->o.context * g->n_layers * g->n_kv_heads * g->head_dim;
     }
     double fit = floor((double)m->o.max_bytes / a_window);
     int most = fit < 1 ? 1 : fit > m->o.n_windows ? m->o.n_windows : (int)fit;
@@ -88,6 +90,7 @@ static vqkvc_code allocate(measurement *m, vqkvc_err *err)
     } const wanted[] = {
         {&m->caches, n, sizeof *m->caches},
         {&m->probed, n, sizeof *m->probed},
+        {&m->plain, n, sizeof *m->plain},
         {&m->ids, rows, sizeof *m->ids},
         {&m->seq, rows, sizeof *m->seq},
         {&m->pos, rows, sizeof *m->pos},
@@ -97,7 +100,7 @@ static vqkvc_code allocate(measurement *m, vqkvc_err *err)
         {&m->exact_points, held, sizeof *m->points},
         {&m->points, held * n, sizeof *m->points},
         {&m->bytes, n, sizeof *m->bytes},
-        {&m->errors, 2 * n * (size_t)m->g->n_layers, sizeof *m->errors},
+        {&m->errors, n * (size_t)m->g->n_layers, sizeof *m->errors},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         void *memory = vqkvc_arena_alloc(&m->arena, wanted[i].n, wanted[i].size, err);
@@ -119,9 +122,10 @@ static void drop_caches(measurement *m)
 {
     drop(&m->probe);
     drop(&m->exact);
-    for (int i = 0; m->caches != NULL && m->probed != NULL && i < m->n; i++) {
+    for (int i = 0; m->caches != NULL && m->probed != NULL && m->plain != NULL && i < m->n; i++) {
         drop(&m->caches[i]);
         drop(&m->probed[i]);
+        drop(&m->plain[i]);
     }
 }
 
@@ -133,13 +137,21 @@ static vqkvc_code make_caches(measurement *m, int n_seq, vqkvc_err *err)
         const vqkvc_subject *s = &m->subjects[i];
         VQKVC_TRY(vqkvc_cache_header(&m->caches[i], s->codec, s->name, m->g, n_seq, o->context,
                                      o->step, o->isa, err));
-        if (o->probe)
-            VQKVC_TRY(vqkvc_cache_header(&m->probed[i], s->codec, s->name, m->g, n_seq, o->context,
-                                         o->step, o->isa, err));
+        VQKVC_TRY(vqkvc_cache_header_choose(&m->caches[i], s->top_tokens, err));
+        if (o->watch)
+            VQKVC_TRY(vqkvc_cache_header_watch(&m->caches[i], err));
+        if (!o->probe)
+            continue;
+        VQKVC_TRY(vqkvc_cache_header(&m->probed[i], s->codec, s->name, m->g, n_seq, o->context,
+                                     o->step, o->isa, err));
+        VQKVC_TRY(vqkvc_cache_header(&m->plain[i], s->codec, s->name, m->g, n_seq, o->context,
+                                     o->step, VQKVC_ISA_PORTABLE, err));
+        VQKVC_TRY(vqkvc_cache_header_choose(&m->probed[i], s->top_tokens, err));
+        VQKVC_TRY(vqkvc_cache_header_choose(&m->plain[i], s->top_tokens, err));
     }
     if (o->probe)
-        VQKVC_TRY(vqkvc_probe_make(&m->probe, &m->exact, m->probed, m->n, m->g, n_seq, o->step,
-                                   o->first_counted, err));
+        VQKVC_TRY(vqkvc_probe_make(&m->probe, &m->exact, m->probed, m->plain, m->n, m->g, n_seq,
+                                   o->step, o->first_counted, err));
     return VQKVC_OK;
 }
 
@@ -239,6 +251,17 @@ static vqkvc_code run_step(measurement *m, int first, const vqkvc_batch *batch, 
     return VQKVC_OK;
 }
 
+/* Adds what cache i holds of n_seq windows to its errors. */
+static vqkvc_code watch(const measurement *m, int i, int n_seq, vqkvc_err *err)
+{
+    vqkvc_measured *r = &m->results[i];
+    double worst, kept;
+    VQKVC_TRY(vqkvc_cache_header_errors(&m->caches[i], &worst, &kept, err));
+    r->worst_error = worst > r->worst_error ? worst : r->worst_error;
+    r->kept_rate += kept * n_seq / m->o.n_windows;
+    return VQKVC_OK;
+}
+
 /* Windows first .. first + n_seq - 1, from their first token to their last. */
 static vqkvc_code run_group(measurement *m, int first, int n_seq, vqkvc_err *err)
 {
@@ -252,10 +275,10 @@ static vqkvc_code run_group(measurement *m, int first, int n_seq, vqkvc_err *err
     }
     for (int i = 0; i < m->n; i++) {
         m->bytes[i] += (double)m->caches[i].bytes(m->caches[i].self);
-        for (int l = 0; m->o.probe && l < m->g->n_layers; l++) {
-            double *sums = m->errors + 2 * ((size_t)i * m->g->n_layers + l);
-            vqkvc_probe_sums(&m->probe, i, l, &sums[0], &sums[1]);
-        }
+        if (m->o.watch)
+            VQKVC_TRY(watch(m, i, n_seq, err));
+        for (int l = 0; m->o.probe && l < m->g->n_layers; l++)
+            vqkvc_probe_add(&m->probe, i, l, &m->errors[(size_t)i * m->g->n_layers + l]);
     }
     return VQKVC_OK;
 }
@@ -273,8 +296,9 @@ static vqkvc_code sum_up(measurement *m, int i, vqkvc_err *err)
     r->used_bits = 8 * m->bytes[i] / (held * values);
     r->n_layers = m->o.probe ? g->n_layers : 0;
     for (int l = 0; l < r->n_layers; l++) {
-        const double *sums = m->errors + 2 * ((size_t)i * g->n_layers + l);
-        r->layer_error[l] = sums[1] > 0 ? sqrt(sums[0] / sums[1]) : 0;
+        const vqkvc_probe_sum *sum = &m->errors[(size_t)i * g->n_layers + l];
+        r->layer_error[l] = sum->reference > 0 ? sqrt(sum->error / sum->reference) : 0;
+        r->kernel_error[l] = sum->error > 0 ? sqrt(sum->kernels / sum->error) : 0;
     }
     return vqkvc_stored_bits(m->subjects[i].codec, m->subjects[i].name, g, &r->stored_bits, err);
 }

@@ -3,8 +3,8 @@
  *
  * Memory: windows run in groups, one sequence each, as many at once as keep the caches (exact:
  * 8 * context * n_layers * n_kv_heads * head_dim bytes a window; codecs: what their size call says,
- * twice with probe) and the logits ((4 n + 12) * step * vocab bytes a window) within max_bytes, one
- * at least; besides these, 24 * (n + 1) bytes a token. */
+ * three times with probe) and the logits ((4 n + 12) * step * vocab bytes a window) within
+ * max_bytes, one at least; besides these, 24 * (n + 1) bytes a token. */
 #ifndef VQKVC_EVAL_MEASURE_H
 #define VQKVC_EVAL_MEASURE_H
 
@@ -18,6 +18,7 @@
 typedef struct vqkvc_subject {
     const char *name; /* the scheme or the file, for messages and tables */
     const vqkvc_codec *codec;
+    int top_tokens; /* of the coded ones that attention goes to; 0: all */
 } vqkvc_subject;
 
 /* Zero means the default everywhere but in context, n_windows and log. */
@@ -30,7 +31,8 @@ typedef struct vqkvc_measure_options {
                           with the default window has coded tokens */
     size_t max_bytes;  /* see above; 1 GiB */
     vqkvc_isa isa;     /* of the codecs; the best there is */
-    int probe;         /* also measure layer_error (about twice the time) */
+    int watch;         /* also measure worst_error and kept_rate (a copy of all keys and values) */
+    int probe;         /* also measure layer_error and kernel_error (several times as long) */
     const vqkvc_log *log; /* for progress */
 } vqkvc_measure_options;
 
@@ -39,10 +41,14 @@ typedef struct vqkvc_measured {
     vqkvc_fidelity all;  /* all positions */
     double stored_bits;  /* a value: one coded block, see vqkvc_stored_bits() */
     double used_bits;    /* a value: bytes_used at the end of the windows / tokens held */
-    double layer_error[VQKVC_MAX_LAYERS]; /* with probe: |o - o_ref| / |o_ref| of the attention
-                             output, root of sums of squares over queries >= first_counted */
-    int n_layers;                         /* entries of layer_error; 0 without probe */
-    double seconds;                       /* in this codec's forward passes */
+    double worst_error;  /* with watch: of all vectors read back, |x - x^| / |x|, x in binary16 */
+    double kept_rate;    /* with watch: vectors on the exact list / coded ones at the end */
+    double layer_error[VQKVC_MAX_LAYERS];  /* with probe: |o - o_ref| / |o_ref| of the attention
+                              output, root of sums of squares over queries >= first_counted */
+    double kernel_error[VQKVC_MAX_LAYERS]; /* with probe: |o - o_plain| / |o - o_ref|, where o_plain
+                             is of the same codec in portable C: what the kernels add */
+    int n_layers;                          /* entries of these; 0 without probe */
+    double seconds;                        /* in this codec's forward passes */
 } vqkvc_measured;
 
 /* Measures n subjects on tokens [n_windows, context]; results [n]. The same figures for any number

@@ -8,16 +8,21 @@
 #include "base/status.h"
 #include "model/cache.h"
 
-/* Makes *probe a cache that answers as `exact` and feeds n_codecs other caches on the way. `exact`
- * and codecs [n_codecs] are borrowed. step: most tokens of one attend. Only queries at positions
- * >= first_counted count. */
+/* Makes *probe a cache that answers as `exact` and feeds n_codecs other caches on the way, and for
+ * each the same codec in portable C, plain. `exact`, codecs [n_codecs] and plain [n_codecs] are
+ * borrowed. step: most tokens of one attend. Only queries at positions >= first_counted count. */
 vqkvc_code vqkvc_probe_make(vqkvc_cache *probe, const vqkvc_cache *exact, const vqkvc_cache *codecs,
-                            int n_codecs, const vqkvc_geometry *g, int n_seq, int step,
-                            int first_counted, vqkvc_err *err);
+                            const vqkvc_cache *plain, int n_codecs, const vqkvc_geometry *g,
+                            int n_seq, int step, int first_counted, vqkvc_err *err);
 
-/* Adds what a probe has seen of one codec in one layer: sums over queries of |o - o_ref|^2 and of
- * |o_ref|^2. Sequences are added in order. */
-void vqkvc_probe_sums(const vqkvc_cache *probe, int codec, int layer, double *error,
-                      double *reference);
+/* What a probe has seen of one codec in one layer: sums over queries of squared lengths. */
+typedef struct vqkvc_probe_sum {
+    double error;     /* |o - o_ref|^2 */
+    double kernels;   /* |o - o_plain|^2: rounding of the kernels, and codes that differ by it */
+    double reference; /* |o_ref|^2 */
+} vqkvc_probe_sum;
+
+/* Adds these to *sum; sequences are added in order. */
+void vqkvc_probe_add(const vqkvc_cache *probe, int codec, int layer, vqkvc_probe_sum *sum);
 
 #endif

@@ -11,7 +11,8 @@
 /* Sinks and the latest tokens are exact in every cache: what a head makes of its nearest tokens
  * must not count (with errors in them too, values of layer 0 seem to matter 50 times more than they
  * do). N_RECENT is the mean of what a window of 32 and blocks of 64 leave exact; positions before
- * FIRST see few tokens that a codec would code. */
+ * FIRST see few tokens that a codec would code: they are run once, exactly, and each probe goes on
+ * from there. FIRST is a multiple of STEP. */
 enum { STEP = 128, FIRST = 128, N_SINK = 4, N_RECENT = 64, STREAM_PROBE = 103 };
 
 /* Variance of an error, as a share of the mean variance of the latents that it goes into. */
@@ -22,14 +23,15 @@ typedef struct noisy {
     vqkvc_cache exact;
     const vqkvc_geometry *g;
     uint64_t seed;
-    int on; /* 0: exact */
+    int on; /* 0: exact, and the first tokens are kept for later runs */
     vqkvc_member member;
     int first, end;           /* latents that get errors */
     const vqkvc_basis *basis; /* of the member */
     double spread;            /* standard deviation of the errors of a latent */
     float *k, *v;             /* [2, n_tokens, head_dim] of the member: exact, with errors */
+    float *first_k, *first_v; /* [n_layers, FIRST, n_kv_heads, head_dim] exact */
     int n_tokens;
-    double *scores; /* [n_tokens] */
+    double *scores; /* [STEP * query heads of a KV head, n_tokens] */
 } noisy;
 
 static void add_error(const noisy *s, int pos, float *x)
@@ -48,13 +50,16 @@ static void add_error(const noisy *s, int pos, float *x)
         x[i] += error[i];
 }
 
-static vqkvc_code noisy_append(void *self, int seq, int layer, int pos, int n, const float *k,
-                               const float *v, vqkvc_err *err)
+static size_t width_of(const noisy *s)
 {
-    noisy *s = self;
-    size_t dim = (size_t)s->g->head_dim, width = (size_t)s->g->n_kv_heads * dim;
-    size_t other = (size_t)s->n_tokens * dim;
-    for (int t = 0; t < n && s->on && layer == s->member.layer; t++) {
+    return (size_t)s->g->n_kv_heads * (size_t)s->g->head_dim;
+}
+
+/* Tokens pos .. pos + n - 1 of the member's layer, k and v [n, n_kv_heads, head_dim]. */
+static void take_tokens(noisy *s, int pos, int n, const float *k, const float *v)
+{
+    size_t dim = (size_t)s->g->head_dim, width = width_of(s), other = (size_t)s->n_tokens * dim;
+    for (int t = 0; t < n; t++) {
         size_t from = (size_t)t * width + (size_t)s->member.head * dim;
         size_t to = (size_t)(pos + t) * dim;
         memcpy(s->k + to, k + from, dim * sizeof *k);
@@ -64,26 +69,42 @@ static vqkvc_code noisy_append(void *self, int seq, int layer, int pos, int n, c
         if (pos + t >= N_SINK)
             add_error(s, pos + t, (s->member.part == VQKVC_PART_K ? s->k : s->v) + other + to);
     }
+}
+
+static vqkvc_code noisy_append(void *self, int seq, int layer, int pos, int n, const float *k,
+                               const float *v, vqkvc_err *err)
+{
+    noisy *s = self;
+    size_t width = width_of(s), to = ((size_t)layer * FIRST + (size_t)pos) * width;
+    if (s->on && layer == s->member.layer)
+        take_tokens(s, pos, n, k, v);
+    if (!s->on && pos < FIRST) {
+        memcpy(s->first_k + to, k, (size_t)n * width * sizeof *k);
+        memcpy(s->first_v + to, v, (size_t)n * width * sizeof *v);
+    }
     return s->exact.append(s->exact.self, seq, layer, pos, n, k, v, err);
 }
 
-/* One query head at position pos. */
-static void attend_noisy(const noisy *s, int pos, const float *q, float *out, float scale)
+/* One query head at position pos. scores: room for [pos + 1]. */
+static void attend_noisy(const noisy *s, int pos, const float *q, float *out, float scale,
+                         double *scores)
 {
     size_t dim = (size_t)s->g->head_dim, other = (size_t)s->n_tokens * dim;
     double most = -INFINITY, sum = 0, mix[VQKVC_MAX_HEAD_DIM] = {0};
     for (int t = 0; t <= pos; t++) {
         const float *k = s->k + (pos - t >= N_RECENT ? other : 0) + (size_t)t * dim;
         float dot = 0;
+#pragma omp simd reduction(+ : dot)
         for (size_t i = 0; i < dim; i++)
             dot += q[i] * k[i];
-        s->scores[t] = (double)(dot * scale);
-        most = fmax(most, s->scores[t]);
+        scores[t] = (double)(dot * scale);
+        most = fmax(most, scores[t]);
     }
     for (int t = 0; t <= pos; t++) {
         const float *v = s->v + (pos - t >= N_RECENT ? other : 0) + (size_t)t * dim;
-        double p = exp(s->scores[t] - most);
+        double p = exp(scores[t] - most);
         sum += p;
+#pragma omp simd
         for (size_t i = 0; i < dim; i++)
             mix[i] += p * (double)v[i];
     }
@@ -96,14 +117,17 @@ static vqkvc_code noisy_attend(void *self, int seq, int layer, int pos, int n, c
 {
     const noisy *s = self;
     const vqkvc_geometry *g = s->g;
-    VQKVC_TRY(s->exact.attend(s->exact.self, seq, layer, pos, n, q, out, scale, err));
     int group = g->n_heads / g->n_kv_heads;
-    for (int t = 0; t < n && s->on && layer == s->member.layer; t++)
-        for (int j = 0; j < group; j++) {
-            int head = s->member.head * group + j;
-            size_t at = (size_t)(t * g->n_heads + head) * (size_t)g->head_dim;
-            attend_noisy(s, pos + t, q + at, out + at, scale);
-        }
+    VQKVC_TRY(s->exact.attend(s->exact.self, seq, layer, pos, n, q, out, scale, err));
+    if (!s->on || layer != s->member.layer)
+        return VQKVC_OK;
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < n * group; i++) {
+        int head = s->member.head * group + i % group;
+        size_t at = (size_t)(i / group * g->n_heads + head) * (size_t)g->head_dim;
+        attend_noisy(s, pos + i / group, q + at, out + at, scale,
+                     s->scores + (size_t)i * (size_t)s->n_tokens);
+    }
     return VQKVC_OK;
 }
 
@@ -113,23 +137,25 @@ typedef struct prober {
     const int32_t *tokens; /* [n] */
     int n, vocab;
     noisy cache;
-    float *exact, *logits; /* [n, vocab] */
-    double *kl;            /* [n] */
+    float *exact, *logits; /* [n - FIRST, vocab] */
+    double *kl;            /* [n - FIRST] */
 } prober;
 
-static vqkvc_code run_window(prober *p, float *logits, vqkvc_err *err)
+/* Tokens from `first` on, 0 or FIRST. */
+static vqkvc_code run_window(prober *p, int first, float *logits, vqkvc_err *err)
 {
     const vqkvc_cache cache = {.self = &p->cache, .append = noisy_append, .attend = noisy_attend};
     int seq[STEP] = {0}, pos[STEP];
     if (vqkvc_interrupted())
         return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted while probing");
-    VQKVC_TRY(p->cache.exact.trim(p->cache.exact.self, 0, 0, err));
-    for (int at = 0; at < p->n; at += STEP) {
+    VQKVC_TRY(p->cache.exact.trim(p->cache.exact.self, 0, first, err));
+    for (int at = first; at < p->n; at += STEP) {
         int n = p->n - at < STEP ? p->n - at : STEP;
         for (int i = 0; i < n; i++)
             pos[i] = at + i;
+        float *to = at < FIRST ? NULL : logits + (size_t)(at - FIRST) * (size_t)p->vocab;
         VQKVC_TRY(vqkvc_forward(p->model, &cache, &(vqkvc_batch){n, p->tokens + at, seq, pos}, NULL,
-                                logits + (size_t)at * (size_t)p->vocab, err));
+                                to, err));
     }
     return VQKVC_OK;
 }
@@ -138,7 +164,7 @@ static vqkvc_code run_window(prober *p, float *logits, vqkvc_err *err)
 static vqkvc_code mean_kl(prober *p, double *mean, vqkvc_err *err)
 {
 #pragma omp parallel for schedule(static)
-    for (int t = FIRST; t < p->n; t++) {
+    for (int t = 0; t < p->n - FIRST; t++) {
         const float *exact = p->exact + (size_t)t * (size_t)p->vocab;
         vqkvc_err mine = {0};
         vqkvc_point ref, point = {0};
@@ -155,7 +181,7 @@ static vqkvc_code mean_kl(prober *p, double *mean, vqkvc_err *err)
         free(prob);
     }
     *mean = 0;
-    for (int t = FIRST; t < p->n; t++)
+    for (int t = 0; t < p->n - FIRST; t++)
         *mean += p->kl[t] / (p->n - FIRST);
     if (err->code == VQKVC_OK && !isfinite(*mean))
         vqkvc_fail(err, VQKVC_E_NUMERIC, "probe of layer %d, head %d: the KL divergence is %g",
@@ -168,6 +194,7 @@ static vqkvc_code probe_head(prober *p, const vqkvc_basis *basis, int groups, do
                              vqkvc_err *err)
 {
     noisy *s = &p->cache;
+    size_t first = (size_t)s->member.layer * FIRST * width_of(s);
     s->basis = basis;
     s->on = 1;
     for (int group = 0; group < groups; group++) {
@@ -179,7 +206,8 @@ static vqkvc_code probe_head(prober *p, const vqkvc_basis *basis, int groups, do
         if (!(variance > 0))
             variance = level * (basis->lambda[0] > 0 ? basis->lambda[0] : 1);
         s->spread = sqrt(variance);
-        VQKVC_TRY(run_window(p, p->logits, err));
+        take_tokens(s, 0, FIRST, s->first_k + first, s->first_v + first);
+        VQKVC_TRY(run_window(p, FIRST, p->logits, err));
         VQKVC_TRY(mean_kl(p, &kl, err));
         at[group] = kl / (variance * (s->end - s->first));
     }
@@ -228,26 +256,32 @@ vqkvc_code vqkvc_sensitivity_measure(vqkvc_model *model, const int32_t *tokens, 
                 .n = n_tokens,
                 .vocab = vqkvc_model_vocab_size(model),
                 .cache = {.g = g, .seed = seed, .n_tokens = n_tokens}};
-    if (n_tokens <= FIRST)
-        return vqkvc_fail(err, VQKVC_E_USAGE, "probes take more than %d tokens, not %d", FIRST,
-                          n_tokens);
-    size_t logits = (size_t)n_tokens * (size_t)p.vocab;
+    if (n_tokens < VQKVC_PROBE_LEAST)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "probes take %d tokens or more, not %d",
+                          VQKVC_PROBE_LEAST, n_tokens);
+    size_t counted = (size_t)(n_tokens - FIRST), logits = counted * (size_t)p.vocab;
     p.exact = vqkvc_alloc(logits, sizeof *p.exact, err);
     p.logits = vqkvc_alloc(logits, sizeof *p.logits, err);
-    p.kl = vqkvc_alloc((size_t)n_tokens, sizeof *p.kl, err);
+    p.kl = vqkvc_alloc(counted, sizeof *p.kl, err);
+    size_t kept = (size_t)g->n_layers * FIRST * width_of(&p.cache);
+    p.cache.first_k = vqkvc_alloc(kept, sizeof *p.cache.first_k, err);
+    p.cache.first_v = vqkvc_alloc(kept, sizeof *p.cache.first_v, err);
     size_t vectors = 2 * (size_t)n_tokens * (size_t)g->head_dim;
     p.cache.k = vqkvc_alloc(vectors, sizeof *p.cache.k, err);
     p.cache.v = vqkvc_alloc(vectors, sizeof *p.cache.v, err);
-    p.cache.scores = vqkvc_alloc((size_t)n_tokens, sizeof *p.cache.scores, err);
+    size_t rows = STEP * (size_t)(g->n_heads / g->n_kv_heads);
+    p.cache.scores = vqkvc_alloc(rows * (size_t)n_tokens, sizeof *p.cache.scores, err);
     if (err->code == VQKVC_OK &&
         vqkvc_cache_exact(&p.cache.exact, g, 1, n_tokens, err) == VQKVC_OK &&
-        run_window(&p, p.exact, err) == VQKVC_OK)
+        run_window(&p, 0, p.exact, err) == VQKVC_OK)
         probe_all(&p, c, m, groups, log, at, err);
     if (p.cache.exact.free != NULL)
         p.cache.exact.free(p.cache.exact.self);
     free(p.exact);
     free(p.logits);
     free(p.kl);
+    free(p.cache.first_k);
+    free(p.cache.first_v);
     free(p.cache.k);
     free(p.cache.v);
     free(p.cache.scores);

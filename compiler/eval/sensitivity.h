@@ -11,9 +11,12 @@
 #include "model/model.h"
 #include "plan/calibration.h"
 
-/* tokens [n_tokens]: one window of text, n_tokens > 128. m: the metrics of un-rotated keys and of
- * values that the figures are per unit of. at out: [2, n_layers, n_kv_heads, groups], see
- * vqkvc_sensitivity. Time: a forward pass over the window a figure; memory: the logits of it twice.
+enum { VQKVC_PROBE_LEAST = 192 /* tokens */ };
+
+/* tokens [n_tokens]: one window of text, VQKVC_PROBE_LEAST at least. m: the metrics of un-rotated
+ * keys and of values that the figures are per unit of. at out: [2, n_layers, n_kv_heads, groups],
+ * see vqkvc_sensitivity. Time: a forward pass over the window a figure; memory: the logits of it
+ * twice.
  */
 vqkvc_code vqkvc_sensitivity_measure(vqkvc_model *model, const int32_t *tokens, int n_tokens,
                                      const vqkvc_capture *c, const vqkvc_metrics *m, uint64_t seed,

@@ -10,6 +10,7 @@ static void vqkvc_shim_config(const struct vqkvc_codec_shape *shape, kv(config) 
     config->n_ctx = shape->n_ctx;
     config->max_batch = shape->max_batch;
     config->isa = (kv(isa))shape->isa;
+    config->n_exact = shape->n_exact;
 }
 
 static const char *vqkvc_shim_status_text(int status)
@@ -47,13 +48,14 @@ static int vqkvc_shim_append(void *cache, int seq, int layer, int n, const float
 }
 
 static int vqkvc_shim_attend(const void *cache, int seq, int layer, int n_q, const float *q,
-                             float *out, float scale, int sliding_window, void *scratch,
-                             size_t scratch_bytes)
+                             float *out, float scale, int sliding_window, int top_tokens,
+                             void *scratch, size_t scratch_bytes)
 {
     static const kv(attention) zero;
     kv(attention) attention = zero;
     attention.scale = scale;
     attention.sliding_window = sliding_window;
+    attention.top_tokens = top_tokens;
     return kv(attend)(cache, seq, layer, n_q, q, out, &attention, scratch, scratch_bytes);
 }
 
@@ -72,6 +74,12 @@ static int vqkvc_shim_read(const void *cache, int seq, int layer, int kv_head, i
 static size_t vqkvc_shim_bytes_used(const void *cache)
 {
     return kv(bytes_used)(cache);
+}
+
+static int vqkvc_shim_exact_used(const void *cache)
+{
+    kv(stats) stats;
+    return kv(get_stats)(cache, &stats) == KV(OK) ? stats.exact_used : -1;
 }
 
 static size_t vqkvc_shim_save_size(const void *cache, int seq)
@@ -99,6 +107,8 @@ const struct vqkvc_codec_table vqkvc_codec_exports = {
     KV(BLOCK),
     KV(N_SINK),
     KV(N_RECENT),
+    KV(LANDMARKS),
+    KV(MAX_ERROR),
     KV(CODEC),
     vqkvc_shim_status_text,
     vqkvc_shim_size,
@@ -110,6 +120,7 @@ const struct vqkvc_codec_table vqkvc_codec_exports = {
     vqkvc_shim_trim,
     vqkvc_shim_read,
     vqkvc_shim_bytes_used,
+    vqkvc_shim_exact_used,
     vqkvc_shim_save_size,
     vqkvc_shim_save,
     vqkvc_shim_load,

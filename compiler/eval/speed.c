@@ -14,6 +14,8 @@ enum {
     DEFAULT_CONTEXT = 16384,
     DEFAULT_REPEATS = 15,
     MIN_REPEATS = 9,
+    PREFILL = 32, /* queries at once */
+    PREFILL_REPEATS = 3,
     BANK = 509,                     /* distinct synthetic tokens; prime, so that layers differ */
     MAX_BATCH = 256,                /* tokens an append */
     READ_BYTES = 256 * 1024 * 1024, /* of the bandwidth loop: far beyond any cache */
@@ -111,11 +113,11 @@ static vqkvc_code allocate(bench *b, vqkvc_err *err)
     } const wanted[] = {
         {&b->caches, (size_t)b->n, sizeof *b->caches},
         {&b->bank, (size_t)BANK * 2 * row, sizeof *b->bank},
-        {&b->q, query, sizeof *b->q},
-        {&b->out, query, sizeof *b->out},
+        {&b->q, PREFILL * query, sizeof *b->q},
+        {&b->out, PREFILL * query, sizeof *b->out},
         {&b->k, half, sizeof *b->k},
         {&b->v, half, sizeof *b->v},
-        {&b->scratch, vqkvc_attend_f16_scratch(group, g->head_dim), sizeof *b->scratch},
+        {&b->scratch, vqkvc_attend_f16_scratch(PREFILL * group, g->head_dim), sizeof *b->scratch},
         {&b->seconds, (size_t)(b->n + 2) * b->o.repeats, sizeof *b->seconds},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
@@ -146,7 +148,7 @@ static void make_data(bench *b)
         int channel = (int)(i % (size_t)g->head_dim);
         b->bank[i] = (float)(vqkvc_rng_normal(&rng) * 2 / sqrt(1 + 0.25 * channel));
     }
-    for (int i = 0; i < g->n_heads * g->head_dim; i++)
+    for (int i = 0; i < PREFILL * g->n_heads * g->head_dim; i++)
         b->q[i] = (float)vqkvc_rng_normal(&rng);
     memset(b->memory, 1, READ_BYTES);
     for (int l = 0; l < g->n_layers; l++)
@@ -186,6 +188,7 @@ static vqkvc_code fill(bench *b, vqkvc_err *err)
         const vqkvc_subject *s = &b->subjects[i];
         VQKVC_TRY(vqkvc_cache_header(&b->caches[i], s->codec, s->name, b->g, 1, b->o.context,
                                      MAX_BATCH, b->o.isa, err));
+        VQKVC_TRY(vqkvc_cache_header_choose(&b->caches[i], s->top_tokens, err));
         for (int at = 0; at < b->o.context; at += MAX_BATCH) {
             int n = b->o.context - at < MAX_BATCH ? b->o.context - at : MAX_BATCH;
             if (vqkvc_interrupted())
@@ -228,6 +231,30 @@ static vqkvc_code time_once(bench *b, int repeat, vqkvc_err *err)
     started = vqkvc_seconds();
     b->read += read_all(b->memory, READ_BYTES / sizeof *b->memory);
     b->seconds[(size_t)(b->n + 1) * b->o.repeats + repeat] = vqkvc_seconds() - started;
+    return VQKVC_OK;
+}
+
+/* Times the latest PREFILL tokens of layer 0; i: the codec, or n for fp16. */
+static vqkvc_code time_prefill(bench *b, int i, vqkvc_timing *t, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = b->g;
+    float scale = 1.0f / sqrtf((float)g->head_dim);
+    int group = g->n_heads / g->n_kv_heads, context = b->o.context;
+    double least = INFINITY;
+    if (context < PREFILL)
+        return VQKVC_OK;
+    for (int r = 0; r < PREFILL_REPEATS; r++) {
+        double started = vqkvc_seconds();
+        if (i < b->n)
+            VQKVC_TRY(b->caches[i].attend(b->caches[i].self, 0, 0, context - PREFILL, PREFILL, b->q,
+                                          b->out, scale, err));
+        for (int h = 0; i == b->n && h < g->n_kv_heads; h++)
+            vqkvc_attend_f16(b->k + (size_t)h * context * g->head_dim,
+                             b->v + (size_t)h * context * g->head_dim, context, PREFILL * group,
+                             g->head_dim, b->q, b->out, scale, b->scratch);
+        least = fmin(least, vqkvc_seconds() - started);
+    }
+    t->prefill_ns = least * 1e9 / ((double)g->n_kv_heads * context * PREFILL);
     return VQKVC_OK;
 }
 
@@ -284,6 +311,8 @@ static vqkvc_code run(bench *b, const double *scan_bits, vqkvc_timing *timings, 
                            .bandwidth = b->read != 0 ? bandwidth : 0,
                            .f16 = timing_of(b, b->n, 16, bandwidth),
                            .f16_isa = vqkvc_attend_f16_isa()};
+    for (int i = 0; i <= b->n; i++)
+        VQKVC_TRY(time_prefill(b, i, i < b->n ? &timings[i] : &speed->f16, err));
     return VQKVC_OK;
 }
 

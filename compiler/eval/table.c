@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_COLUMNS = 16, CELL = 64 };
+enum { N_COLUMNS = 18, CELL = 64 };
 
 /* Titles and, for people, what is in each column. */
 static const struct {
@@ -13,7 +13,7 @@ static const struct {
 } columns[N_COLUMNS] = {
     {"scheme", NULL},
     {"codes", "bits a value: codes alone"},
-    {"stored", "codes, gains and block table"},
+    {"stored", "codes, gains, landmarks, exact list and block table"},
     {"total", "with the exact window and the tables, at this context"},
     {"scan", "bits read for a layer's attention, a value"},
     {"KL", "mean KL(exact || codec), nats"},
@@ -21,6 +21,8 @@ static const struct {
     {"top-1", "share of positions with the same likeliest token"},
     {"worst KL", "of one position"},
     {"factor", "KL over that of the row it is held against"},
+    {"worst x", "error of a key or value read back, a part of its length"},
+    {"exact", "share of coded vectors that are kept exactly for their error"},
     {"vectors", "how attention meets them: on codes, or rebuilt"},
     {"header kB", NULL},
     {"compile s", NULL},
@@ -44,31 +46,36 @@ static void fill_cells(const vqkvc_row *row, char cells[N_COLUMNS][CELL])
         snprintf(cells[7], CELL, "%.2f %%", 100 * m->late.top1);
         snprintf(cells[8], CELL, "%.3g", m->late.worst_kl);
     }
+    if (m != NULL && m->worst_error > 0) {
+        snprintf(cells[10], CELL, "%.3f", m->worst_error);
+        snprintf(cells[11], CELL, "%.2f %%", 100 * m->kept_rate);
+    }
     if (row->cost != NULL) {
         snprintf(cells[1], CELL, "%.3f", row->cost->code_bits);
-        snprintf(cells[2], CELL, "%.3f", row->cost->code_bits + row->cost->gain_bits);
+        snprintf(cells[2], CELL, "%.3f", vqkvc_cost_stored(row->cost));
         snprintf(cells[3], CELL, "%.3f", row->cost->total_bits);
         snprintf(cells[4], CELL, "%.3f", row->cost->scan_bits);
     }
     if (row->factor > 0)
         snprintf(cells[9], CELL, "%.3f", row->factor);
     if (row->vectors != NULL)
-        snprintf(cells[10], CELL, "%s", row->vectors);
+        snprintf(cells[12], CELL, "%s", row->vectors);
     if (row->codec != NULL) {
-        snprintf(cells[11], CELL, "%.0f", (double)row->codec->header_bytes / 1000);
-        snprintf(cells[12], CELL, "%.2f", row->codec->compile_seconds);
+        snprintf(cells[13], CELL, "%.0f", (double)row->codec->header_bytes / 1000);
+        snprintf(cells[14], CELL, "%.2f", row->codec->compile_seconds);
     }
     if (t != NULL) {
-        snprintf(cells[13], CELL, "%.2f", t->ns);
-        snprintf(cells[14], CELL, "%.2f-%.2f", t->ns_min, t->ns_max);
+        snprintf(cells[15], CELL, "%.2f", t->ns);
+        snprintf(cells[16], CELL, "%.2f-%.2f", t->ns_min, t->ns_max);
         if (t->floor_ns > 0)
-            snprintf(cells[15], CELL, "%.2f", t->floor_ns);
+            snprintf(cells[17], CELL, "%.2f", t->floor_ns);
     }
 }
 
-/* A line a scheme: relative error of each layer's attention output, where it was measured. */
-static void put_layer_errors(const vqkvc_row *rows, int n, const char *open, const char *between,
-                             const char *close, vqkvc_buf *out)
+/* A line a scheme: relative error of each layer's attention output, where it was measured; or
+ * (kernels) what the kernels add to it. */
+static void put_layer_errors(const vqkvc_row *rows, int n, int kernels, const char *open,
+                             const char *between, const char *close, vqkvc_buf *out)
 {
     for (int i = 0; i < n; i++) {
         const vqkvc_measured *m = rows[i].measured;
@@ -76,7 +83,8 @@ static void put_layer_errors(const vqkvc_row *rows, int n, const char *open, con
             continue;
         vqkvc_buf_printf(out, "%s%-8s", open, rows[i].scheme);
         for (int l = 0; l < m->n_layers; l++)
-            vqkvc_buf_printf(out, "%s%.4f", between, m->layer_error[l]);
+            vqkvc_buf_printf(out, "%s%.4f", between,
+                             kernels ? m->kernel_error[l] : m->layer_error[l]);
         vqkvc_buf_printf(out, "%s\n", close);
     }
 }
@@ -164,7 +172,10 @@ void vqkvc_table_text(const vqkvc_table_info *info, const vqkvc_row *rows, int n
     if (has_layer_errors(rows, n)) {
         vqkvc_buf_puts(out,
                        "\n|o - o_exact| / |o_exact| of the attention output, layer by layer:\n");
-        put_layer_errors(rows, n, "", "  ", "", out);
+        put_layer_errors(rows, n, 0, "", "  ", "", out);
+        vqkvc_buf_puts(out,
+                       "\nWhat the kernels add to it (against portable C), as a part of it:\n");
+        put_layer_errors(rows, n, 1, "", "  ", "", out);
     }
 }
 
@@ -192,7 +203,10 @@ void vqkvc_table_markdown(const vqkvc_table_info *info, const vqkvc_row *rows, i
             vqkvc_buf_printf(out, "- *%s*: %s\n", columns[c].title, columns[c].words);
     if (has_layer_errors(rows, n)) {
         vqkvc_buf_puts(out, "\nRelative error of the attention output, layer by layer:\n\n");
-        put_layer_errors(rows, n, "- ", " ", "", out);
+        put_layer_errors(rows, n, 0, "- ", " ", "", out);
+        vqkvc_buf_puts(out,
+                       "\nWhat the kernels add to it (against portable C), as a part of it:\n\n");
+        put_layer_errors(rows, n, 1, "- ", " ", "", out);
     }
 }
 
@@ -218,18 +232,23 @@ static json_t *json_fidelity(const vqkvc_fidelity *f)
 
 static json_t *json_measured(const vqkvc_measured *m)
 {
-    json_t *errors = json_array();
-    for (int l = 0; l < m->n_layers; l++)
+    json_t *errors = json_array(), *kernels = json_array();
+    for (int l = 0; l < m->n_layers; l++) {
         json_array_append_new(errors, json_real(m->layer_error[l]));
-    return json_pack("{s:o, s:o, s:o, s:f, s:f, s:f}", "late", json_fidelity(&m->late), "all",
-                     json_fidelity(&m->all), "layer_error", errors, "stored_bits", m->stored_bits,
-                     "used_bits", m->used_bits, "forward_seconds", m->seconds);
+        json_array_append_new(kernels, json_real(m->kernel_error[l]));
+    }
+    return json_pack("{s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:f}", "late",
+                     json_fidelity(&m->late), "all", json_fidelity(&m->all), "layer_error", errors,
+                     "kernel_error", kernels, "stored_bits", m->stored_bits, "used_bits",
+                     m->used_bits, "forward_seconds", m->seconds, "worst_error", m->worst_error,
+                     "kept_rate", m->kept_rate);
 }
 
 static json_t *json_cost(const vqkvc_cost *c)
 {
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:i}", "code_bits", c->code_bits,
-                     "gain_bits", c->gain_bits, "scan_bits", c->scan_bits, "window_bits",
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:i}", "code_bits",
+                     c->code_bits, "gain_bits", c->gain_bits, "landmark_bits", c->landmark_bits,
+                     "kept_bits", c->kept_bits, "scan_bits", c->scan_bits, "window_bits",
                      c->window_bits, "table_bits", c->table_bits, "total_bits", c->total_bits,
                      "table_bytes", (json_int_t)c->table_bytes, "context", c->context);
 }

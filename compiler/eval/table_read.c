@@ -37,6 +37,8 @@ vqkvc_code vqkvc_table_read(const char *json, vqkvc_measured *measured, vqkvc_er
                                  .all = read_fidelity(json_object_get(f, "all"), &bad),
                                  .stored_bits = number(f, "stored_bits", &bad),
                                  .used_bits = number(f, "used_bits", &bad),
+                                 .worst_error = number(f, "worst_error", &bad),
+                                 .kept_rate = number(f, "kept_rate", &bad),
                                  .seconds = number(f, "forward_seconds", &bad)};
     json_decref(all);
     if (bad)

@@ -194,15 +194,20 @@ void vqkvc_layout_distortions(const vqkvc_layout *layout, int d, const double *l
         distortion[i] = lambda[i];
 }
 
-enum { LOOK_AHEAD = 8 /* nibbles */ };
+/* Nibbles past the first that change anything. A stream's curve begins flat, for as long as its
+ * gain, its means and its first group of channels take, tables included: that can be many more than
+ * these, and a look that ended in there would never begin the stream. */
+enum { LOOK_AHEAD = 8 };
 
 /* The steepest mean fall of a curve from j on, and over how many nibbles. */
 static double steepest(const double *curve, int j, int n_max, long room, int *step)
 {
     double best = -1;
+    int seen = 0;
     *step = 0;
-    for (int k = 1; k <= LOOK_AHEAD && j + k <= n_max && k <= room; k++) {
+    for (int k = 1; seen < LOOK_AHEAD && j + k <= n_max && k <= room; k++) {
         double fall = (curve[j] - curve[j + k]) / k;
+        seen += fall > 0;
         if (fall > best) {
             best = fall;
             *step = k;
@@ -220,9 +225,9 @@ vqkvc_code vqkvc_allocate_shares(int n, int n_max, const double *const *curves, 
     for (int i = 0; i < n; i++)
         left -= share[i];
     for (int which = -1; left > 0 && err->code == VQKVC_OK;) {
-        /* Only the stream that moved has another fall, until what is left limits all of them. */
+        /* Only the stream that moved has another fall, and those whose step no longer fits. */
         for (int i = 0; i < n; i++)
-            if (which < 0 || i == which || left < LOOK_AHEAD)
+            if (which < 0 || i == which || step[i] > left)
                 fall[i] = steepest(curves[i], share[i], n_max, left, &step[i]);
         which = -1;
         for (int i = 0; i < n; i++)

@@ -35,7 +35,8 @@ void vqkvc_layout_distortions(const vqkvc_layout *layout, int d, const double *l
                               double *distortion);
 
 /* Shares `total` nibbles among n curves [n][n_max + 1] so that the sum of errors is least: always
- * to the curve that falls steepest over the next few. share [n] holds the least of each on entry.
+ * to the curve that falls steepest over the next few, where it is flat at first over the few behind
+ * that. share [n] holds the least of each on entry.
  */
 vqkvc_code vqkvc_allocate_shares(int n, int n_max, const double *const *curves, long total,
                                  int *share, vqkvc_err *err);

@@ -26,7 +26,7 @@ static vqkvc_anchor_params with_defaults(const vqkvc_anchor_params *given)
     return p;
 }
 
-static vqkvc_code check(const vqkvc_capture *c, const vqkvc_anchor_params *p, vqkvc_err *err)
+static vqkvc_code check_values(const vqkvc_anchor_params *p, vqkvc_err *err)
 {
     if (p->every < 1 || p->every > MAX_EVERY)
         return vqkvc_fail(err, VQKVC_E_USAGE, "anchor: every %d layers: wanted 1 to %d", p->every,
@@ -35,6 +35,18 @@ static vqkvc_code check(const vqkvc_capture *c, const vqkvc_anchor_params *p, vq
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "anchor: %d bits a value, %d of anchors: wanted 2, 3 or 4", p->bits,
                           p->anchor_bits);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_anchor_check(const vqkvc_anchor_params *params, vqkvc_err *err)
+{
+    vqkvc_anchor_params p = with_defaults(params);
+    return check_values(&p, err);
+}
+
+static vqkvc_code check(const vqkvc_capture *c, const vqkvc_anchor_params *p, vqkvc_err *err)
+{
+    VQKVC_TRY(check_values(p, err));
     if (c->n_sample < MIN_SAMPLES)
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "%d sampled tokens are too few to fit predictors (wanted %d or more)",
@@ -170,8 +182,8 @@ static vqkvc_code fill_shared(const work *w, const shared *s, vqkvc_err *err)
     int found = 0;
     char *bytes = vqkvc_arena_alloc(&arena, n_mean + n_dec, 1, err);
     const char *recipe =
-        vqkvc_arena_printf(&arena, err, "anchor v1 stream='%s' n=%d %s from=%s", stream->name,
-                           w->n_fit, w->store.settings, w->store.parent.hex);
+        vqkvc_arena_printf(&arena, err, VQKVC_FIT_VERSION " anchor stream='%s' n=%d %s from=%s",
+                           stream->name, w->n_fit, w->store.settings, w->store.parent.hex);
     fill_anchor(w, s);
     if (err->code == VQKVC_OK && vqkvc_fit_find(&w->store, "predictor", recipe, n_mean + n_dec,
                                                 bytes, &found, err) == VQKVC_OK) {
@@ -327,10 +339,12 @@ vqkvc_code vqkvc_plan_anchor(vqkvc_plan *plan, const vqkvc_capture *capture,
     plan->block = p.window.block;
     plan->calibration = *parent;
     snprintf(plan->scheme, sizeof plan->scheme, "anchor%d", p.bits);
-    work w = {.plan = plan,
-              .capture = capture,
-              .params = &p,
-              .store = {.db = db, .model = capture->geometry.weights_hash, .parent = *parent}};
+    work w = {
+        .plan = plan,
+        .capture = capture,
+        .params = &p,
+        .store = {
+            .db = db, .model = capture->geometry.weights_hash, .parent = *parent, .log = log}};
     if (begin(&w, &arena, err) == VQKVC_OK && build(&w, log, err) == VQKVC_OK)
         vqkvc_plan_validate(plan, err);
     vqkvc_arena_free(&arena);

@@ -39,6 +39,9 @@ typedef struct vqkvc_anchor_params {
                                 predictors were not fitted to */
 } vqkvc_anchor_params;
 
+/* Refuses what vqkvc_plan_anchor() would, as far as it can be told before a capture. */
+vqkvc_code vqkvc_anchor_check(const vqkvc_anchor_params *params, vqkvc_err *err);
+
 /* Fits and freezes a plan from a capture; *plan is overwritten, and empty after a failure. Fitted
  * streams are looked up in and put into db (may be NULL). parent: the recipe hash of the capture.
  */

@@ -20,7 +20,7 @@ static vqkvc_aqua_params with_defaults(const vqkvc_aqua_params *given)
     return p;
 }
 
-static vqkvc_code check(const vqkvc_capture *c, const vqkvc_aqua_params *p, vqkvc_err *err)
+static vqkvc_code check_values(const vqkvc_aqua_params *p, vqkvc_err *err)
 {
     if (p->bits < 2 || p->bits > 4)
         return vqkvc_fail(err, VQKVC_E_USAGE, "aqua: %d bits a value: wanted 2, 3 or 4", p->bits);
@@ -32,6 +32,21 @@ static vqkvc_code check(const vqkvc_capture *c, const vqkvc_aqua_params *p, vqkv
     if (p->rank < 0 || (p->rank > 0 && p->per_head))
         return vqkvc_fail(err, VQKVC_E_USAGE, "aqua: rank is %d%s", p->rank,
                           p->per_head ? ", but predictors by head are full" : "");
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_aqua_check(const vqkvc_aqua_params *params, const vqkvc_geometry *g,
+                            vqkvc_err *err)
+{
+    vqkvc_aqua_params p = with_defaults(params);
+    int heads;
+    VQKVC_TRY(check_values(&p, err));
+    return g != NULL ? vqkvc_higgs_heads(g, p.grid, &heads, err) : VQKVC_OK;
+}
+
+static vqkvc_code check(const vqkvc_capture *c, const vqkvc_aqua_params *p, vqkvc_err *err)
+{
+    VQKVC_TRY(check_values(p, err));
     if (c->n_sample < MIN_SAMPLES)
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "%d sampled tokens are too few to fit predictors (wanted %d or more)",
@@ -205,6 +220,7 @@ vqkvc_code vqkvc_plan_aqua(vqkvc_plan *plan, const vqkvc_capture *capture,
         .store = {.db = db,
                   .model = capture->geometry.weights_hash,
                   .parent = *parent,
+                  .log = log,
                   .settings = vqkvc_arena_printf(&arena, err, "scheme=aqua grid=%dx%d first=2x%d",
                                                  p.grid, p.grid * p.bits, 2 * FIRST_BITS)}};
     if (c.store.settings != NULL && chain_init(&c, err) == VQKVC_OK && build(&c, err) == VQKVC_OK)

@@ -40,6 +40,11 @@ typedef struct vqkvc_aqua_params {
                                 predictors were not fitted to */
 } vqkvc_aqua_params;
 
+/* Refuses what vqkvc_plan_aqua() would, as far as it can be told before a capture; g NULL: the
+ * model is not known yet either. */
+vqkvc_code vqkvc_aqua_check(const vqkvc_aqua_params *params, const vqkvc_geometry *g,
+                            vqkvc_err *err);
+
 /* Fits and freezes a plan from a capture; *plan is overwritten, and empty after a failure. Fitted
  * predictors are looked up in and put into db (may be NULL). parent: the recipe hash of the
  * capture. */

@@ -154,10 +154,23 @@ static vqkvc_code fit_scope(scope_fit *f, const vqkvc_metrics *metrics, vqkvc_er
     return err->code;
 }
 
+vqkvc_code vqkvc_auto_check(const vqkvc_auto_params *p, const vqkvc_geometry *g, vqkvc_err *err)
+{
+    int most = VQKVC_MOST_JOINED / g->head_dim;
+    int layers = p->layers_shared < g->n_layers ? p->layers_shared : g->n_layers;
+    if (p->bits != 0 && (p->bits < 0.05 || p->bits > 8))
+        return vqkvc_fail(err, VQKVC_E_USAGE, "%g bits a value: wanted 0.05 to 8", p->bits);
+    if (layers > most)
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "%d layers cannot share a stream: it has at most %d channels, so %d "
+                          "layers with heads of %d",
+                          layers, VQKVC_MOST_JOINED, most, g->head_dim);
+    return VQKVC_OK;
+}
+
 static vqkvc_code check(const vqkvc_capture *c, const vqkvc_auto_params *p, vqkvc_err *err)
 {
-    if (p->bits < 0.05 || p->bits > 8)
-        return vqkvc_fail(err, VQKVC_E_USAGE, "%g bits a value: wanted 0.05 to 8", p->bits);
+    VQKVC_TRY(vqkvc_auto_check(p, &c->geometry, err));
     if (c->n_sample < 256)
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "%d sampled tokens are too few to fit codebooks (wanted 256 or more)",
@@ -197,7 +210,8 @@ vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
     vqkvc_fit_store store = {.db = db,
                              .model = capture->geometry.weights_hash,
                              .parent = *parent,
-                             .settings = settings_text(&p, &arena, err)};
+                             .settings = settings_text(&p, &arena, err),
+                             .log = log};
     if (err->code == VQKVC_OK && make_metrics(capture, &p, &arena, &metrics, err) == VQKVC_OK &&
         vqkvc_search(capture, &p, &metrics, &arena, log, &design, err) == VQKVC_OK) {
         vqkvc_say(log, 1,

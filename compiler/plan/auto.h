@@ -11,9 +11,9 @@
 #include "plan/plan.h"
 
 typedef struct vqkvc_auto_params {
-    double bits;        /* a value: codes and gains together; 0: 2 */
-    double max_scan;    /* bits a value that attention may read; 0: 5.5; negative: no limit */
-    int layers_shared;  /* layers that share a stream; 0: chosen; 1: none */
+    double bits;       /* a value: codes and gains together; 0: 2 */
+    double max_scan;   /* bits a value that attention may read; 0: 5.5; negative: no limit */
+    int layers_shared; /* layers that share a stream, at most 1024 / head_dim; 0: chosen; 1: none */
     int separate_heads; /* no stream over several heads */
     int no_gain;        /* no gains */
     int no_metric;      /* errors count alike in all channels of a head */
@@ -25,9 +25,14 @@ typedef struct vqkvc_auto_params {
     vqkvc_hash probes;                    /* recipe hash of the sensitivities */
 } vqkvc_auto_params;
 
+/* Refuses with VQKVC_E_USAGE, before any capture, what no capture of this geometry can give. */
+vqkvc_code vqkvc_auto_check(const vqkvc_auto_params *params, const vqkvc_geometry *g,
+                            vqkvc_err *err);
+
 /* Fits and freezes a plan from a capture. Fitted streams are looked up in and put into db (may be
  * NULL) under recipes that begin with capture_recipe, so that a build that was interrupted goes on
- * where it was. parent: the recipe hash of the capture. */
+ * where it was. parent: the recipe hash of the capture. Fails with VQKVC_E_INFEASIBLE if no plan
+ * keeps bits and max_scan. */
 vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
                            const vqkvc_auto_params *params, kvdb *db, const vqkvc_hash *parent,
                            const vqkvc_log *log, vqkvc_err *err);

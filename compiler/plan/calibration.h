@@ -7,6 +7,10 @@
 #include "fit/fit.h"
 #include "plan/plan.h"
 
+/* Ridge of bases and spectra in a metric, as a share of its mean eigenvalue. The search predicts
+ * what the fit then does and probes weigh the latents that both see: all three take the same. */
+#define VQKVC_METRIC_RIDGE 1e-3
+
 /* The sampled vectors of n_members heads of one part, joined: x [n_sample, n_members * head_dim].
  * Keys are put into the frame: BLOCK turns each by a seeded offset in [0, block), POST by its
  * position; every key carries rope_mscale as the cache will see it. */

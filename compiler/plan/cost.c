@@ -87,6 +87,27 @@ static double chain_bits(const vqkvc_plan *plan, const uint8_t *needed, int laye
     return bits;
 }
 
+/* Bits a token that all layers read of their own streams: each head reads its streams by itself,
+ * but a layer whose vectors are rebuilt is rebuilt once for all its heads. Members are ordered by
+ * layer. */
+static double own_bits(const vqkvc_plan *plan)
+{
+    double bits = 0;
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        int readers = 0, rebuilt = 0;
+        for (int m = 0; m < s->n_members; m++) {
+            const vqkvc_member *member = &s->members[m];
+            int first = m == 0 || member->layer != s->members[m - 1].layer;
+            if (first)
+                rebuilt = vqkvc_plan_rebuilds(plan, member->part, member->layer);
+            readers += first || !rebuilt;
+        }
+        bits += (vqkvc_stream_code_bits(s) + vqkvc_stream_gain_bits(s)) * readers;
+    }
+    return bits;
+}
+
 static double all_chain_bits(const vqkvc_plan *plan)
 {
     int at[MAX_TARGETS];
@@ -103,6 +124,38 @@ static double all_chain_bits(const vqkvc_plan *plan)
 
 /* ---- the plan ---- */
 
+/* Of a vector on the exact list its link; of each head and block what its chain begins with. */
+enum { LINK_BITS = 64, CHAIN_BITS = 32 };
+
+double vqkvc_cost_stored(const vqkvc_cost *cost)
+{
+    return cost->code_bits + cost->gain_bits + cost->landmark_bits + cost->kept_bits;
+}
+
+/* Values of the tables that the emitter makes from the plan: the gains of every stream whose gains
+ * have 8 bits, the codewords of uniform codes by their bits (a byte is its own codeword). */
+static size_t derived_values(const vqkvc_plan *plan)
+{
+    size_t n = 0;
+    unsigned linear = 0; /* bit b: uniform codes of b bits occur */
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        n += s->gain != VQKVC_GAIN_NONE && s->gain_bits == 8 ? 256 : 0;
+        for (int r = 0; r < s->n_runs; r++)
+            if (s->runs[r].coder == VQKVC_CODER_UNI && s->runs[r].bits < 8)
+                linear |= 1u << s->runs[r].bits;
+    }
+    return n + linear; /* 2^b codewords of b bits */
+}
+
+static size_t table_bytes(const vqkvc_plan *plan)
+{
+    size_t n = derived_values(plan);
+    for (int i = 0; i < plan->n_tables; i++)
+        n += (size_t)plan->tables[i].rows * (size_t)plan->tables[i].cols;
+    return n * sizeof(uint16_t);
+}
+
 void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost)
 {
     const vqkvc_geometry *g = &plan->geometry;
@@ -113,16 +166,20 @@ void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost)
         double code = vqkvc_stream_code_bits(s), gain = vqkvc_stream_gain_bits(s);
         cost->code_bits += code / values;
         cost->gain_bits += gain / values;
-        cost->scan_bits += (code + gain) * s->n_members / values;
     }
-    cost->scan_bits += all_chain_bits(plan) / values;
-    for (int i = 0; i < plan->n_tables; i++)
-        cost->table_bytes += (size_t)plan->tables[i].rows * plan->tables[i].cols * sizeof(uint16_t);
+    cost->scan_bits = (own_bits(plan) + all_chain_bits(plan)) / values;
+    cost->table_bytes = table_bytes(plan);
     /* A token leaves the window with its whole block: half a block more on average. */
     double exact = plan->n_sink + plan->n_recent + (plan->block - 1) / 2.0;
     if (exact > context)
         exact = context;
-    cost->window_bits = exact * (16 - cost->code_bits - cost->gain_bits) / context;
+    if (plan->landmarks > 0) /* of keys alone: half of the values */
+        cost->landmark_bits = (g->head_dim * 8 + 24) / (2.0 * g->head_dim * plan->landmarks);
+    if (plan->max_error > 0)
+        cost->kept_bits = plan->kept_rate * (16 + LINK_BITS / (double)g->head_dim) +
+                          CHAIN_BITS / ((double)g->head_dim * plan->block);
+    double coded = vqkvc_cost_stored(cost);
+    cost->window_bits = exact * (16 - coded) / context;
     cost->table_bits = (double)cost->table_bytes * 8 / (context * values);
-    cost->total_bits = cost->code_bits + cost->gain_bits + cost->window_bits + cost->table_bits;
+    cost->total_bits = coded + cost->window_bits + cost->table_bits;
 }

@@ -8,8 +8,7 @@
 #include "base/matrix.h"
 #include "fit/fit.h"
 #include "plan/allocate.h"
-
-static const double metric_ridge = 1e-3;
+#include "plan/calibration.h"
 
 /* What a basis artifact holds: int32 n_in, then these arrays. */
 typedef struct basis_part {
@@ -46,7 +45,7 @@ static vqkvc_code fit_basis(basis_part *b, int n, int n_in, int dim, const float
             for (int j = i / dim * dim; j < (i / dim + 1) * dim; j++)
                 full[(size_t)i * d + (size_t)j] = metric[i / dim][i % dim * dim + j % dim];
         if (vqkvc_fit_moments(n, n_in, x, d, NULL, mean, cov, err) == VQKVC_OK &&
-            vqkvc_fit_basis(n_in, n_in, cov, full, metric_ridge, &basis, err) == VQKVC_OK) {
+            vqkvc_fit_basis(n_in, n_in, cov, full, VQKVC_METRIC_RIDGE, &basis, err) == VQKVC_OK) {
             /* The metric's unit is arbitrary: scale so that the strongest latent has variance 1 and
              * all tables suit binary16. */
             double unit = basis.lambda[0] > 0 ? 1 / sqrt(basis.lambda[0]) : 1;
@@ -76,11 +75,17 @@ vqkvc_code vqkvc_fit_find(const vqkvc_fit_store *store, const char *kind, const 
     if (store->db == NULL)
         return VQKVC_OK;
     vqkvc_buf buf = {0};
-    if (kvdb_find_artifact(store->db, kind, recipe, &arena, &a, found, err) == VQKVC_OK && *found &&
-        kvdb_get_blob(store->db, &a.content, &buf, err) == VQKVC_OK) {
-        *found = buf.len == bytes;
+    vqkvc_err damage = {0};
+    if (kvdb_find_artifact(store->db, kind, recipe, &arena, &a, found, err) == VQKVC_OK && *found) {
+        if (kvdb_get_blob(store->db, &a.content, &buf, &damage) == VQKVC_OK && buf.len != bytes)
+            vqkvc_fail(&damage, VQKVC_E_FORMAT, "it has %zu bytes, not %zu", buf.len, bytes);
+        *found = damage.code == VQKVC_OK;
         if (*found)
             memcpy(dst, buf.data, bytes);
+        else if (damage.code == VQKVC_E_STORE || damage.code == VQKVC_E_FORMAT)
+            vqkvc_say(store->log, -1, "the stored %s is made again: %s", kind, damage.msg);
+        else
+            vqkvc_fail(err, damage.code, "%s", damage.msg);
     }
     free(buf.data);
     vqkvc_arena_free(&arena);
@@ -344,15 +349,18 @@ vqkvc_code vqkvc_fit_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec, int
     vqkvc_layout layout;
     void *bytes = vqkvc_arena_alloc(&arena, basis_bytes(n_in), 1, err);
     const char *recipe = vqkvc_arena_printf(
-        &arena, err, "basis v1 stream='%s' %s residual=%s from=%s", spec->name, store->settings,
-        spec->residual.hex[0] != '\0' ? spec->residual.hex : "none", store->parent.hex);
+        &arena, err, VQKVC_FIT_VERSION " basis stream='%s' %s residual=%s from=%s", spec->name,
+        store->settings, spec->residual.hex[0] != '\0' ? spec->residual.hex : "none",
+        store->parent.hex);
     if (err->code == VQKVC_OK &&
         basis_of(spec, dim, n, x, metric, store, recipe, bytes, err) == VQKVC_OK) {
         basis_part b;
         basis_point(&b, bytes, n_in);
         vqkvc_hash parent = kvdb_recipe_hash("basis", recipe);
         const char *books = vqkvc_arena_printf(
-            &arena, err, "codebook v1 stream='%s' nibbles=%d tables=%d gain=%d seed=%llu from=%s",
+            &arena, err,
+            VQKVC_FIT_VERSION
+            " codebook stream='%s' nibbles=%d tables=%d gain=%d seed=%llu from=%s",
             spec->name, spec->n_nibbles, spec->tables_at, spec->gain_bits, (unsigned long long)seed,
             parent.hex);
         vqkvc_stream *s = NULL;

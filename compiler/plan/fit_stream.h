@@ -3,8 +3,14 @@
 #ifndef VQKVC_PLAN_FIT_STREAM_H
 #define VQKVC_PLAN_FIT_STREAM_H
 
+#include "base/log.h"
 #include "calib_db/kvdb.h"
 #include "plan/plan.h"
+
+/* What the recipes of all fitted parts begin with. To be raised with any change that makes other
+ * bytes from the same samples and parameters, anywhere in fit/ or plan/: what stores hold of an
+ * earlier version is then fitted again, not taken for the new. */
+#define VQKVC_FIT_VERSION "fit v2"
 
 /* Where fitted parts are kept, and what they were made from. db may be NULL. */
 typedef struct vqkvc_fit_store {
@@ -12,9 +18,11 @@ typedef struct vqkvc_fit_store {
     vqkvc_hash model;
     vqkvc_hash parent;    /* recipe hash of the capture */
     const char *settings; /* what the samples depend on: goes into every recipe */
+    const vqkvc_log *log;
 } vqkvc_fit_store;
 
-/* Looks an artifact up; *found. The bytes must have the size that the recipe implies. */
+/* Looks an artifact up; *found. One that is damaged, or not of the size that the recipe implies, is
+ * said on the log and not found: making it again mends the store. */
 vqkvc_code vqkvc_fit_find(const vqkvc_fit_store *store, const char *kind, const char *recipe,
                           size_t bytes, void *dst, int *found, vqkvc_err *err);
 /* Keeps one, with its error in the words of `measure`. */

@@ -177,7 +177,8 @@ static vqkvc_code levels_of(const kvquant *q, vqkvc_plan *plan, vqkvc_part part,
     double error;
     int found;
     snprintf(recipe, sizeof recipe,
-             "kvquant levels v1 part=%s layer=%d bits=%d outliers=%d seed=%llu from=%s",
+             VQKVC_FIT_VERSION
+             " kvquant levels part=%s layer=%d bits=%d outliers=%d seed=%llu from=%s",
              vqkvc_part_word((int)part), layer, q->bits, q->outliers, (unsigned long long)q->seed,
              q->store->parent.hex);
     VQKVC_TRY(vqkvc_fit_find(q->store, "codebook", recipe, bytes, book->f16, &found, err));
@@ -273,7 +274,8 @@ vqkvc_code vqkvc_plan_kvquant(vqkvc_plan *plan, const vqkvc_capture *capture,
                               const vqkvc_hash *parent, const vqkvc_log *log, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &capture->geometry;
-    vqkvc_fit_store store = {.db = db, .model = g->weights_hash, .parent = *parent, .settings = ""};
+    vqkvc_fit_store store = {
+        .db = db, .model = g->weights_hash, .parent = *parent, .settings = "", .log = log};
     kvquant q = {.capture = capture,
                  .store = &store,
                  .bits = params->bits > 0 ? params->bits : 2,

@@ -27,7 +27,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 
-enum { VQKVC_PLAN_VERSION = 2 };
+enum { VQKVC_PLAN_VERSION = 3 };
 
 /* Bounds of plans that are valid: stages of a run; candidates of a beam, and the width of groups
  * that are coded with one. */
@@ -154,6 +154,15 @@ typedef struct vqkvc_plan {
     int n_sink;   /* first tokens, exact in fp16 for ever */
     int n_recent; /* the latest tokens that are exact at least */
     int block;    /* tokens a block: encoded together */
+    /* With landmarks a block has, for each layer, KV head and chunk of so many of its tokens, the
+     * mean of the keys in their rotation (8 bits a channel, a binary16 scale) and, in 8 bits, the
+     * least cosine of a key to it: attention may then be asked for the best chunks only
+     * (ShadowKV). 0: none; else 8, 16 or 32. */
+    int landmarks;
+    /* A vector x of one head and token whose reconstruction x^ is farther off than max_error |x|,
+     * in binary16 as it came, is kept in binary16 instead. 0: none is. */
+    float max_error;
+    double kept_rate; /* the part of all vectors that calibration expects this for */
     int n_streams;
     vqkvc_stream *streams; /* in coding order */
     int n_predictions;
@@ -211,14 +220,21 @@ typedef struct vqkvc_cost {
     double code_bits;   /* a value: codes alone */
     double gain_bits;   /* a value: gains, ranges, shifts and outliers */
     double scan_bits;   /* bits read per cached token for a layer's K and V, a value: shared streams
-                           count for every layer, joint streams for every head, and what a
-                           layer is predicted from for that layer */
+                           count for every layer, joint streams for every head, or once where the
+                           layer's vectors are rebuilt, and what a layer is predicted from for
+                           that layer */
     double window_bits; /* a value, at the context: what exact tokens take beyond their codes */
-    double table_bits;  /* a value, at the context: constant tables */
-    double total_bits;  /* code + gain + window + tables */
+    double landmark_bits; /* a value: landmarks */
+    double kept_bits; /* a value: vectors kept exactly, at the expected rate, and what finds them */
+    double table_bits; /* a value, at the context: constant tables, with those that the emitter
+                          makes from gains and uniform codes */
+    double total_bits; /* code + gain + landmarks + kept + window + tables */
     size_t table_bytes;
     int context; /* tokens that window_bits and table_bits are amortised over */
 } vqkvc_cost;
+
+/* Code, gain, landmark and kept bits: what a coded token takes for ever. */
+double vqkvc_cost_stored(const vqkvc_cost *cost);
 
 /* context > 0 */
 void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost);
@@ -274,8 +290,8 @@ typedef struct vqkvc_window {
     int n_sink, n_recent, block; /* negative or 0: the scheme's default */
 } vqkvc_window;
 
-/* Schemes without calibration: "f16", "q8_0", "q4_0", "higgs2", "higgs3", "higgs4". *plan is
- * overwritten; after a failure it is empty. */
+/* Schemes without calibration, by name ("f16", "q8_0", "kivi2", ...: presets.c has the list). *plan
+ * is overwritten; after a failure it is empty. */
 vqkvc_code vqkvc_plan_preset(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
                              const vqkvc_window *window, vqkvc_err *err);
 

@@ -8,6 +8,7 @@
 #include "base/half.h"
 #include "base/matrix.h"
 #include "fit/fit.h"
+#include "plan/stream.h"
 
 const double vqkvc_predict_ridge = 1e-3;
 
@@ -207,7 +208,8 @@ vqkvc_code vqkvc_fit_prediction(vqkvc_plan *plan, const vqkvc_prediction *shape,
     p->per_head = shape->per_head;
     memcpy(p->sources, shape->sources, sizeof p->sources);
     const char *recipe = vqkvc_arena_printf(
-        &arena, err, "predictor v1 target='%s' sources=%d rank=%d per_head=%d n=%d %s from=%s",
+        &arena, err,
+        VQKVC_FIT_VERSION " predictor target='%s' sources=%d rank=%d per_head=%d n=%d %s from=%s",
         target, p->n_sources, rank, p->per_head, n, store->settings, store->parent.hex);
     if (recipe != NULL && add_tables(plan, p, rank, target, err) == VQKVC_OK &&
         fill_tables(plan, p, recipe, n, x, y, store, err) == VQKVC_OK) {
@@ -221,15 +223,6 @@ vqkvc_code vqkvc_fit_prediction(vqkvc_plan *plan, const vqkvc_prediction *shape,
 }
 
 /* ---- applying ---- */
-
-static float *widen(const vqkvc_table *t, vqkvc_err *err)
-{
-    size_t n = (size_t)t->rows * (size_t)t->cols;
-    float *values = vqkvc_alloc(n, sizeof *values, err);
-    for (size_t i = 0; values != NULL && i < n; i++)
-        values[i] = vqkvc_f16_to_f32(t->f16[i]);
-    return values;
-}
 
 /* y [n, d] = x map by heads; one: [n, head_dim], scratch. */
 static void apply_heads(const vqkvc_geometry *g, int n_sources, int n, const float *x,
@@ -252,19 +245,18 @@ static void apply_heads(const vqkvc_geometry *g, int n_sources, int n, const flo
 vqkvc_code vqkvc_predict_apply(const vqkvc_plan *plan, const vqkvc_prediction *p, int n,
                                const float *x, float *y_hat, vqkvc_err *err)
 {
-    const vqkvc_table *out = p->out < 0 ? NULL : &plan->tables[p->out];
     int d = joined_width(&plan->geometry), dx = p->n_sources * d;
     size_t width = (size_t)plan->tables[p->map].cols;
-    float *map = widen(&plan->tables[p->map], err), *bias = widen(&plan->tables[p->bias], err);
-    float *outwards = out == NULL ? NULL : widen(out, err);
+    float *map = vqkvc_table_f32(plan, p->map, err), *bias = vqkvc_table_f32(plan, p->bias, err);
+    float *outwards = p->out < 0 ? NULL : vqkvc_table_f32(plan, p->out, err);
     float *inner = vqkvc_alloc((size_t)n * width, sizeof *inner, err);
     if (err->code == VQKVC_OK) {
         if (p->per_head)
             apply_heads(&plan->geometry, p->n_sources, n, x, map, inner, y_hat);
         else
-            vqkvc_sgemm_nn(n, (int)width, dx, x, (size_t)dx, map, width,
-                           out == NULL ? y_hat : inner, width);
-        if (out != NULL)
+            vqkvc_sgemm_nn(n, (int)width, dx, x, (size_t)dx, map, width, p->out < 0 ? y_hat : inner,
+                           width);
+        if (p->out >= 0)
             vqkvc_sgemm_nn(n, d, (int)width, inner, width, outwards, (size_t)d, y_hat, (size_t)d);
         for (int i = 0; i < n; i++)
             for (int j = 0; j < d; j++)

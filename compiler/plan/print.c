@@ -159,6 +159,14 @@ static void put_head(vqkvc_buf *out, const vqkvc_plan *plan)
                      "%.3f, tables %.3f (%zu bytes); scan %.3f\n",
                      cost.total_bits, cost.context, cost.code_bits, cost.gain_bits,
                      cost.window_bits, cost.table_bits, cost.table_bytes, cost.scan_bits);
+    if (plan->landmarks > 0)
+        vqkvc_buf_printf(out, "landmarks one for %d tokens: %.3f bits a value\n", plan->landmarks,
+                         cost.landmark_bits);
+    if (plan->max_error > 0)
+        vqkvc_buf_printf(out,
+                         "bound     every vector within %g of its length; %.3f %% kept exactly: "
+                         "%.3f bits a value\n",
+                         (double)plan->max_error, 100 * plan->kept_rate, cost.kept_bits);
 }
 
 void vqkvc_plan_print(const vqkvc_plan *plan, vqkvc_buf *out)
@@ -358,6 +366,9 @@ static json_t *plan_json(const vqkvc_plan *plan)
     put_int(&o, "n_sink", plan->n_sink);
     put_int(&o, "n_recent", plan->n_recent);
     put_int(&o, "block", plan->block);
+    put_int(&o, "landmarks", plan->landmarks);
+    put_real(&o, "max_error", plan->max_error);
+    put_real(&o, "kept_rate", plan->kept_rate);
     put_json(&o, "predictions", json_list(plan, plan->n_predictions, prediction_json));
     put_json(&o, "streams", json_list(plan, plan->n_streams, stream_json));
     put_json(&o, "tables", json_list(plan, plan->n_tables, table_json));

@@ -54,13 +54,17 @@
  *                         float; s^ = 0: 2^(bits-1).
  *                         - RANGE: w = code = round(t), halves away from 0.
  *                F16      w = t as binary16.
- *   back       x^ = mean + dec z^, and later streams see x - x^. */
+ *   back       x^ = mean + dec z^, and later streams see x - x^.
+ *
+ * At last, with max_error, every vector of one head and token for which |y - x^| > max_error |y|, y
+ * being what came as binary16, is y itself. No prediction sees that. */
 #include "plan/plan.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/half.h"
 #include "plan/stream.h"
 
 /* One block: what is still to be coded and what has been, keys in their streams' frames. */
@@ -276,6 +280,22 @@ static vqkvc_code code_stream(const vqkvc_plan *plan, const vqkvc_stream *s, con
     return VQKVC_OK;
 }
 
+/* Puts vectors that are too far off back to binary16: x, x_hat [n_heads, head_dim]. */
+static void keep_exact(const vqkvc_plan *plan, size_t n_heads, const float *x, float *x_hat)
+{
+    size_t dim = (size_t)plan->geometry.head_dim;
+    for (size_t h = 0; h < n_heads; h++, x += dim, x_hat += dim) {
+        double error = 0, norm = 0;
+        for (size_t c = 0; c < dim; c++) {
+            double y = vqkvc_f16_to_f32(vqkvc_f32_to_f16(x[c]));
+            error += (y - x_hat[c]) * (y - x_hat[c]);
+            norm += y * y;
+        }
+        for (size_t c = 0; c < dim && !(sqrt(error) <= (double)plan->max_error * sqrt(norm)); c++)
+            x_hat[c] = vqkvc_f16_to_f32(vqkvc_f32_to_f16(x[c]));
+    }
+}
+
 vqkvc_code vqkvc_plan_reference(const vqkvc_plan *plan, int n_streams, int n, int64_t base,
                                 const float *k, const float *v, float *k_hat, float *v_hat,
                                 vqkvc_err *err)
@@ -294,6 +314,10 @@ vqkvc_code vqkvc_plan_reference(const vqkvc_plan *plan, int n_streams, int n, in
     for (size_t i = 0; i < values && err->code == VQKVC_OK; i++) {
         k_hat[i] = (float)b.sum[VQKVC_PART_K][i];
         v_hat[i] = (float)b.sum[VQKVC_PART_V][i];
+    }
+    if (plan->max_error > 0 && n_streams == plan->n_streams && err->code == VQKVC_OK) {
+        keep_exact(plan, values / (size_t)g->head_dim, k, k_hat);
+        keep_exact(plan, values / (size_t)g->head_dim, v, v_hat);
     }
     block_free(&b);
     return err->code;

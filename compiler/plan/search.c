@@ -1,18 +1,14 @@
 #include "plan/search.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "plan/allocate.h"
 #include "plan/spectra.h"
 
-enum {
-    /* Channels of a shared stream. Time grows with the cube, memory and tables with the square: at
-     * the size of Llama-3.1-8B 2048 would take hours, and a header of hundreds of megabytes. */
-    MOST_JOINED = 1024,
-    STEPS = 48 /* sizes of the shared streams that are tried of a grouping */
-};
+enum { STEPS = 48 /* sizes of the shared streams that are tried of a grouping */ };
 
 /* Sizes of streams are in nibbles, with their gains, and with their tables where these count: the
  * first few nibbles of a stream code nothing, see fixed(). */
@@ -38,10 +34,14 @@ typedef struct trial {
     int *fixed_shared; /* [n_scopes] */
 } trial;
 
-/* Nibbles that a stream over d channels takes whatever it codes: its gain, and its means. */
+enum { GAIN_VALUES = 256 /* that the table of an 8-bit gain holds */ };
+
+/* Nibbles that a stream over d channels takes whatever it codes: its gain, and the tables of its
+ * means and of its gains. */
 static int fixed(const search *s, int d)
 {
-    return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * d / s->tables_at) : 0);
+    int tables = s->gain > 0 ? GAIN_VALUES : 0;
+    return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * (d + tables) / s->tables_at) : 0);
 }
 
 static void trial_free(trial *t, const vqkvc_grouping *w)
@@ -202,14 +202,25 @@ static vqkvc_code try_grouping(const search *s, int layers, int heads, int own_h
 static vqkvc_code try_layers(const search *s, int layers, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &s->c->geometry;
-    if ((long)layers * g->head_dim > MOST_JOINED)
+    if ((long)layers * g->head_dim > VQKVC_MOST_JOINED)
         return VQKVC_OK;
     VQKVC_TRY(try_grouping(s, layers, 1, 1, err));
     if (s->params->separate_heads || g->n_kv_heads == 1 ||
-        (long)layers * g->n_kv_heads * g->head_dim > MOST_JOINED)
+        (long)layers * g->n_kv_heads * g->head_dim > VQKVC_MOST_JOINED)
         return VQKVC_OK;
     VQKVC_TRY(try_grouping(s, layers, g->n_kv_heads, g->n_kv_heads, err));
     return try_grouping(s, layers, g->n_kv_heads, 1, err);
+}
+
+static void infeasible(const search *s, vqkvc_err *err)
+{
+    char reads[48] = "";
+    if (s->params->max_scan > 0)
+        snprintf(reads, sizeof reads, " and reads at most %.3g", s->params->max_scan);
+    vqkvc_fail(err, VQKVC_E_INFEASIBLE,
+               "no plan has at most %.3g bits a value%s: a stream takes %d bits a token at least, "
+               "and every value must be in one",
+               s->params->bits, reads, 4 * (s->gain + s->least));
 }
 
 vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
@@ -238,9 +249,6 @@ vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
             break;
     }
     if (err->code == VQKVC_OK && best->n_scopes == 0)
-        return vqkvc_fail(err, VQKVC_E_USAGE,
-                          "no plan has at most %.3g bits a value and reads at most %.3g: a stream "
-                          "takes %d bits a token at least, and every value must be in one",
-                          params->bits, params->max_scan, 4 * (s.gain + s.least));
+        infeasible(&s, err);
     return err->code;
 }

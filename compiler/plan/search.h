@@ -43,9 +43,15 @@ typedef struct vqkvc_design {
     double bits, scan; /* a value */
 } vqkvc_design;
 
-enum { VQKVC_GAIN_BITS = 8 };
+enum {
+    VQKVC_GAIN_BITS = 8,
+    /* Channels of a shared stream. Time grows with the cube, memory and tables with the square: at
+     * the size of Llama-3.1-8B 2048 would take hours, and a header of hundreds of megabytes. */
+    VQKVC_MOST_JOINED = 1024
+};
 
-/* The design of least predicted loss within params->bits and params->max_scan. Lives in arena. */
+/* The design of least predicted loss within params->bits and params->max_scan; fails with
+ * VQKVC_E_INFEASIBLE if none keeps both. Lives in arena. */
 vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
                         const vqkvc_metrics *metrics, vqkvc_arena *arena, const vqkvc_log *log,
                         vqkvc_design *best, vqkvc_err *err);

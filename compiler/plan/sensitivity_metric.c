@@ -14,7 +14,6 @@ int vqkvc_sensitivity_first(int dim, int groups, int group)
 vqkvc_code vqkvc_head_basis(const vqkvc_capture *c, vqkvc_member member, const vqkvc_metrics *m,
                             uint64_t seed, vqkvc_basis *basis, vqkvc_err *err)
 {
-    static const double metric_ridge = 1e-3;
     int dim = c->geometry.head_dim, h = member.layer * c->geometry.n_kv_heads + member.head;
     size_t values = (size_t)c->n_sample * (size_t)dim;
     vqkvc_frame frame = member.part == VQKVC_PART_K ? VQKVC_FRAME_PRE : VQKVC_FRAME_POST;
@@ -24,8 +23,8 @@ vqkvc_code vqkvc_head_basis(const vqkvc_capture *c, vqkvc_member member, const v
     if (err->code == VQKVC_OK &&
         vqkvc_sample_members(c, &member, 1, frame, 1, seed, x, err) == VQKVC_OK &&
         vqkvc_fit_moments(c->n_sample, dim, x, (size_t)dim, NULL, mean, cov, err) == VQKVC_OK)
-        vqkvc_fit_basis(dim, dim, cov, (member.part == VQKVC_PART_K ? m->k : m->v)[h], metric_ridge,
-                        basis, err);
+        vqkvc_fit_basis(dim, dim, cov, (member.part == VQKVC_PART_K ? m->k : m->v)[h],
+                        VQKVC_METRIC_RIDGE, basis, err);
     free(x);
     free(mean);
     free(cov);

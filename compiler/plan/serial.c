@@ -112,9 +112,14 @@ static double as_real(const json_t *value, double limit, const char *path, const
     return 0;
 }
 
+static double get_real(object *o, const char *key)
+{
+    return as_real(field(o, key), FLT_MAX, o->path, key, o->err);
+}
+
 static float get_float(object *o, const char *key)
 {
-    return (float)as_real(field(o, key), FLT_MAX, o->path, key, o->err);
+    return (float)get_real(o, key);
 }
 
 /* A text, or NULL with the error set. */
@@ -342,6 +347,9 @@ static vqkvc_code read_plan(const json_t *json, vqkvc_plan *plan, tail *rest, vq
     plan->n_sink = get_int(&o, "n_sink", 0, INT_MAX);
     plan->n_recent = get_int(&o, "n_recent", 0, INT_MAX);
     plan->block = get_int(&o, "block", 1, INT_MAX);
+    plan->landmarks = get_int(&o, "landmarks", 0, INT_MAX);
+    plan->max_error = get_float(&o, "max_error");
+    plan->kept_rate = get_real(&o, "kept_rate");
     copy_text(&o, "calibration", plan->calibration.hex, sizeof plan->calibration.hex);
     int n_streams, n_tables, n_predictions;
     const json_t *predictions = get_list(&o, "predictions", 2 * VQKVC_MAX_LAYERS, &n_predictions);

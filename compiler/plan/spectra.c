@@ -7,8 +7,6 @@
 #include "fit/fit.h"
 #include "plan/allocate.h"
 
-static const double metric_ridge = 1e-3;
-
 void vqkvc_scope_list(const vqkvc_scope *s, vqkvc_member *members)
 {
     for (int i = 0; i < vqkvc_scope_members(s); i++)
@@ -61,7 +59,7 @@ static vqkvc_code scope_spectrum(vqkvc_grouping *w, int i, const vqkvc_capture *
                                  x, err) == VQKVC_OK &&
             vqkvc_fit_moments(c->n_sample, (int)n_in, x, n_in, NULL, mean, w->u[i], err) ==
                 VQKVC_OK &&
-            vqkvc_fit_spectrum((int)n_in, c->geometry.head_dim, w->u[i], metric, metric_ridge,
+            vqkvc_fit_spectrum((int)n_in, c->geometry.head_dim, w->u[i], metric, VQKVC_METRIC_RIDGE,
                                w->lambda[i], err) == VQKVC_OK)
             vqkvc_allocate_curve((int)n_in, w->lambda[i],
                                  vqkvc_allocate_table((int)n_in, w->tables_at), w->n_max,

@@ -24,7 +24,7 @@ double *vqkvc_table_f64(const vqkvc_plan *plan, int index, vqkvc_err *err)
     return values;
 }
 
-static float *table_f32(const vqkvc_plan *plan, int index, vqkvc_err *err)
+float *vqkvc_table_f32(const vqkvc_plan *plan, int index, vqkvc_err *err)
 {
     const vqkvc_table *t = &plan->tables[index];
     size_t n = (size_t)t->rows * t->cols;
@@ -230,8 +230,8 @@ static void float_work_free(float_work *f)
 static vqkvc_code float_work_init(float_work *f, const vqkvc_plan *plan, const vqkvc_stream *s,
                                   int n, vqkvc_err *err)
 {
-    f->enc = table_f32(plan, s->enc, err);
-    f->dec = table_f32(plan, s->dec, err);
+    f->enc = vqkvc_table_f32(plan, s->enc, err);
+    f->dec = vqkvc_table_f32(plan, s->dec, err);
     f->x = vqkvc_alloc((size_t)n * s->n_in, sizeof *f->x, err);
     f->z = vqkvc_alloc((size_t)n * s->n_latents, sizeof *f->z, err);
     if (err->code != VQKVC_OK)

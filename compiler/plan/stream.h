@@ -44,8 +44,10 @@ void vqkvc_stream_work_free(vqkvc_stream_work *w);
 void vqkvc_stream_code_block(const vqkvc_plan *plan, const vqkvc_stream *s,
                              const vqkvc_stream_work *w, int n, double *x);
 
-/* The binary16 values of table `index` as doubles, or NULL with *err; the caller frees it. */
+/* The binary16 values of table `index` as doubles or floats, or NULL with *err; the caller frees
+ * them. */
 double *vqkvc_table_f64(const vqkvc_plan *plan, int index, vqkvc_err *err);
+float *vqkvc_table_f32(const vqkvc_plan *plan, int index, vqkvc_err *err);
 
 /* ---- the steps between the transforms ---- */
 

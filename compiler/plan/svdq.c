@@ -80,7 +80,8 @@ static vqkvc_code basis_of(const svdq *q, vqkvc_plan *plan, int layer, uint16_t 
     size_t bytes = ((size_t)d + (size_t)d * (size_t)d) * sizeof *mean_u;
     char recipe[160];
     double left = 0;
-    snprintf(recipe, sizeof recipe, "svdq basis v1 layer=%d from=%s", layer, q->store->parent.hex);
+    snprintf(recipe, sizeof recipe, VQKVC_FIT_VERSION " svdq basis layer=%d from=%s", layer,
+             q->store->parent.hex);
     VQKVC_TRY(vqkvc_fit_find(q->store, "basis", recipe, bytes, mean_u, &found, err));
     if (!found) {
         VQKVC_TRY(fit_basis(q->capture->n_sample, d, q->x, mean_u, &left, err));
@@ -136,6 +137,15 @@ static vqkvc_code add_keys(const svdq *q, vqkvc_plan *plan, int layer, vqkvc_err
 
 /* ---- the claim ---- */
 
+void vqkvc_svdq_claim_text(const vqkvc_svdq_claim *claim, int layer, char *dst, size_t size)
+{
+    snprintf(dst, size,
+             "K %d: %.2f bits leave %.2f %% of the variance, uniform channels %.2f %%: %.2fx "
+             "(claimed: 0.1x at most)",
+             layer, claim->bits, 100 * claim->error, 100 * claim->per_channel,
+             claim->per_channel > 0 ? claim->error / claim->per_channel : 1);
+}
+
 /* |x - x^|^2 over |x - mean|^2 of the sample. */
 static double relative_error(const svdq *q, int d)
 {
@@ -179,6 +189,7 @@ static vqkvc_code check_claim(const svdq *q, const vqkvc_plan *plan, int layer,
                               vqkvc_svdq_claim *claim, vqkvc_err *err)
 {
     const vqkvc_stream *s = &plan->streams[plan->n_streams - 1];
+    char text[160];
     double below = 1, above; /* with no bits the mean is what is left */
     claim->bits = vqkvc_stream_code_bits(s) / s->n_in;
     int whole = (int)floor(claim->bits);
@@ -191,26 +202,43 @@ static vqkvc_code check_claim(const svdq *q, const vqkvc_plan *plan, int layer,
         VQKVC_TRY(error_per_channel(q, &plan->geometry, whole + 1, &above, err));
         claim->per_channel = above > 0 ? below * pow(above / below, claim->bits - whole) : 0;
     }
-    vqkvc_say(q->log, 0,
-              "svdq: K %d: %.2f bits leave %.2f %% of the variance, uniform channels %.2f %%: "
-              "%.2fx (claimed: 0.1x at most)",
-              layer, claim->bits, 100 * claim->error, 100 * claim->per_channel,
-              claim->per_channel > 0 ? claim->error / claim->per_channel : 1);
+    vqkvc_svdq_claim_text(claim, layer, text, sizeof text);
+    vqkvc_say(q->log, 0, "svdq: %s", text);
     return VQKVC_OK;
 }
 
 /* ---- the plan ---- */
 
-static vqkvc_code check(const vqkvc_capture *c, const svdq *q, int block, vqkvc_err *err)
+static int group_of(const vqkvc_svdq_params *params)
 {
-    int d = c->geometry.n_kv_heads * c->geometry.head_dim;
-    if (d % VQKVC_SVDQ_GROUPS != 0)
-        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
-                          "svdq: %d channels cannot be cut into %d groups", d, VQKVC_SVDQ_GROUPS);
-    if (q->group < 1 || block % q->group != 0)
+    return params->group > 0 ? params->group : DEFAULT_GROUP;
+}
+
+static const char *schedule_of(const vqkvc_svdq_params *params)
+{
+    return params->schedule != NULL ? params->schedule : published_schedule;
+}
+
+vqkvc_code vqkvc_svdq_check(const vqkvc_svdq_params *params, const vqkvc_geometry *g,
+                            vqkvc_err *err)
+{
+    uint8_t bits[VQKVC_SVDQ_GROUPS];
+    int block = params->window.block > 0 ? params->window.block : usual.block;
+    VQKVC_TRY(vqkvc_svdq_schedule(schedule_of(params), bits, err));
+    if (block % group_of(params) != 0)
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "svdq: %d tokens share a range, which does not divide a block of %d",
-                          q->group, block);
+                          group_of(params), block);
+    if (g != NULL && g->n_kv_heads * g->head_dim % VQKVC_SVDQ_GROUPS != 0)
+        return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
+                          "svdq: %d channels cannot be cut into %d groups",
+                          g->n_kv_heads * g->head_dim, VQKVC_SVDQ_GROUPS);
+    return VQKVC_OK;
+}
+
+static vqkvc_code check(const vqkvc_capture *c, const vqkvc_svdq_params *params, vqkvc_err *err)
+{
+    VQKVC_TRY(vqkvc_svdq_check(params, &c->geometry, err));
     if (c->n_sample < 256)
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "%d sampled tokens are too few to fit a basis (wanted 256 or more)",
@@ -251,7 +279,7 @@ static vqkvc_code add_values(vqkvc_plan *plan, const char *preset, vqkvc_err *er
 /* "svdq" as published, "svdq2" at other rates, "svdq-higgs2" with other values. */
 static void name_scheme(const svdq *q, const char *values, vqkvc_plan *plan)
 {
-    char rate[16] = "", suffix[16] = "";
+    char rate[12] = "", suffix[12] = "";
     int sum = 0;
     for (int i = 0; i < VQKVC_SVDQ_GROUPS; i++)
         sum += q->bits[i];
@@ -269,17 +297,13 @@ vqkvc_code vqkvc_plan_svdq(vqkvc_plan *plan, const vqkvc_capture *capture,
     const vqkvc_geometry *g = &capture->geometry;
     const char *values = params->values != NULL ? params->values : "f16";
     vqkvc_fit_store store = {
-        .db = db, .model = g->weights_hash, .parent = *parent, .settings = "frame=pre"};
-    svdq q = {.capture = capture,
-              .log = log,
-              .store = &store,
-              .group = params->group > 0 ? params->group : DEFAULT_GROUP};
+        .db = db, .model = g->weights_hash, .parent = *parent, .settings = "frame=pre", .log = log};
+    svdq q = {.capture = capture, .log = log, .store = &store, .group = group_of(params)};
     size_t size = (size_t)capture->n_sample * (size_t)vqkvc_kind_width(g, VQKVC_KEY);
     vqkvc_preset_begin(plan, g, "svdq", &usual, &params->window);
     plan->calibration = *parent;
-    if (vqkvc_svdq_schedule(params->schedule != NULL ? params->schedule : published_schedule,
-                            q.bits, err) == VQKVC_OK &&
-        check(capture, &q, plan->block, err) == VQKVC_OK) {
+    if (check(capture, params, err) == VQKVC_OK &&
+        vqkvc_svdq_schedule(schedule_of(params), q.bits, err) == VQKVC_OK) {
         name_scheme(&q, values, plan);
         q.x = vqkvc_alloc(size, sizeof *q.x, err);
         q.x_hat = vqkvc_alloc(size, sizeof *q.x_hat, err);

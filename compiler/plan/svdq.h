@@ -38,6 +38,14 @@ typedef struct vqkvc_svdq_params {
 /* Reads a schedule into bits [VQKVC_SVDQ_GROUPS], 0 to 8 each, not all of them 0. */
 vqkvc_code vqkvc_svdq_schedule(const char *text, uint8_t *bits, vqkvc_err *err);
 
+/* "K 3: 1.25 bits leave 4.10 % of the variance, ..." into dst [size]. */
+void vqkvc_svdq_claim_text(const vqkvc_svdq_claim *claim, int layer, char *dst, size_t size);
+
+/* Refuses what vqkvc_plan_svdq() would, as far as it can be told before a capture; g NULL: the
+ * model is not known yet either. */
+vqkvc_code vqkvc_svdq_check(const vqkvc_svdq_params *params, const vqkvc_geometry *g,
+                            vqkvc_err *err);
+
 /* Fits and freezes a plan from a capture, and says on the log how the paper's claim holds layer by
  * layer; *plan is overwritten, and empty after a failure. Bases are looked up in and put into db
  * (may be NULL). parent: the recipe hash of the capture. */

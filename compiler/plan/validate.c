@@ -67,6 +67,15 @@ static vqkvc_code check_head(const vqkvc_plan *plan, vqkvc_err *err)
     REQUIRE_RANGE(plan->n_recent, 0, MAX_WINDOW, "n_recent");
     REQUIRE_RANGE(plan->block, 16, 256, "block");
     REQUIRE((plan->block & (plan->block - 1)) == 0, "block (%d) is no power of two", plan->block);
+    REQUIRE(plan->landmarks == 0 || plan->landmarks == 8 || plan->landmarks == 16 ||
+                plan->landmarks == 32,
+            "landmarks (%d): wanted 0, 8, 16 or 32", plan->landmarks);
+    REQUIRE(plan->landmarks <= plan->block, "landmarks (%d) are longer than a block (%d)",
+            plan->landmarks, plan->block);
+    REQUIRE(plan->max_error == 0 || (plan->max_error >= 0.01f && plan->max_error <= 16),
+            "max_error (%g) is not in 0.01..16", (double)plan->max_error);
+    REQUIRE(plan->kept_rate >= 0 && plan->kept_rate <= 1, "kept_rate (%g) is not in 0..1",
+            plan->kept_rate);
     REQUIRE(hash_is_sound(&plan->calibration), "calibration is no hash");
     return VQKVC_OK;
 }

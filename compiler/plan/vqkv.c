@@ -52,7 +52,7 @@ static vqkvc_code check_branches(const vqkvc_geometry *g, const vqkvc_vqkv_param
     return VQKVC_OK;
 }
 
-static vqkvc_code check(const vqkvc_capture *c, const vqkvc_vqkv_params *p, vqkvc_err *err)
+static vqkvc_code check_values(const vqkvc_vqkv_params *p, vqkvc_err *err)
 {
     for (int part = 0; part < 2; part++)
         if (p->bits[part] < 1 || p->bits[part] > 16 || p->stages[part] < 1 ||
@@ -65,6 +65,20 @@ static vqkvc_code check(const vqkvc_capture *c, const vqkvc_vqkv_params *p, vqkv
     if (p->beam < 0 || p->beam > VQKVC_MAX_BEAM)
         return vqkvc_fail(err, VQKVC_E_USAGE, "vqkv: a beam of %d: wanted 1 to %d", p->beam,
                           VQKVC_MAX_BEAM);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_vqkv_check(const vqkvc_vqkv_params *params, const vqkvc_geometry *g,
+                            vqkvc_err *err)
+{
+    vqkvc_vqkv_params p = with_defaults(params, g != NULL ? g->head_dim : PUBLISHED_DIM);
+    VQKVC_TRY(check_values(&p, err));
+    return g != NULL ? check_branches(g, &p, err) : VQKVC_OK;
+}
+
+static vqkvc_code check(const vqkvc_capture *c, const vqkvc_vqkv_params *p, vqkvc_err *err)
+{
+    VQKVC_TRY(check_values(p, err));
     VQKVC_TRY(check_branches(&c->geometry, p, err));
     if (c->n_sample < 256)
         return vqkvc_fail(err, VQKVC_E_USAGE,
@@ -191,7 +205,8 @@ static vqkvc_code codebooks_of(const vqkvc_capture *c, const vqkvc_vqkv_params *
     int n, found = 0;
     const char *recipe = vqkvc_arena_printf(
         &arena, err,
-        "vqkv codebook v1 set='%s%s' stages=%d bits=%d sweeps=%d points=%d seed=%llu from=%s",
+        VQKVC_FIT_VERSION
+        " vqkv codebook set='%s%s' stages=%d bits=%d sweeps=%d points=%d seed=%llu from=%s",
         set->name, b->name, fit.stages, fit.bits, fit.sweeps, p->max_points,
         (unsigned long long)fit.seed, store->parent.hex);
     if (recipe != NULL &&
@@ -296,8 +311,11 @@ vqkvc_code vqkvc_plan_vqkv(vqkvc_plan *plan, const vqkvc_capture *capture,
     plan->calibration = *parent;
     snprintf(plan->scheme, sizeof plan->scheme, "vqkv%.4g",
              (double)(p.stages[0] * p.bits[0] + p.stages[1] * p.bits[1]) / (2 * g->head_dim));
-    vqkvc_fit_store store = {
-        .db = db, .model = g->weights_hash, .parent = *parent, .settings = "frame=post"};
+    vqkvc_fit_store store = {.db = db,
+                             .model = g->weights_hash,
+                             .parent = *parent,
+                             .settings = "frame=post",
+                             .log = log};
     if (build_part(plan, capture, &p, VQKVC_PART_K, &store, log, err) == VQKVC_OK &&
         build_part(plan, capture, &p, VQKVC_PART_V, &store, log, err) == VQKVC_OK)
         vqkvc_plan_validate(plan, err);

@@ -3,7 +3,8 @@
  * no mean, no gain. Attended through tables and bins, without rebuilding a vector.
  *
  * Published for a head_dim of 128: 56 stages of 1024 codewords for keys, 16 of 512 for values:
- * 4.375 and 1.125 bits a value, 2.75 together. For another head_dim the number of stages follows,
+ * 4.375 and 1.125 bits a value, 2.75 together; for the smaller Llama-3.2-3B 10 of 65536 for values
+ * (1.25 bits), which stages and bits give here. For another head_dim the number of stages follows,
  * so that the bits a value stay the same. The first 4 tokens are exact and, as published, the
  * latest 1024; here the latest 32 unless asked otherwise, so that schemes are compared alike.
  *
@@ -45,6 +46,11 @@ typedef struct vqkvc_vqkv_params {
     vqkvc_window window;
     uint64_t seed;
 } vqkvc_vqkv_params;
+
+/* Refuses what vqkvc_plan_vqkv() would, as far as it can be told before a capture; g NULL: the
+ * model is not known yet either. */
+vqkvc_code vqkvc_vqkv_check(const vqkvc_vqkv_params *params, const vqkvc_geometry *g,
+                            vqkvc_err *err);
 
 /* Fits and freezes a plan from a capture; *plan is overwritten, and empty after a failure. Fitted
  * codebooks are looked up in and put into db (may be NULL). parent: the recipe hash of the capture.

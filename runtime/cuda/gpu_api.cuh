@@ -38,8 +38,9 @@ struct view {
     entry *tables;  /* [n_seq, seq_blocks] */
     unsigned char *exact; /* binary16 [n_seq, N_LAYERS, 2, N_KV_HEADS, N_SINK + ring, HEAD_DIM],
                              keys rotated; aligned to 256 */
-    unsigned char *pool;  /* stream by stream [n_blocks, bytes of the stream's block]; aligned to
-                             256, its size rounded up to 4 */
+    unsigned char *pool;  /* stream by stream [n_blocks, bytes of the stream's block], then the
+                             landmarks of each layer and KV head, where the codec has them;
+                             aligned to 256, its size rounded up to 4 */
 };
 
 constexpr int n_layers = VQKV_N_LAYERS, n_heads = VQKV_N_HEADS, n_kv_heads = VQKV_N_KV_HEADS;

@@ -116,6 +116,22 @@ __device__ inline unsigned char *codes_of(const view &v, int stream, int where)
            static_cast<size_t>(s.bytes) * static_cast<size_t>(where);
 }
 
+/* Tokens that share a landmark, and their number in a block; without landmarks a whole block. */
+constexpr int chunk = VQKV_LANDMARKS > 0 ? VQKV_LANDMARKS : block, chunks = block / chunk;
+/* Landmarks of one layer and KV head in a block: means, scales, likenesses (gpu_landmarks.cuh). */
+constexpr size_t landmark_bytes = VQKV_LANDMARKS > 0 ? static_cast<size_t>(chunks) * (head_dim + 3)
+                                                     : 0;
+/* Of a block in the pool. */
+constexpr size_t block_bytes = VQKV__BLOCK_BYTES + n_layers * n_kv_heads * landmark_bytes;
+
+/* The landmarks of one head in a block: behind the streams, head by head. */
+__device__ inline unsigned char *landmarks_of(const view &v, int layer, int head, int where)
+{
+    size_t before = static_cast<size_t>(layer * n_kv_heads + head) * landmark_bytes;
+    return v.pool + (VQKV__BLOCK_BYTES + before) * static_cast<size_t>(v.n_blocks) +
+           landmark_bytes * static_cast<size_t>(where);
+}
+
 /* The exact vector of one token: binary16 [HEAD_DIM]. */
 __device__ inline unsigned char *exact_of(const view &v, int seq, int layer, int which, int head,
                                           int token)

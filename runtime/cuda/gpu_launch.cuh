@@ -87,15 +87,16 @@ size_t exact_bytes(const view &v)
 
 size_t pool_bytes(const view &v)
 {
-    return (static_cast<size_t>(v.n_blocks) * VQKV__BLOCK_BYTES + 3) / 4 * 4;
+    return (static_cast<size_t>(v.n_blocks) * block_bytes + 3) / 4 * 4;
 }
 
 /* The head of a C cache's memory. */
 struct image_head {
     uint64_t magic;
-    int32_t n_seq, n_ctx, max_batch, n_blocks, isa;
-    int32_t ring, seq_blocks, n_free, next;
-    uint64_t seqs, tables, references, exact, pool, work, turns, bytes;
+    int32_t n_seq, n_ctx, max_batch, n_blocks, isa, n_exact;
+    int32_t ring, seq_blocks, n_free, next, n_kept, kept_free;
+    uint64_t seqs, tables, references, kept_firsts, kept_links, kept_rows, exact, pool;
+    uint64_t work, turns, bytes;
 };
 
 status open_image(view *v, const void *image, size_t bytes, void *device)
@@ -119,7 +120,7 @@ status open_image(view *v, const void *image, size_t bytes, void *device)
                reinterpret_cast<entry *>(base + h.tables),
                base + h.exact,
                base + h.pool};
-    if (h.bytes - h.pool != static_cast<uint64_t>(h.n_blocks) * VQKV__BLOCK_BYTES ||
+    if (h.bytes - h.pool != static_cast<uint64_t>(h.n_blocks) * block_bytes ||
         h.bytes - h.exact < exact_bytes(found))
         return status::bad_image;
     *v = found;
@@ -167,6 +168,10 @@ status seal(const view &v, const seal_job *jobs, int n, heads range, void *works
         return code;
     seal_jobs a{v, jobs, n, range, static_cast<float *>(workspace)};
     code = launch(seal_kernel, grid_of(seal_workers(n)), 0, stream, a);
+    if (code == status::ok && VQKV_LANDMARKS > 0)
+        code = launch(mark_kernel,
+                      grid_of(n_layers * range.count * chunks, n < max_grid ? n : max_grid),
+                      sizeof(mark_room), stream, a);
     if (code != status::ok)
         return code;
     return launch(commit_kernel, grid_of((n + threads - 1) / threads), 0, stream, v, jobs, n);

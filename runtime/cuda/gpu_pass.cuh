@@ -53,8 +53,9 @@ constexpr int fitting_rows(int wanted)
 }
 constexpr int decode_rows = fitting_rows(group > 4 ? 8 : group > 2 ? 4 : group);
 constexpr int prefill_rows = fitting_rows(8);
-static_assert(sizeof(shared<1>) <= shared_limit && sum_slots <= 32,
-              "this codec's tables are too large for the shared memory of a GPU");
+static_assert(sizeof(shared<1>) == VQKV__CUDA_SHARED && VQKV__CUDA_SHARED <= shared_limit &&
+                  sum_slots <= 32,
+              "the emitter, which refuses codecs with too large tables, counts otherwise");
 
 struct attend_job {
     view v;

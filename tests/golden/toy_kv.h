@@ -1,5 +1,5 @@
 /* toy_kv.h - a compressed KV cache for the model "golden", scheme toy.
- * Made by vqkvc 0.1.0, ABI 1. Do not edit: run the command below again.
+ * Made by vqkvc 0.1.0, ABI 2. Do not edit: run the command below again.
  *
  * USE. In one C or C++ file:
  *     #define TOY_KV_IMPLEMENTATION
@@ -18,21 +18,23 @@
  * MODEL. 3 layers, 8 query heads, 1 KV heads of 16 channels; rotary embedding on 16
  * channels, pairs (i, i + half).
  *
- * COST, bits a value (one of 96 a token): codes 7.125 + gains 0.750 = 7.875 stored; attention
- * reads 10.208. With the exact window (first 4 tokens, latest 24 to 55) and 9216 bytes of
- * tables, at a context of 4096 tokens: 8.149. A block of 32 tokens is encoded at once, in the
+ * COST, bits a value (one of 96 a token): codes 7.125 + gains, landmarks, exact list 3.906 = 11.031 stored; attention
+ * reads 10.208. With the exact window (first 4 tokens, latest 24 to 55) and 10784 bytes of
+ * tables, at a context of 4096 tokens: 11.303. A block of 32 tokens is encoded at once, in the
  * append that begins the step after it has left the exact window.
  *
  * FROM. weights unknown
  *       calibration none
- *       plan 8949e5c598b997800a4a93e2bfc722f6
+ *       plan d597b6f53d6d99d1eddeb6adebabc011
  *       vqkvc emit toy
  *
  * STREAMS
  *   scheme    toy for golden (llama)
  *   geometry  3 layers, 8 heads, 1 KV heads of 16, 16 channels rotated
  *   window    first 4 and latest 24 tokens exact, blocks of 32
- *   cost      8.149 bits a value at 4096 tokens: codes 7.125, gains 0.750, window 0.086, tables 0.188 (9216 bytes); scan 10.208
+ *   cost      11.303 bits a value at 4096 tokens: codes 7.125, gains 0.750, window 0.053, tables 0.219 (10784 bytes); scan 10.208
+ *   landmarks one for 8 tokens: 0.594 bits a value
+ *   bound     every vector within 0.9 of its length; 12.500 % kept exactly: 2.562 bits a value
  *   stream                members           frame map      latents    gain             bits  runs
  *   shared                K 0-2 h0          block basis      48->24   rms 8b/24       1.583  4x1:4b*2 2x2:4b 1x4:4b*2 1x8:4b 4x1:u4
  *   own                   K 0 h0            block identity   16->16   absmax 16b/8   10.000  2(8x1:u8)
@@ -49,7 +51,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TOY_KV_ABI_VERSION 1 /* of this interface and of saved caches */
+#define TOY_KV_ABI_VERSION 2 /* of this interface and of saved caches */
 #define TOY_KV_N_LAYERS 3
 #define TOY_KV_N_HEADS 8 /* query heads */
 #define TOY_KV_N_KV_HEADS 1
@@ -60,8 +62,10 @@
 #define TOY_KV_BLOCK 32 /* tokens that are encoded together */
 #define TOY_KV_N_SINK 4 /* first tokens, exact for ever */
 #define TOY_KV_N_RECENT 24 /* latest tokens, exact at least */
+#define TOY_KV_LANDMARKS 8 /* tokens that share a landmark; 0: none, and no top_tokens */
 #define TOY_KV_ATTENTION_SCALE 2.500000000e-01f /* 1 / sqrt(HEAD_DIM) */
-#define TOY_KV_CODEC "8949e5c598b997800a4a93e2bfc722f6" /* hash of the plan and all tables */
+#define TOY_KV_MAX_ERROR 8.999999762e-01f /* of every vector, a part of its length; 0: no bound */
+#define TOY_KV_CODEC "d597b6f53d6d99d1eddeb6adebabc011" /* hash of the plan and all tables */
 
 #ifdef __cplusplus
 extern "C" {
@@ -77,7 +81,7 @@ extern "C" {
     X(E_CONTEXT, "the sequence would grow beyond n_ctx")                                           \
     X(E_BATCH, "more tokens at once than max_batch allows; split the prompt")                      \
     X(E_ORDER, "layers are out of step: append every step to every layer, in any order")           \
-    X(E_FULL, "no free block is left in the pool")                                                 \
+    X(E_FULL, "no free block is left in the pool, or no place on the exact list")                  \
     X(E_VALUE, "a key or value is not a finite number")                                            \
     X(E_CPU, "this processor lacks the instruction set asked for")                                 \
     X(E_FORMAT, "not a saved cache, or cut short")                                                 \
@@ -110,6 +114,8 @@ typedef struct toy_kv_config {
     int max_batch; /* most tokens of one append; 256 */
     int n_blocks;  /* blocks of TOY_KV_BLOCK tokens in the pool; enough for n_seq full sequences */
     toy_kv_isa isa;
+    int n_exact; /* vectors on the exact list, which codecs with a bound on every error
+                    (TOY_KV_MAX_ERROR) have; twice what calibration expects, and some */
 } toy_kv_config;
 
 typedef struct toy_kv toy_kv; /* lives in the caller's memory; holds no pointers: may be moved */
@@ -135,7 +141,9 @@ typedef enum toy_kv_keys { TOY_KV_KEYS_ROTATED, TOY_KV_KEYS_UNROTATED } toy_kv_k
  * A step appends the same tokens to every layer. Blocks that have left the exact window are encoded
  * when the next step begins; that is the only slow case (see the banner). Unrotated keys are
  * rotated here by their positions, which count from 0. Values are kept in fp16 at first: what is
- * beyond its range becomes its largest value. One thread at a time for a cache. */
+ * beyond its range becomes its largest value. With TOY_KV_MAX_ERROR > 0 every vector is held back to
+ * |x - x^| <= TOY_KV_MAX_ERROR |x|: codes that would break this are corrected by the exact list, and
+ * where it is full, E_FULL comes before a token is taken. One thread at a time for a cache. */
 toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k, const void *v,
                         toy_kv_type type, toy_kv_keys keys);
 
@@ -153,12 +161,25 @@ toy_kv_status toy_kv_fork(toy_kv *kv, int from, int to);
 /* Tokens that every layer of a sequence holds; -1 for a bad argument. */
 int toy_kv_n_tokens(const toy_kv *kv, int seq);
 
+/* The most that toy_kv_attention may ask for; scratch has room for so many. */
+#define TOY_KV_MAX_TOP_TOKENS     8192
+#define TOY_KV_MAX_OUTLIER_CHUNKS 128
+
 /* Zero means the default. */
 typedef struct toy_kv_attention {
     float scale;              /* on q . k; TOY_KV_ATTENTION_SCALE */
     float soft_cap;           /* scores become cap * tanh(score / cap); 0: none */
     int sliding_window;       /* a query sees this many latest tokens, its own included; 0: all */
     const float *sink_logits; /* [TOY_KV_N_HEADS] extra logit in every softmax; NULL: none */
+    /* For codecs with TOY_KV_LANDMARKS > 0: of all coded tokens in the range, attend only to so many,
+     * in chunks of TOY_KV_LANDMARKS: those whose mean key scores highest with any of a few queries of
+     * a KV head (one decoded token's, all its heads), the earlier ones of equals. First tokens and
+     * the exact window are always attended. 0: all; at most TOY_KV_MAX_TOP_TOKENS. */
+    int top_tokens;
+    /* With top_tokens: chunks besides that are always attended, those with a key farthest from
+     * their mean. 0: three for sixteen of the others; negative: none; at most
+     * TOY_KV_MAX_OUTLIER_CHUNKS. */
+    int outlier_chunks;
 } toy_kv_attention;
 
 /* Causal attention of the latest n_q tokens of a layer. q, out: [n_q, TOY_KV_N_HEADS, TOY_KV_HEAD_DIM]
@@ -197,8 +218,18 @@ typedef enum toy_kv_part { TOY_KV_KEY, TOY_KV_VALUE } toy_kv_part;
 toy_kv_status toy_kv_read(const toy_kv *kv, int seq, int layer, int kv_head, toy_kv_part part, int first,
                       int n, float *dst, void *scratch, size_t scratch_bytes);
 
-/* Bytes that the tokens held take: codes, gains, exact window, block tables. */
+/* Bytes that the tokens held take: codes, gains, landmarks, exact list, exact window, block tables.
+ */
 size_t toy_kv_bytes_used(const toy_kv *kv);
+
+typedef struct toy_kv_stats {
+    size_t bytes;              /* toy_kv_bytes_used() */
+    int blocks_used, n_blocks; /* of the pool */
+    int exact_used, n_exact;   /* vectors on the exact list, and its places */
+} toy_kv_stats;
+
+/* For engines that plan ahead: how full a cache is. */
+toy_kv_status toy_kv_get_stats(const toy_kv *kv, toy_kv_stats *stats);
 
 /* ---- save and load --------------------------------------------------------------------------- */
 
@@ -240,6 +271,15 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 
 #define TOY_KV__MASKED   (-1e30f) /* the score of a token that a query does not see */
 #define TOY_KV__MAX_ROWS 8        /* queries that share one pass over the codes */
+
+#ifdef __GNUC__
+#define TOY_KV__PREFETCH(p, locality) __builtin_prefetch(p, 0, locality)
+#define TOY_KV__INLINE                static inline __attribute__((always_inline))
+#else
+#define TOY_KV__PREFETCH(p, locality) (void)(p)
+#define TOY_KV__INLINE                static inline
+#endif
+#define TOY_KV__AHEAD 2 /* blocks that codes of keys are asked for in advance */
 
 enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES, TOY_KV__WIDE };
 enum toy_kv__frame { TOY_KV__PRE, TOY_KV__POST, TOY_KV__BLOCKWISE };
@@ -306,28 +346,62 @@ typedef struct toy_kv__packed {
     char pad[64 - (sizeof(int) + sizeof(float) * 2 * TOY_KV__MAX_ROWS) % 64];
 } toy_kv__packed;
 
-/* A probability above this part of its row's sum so far is worth 16 bits in the sums. */
-#define TOY_KV__FINE 0.05f
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
-#define TOY_KV__TABLE_ERROR 0.001f
+#define TOY_KV__TABLE_ERROR 0.002f
 
-/* Kernels in 8-bit arithmetic, for blocks of 64 tokens and more. */
+/* Bases in words: the largest of a column is MAP_TOP; columns lie in sixteens, each [n_in / 2]
+ * pairs of inputs [16, 2]. */
+#define TOY_KV__MAP_TOP    2047.0f
+#define TOY_KV__COLUMNS(n) (((n) + 16) / 16 * 16)
+
+/* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
+ * plane of two. */
+static inline int toy_kv__dot_pairs(const toy_kv__run *run)
+{
+    return run->width == 1 ? (run->planes + 1) / 2 : run->planes;
+}
+
+/* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
-    /* Packs score tables [planes, rows, 16] of fp32; returns the bytes written to out. */
-    size_t (*pack_tables)(const float *, int, int, toy_kv__packed *, signed char *);
+    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+     * through tables. */
+    /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
+     * the scale of each column; COLUMNS(n_out) of them. */
+    void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
+    /* x [n] in words that count `unit` each. */
+    void (*to_words)(const float *, int, float, short *);
+    /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
+    void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
+                      int, float *);
+    /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
+     * of each channel [2 * pairs]. */
+    void (*dot_books)(const toy_kv__run *, short *, float *);
+    /* Queries in latents [rows, stride], from the run's first on, to words [rows, 2 * pairs] and
+     * units [rows]; adds to energy [rows] the mean square that the run's scores will have. */
+    void (*dot_queries)(const toy_kv__run *, const float *, const float *, size_t, int, short *,
+                        float *, float *);
+    /* s [rows, BLOCK] += the scores of a run: codes, table, words, units. */
+    void (*dot_scores)(const unsigned char *, const toy_kv__run *, const short *, const short *,
+                       const float *, int, float *);
+    /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
+     * are added to theirs. Returns the bytes written to out. */
+    size_t (*pack_tables)(const float *, int, int, const float *, toy_kv__packed *, signed char *);
     /* s [rows, BLOCK] += the scores of consecutive planes. */
     void (*score)(const unsigned char *, int, const toy_kv__packed *, const signed char *, int,
                   float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / 255. */
+     * NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const toy_kv__run *, const signed char *,
                 const float *, const unsigned char *, const float *, int, float *, size_t);
+    float rest; /* what is left of a weight counts scale / rest */
+    /* A probability above this part of its row's sum so far is worth the rest as well. */
+    float fine;
 } toy_kv__byte_ops;
 
 /* Kernels over tiles of a block: rows are channels, each of BLOCK tokens. */
@@ -353,7 +427,26 @@ typedef struct toy_kv__dense_ops {
     void (*sum)(const float *, const float *, int, float *, size_t);
     /* Squared distances of z [width] to `count` of the n codewords, binary16 [width, n]. */
     void (*distances)(const unsigned char *, int, int, int, const float *, float *);
+    /* best [n] = the most that a query [rows, HEAD_DIM] scores with bytes [n, HEAD_DIM] - 128. */
+    void (*landmarks)(const unsigned char *, int, const float *, int, float *);
 } toy_kv__dense_ops;
+
+/* Kernels of encoding. */
+typedef struct toy_kv__code_ops {
+    /* A plane of nibbles: the nearest of 16 codewords, binary16 [width, 16], to each token of z
+     * [width, BLOCK], the lower one on ties. Room for [width + 1, 16] floats. */
+    void (*nibbles)(const unsigned char *, int, const float *, float *, unsigned char *);
+    /* z [width, BLOCK] -= codewords of a plane of nibbles. */
+    void (*leave)(const unsigned char *, const unsigned char *, int, float *);
+    /* sum [BLOCK] of the squares of x [rows, BLOCK] */
+    void (*squares)(const float *, int, float *);
+    /* x [HEAD_DIM, BLOCK] from binary16 [BLOCK, HEAD_DIM] */
+    void (*load)(const unsigned char *, float *);
+    /* Binary16 [n] from x [n]. */
+    void (*store)(const float *, int, unsigned char *);
+    /* Turns x [HEAD_DIM] by cosines and sines [N_ROT / 2]. */
+    void (*turn)(const float *, const float *, float *);
+} toy_kv__code_ops;
 
 typedef struct toy_kv__ops {
     int lanes;
@@ -367,16 +460,24 @@ typedef struct toy_kv__ops {
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
     void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
-    void (*fill_table)(const unsigned char *, int, const float *, float *);
-    float (*largest)(const float *, int);
-    float (*exponentials)(float *, int, float);
+    void (*unmap)(const unsigned char *, int, int, const float *, int, float *);
+    void (*fill_tables)(const toy_kv__run *, const float *, size_t, int, float *);
+    float (*largest)(const float *, int, size_t);
+    float (*exponentials)(float *, int, size_t, float);
+    void (*exact_scores)(const unsigned char *, int, const float *, int, float *);
+    void (*exact_sums)(const unsigned char *, int, const float *, int, float *);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
-    int (*nearest)(const unsigned char *, int, const float *);
     int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const toy_kv__byte_ops *bytes; /* NULL: none */
     const toy_kv__dense_ops *dense;
+    const toy_kv__code_ops *code;
 } toy_kv__ops;
+
+/* A vector on the exact list (exceptions.h): the next of its chain, its token in the block. */
+typedef struct toy_kv__link {
+    int32_t next, token;
+} toy_kv__link;
 
 /* Where a block of a sequence lies in the pool, and the position of its first token. */
 typedef struct toy_kv__entry {
@@ -395,14 +496,33 @@ struct toy_kv {
     int32_t ring;         /* tokens of the exact window behind the sinks, a multiple of the block */
     int32_t seq_blocks;   /* entries of a sequence's block table */
     int32_t n_free, next; /* free blocks; where to look for the next one */
-    uint64_t seqs, tables, references, exact, pool, work, turns, bytes; /* offsets from here */
+    int32_t n_kept, kept_free; /* vectors on the exact list; the first free place, 0: none */
+    /* offsets from here */
+    uint64_t seqs, tables, references, kept_firsts, kept_links, kept_rows, exact, pool;
+    uint64_t work, turns, bytes;
 };
+
+/* Tokens that share a landmark, and their number in a block; without landmarks a whole block. */
+#define TOY_KV__CHUNK  (TOY_KV_LANDMARKS > 0 ? TOY_KV_LANDMARKS : TOY_KV_BLOCK)
+#define TOY_KV__CHUNKS (TOY_KV_BLOCK / TOY_KV__CHUNK)
+/* Of one layer and KV head in a block (landmarks.h). */
+#define TOY_KV__LANDMARK_BYTES (TOY_KV_LANDMARKS > 0 ? TOY_KV__CHUNKS * (TOY_KV_HEAD_DIM + 3) : 0)
+/* Whether vectors are kept exactly where their error is too large (exceptions.h). */
+#define TOY_KV__KEEPS (TOY_KV_MAX_ERROR > 0.0f)
+#define TOY_KV__SLOTS (2 * TOY_KV_N_LAYERS * TOY_KV_N_KV_HEADS) /* heads with keys or values */
+/* Of a block in the pool, and what heads its chains on the exact list. */
+#define TOY_KV__POOL_BYTES                                                                           \
+    ((uint64_t)TOY_KV__BLOCK_BYTES +                                                                 \
+     (uint64_t)TOY_KV_N_LAYERS * TOY_KV_N_KV_HEADS * (uint64_t)TOY_KV__LANDMARK_BYTES)
+#define TOY_KV__CHAIN_BYTES (TOY_KV__KEEPS ? sizeof(int32_t) * (size_t)TOY_KV__SLOTS : 0)
 
 #define TOY_KV__MAGIC      0x31766b7176716b76u
 #define TOY_KV__ALIGNED(n) (((uint64_t)(n) + 63u) / 64u * 64u)
 
 /* What the model's rotation multiplies by besides turning (YaRN). */
 #define TOY_KV__ROPE_SCALE 1.000000000e+00f
+/* The part of all vectors that the exact list has room for by default. */
+#define TOY_KV__KEPT_SHARE 2.600000000e-01
 
 /* The most that any stream or head needs. */
 #define TOY_KV__N_STREAMS 7
@@ -417,6 +537,7 @@ struct toy_kv {
 #define TOY_KV__MAX_WIDE_BINS 0
 #define TOY_KV__MAX_SUM_LATENTS 32
 #define TOY_KV__MAX_RUNS 7
+#define TOY_KV__MAX_COLUMNS 32
 #define TOY_KV__MAX_STAGES 2
 #define TOY_KV__MAX_BEAM 1
 #define TOY_KV__MAX_RANK 0
@@ -857,8 +978,8 @@ static const uint64_t toy_kv__tables[] = {
     0x588e585d582d5800u, 0x596b593058f858c2u, 0x5a715a2b59e859a8u, 0x5ba95b565b065abau,
     0x5c8e5c5d5c2d5c00u, 0x5d6b5d305cf85cc2u, 0x5e715e2b5de85da8u, 0x5fa95f565f065ebau,
     0x608e605d602d6000u, 0x616b613060f860c2u, 0x6271622b61e861a8u, 0x63a96356630662bau,
-    /* spare: gathers read two bytes behind an entry [4] */
-    0x0000000000000000u,
+    /* spare: gathers read two bytes behind an entry, vectors never less than 32 [16] */
+    0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u,
 };
 
 /* Scalar helpers, rotation, and places in the caller's memory. */
@@ -929,21 +1050,6 @@ static void toy_kv__angles(double position, float *cs)
     }
 }
 
-/* Turns one head's vector by the angles (direction 1) or back (-1). */
-static void toy_kv__turn(const float *cs, float direction, const float *x, float *y)
-{
-    int i;
-    for (i = TOY_KV_N_ROT; i < TOY_KV_HEAD_DIM; i++)
-        y[i] = x[i];
-    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
-        int a = TOY_KV_ROPE_INTERLEAVED ? 2 * i : i;
-        int b = TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + TOY_KV_N_ROT / 2;
-        float c = cs[2 * i], s = direction * cs[2 * i + 1], xa = x[a], xb = x[b];
-        y[a] = xa * c - xb * s;
-        y[b] = xa * s + xb * c;
-    }
-}
-
 /* In-place orthonormal Walsh-Hadamard transform of x [n], n a power of two. */
 static void toy_kv__hadamard(float *x, int n)
 {
@@ -1003,6 +1109,37 @@ static inline unsigned char *toy_kv__codes(const toy_kv *kv, int stream, int blo
            (size_t)s->bytes * (size_t)block;
 }
 
+/* The landmarks of one head in a block: behind the streams, head by head. */
+static inline unsigned char *toy_kv__landmarks(const toy_kv *kv, int layer, int head, int block)
+{
+    size_t start = (size_t)TOY_KV__BLOCK_BYTES +
+                   (size_t)(layer * TOY_KV_N_KV_HEADS + head) * (size_t)TOY_KV__LANDMARK_BYTES;
+    return toy_kv__base(kv) + kv->pool + start * (size_t)kv->config.n_blocks +
+           (size_t)TOY_KV__LANDMARK_BYTES * (size_t)block;
+}
+
+static inline int toy_kv__slot(int part, int layer, int head)
+{
+    return (part * TOY_KV_N_LAYERS + layer) * TOY_KV_N_KV_HEADS + head;
+}
+
+/* The exact list: the chain of a head in a block, a link, its vector. */
+static inline int32_t *toy_kv__kept_first(const toy_kv *kv, int slot, int block)
+{
+    return (int32_t *)(void *)(toy_kv__base(kv) + kv->kept_firsts) +
+           (size_t)slot * (size_t)kv->config.n_blocks + block;
+}
+
+static inline toy_kv__link *toy_kv__kept_link(const toy_kv *kv, int32_t i)
+{
+    return (toy_kv__link *)(void *)(toy_kv__base(kv) + kv->kept_links) + (i - 1);
+}
+
+static inline unsigned char *toy_kv__kept_row(const toy_kv *kv, int32_t i)
+{
+    return toy_kv__base(kv) + kv->kept_rows + (size_t)(i - 1) * TOY_KV_HEAD_DIM * 2;
+}
+
 /* Tokens before this one are sinks or lie in blocks. */
 static inline int toy_kv__n_coded(const toy_kv__seq *q)
 {
@@ -1033,6 +1170,10 @@ static inline const toy_kv__use *toy_kv__uses_of(int part, int layer, int head, 
 #define TOY_KV__LANES_portable    1
 #define TOY_KV__BYTE_OPS_portable NULL
 #define TOY_KV__TARGET_portable
+/* Outputs that a pass of dense.h holds sums of. */
+#define TOY_KV__N_OUTS_portable  4
+#define TOY_KV__OUTS_portable(X) X(0) X(1) X(2) X(3)
+#define TOY_KV__REST_portable(X, of)
 typedef float toy_kv__vf_portable;
 typedef const float *toy_kv__vt_portable;
 typedef unsigned toy_kv__vi_portable;
@@ -1077,10 +1218,10 @@ static inline float toy_kv__round_portable(float x)
 {
     return rintf(x);
 }
-static inline float toy_kv__pow2_portable(float n)
+static inline float toy_kv__scale2_portable(float x, float n)
 {
     /* more than 127 only after a NaN, which must not make the conversion undefined */
-    return toy_kv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
+    return x * toy_kv__from_bits((uint32_t)((int)(n < 127.0f ? n : 127.0f) + 127) << 23);
 }
 static inline float toy_kv__hsum_portable(float x)
 {
@@ -1106,48 +1247,78 @@ static inline float toy_kv__gather_portable(const unsigned char *table, const un
 {
     return toy_kv__half_at(table, *codes);
 }
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+static inline void toy_kv__storeu8_portable(unsigned char *p, float x)
+{
+    *p = (unsigned char)x;
+}
+static inline void toy_kv__storeh_portable(unsigned char *p, float x)
+{
+    uint16_t half = toy_kv__to_half(x);
+    memcpy(p, &half, 2);
+}
+static inline void toy_kv__keep_less_portable(float x, float i, float *least, float *index)
+{
+    *index = x < *least ? i : *index;
+    *least = x < *least ? x : *least;
+}
+static inline void toy_kv__transpose_portable(const unsigned char *src, size_t src_step,
+                                            unsigned char *dst, size_t dst_step)
+{
+    size_t i, j;
+    for (i = 0; i < 8; i++)
+        for (j = 0; j < 8; j++)
+            memcpy(dst + j * dst_step + 2 * i, src + i * src_step + 2 * j, 2);
+}
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_portable = 128, TOY_KV__STRIP_portable = 16 };
 
-/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
- * macro, so that both strides are constants: coefficients are operands in memory then. */
-#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+/* The second vector of tokens that a pass holds; the first one again where a block has no other. */
+enum { TOY_KV__NEXT_portable = TOY_KV_BLOCK > TOY_KV__LANES_portable ? TOY_KV__LANES_portable : 0 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m outputs' coefficients, OUTS at most, at coef[i * of_in + k *
+ * of_out]. A macro, so that both strides are constants. Two vectors of tokens and OUTS outputs are
+ * as many sums as registers hold: a coefficient is loaded once for both. */
+#define TOY_KV__OUTPUTS(name, of_in, of_out)                                                         \
     TOY_KV__TARGET_portable static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {                                        \
+        for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_portable) {                                    \
             const float *c = coef, *src = x + t;                                                   \
-            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            float *dst = y + t;                                                                    \
+            TOY_KV__OUTS_portable(TOY_KV__ZERO)                                                             \
             for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
-                toy_kv__vf_portable v = toy_kv__load_portable(src);                                              \
+                toy_kv__vf_portable v = toy_kv__load_portable(src), w = toy_kv__load_portable(src + TOY_KV__NEXT_portable), f; \
                 TOY_KV__STEP(0, of_out)                                                              \
                 TOY_KV__STEP(1, of_out)                                                              \
                 TOY_KV__STEP(2, of_out)                                                              \
                 TOY_KV__STEP(3, of_out)                                                              \
-                TOY_KV__STEP(4, of_out)                                                              \
-                TOY_KV__STEP(5, of_out)                                                              \
-                TOY_KV__STEP(6, of_out)                                                              \
-                TOY_KV__STEP(7, of_out)                                                              \
+                TOY_KV__REST_portable(TOY_KV__STEP, of_out)                                                 \
             }                                                                                      \
-            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+            TOY_KV__OUTS_portable(TOY_KV__KEEP)                                                             \
         }                                                                                          \
     }
-#define TOY_KV__ZERO(k)         toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
-#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_portable(toy_kv__set1_portable(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__ZERO(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f), b##k = a##k;
+#define TOY_KV__STEP(k, of_out)                                                                      \
+    f = toy_kv__set1_portable(c[(k) * (of_out)]);                                                         \
+    a##k = toy_kv__fma_portable(f, v, a##k);                                                              \
+    b##k = toy_kv__fma_portable(f, w, b##k);
 #define TOY_KV__KEEP(k)                                                                              \
-    if (k < m)                                                                                     \
-        toy_kv__store_portable(y + k * TOY_KV_BLOCK + t,                                                    \
-                        toy_kv__add_portable(toy_kv__load_portable(y + k * TOY_KV_BLOCK + t), a##k));
-TOY_KV__EIGHT(toy_kv__eight_down_portable, TOY_KV__STRIP_portable, 1)
-TOY_KV__EIGHT(toy_kv__eight_across_portable, 1, TOY_KV__DEPTH_portable)
-#undef TOY_KV__EIGHT
+    if (k < m) {                                                                                   \
+        float *row = dst + k * TOY_KV_BLOCK;                                                         \
+        b##k = toy_kv__add_portable(toy_kv__load_portable(row + TOY_KV__NEXT_portable), b##k);                          \
+        toy_kv__store_portable(row, toy_kv__add_portable(toy_kv__load_portable(row), a##k));                            \
+        toy_kv__store_portable(row + TOY_KV__NEXT_portable, b##k);                                               \
+    }
+TOY_KV__OUTPUTS(toy_kv__outputs_down_portable, TOY_KV__STRIP_portable, 1)
+TOY_KV__OUTPUTS(toy_kv__outputs_across_portable, 1, TOY_KV__DEPTH_portable)
+#undef TOY_KV__OUTPUTS
 #undef TOY_KV__ZERO
 #undef TOY_KV__STEP
 #undef TOY_KV__KEEP
@@ -1179,12 +1350,12 @@ TOY_KV__TARGET_portable static void toy_kv__product_portable(const unsigned char
             for (i = 0; i < n && !across; i++)
                 toy_kv__widen_portable(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
                                 coef + i * TOY_KV__STRIP_portable);
-            for (k = 0; k < m; k += 8) {
+            for (k = 0; k < m; k += TOY_KV__N_OUTS_portable) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
-                    toy_kv__eight_across_portable(coef + k * TOY_KV__DEPTH_portable, n, m - k, src, dst);
+                    toy_kv__outputs_across_portable(coef + k * TOY_KV__DEPTH_portable, n, m - k, src, dst);
                 else
-                    toy_kv__eight_down_portable(coef + k, n, m - k, src, dst);
+                    toy_kv__outputs_down_portable(coef + k, n, m - k, src, dst);
             }
         }
 }
@@ -1349,18 +1520,221 @@ TOY_KV__TARGET_portable static void toy_kv__distances_portable(const unsigned ch
     }
 }
 
+TOY_KV__TARGET_portable static void toy_kv__landmark_scores_portable(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_portable bias = toy_kv__set1_portable(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable)
+                a = toy_kv__fma_portable(toy_kv__load_portable(x + d),
+                                  toy_kv__add_portable(toy_kv__loadu8_portable(codes + d), bias), a);
+            sum = toy_kv__hsum_portable(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_portable = {
-    toy_kv__product_portable,    toy_kv__add_scaled_portable,   toy_kv__affine_portable,    toy_kv__affine_row_portable,
-    toy_kv__from_bytes_portable, toy_kv__from_nibbles_portable, toy_kv__turn_tile_portable, toy_kv__score_tile_portable,
-    toy_kv__sum_tile_portable,   toy_kv__distances_portable,
+    toy_kv__product_portable,    toy_kv__add_scaled_portable,   toy_kv__affine_portable,          toy_kv__affine_row_portable,
+    toy_kv__from_bytes_portable, toy_kv__from_nibbles_portable, toy_kv__turn_tile_portable,       toy_kv__score_tile_portable,
+    toy_kv__sum_tile_portable,   toy_kv__distances_portable,    toy_kv__landmark_scores_portable,
 };
 
 #undef TOY_KV__ROWS4
-#undef TOY_KV__ROWS8
+/* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
+ * dense.h: LANES tokens at once. Besides:
+ *
+ *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
+ *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
+ *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
+ * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
+ * all codewords. */
+#define TOY_KV__FOUR(i)                                                                              \
+    {                                                                                              \
+        toy_kv__vf_portable a0 = toy_kv__set1_portable(book[i]), a1 = toy_kv__set1_portable(book[(i) + 1]);             \
+        toy_kv__vf_portable a2 = toy_kv__set1_portable(book[(i) + 2]), a3 = toy_kv__set1_portable(book[(i) + 3]);       \
+        for (w = 0; w < width; w++) {                                                              \
+            toy_kv__vf_portable v = toy_kv__load_portable(z + w * TOY_KV_BLOCK);                                   \
+            const float *c = book + 16 * (w + 1) + (i);                                            \
+            a0 = toy_kv__fma_portable(toy_kv__set1_portable(c[0]), v, a0);                                       \
+            a1 = toy_kv__fma_portable(toy_kv__set1_portable(c[1]), v, a1);                                       \
+            a2 = toy_kv__fma_portable(toy_kv__set1_portable(c[2]), v, a2);                                       \
+            a3 = toy_kv__fma_portable(toy_kv__set1_portable(c[3]), v, a3);                                       \
+        }                                                                                          \
+        toy_kv__keep_less_portable(a0, (float)(i), &least, &index);                                       \
+        toy_kv__keep_less_portable(a1, (float)((i) + 1), &least, &index);                                 \
+        toy_kv__keep_less_portable(a2, (float)((i) + 2), &least, &index);                                 \
+        toy_kv__keep_less_portable(a3, (float)((i) + 3), &least, &index);                                 \
+    }
+
+/* Inlined with a constant width. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__search_tile_portable(const float *book, int width,
+                                                         const float *tile, unsigned char *code)
+{
+    int t, w;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+        const float *z = tile + t;
+        toy_kv__vf_portable least = toy_kv__set1_portable(3.4e38f), index = toy_kv__set1_portable(0.0f);
+        TOY_KV__FOUR(0)
+        TOY_KV__FOUR(4)
+        TOY_KV__FOUR(8)
+        TOY_KV__FOUR(12)
+        toy_kv__storeu8_portable(code + t, index);
+    }
+}
+#undef TOY_KV__FOUR
+
+/* The nearest of 16 codewords, binary16 [width, 16], to each token of z [width, BLOCK], the lower
+ * one on ties: a plane of nibbles. words: room for [width + 1, 16]. */
+TOY_KV__TARGET_portable static void toy_kv__code_nibbles_portable(const unsigned char *book, int width,
+                                                    const float *z, float *words,
+                                                    unsigned char *plane)
+{
+    unsigned char code[TOY_KV_BLOCK];
+    toy_kv__vf_portable half = toy_kv__set1_portable(0.5f), minus = toy_kv__set1_portable(-1.0f);
+    int i, w, t;
+    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable norm = toy_kv__set1_portable(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_portable c = toy_kv__loadh_portable(book + 2 * (16 * w + i));
+            norm = toy_kv__fma_portable(toy_kv__mul_portable(half, c), c, norm);
+            toy_kv__store_portable(words + 16 * (w + 1) + i, toy_kv__mul_portable(minus, c));
+        }
+        toy_kv__store_portable(words + i, norm);
+    }
+    switch (width) {
+    case 1:
+        toy_kv__search_tile_portable(words, 1, z, code);
+        break;
+    case 2:
+        toy_kv__search_tile_portable(words, 2, z, code);
+        break;
+    case 4:
+        toy_kv__search_tile_portable(words, 4, z, code);
+        break;
+    default:
+        toy_kv__search_tile_portable(words, width, z, code);
+    }
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 8) {
+        uint64_t low, high;
+        memcpy(&low, code + t, 8);
+        memcpy(&high, code + TOY_KV_BLOCK / 2 + t, 8);
+        low |= high << 4;
+        memcpy(plane + t, &low, 8);
+    }
+}
+
+/* z [width, BLOCK] -= the codewords of a plane of nibbles. */
+TOY_KV__TARGET_portable static void toy_kv__leave_nibbles_portable(const unsigned char *plane,
+                                                     const unsigned char *book, int width, float *z)
+{
+    float words[16];
+    int i, t, w;
+    toy_kv__vf_portable minus = toy_kv__set1_portable(-1.0f);
+    for (w = 0; w < width; w++, z += TOY_KV_BLOCK) {
+        toy_kv__vt_portable table;
+        for (i = 0; i < 16; i += TOY_KV__LANES_portable)
+            toy_kv__store_portable(words + i, toy_kv__loadh_portable(book + 2 * (16 * w + i)));
+        table = toy_kv__table_portable(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+            toy_kv__store_portable(
+                z + t, toy_kv__fma_portable(minus, toy_kv__lookup_portable(table, toy_kv__nibbles_portable(plane, t)),
+                                     toy_kv__load_portable(z + t)));
+    }
+}
+
+/* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
+TOY_KV__TARGET_portable static void toy_kv__squares_portable(const float *x, int rows, float *sum)
+{
+    int r, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable v = toy_kv__load_portable(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
+        a##k = toy_kv__fma_portable(v, v, a##k);                                                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_portable v = toy_kv__load_portable(x + (size_t)r * TOY_KV_BLOCK + t);
+            a0 = toy_kv__fma_portable(v, v, a0);
+        }
+        toy_kv__store_portable(sum + t, toy_kv__add_portable(toy_kv__add_portable(a0, a1), toy_kv__add_portable(a2, a3)));
+    }
+}
+
+/* x [HEAD_DIM, BLOCK] from rows of binary16 [BLOCK, HEAD_DIM]. */
+TOY_KV__TARGET_portable static void toy_kv__load_rows_portable(const unsigned char *rows, float *x)
+{
+    unsigned char tile[8 * 2 * TOY_KV_BLOCK];
+    int d, t, i;
+    for (d = 0; d + 8 <= TOY_KV_HEAD_DIM; d += 8, x += 8 * TOY_KV_BLOCK) {
+        for (t = 0; t < TOY_KV_BLOCK; t += 8)
+            toy_kv__transpose_portable(rows + 2 * (t * TOY_KV_HEAD_DIM + d), 2 * TOY_KV_HEAD_DIM, tile + 2 * t,
+                                2 * TOY_KV_BLOCK);
+        for (i = 0; i < 8 * TOY_KV_BLOCK; i += TOY_KV__LANES_portable)
+            toy_kv__store_portable(x + i, toy_kv__loadh_portable(tile + 2 * i));
+    }
+    for (; d < TOY_KV_HEAD_DIM; d++, x += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            x[t] = toy_kv__half_at(rows, (size_t)(t * TOY_KV_HEAD_DIM + d));
+}
+
+/* A row of binary16 [n] from x [n]. */
+TOY_KV__TARGET_portable static void toy_kv__store_row_portable(const float *x, int n, unsigned char *row)
+{
+    int i = 0;
+    for (; i + TOY_KV__LANES_portable <= n; i += TOY_KV__LANES_portable)
+        toy_kv__storeh_portable(row + 2 * i, toy_kv__load_portable(x + i));
+    for (; i < n; i++)
+        toy_kv__storeh_portable(row + 2 * i, x[i]);
+}
+
+/* Turns a head's vector x [HEAD_DIM] by cosines and sines, each [N_ROT / 2]. */
+TOY_KV__TARGET_portable static void toy_kv__turn_row_portable(const float *cosines, const float *sines, float *x)
+{
+    int i = 0, half = TOY_KV_N_ROT / 2;
+    toy_kv__vf_portable minus = toy_kv__set1_portable(-1.0f);
+    for (; !TOY_KV_ROPE_INTERLEAVED && i + TOY_KV__LANES_portable <= half; i += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable c = toy_kv__load_portable(cosines + i), s = toy_kv__load_portable(sines + i);
+        toy_kv__vf_portable a = toy_kv__load_portable(x + i), b = toy_kv__load_portable(x + half + i);
+        toy_kv__store_portable(x + i, toy_kv__fma_portable(toy_kv__mul_portable(minus, s), b, toy_kv__mul_portable(c, a)));
+        toy_kv__store_portable(x + half + i, toy_kv__fma_portable(s, a, toy_kv__mul_portable(c, b)));
+    }
+    for (; i < half; i++) {
+        float *first = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i);
+        float *second = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + half);
+        float a = *first, b = *second;
+        *first = a * cosines[i] - b * sines[i];
+        *second = a * sines[i] + b * cosines[i];
+    }
+}
+
+static const toy_kv__code_ops toy_kv__code_portable = {
+    toy_kv__code_nibbles_portable, toy_kv__leave_nibbles_portable, toy_kv__squares_portable,
+    toy_kv__load_rows_portable,    toy_kv__store_row_portable,     toy_kv__turn_row_portable,
+};
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -1384,7 +1758,7 @@ TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__exp_portable(t
     y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(1.66666657e-1f));
     y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(5.00000000e-1f));
     y = toy_kv__fma_portable(toy_kv__mul_portable(y, r), r, toy_kv__add_portable(r, toy_kv__set1_portable(1.0f)));
-    return toy_kv__mul_portable(y, toy_kv__pow2_portable(n));
+    return toy_kv__scale2_portable(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -1643,40 +2017,187 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(const unsigned char *ta
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_portable static void toy_kv__fill_table_portable(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_portable static void toy_kv__unmap_portable(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_portable(toy_kv__set1_portable(q[w]), toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_portable(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_portable <= n_in; j += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable b = toy_kv__loadh_portable(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_portable(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_portable(row, n_in, y + (size_t)r * (size_t)n_in);
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_portable static float toy_kv__largest_portable(const float *s, int n)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_portable static void toy_kv__fill_tables_portable(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int t;
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_portable b = toy_kv__loadh_portable(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_portable(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_portable(toy_kv__set1_portable(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_portable(lut + r * 16 + i, a);
+            }
+        }
+    }
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_portable static float toy_kv__largest_portable(const float *s, int blocks, size_t step)
+{
+    int b, t;
     toy_kv__vf_portable high = toy_kv__load_portable(s);
-    for (t = TOY_KV__LANES_portable; t < n; t += TOY_KV__LANES_portable)
-        high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+            high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
     return toy_kv__hmax_portable(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_portable shift = toy_kv__set1_portable(-m), sum = toy_kv__set1_portable(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
-        toy_kv__store_portable(s + t, e);
-        sum = toy_kv__add_portable(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
+            toy_kv__store_portable(s + t, e);
+            sum = toy_kv__add_portable(sum, e);
+        }
     return toy_kv__hsum_portable(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_portable static void toy_kv__exact_scores_portable(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable v = toy_kv__loadh_portable(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_portable(toy_kv__load_portable(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_portable(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_portable(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_portable static void toy_kv__exact_sums_portable(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_portable) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_portable;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_portable a##i = toy_kv__load_portable(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_portable(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_portable x = toy_kv__loadh_portable(row),
+                             y = toy_kv__loadh_portable(row + 2 * TOY_KV__LANES_portable);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable w = toy_kv__set1_portable(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_portable(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_portable(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_portable(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_portable(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_portable(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -1698,29 +2219,7 @@ TOY_KV__TARGET_portable static void toy_kv__shrink_portable(float *x, size_t n, 
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-TOY_KV__TARGET_portable static int toy_kv__nearest_portable(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-        for (w = 0; w < width; w++) {
-            toy_kv__vf_portable d = toy_kv__add_portable(
-                toy_kv__set1_portable(z[w]),
-                toy_kv__mul_portable(toy_kv__loadh_portable(book + 2 * (w * 16 + i)), toy_kv__set1_portable(-1.0f)));
-            a = toy_kv__fma_portable(d, d, a);
-        }
-        toy_kv__store_portable(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -1768,11 +2267,12 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned 
 }
 
 static const toy_kv__ops toy_kv__ops_portable = {
-    TOY_KV__LANES_portable,        toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable, toy_kv__score_scalars_portable,
-    toy_kv__sum_scalars_portable,  toy_kv__scale_rows_portable,    toy_kv__gains_portable,       toy_kv__add_row_portable,
-    toy_kv__dot_row_portable,      toy_kv__map_portable,           toy_kv__fill_table_portable,  toy_kv__largest_portable,
-    toy_kv__exponentials_portable, toy_kv__reduce_portable,        toy_kv__shrink_portable,      toy_kv__nearest_portable,
-    toy_kv__nearest_wide_portable, TOY_KV__BYTE_OPS_portable,      &toy_kv__dense_portable,
+    TOY_KV__LANES_portable,       toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable,  toy_kv__score_scalars_portable,
+    toy_kv__sum_scalars_portable, toy_kv__scale_rows_portable,    toy_kv__gains_portable,        toy_kv__add_row_portable,
+    toy_kv__dot_row_portable,     toy_kv__map_portable,           toy_kv__unmap_portable,        toy_kv__fill_tables_portable,
+    toy_kv__largest_portable,     toy_kv__exponentials_portable,  toy_kv__exact_scores_portable, toy_kv__exact_sums_portable,
+    toy_kv__reduce_portable,      toy_kv__shrink_portable,        toy_kv__nearest_wide_portable, TOY_KV__BYTE_OPS_portable,
+    &toy_kv__dense_portable,      &toy_kv__code_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -1784,9 +2284,18 @@ static const toy_kv__ops toy_kv__ops_portable = {
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 /* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
-#define TOY_KV__LANES_avx2    8
+#define TOY_KV__LANES_avx2 8
+#if TOY_KV_BLOCK >= 64
+#define TOY_KV__BYTE_OPS_avx2 &toy_kv__byte_ops_avx2
+#else
 #define TOY_KV__BYTE_OPS_avx2 NULL
-#define TOY_KV__TARGET_avx2   __attribute__((target("avx2,fma,f16c")))
+#endif
+#define TOY_KV__TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
+/* Outputs that a pass of dense.h holds sums of. */
+#define TOY_KV__N_OUTS_avx2  4
+#define TOY_KV__OUTS_avx2(X) X(0) X(1) X(2) X(3)
+#define TOY_KV__REST_avx2(X, of)
+#define TOY_KV__INLINE_avx2 TOY_KV__TARGET_avx2 static inline __attribute__((always_inline))
 typedef __m256 toy_kv__vf_avx2;
 typedef __m256i toy_kv__vi_avx2;
 typedef struct toy_kv__vt_avx2 {
@@ -1834,10 +2343,11 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__round_avx2(__m256 x)
 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-TOY_KV__TARGET_avx2 static inline __m256 toy_kv__pow2_avx2(__m256 n)
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__scale2_avx2(__m256 x, __m256 n)
 {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_mul_ps(x,
+                         _mm256_castsi256_ps(_mm256_slli_epi32(
+                             _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
 TOY_KV__TARGET_avx2 static inline float toy_kv__hsum_avx2(__m256 x)
 {
@@ -1881,48 +2391,415 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__gather_avx2(const unsigned char
     return _mm256_cvtph_ps(
         _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__storeu8_avx2(unsigned char *p, __m256 x)
+{
+    __m256i code = _mm256_cvttps_epi32(x);
+    __m128i words =
+        _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+    _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(words, words));
+}
+/* The second operand is what comes out for a NaN. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__storeh_avx2(unsigned char *p, __m256 x)
+{
+    x = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(65504.0f)), _mm256_set1_ps(-65504.0f));
+    _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+TOY_KV__TARGET_avx2 static inline void toy_kv__keep_less_avx2(__m256 x, float i, __m256 *least,
+                                                          __m256 *index)
+{
+    __m256 less = _mm256_cmp_ps(x, *least, _CMP_LT_OQ);
+    *index = _mm256_blendv_ps(*index, _mm256_set1_ps(i), less);
+    *least = _mm256_min_ps(x, *least);
+}
+TOY_KV__TARGET_avx2 static inline __m128i toy_kv__load8h_avx2(const unsigned char *p)
+{
+    return _mm_loadu_si128((const __m128i *)(const void *)p);
+}
+TOY_KV__TARGET_avx2 static inline void toy_kv__store8h_avx2(unsigned char *p, __m128i x)
+{
+    _mm_storeu_si128((__m128i *)(void *)p, x);
+}
+TOY_KV__TARGET_avx2 static inline void toy_kv__transpose_avx2(const unsigned char *src, size_t src_step,
+                                                          unsigned char *dst, size_t dst_step)
+{
+    __m128i pair[8], quad[8];
+    int i;
+    for (i = 0; i < 8; i += 2) {
+        __m128i a = toy_kv__load8h_avx2(src + (size_t)i * src_step);
+        __m128i b = toy_kv__load8h_avx2(src + (size_t)(i + 1) * src_step);
+        pair[i] = _mm_unpacklo_epi16(a, b);
+        pair[i + 1] = _mm_unpackhi_epi16(a, b);
+    }
+    for (i = 0; i < 8; i += 4) { /* rows i .. i + 3 of two columns each */
+        quad[i] = _mm_unpacklo_epi32(pair[i], pair[i + 2]);
+        quad[i + 1] = _mm_unpackhi_epi32(pair[i], pair[i + 2]);
+        quad[i + 2] = _mm_unpacklo_epi32(pair[i + 1], pair[i + 3]);
+        quad[i + 3] = _mm_unpackhi_epi32(pair[i + 1], pair[i + 3]);
+    }
+    for (i = 0; i < 4; i++, dst += 2 * dst_step) {
+        toy_kv__store8h_avx2(dst, _mm_unpacklo_epi64(quad[i], quad[i + 4]));
+        toy_kv__store8h_avx2(dst + dst_step, _mm_unpackhi_epi64(quad[i], quad[i + 4]));
+    }
+}
+/* Byte kernels, AVX2: what toy_kv__byte_ops promises (types.h). Tables are those of the AVX-512
+ * kernels. Scores: a shuffle looks up 32 tokens of a plane; sums of unsigned bytes are kept as sums
+ * of 16-bit words and of their high halves. Sums: shuffled codewords times weights of 7 bits, so
+ * that no pair of products leaves 16 bits. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Sixteen floats times factor, rounded to words. */
+TOY_KV__TARGET_avx2 static inline __m256i toy_kv__sixteen_avx2(const float *x, float factor)
+{
+    __m256 f = _mm256_set1_ps(factor);
+    __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), f));
+    __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), f));
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+}
+
+/* The low bytes of sixteen words; what does not fit a signed byte is cut. */
+TOY_KV__TARGET_avx2 static inline __m128i toy_kv__narrowed_avx2(__m256i x)
+{
+    return _mm_packs_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+/* The largest magnitude of sixteen floats; *square += their squares, over lanes. */
+TOY_KV__TARGET_avx2 static inline float toy_kv__reach_avx2(const float *x, __m256 *square)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
+    *square = _mm256_fmadd_ps(a, a, _mm256_fmadd_ps(b, b, *square));
+    return toy_kv__hmax_avx2(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
+}
+
+TOY_KV__TARGET_avx2 static size_t toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
+                                                       const float *energy, toy_kv__packed *head,
+                                                       signed char *out)
+{
+    int q, r, p, quads = (planes + 3) / 4;
+    head->wide = 0;
+    for (r = 0; r < rows; r++) { /* from the last quad on, as many 8-bit ones as are allowed */
+        __m256 square = _mm256_setzero_ps();
+        float limit, top = 0.0f;
+        for (p = 0; p < planes; p++)
+            toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+        /* Half of what is allowed where the strongest channels are no tables. */
+        limit = 0.5f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR *
+                (energy[r] + toy_kv__hsum_avx2(square) / 16.0f);
+        for (q = quads - 1; q >= head->wide; q--) {
+            for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
+                float m =
+                    toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+                top = m > top ? m : top;
+            }
+            if (top * top / (127.0f * 127.0f * 12.0f) * (float)(planes - 4 * q) > limit)
+                head->wide = q + 1;
+        }
+    }
+    for (r = 0; r < rows; r++) {
+        float narrow = 0.0f, widest = 0.0f;
+        __m256 square = _mm256_setzero_ps();
+        for (p = 0; p < planes; p++) {
+            float m = toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+            if (p < 4 * head->wide)
+                widest = m > widest ? m : widest;
+            else
+                narrow = m > narrow ? m : narrow;
+        }
+        head->scale[2 * r] = widest / 32512.0f;
+        head->scale[2 * r + 1] = narrow / 127.0f;
+    }
+    for (q = 0; q < quads; q++)
+        for (r = 0; r < rows; r++) {
+            int wide = q < head->wide;
+            float scale = head->scale[2 * r + !wide];
+            for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
+                __m256i x = _mm256_setzero_si256();
+                if (p < planes && scale > 0.0f)
+                    x = toy_kv__sixteen_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
+                                           1.0f / scale);
+                if (wide) { /* low bytes are unsigned: move them through the signed packing */
+                    __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(255));
+                    _mm_storeu_si128((__m128i *)(void *)(out + 64),
+                                     _mm_packus_epi16(_mm256_castsi256_si128(low),
+                                                      _mm256_extracti128_si256(low, 1)));
+                    x = _mm256_srai_epi16(x, 8);
+                }
+                _mm_storeu_si128((__m128i *)(void *)out, toy_kv__narrowed_avx2(x));
+            }
+            out += wide ? 64 : 0;
+        }
+    return (size_t)rows * 64 * (size_t)(quads + head->wide);
+}
+
+/* Sums of bytes under way: of 16-bit words that hold two each, and of their high halves. */
+typedef struct toy_kv__wordsum_avx2 {
+    __m256i all, high;
+} toy_kv__wordsum_avx2;
+
+TOY_KV__INLINE_avx2 void toy_kv__add_codes_avx2(toy_kv__wordsum_avx2 *sum, __m256i table, __m256i codes)
+{
+    __m256i x = _mm256_shuffle_epi8(table, codes);
+    sum->all = _mm256_add_epi16(sum->all, x);
+    sum->high = _mm256_add_epi16(sum->high, _mm256_srli_epi16(x, 8));
+}
+
+/* dst [32] += scale * (the sums - bias). */
+TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const toy_kv__wordsum_avx2 *sum, int bias, float scale,
+                                        float *dst)
+{
+    __m256i even = _mm256_sub_epi16(sum->all, _mm256_slli_epi16(sum->high, 8));
+    __m256i part[2];
+    int i, k;
+    part[0] = _mm256_unpacklo_epi16(even, sum->high); /* tokens 0..7, 16..23 */
+    part[1] = _mm256_unpackhi_epi16(even, sum->high);
+#pragma GCC unroll 2
+    for (i = 0; i < 2; i++)
+#pragma GCC unroll 2
+        for (k = 0; k < 2; k++) {
+            __m128i words =
+                k == 0 ? _mm256_castsi256_si128(part[i]) : _mm256_extracti128_si256(part[i], 1);
+            float *to = dst + 16 * k + 8 * i;
+            __m256 x = _mm256_cvtepi32_ps(
+                _mm256_sub_epi32(_mm256_cvtepu16_epi32(words), _mm256_set1_epi32(bias)));
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(x, _mm256_set1_ps(scale), _mm256_loadu_ps(to)));
+        }
+}
+
+/* Tables of n planes for one row at `step` bytes a quad; `flip`: entries are signed. At most 256
+ * planes, so that no sum leaves 16 bits. */
+TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, int n,
+                                               const signed char *tables, size_t step, int flip,
+                                               float scale, float *s)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(flip ? -128 : 0);
+    int c, p;
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
+        toy_kv__wordsum_avx2 low, high;
+        low.all = low.high = high.all = high.high = _mm256_setzero_si256();
+        for (p = 0; p < n; p++) {
+            __m256i x = _mm256_loadu_si256(
+                (const __m256i *)(const void *)(codes + (size_t)p * (TOY_KV_BLOCK / 2)));
+            __m256i t = _mm256_xor_si256(
+                _mm256_broadcastsi128_si256(_mm_loadu_si128(
+                    (const __m128i *)(const void *)(tables + (size_t)(p / 4) * step + p % 4 * 16))),
+                sign);
+            toy_kv__add_codes_avx2(&low, t, _mm256_and_si256(x, nibble));
+            toy_kv__add_codes_avx2(&high, t, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+        }
+        toy_kv__flush_avx2(&low, flip ? 128 * n : 0, scale, s + 32 * c);
+        toy_kv__flush_avx2(&high, flip ? 128 * n : 0, scale, s + TOY_KV_BLOCK / 2 + 32 * c);
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *codes, int planes,
+                                                     const toy_kv__packed *head,
+                                                     const signed char *tables, int rows, float *s)
+{
+    int r, p, n, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
+    for (r = 0; r < rows; r++, s += TOY_KV_BLOCK) {
+        size_t step = (size_t)rows * 128;
+        for (p = 0; p < wide; p += 256) {
+            const signed char *t = tables + (size_t)(p / 4) * step + (size_t)r * 128;
+            const unsigned char *from = codes + (size_t)p * (TOY_KV_BLOCK / 2);
+            n = wide - p < 256 ? wide - p : 256;
+            toy_kv__score_planes_avx2(from, n, t, step, 1, 256.0f * head->scale[2 * r], s);
+            toy_kv__score_planes_avx2(from, n, t + 64, step, 0, head->scale[2 * r], s);
+        }
+        for (p = wide; p < planes; p += 256) {
+            const signed char *t = tables + (size_t)head->wide * step + (size_t)r * 64 +
+                                   (size_t)((p - wide) / 4) * (size_t)rows * 64;
+            n = planes - p < 256 ? planes - p : 256;
+            toy_kv__score_planes_avx2(codes + (size_t)p * (TOY_KV_BLOCK / 2), n, t, (size_t)rows * 64,
+                                    1, head->scale[2 * r + 1], s);
+        }
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n, signed char *out,
+                                                    float *scale)
+{
+    int i;
+    for (i = 0; i < n; i++) {
+        __m256 square = _mm256_setzero_ps();
+        float top = toy_kv__reach_avx2(book + i * 16, &square);
+        scale[i] = top / 127.0f;
+        _mm_storeu_si128((__m128i *)(void *)(out + i * 16),
+                         toy_kv__narrowed_avx2(
+                             toy_kv__sixteen_avx2(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f)));
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *w, int blocks, int rows,
+                                                      unsigned char *out, unsigned char *rest,
+                                                      float *scale)
+{
+    /* Thresholds as in the AVX-512 kernel; 126 keeps a dithered weight below 127. */
+    static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
+                                     0.40625f, 0.90625f, 0.09375f, 0.59375f, 0.34375f, 0.84375f,
+                                     0.21875f, 0.71875f, 0.46875f, 0.96875f};
+    int b, r, t, i;
+    for (r = 0; r < rows; r++) {
+        float top = 0.0f, factor, x[16], left[16];
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 8) {
+                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+                float m = toy_kv__hmax_avx2(_mm256_loadu_ps(w + at));
+                top = m > top ? m : top;
+            }
+        scale[r] = top / 126.0f;
+        factor = top > 0.0f ? 126.0f / top : 0.0f;
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+                for (i = 0; i < 16; i += 8) {
+                    __m256 y = _mm256_mul_ps(_mm256_loadu_ps(w + at + i), _mm256_set1_ps(factor));
+                    __m256 down = _mm256_floor_ps(
+                        rest != NULL ? y : _mm256_add_ps(y, _mm256_loadu_ps(dither + i)));
+                    _mm256_storeu_ps(x + i, down);
+                    _mm256_storeu_ps(left + i, _mm256_sub_ps(y, down));
+                }
+                _mm_storeu_si128((__m128i *)(void *)(out + at),
+                                 toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(x, 1.0f)));
+                if (rest != NULL)
+                    _mm_storeu_si128((__m128i *)(void *)(rest + at),
+                                     toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(left, 127.0f)));
+            }
+    }
+}
+
+/* One channel, n rows from row r on: n is a constant where it is called. */
+TOY_KV__INLINE_avx2 void toy_kv__sum_channel_avx2(const unsigned char *const *codes, size_t plane,
+                                              int blocks, const signed char *book, float book_scale,
+                                              const unsigned char *weights, const float *scale,
+                                              int rows, int r, const int n, float *acc,
+                                              size_t stride)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    const __m256i table =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)book));
+    __m256i sum[4];
+    int b, k, t;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k] = _mm256_setzero_si256();
+    for (b = 0; b < blocks; b++)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 32) {
+            const unsigned char *w =
+                weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
+            __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(codes[b] + plane + t));
+            __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
+            __m256i high =
+                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                const unsigned char *p = w + k * TOY_KV_BLOCK;
+                __m256i u =
+                    _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(const void *)p), low);
+                __m256i v = _mm256_maddubs_epi16(
+                    _mm256_loadu_si256((const __m256i *)(const void *)(p + TOY_KV_BLOCK / 2)), high);
+                sum[k] = _mm256_add_epi32(sum[k], _mm256_add_epi32(_mm256_madd_epi16(u, ones),
+                                                                   _mm256_madd_epi16(v, ones)));
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *dst = acc + (size_t)(r + k) * stride * 8;
+        __m256 f = _mm256_set1_ps(scale[r + k] * book_scale);
+        _mm256_storeu_ps(dst, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k]), f, _mm256_loadu_ps(dst)));
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *const *codes, size_t offset,
+                                                   int blocks, const toy_kv__run *run,
+                                                   const signed char *book, const float *book_scale,
+                                                   const unsigned char *weights, const float *scale,
+                                                   int rows, float *acc, size_t stride)
+{
+    int p, w, r;
+    for (p = 0; p < run->planes; p++) {
+        size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
+        for (w = 0; w < run->width; w++, book += 16, book_scale++) {
+            float *dst = acc + (size_t)(p / run->stages * run->width + w) * 8;
+            for (r = 0; r + 4 <= rows; r += 4)
+                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
+                                       rows, r, 4, dst, stride);
+            for (; r < rows; r++)
+                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
+                                       rows, r, 1, dst, stride);
+        }
+    }
+}
+
+/* No dots and no batches: keys are scored through tables, and where every block has a frame of its
+ * own, in fp32. */
+static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    toy_kv__pack_tables_avx2,
+    toy_kv__score_bytes_avx2,
+    toy_kv__pack_books_avx2,
+    toy_kv__pack_weights_avx2,
+    toy_kv__sum_bytes_avx2,
+    127.0f,
+    0.02f,
+};
+
+#endif /* TOY_KV_BLOCK >= 64 */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_avx2 = 128, TOY_KV__STRIP_avx2 = 16 };
 
-/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
- * macro, so that both strides are constants: coefficients are operands in memory then. */
-#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+/* The second vector of tokens that a pass holds; the first one again where a block has no other. */
+enum { TOY_KV__NEXT_avx2 = TOY_KV_BLOCK > TOY_KV__LANES_avx2 ? TOY_KV__LANES_avx2 : 0 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m outputs' coefficients, OUTS at most, at coef[i * of_in + k *
+ * of_out]. A macro, so that both strides are constants. Two vectors of tokens and OUTS outputs are
+ * as many sums as registers hold: a coefficient is loaded once for both. */
+#define TOY_KV__OUTPUTS(name, of_in, of_out)                                                         \
     TOY_KV__TARGET_avx2 static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {                                        \
+        for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx2) {                                    \
             const float *c = coef, *src = x + t;                                                   \
-            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            float *dst = y + t;                                                                    \
+            TOY_KV__OUTS_avx2(TOY_KV__ZERO)                                                             \
             for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
-                toy_kv__vf_avx2 v = toy_kv__load_avx2(src);                                              \
+                toy_kv__vf_avx2 v = toy_kv__load_avx2(src), w = toy_kv__load_avx2(src + TOY_KV__NEXT_avx2), f; \
                 TOY_KV__STEP(0, of_out)                                                              \
                 TOY_KV__STEP(1, of_out)                                                              \
                 TOY_KV__STEP(2, of_out)                                                              \
                 TOY_KV__STEP(3, of_out)                                                              \
-                TOY_KV__STEP(4, of_out)                                                              \
-                TOY_KV__STEP(5, of_out)                                                              \
-                TOY_KV__STEP(6, of_out)                                                              \
-                TOY_KV__STEP(7, of_out)                                                              \
+                TOY_KV__REST_avx2(TOY_KV__STEP, of_out)                                                 \
             }                                                                                      \
-            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+            TOY_KV__OUTS_avx2(TOY_KV__KEEP)                                                             \
         }                                                                                          \
     }
-#define TOY_KV__ZERO(k)         toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
-#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__ZERO(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f), b##k = a##k;
+#define TOY_KV__STEP(k, of_out)                                                                      \
+    f = toy_kv__set1_avx2(c[(k) * (of_out)]);                                                         \
+    a##k = toy_kv__fma_avx2(f, v, a##k);                                                              \
+    b##k = toy_kv__fma_avx2(f, w, b##k);
 #define TOY_KV__KEEP(k)                                                                              \
-    if (k < m)                                                                                     \
-        toy_kv__store_avx2(y + k * TOY_KV_BLOCK + t,                                                    \
-                        toy_kv__add_avx2(toy_kv__load_avx2(y + k * TOY_KV_BLOCK + t), a##k));
-TOY_KV__EIGHT(toy_kv__eight_down_avx2, TOY_KV__STRIP_avx2, 1)
-TOY_KV__EIGHT(toy_kv__eight_across_avx2, 1, TOY_KV__DEPTH_avx2)
-#undef TOY_KV__EIGHT
+    if (k < m) {                                                                                   \
+        float *row = dst + k * TOY_KV_BLOCK;                                                         \
+        b##k = toy_kv__add_avx2(toy_kv__load_avx2(row + TOY_KV__NEXT_avx2), b##k);                          \
+        toy_kv__store_avx2(row, toy_kv__add_avx2(toy_kv__load_avx2(row), a##k));                            \
+        toy_kv__store_avx2(row + TOY_KV__NEXT_avx2, b##k);                                               \
+    }
+TOY_KV__OUTPUTS(toy_kv__outputs_down_avx2, TOY_KV__STRIP_avx2, 1)
+TOY_KV__OUTPUTS(toy_kv__outputs_across_avx2, 1, TOY_KV__DEPTH_avx2)
+#undef TOY_KV__OUTPUTS
 #undef TOY_KV__ZERO
 #undef TOY_KV__STEP
 #undef TOY_KV__KEEP
@@ -1954,12 +2831,12 @@ TOY_KV__TARGET_avx2 static void toy_kv__product_avx2(const unsigned char *table,
             for (i = 0; i < n && !across; i++)
                 toy_kv__widen_avx2(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
                                 coef + i * TOY_KV__STRIP_avx2);
-            for (k = 0; k < m; k += 8) {
+            for (k = 0; k < m; k += TOY_KV__N_OUTS_avx2) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
-                    toy_kv__eight_across_avx2(coef + k * TOY_KV__DEPTH_avx2, n, m - k, src, dst);
+                    toy_kv__outputs_across_avx2(coef + k * TOY_KV__DEPTH_avx2, n, m - k, src, dst);
                 else
-                    toy_kv__eight_down_avx2(coef + k, n, m - k, src, dst);
+                    toy_kv__outputs_down_avx2(coef + k, n, m - k, src, dst);
             }
         }
 }
@@ -2124,18 +3001,221 @@ TOY_KV__TARGET_avx2 static void toy_kv__distances_avx2(const unsigned char *book
     }
 }
 
+TOY_KV__TARGET_avx2 static void toy_kv__landmark_scores_avx2(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_avx2 bias = toy_kv__set1_avx2(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2)
+                a = toy_kv__fma_avx2(toy_kv__load_avx2(x + d),
+                                  toy_kv__add_avx2(toy_kv__loadu8_avx2(codes + d), bias), a);
+            sum = toy_kv__hsum_avx2(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_avx2 = {
-    toy_kv__product_avx2,    toy_kv__add_scaled_avx2,   toy_kv__affine_avx2,    toy_kv__affine_row_avx2,
-    toy_kv__from_bytes_avx2, toy_kv__from_nibbles_avx2, toy_kv__turn_tile_avx2, toy_kv__score_tile_avx2,
-    toy_kv__sum_tile_avx2,   toy_kv__distances_avx2,
+    toy_kv__product_avx2,    toy_kv__add_scaled_avx2,   toy_kv__affine_avx2,          toy_kv__affine_row_avx2,
+    toy_kv__from_bytes_avx2, toy_kv__from_nibbles_avx2, toy_kv__turn_tile_avx2,       toy_kv__score_tile_avx2,
+    toy_kv__sum_tile_avx2,   toy_kv__distances_avx2,    toy_kv__landmark_scores_avx2,
 };
 
 #undef TOY_KV__ROWS4
-#undef TOY_KV__ROWS8
+/* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
+ * dense.h: LANES tokens at once. Besides:
+ *
+ *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
+ *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
+ *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
+ * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
+ * all codewords. */
+#define TOY_KV__FOUR(i)                                                                              \
+    {                                                                                              \
+        toy_kv__vf_avx2 a0 = toy_kv__set1_avx2(book[i]), a1 = toy_kv__set1_avx2(book[(i) + 1]);             \
+        toy_kv__vf_avx2 a2 = toy_kv__set1_avx2(book[(i) + 2]), a3 = toy_kv__set1_avx2(book[(i) + 3]);       \
+        for (w = 0; w < width; w++) {                                                              \
+            toy_kv__vf_avx2 v = toy_kv__load_avx2(z + w * TOY_KV_BLOCK);                                   \
+            const float *c = book + 16 * (w + 1) + (i);                                            \
+            a0 = toy_kv__fma_avx2(toy_kv__set1_avx2(c[0]), v, a0);                                       \
+            a1 = toy_kv__fma_avx2(toy_kv__set1_avx2(c[1]), v, a1);                                       \
+            a2 = toy_kv__fma_avx2(toy_kv__set1_avx2(c[2]), v, a2);                                       \
+            a3 = toy_kv__fma_avx2(toy_kv__set1_avx2(c[3]), v, a3);                                       \
+        }                                                                                          \
+        toy_kv__keep_less_avx2(a0, (float)(i), &least, &index);                                       \
+        toy_kv__keep_less_avx2(a1, (float)((i) + 1), &least, &index);                                 \
+        toy_kv__keep_less_avx2(a2, (float)((i) + 2), &least, &index);                                 \
+        toy_kv__keep_less_avx2(a3, (float)((i) + 3), &least, &index);                                 \
+    }
+
+/* Inlined with a constant width. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__search_tile_avx2(const float *book, int width,
+                                                         const float *tile, unsigned char *code)
+{
+    int t, w;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+        const float *z = tile + t;
+        toy_kv__vf_avx2 least = toy_kv__set1_avx2(3.4e38f), index = toy_kv__set1_avx2(0.0f);
+        TOY_KV__FOUR(0)
+        TOY_KV__FOUR(4)
+        TOY_KV__FOUR(8)
+        TOY_KV__FOUR(12)
+        toy_kv__storeu8_avx2(code + t, index);
+    }
+}
+#undef TOY_KV__FOUR
+
+/* The nearest of 16 codewords, binary16 [width, 16], to each token of z [width, BLOCK], the lower
+ * one on ties: a plane of nibbles. words: room for [width + 1, 16]. */
+TOY_KV__TARGET_avx2 static void toy_kv__code_nibbles_avx2(const unsigned char *book, int width,
+                                                    const float *z, float *words,
+                                                    unsigned char *plane)
+{
+    unsigned char code[TOY_KV_BLOCK];
+    toy_kv__vf_avx2 half = toy_kv__set1_avx2(0.5f), minus = toy_kv__set1_avx2(-1.0f);
+    int i, w, t;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 norm = toy_kv__set1_avx2(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx2 c = toy_kv__loadh_avx2(book + 2 * (16 * w + i));
+            norm = toy_kv__fma_avx2(toy_kv__mul_avx2(half, c), c, norm);
+            toy_kv__store_avx2(words + 16 * (w + 1) + i, toy_kv__mul_avx2(minus, c));
+        }
+        toy_kv__store_avx2(words + i, norm);
+    }
+    switch (width) {
+    case 1:
+        toy_kv__search_tile_avx2(words, 1, z, code);
+        break;
+    case 2:
+        toy_kv__search_tile_avx2(words, 2, z, code);
+        break;
+    case 4:
+        toy_kv__search_tile_avx2(words, 4, z, code);
+        break;
+    default:
+        toy_kv__search_tile_avx2(words, width, z, code);
+    }
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 8) {
+        uint64_t low, high;
+        memcpy(&low, code + t, 8);
+        memcpy(&high, code + TOY_KV_BLOCK / 2 + t, 8);
+        low |= high << 4;
+        memcpy(plane + t, &low, 8);
+    }
+}
+
+/* z [width, BLOCK] -= the codewords of a plane of nibbles. */
+TOY_KV__TARGET_avx2 static void toy_kv__leave_nibbles_avx2(const unsigned char *plane,
+                                                     const unsigned char *book, int width, float *z)
+{
+    float words[16];
+    int i, t, w;
+    toy_kv__vf_avx2 minus = toy_kv__set1_avx2(-1.0f);
+    for (w = 0; w < width; w++, z += TOY_KV_BLOCK) {
+        toy_kv__vt_avx2 table;
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx2)
+            toy_kv__store_avx2(words + i, toy_kv__loadh_avx2(book + 2 * (16 * w + i)));
+        table = toy_kv__table_avx2(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+            toy_kv__store_avx2(
+                z + t, toy_kv__fma_avx2(minus, toy_kv__lookup_avx2(table, toy_kv__nibbles_avx2(plane, t)),
+                                     toy_kv__load_avx2(z + t)));
+    }
+}
+
+/* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
+TOY_KV__TARGET_avx2 static void toy_kv__squares_avx2(const float *x, int rows, float *sum)
+{
+    int r, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 v = toy_kv__load_avx2(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
+        a##k = toy_kv__fma_avx2(v, v, a##k);                                                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx2 v = toy_kv__load_avx2(x + (size_t)r * TOY_KV_BLOCK + t);
+            a0 = toy_kv__fma_avx2(v, v, a0);
+        }
+        toy_kv__store_avx2(sum + t, toy_kv__add_avx2(toy_kv__add_avx2(a0, a1), toy_kv__add_avx2(a2, a3)));
+    }
+}
+
+/* x [HEAD_DIM, BLOCK] from rows of binary16 [BLOCK, HEAD_DIM]. */
+TOY_KV__TARGET_avx2 static void toy_kv__load_rows_avx2(const unsigned char *rows, float *x)
+{
+    unsigned char tile[8 * 2 * TOY_KV_BLOCK];
+    int d, t, i;
+    for (d = 0; d + 8 <= TOY_KV_HEAD_DIM; d += 8, x += 8 * TOY_KV_BLOCK) {
+        for (t = 0; t < TOY_KV_BLOCK; t += 8)
+            toy_kv__transpose_avx2(rows + 2 * (t * TOY_KV_HEAD_DIM + d), 2 * TOY_KV_HEAD_DIM, tile + 2 * t,
+                                2 * TOY_KV_BLOCK);
+        for (i = 0; i < 8 * TOY_KV_BLOCK; i += TOY_KV__LANES_avx2)
+            toy_kv__store_avx2(x + i, toy_kv__loadh_avx2(tile + 2 * i));
+    }
+    for (; d < TOY_KV_HEAD_DIM; d++, x += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            x[t] = toy_kv__half_at(rows, (size_t)(t * TOY_KV_HEAD_DIM + d));
+}
+
+/* A row of binary16 [n] from x [n]. */
+TOY_KV__TARGET_avx2 static void toy_kv__store_row_avx2(const float *x, int n, unsigned char *row)
+{
+    int i = 0;
+    for (; i + TOY_KV__LANES_avx2 <= n; i += TOY_KV__LANES_avx2)
+        toy_kv__storeh_avx2(row + 2 * i, toy_kv__load_avx2(x + i));
+    for (; i < n; i++)
+        toy_kv__storeh_portable(row + 2 * i, x[i]);
+}
+
+/* Turns a head's vector x [HEAD_DIM] by cosines and sines, each [N_ROT / 2]. */
+TOY_KV__TARGET_avx2 static void toy_kv__turn_row_avx2(const float *cosines, const float *sines, float *x)
+{
+    int i = 0, half = TOY_KV_N_ROT / 2;
+    toy_kv__vf_avx2 minus = toy_kv__set1_avx2(-1.0f);
+    for (; !TOY_KV_ROPE_INTERLEAVED && i + TOY_KV__LANES_avx2 <= half; i += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 c = toy_kv__load_avx2(cosines + i), s = toy_kv__load_avx2(sines + i);
+        toy_kv__vf_avx2 a = toy_kv__load_avx2(x + i), b = toy_kv__load_avx2(x + half + i);
+        toy_kv__store_avx2(x + i, toy_kv__fma_avx2(toy_kv__mul_avx2(minus, s), b, toy_kv__mul_avx2(c, a)));
+        toy_kv__store_avx2(x + half + i, toy_kv__fma_avx2(s, a, toy_kv__mul_avx2(c, b)));
+    }
+    for (; i < half; i++) {
+        float *first = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i);
+        float *second = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + half);
+        float a = *first, b = *second;
+        *first = a * cosines[i] - b * sines[i];
+        *second = a * sines[i] + b * cosines[i];
+    }
+}
+
+static const toy_kv__code_ops toy_kv__code_avx2 = {
+    toy_kv__code_nibbles_avx2, toy_kv__leave_nibbles_avx2, toy_kv__squares_avx2,
+    toy_kv__load_rows_avx2,    toy_kv__store_row_avx2,     toy_kv__turn_row_avx2,
+};
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -2159,7 +3239,7 @@ TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__exp_avx2(toy_kv__vf_av
     y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(1.66666657e-1f));
     y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(5.00000000e-1f));
     y = toy_kv__fma_avx2(toy_kv__mul_avx2(y, r), r, toy_kv__add_avx2(r, toy_kv__set1_avx2(1.0f)));
-    return toy_kv__mul_avx2(y, toy_kv__pow2_avx2(n));
+    return toy_kv__scale2_avx2(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -2418,40 +3498,187 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(const unsigned char *table, int
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_avx2 static void toy_kv__fill_table_avx2(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[w]), toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_avx2(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx2 <= n_in; j += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 b = toy_kv__loadh_avx2(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx2(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_avx2(row, n_in, y + (size_t)r * (size_t)n_in);
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_avx2 static float toy_kv__largest_avx2(const float *s, int n)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_avx2 static void toy_kv__fill_tables_avx2(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int t;
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_avx2 b = toy_kv__loadh_avx2(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx2(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_avx2(lut + r * 16 + i, a);
+            }
+        }
+    }
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_avx2 static float toy_kv__largest_avx2(const float *s, int blocks, size_t step)
+{
+    int b, t;
     toy_kv__vf_avx2 high = toy_kv__load_avx2(s);
-    for (t = TOY_KV__LANES_avx2; t < n; t += TOY_KV__LANES_avx2)
-        high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+            high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
     return toy_kv__hmax_avx2(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_avx2 shift = toy_kv__set1_avx2(-m), sum = toy_kv__set1_avx2(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
-        toy_kv__store_avx2(s + t, e);
-        sum = toy_kv__add_avx2(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
+            toy_kv__store_avx2(s + t, e);
+            sum = toy_kv__add_avx2(sum, e);
+        }
     return toy_kv__hsum_avx2(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_avx2 static void toy_kv__exact_scores_avx2(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 v = toy_kv__loadh_avx2(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_avx2(toy_kv__load_avx2(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_avx2(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx2(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_avx2 static void toy_kv__exact_sums_avx2(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx2) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx2;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_avx2 a##i = toy_kv__load_avx2(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_avx2(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_avx2 x = toy_kv__loadh_avx2(row),
+                             y = toy_kv__loadh_avx2(row + 2 * TOY_KV__LANES_avx2);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 w = toy_kv__set1_avx2(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_avx2(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_avx2(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_avx2(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_avx2(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_avx2(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -2473,29 +3700,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__shrink_avx2(float *x, size_t n, float fa
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-TOY_KV__TARGET_avx2 static int toy_kv__nearest_avx2(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-        for (w = 0; w < width; w++) {
-            toy_kv__vf_avx2 d = toy_kv__add_avx2(
-                toy_kv__set1_avx2(z[w]),
-                toy_kv__mul_avx2(toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), toy_kv__set1_avx2(-1.0f)));
-            a = toy_kv__fma_avx2(d, d, a);
-        }
-        toy_kv__store_avx2(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -2543,11 +3748,12 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_avx2 = {
-    TOY_KV__LANES_avx2,        toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2, toy_kv__score_scalars_avx2,
-    toy_kv__sum_scalars_avx2,  toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,       toy_kv__add_row_avx2,
-    toy_kv__dot_row_avx2,      toy_kv__map_avx2,           toy_kv__fill_table_avx2,  toy_kv__largest_avx2,
-    toy_kv__exponentials_avx2, toy_kv__reduce_avx2,        toy_kv__shrink_avx2,      toy_kv__nearest_avx2,
-    toy_kv__nearest_wide_avx2, TOY_KV__BYTE_OPS_avx2,      &toy_kv__dense_avx2,
+    TOY_KV__LANES_avx2,       toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2,  toy_kv__score_scalars_avx2,
+    toy_kv__sum_scalars_avx2, toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,        toy_kv__add_row_avx2,
+    toy_kv__dot_row_avx2,     toy_kv__map_avx2,           toy_kv__unmap_avx2,        toy_kv__fill_tables_avx2,
+    toy_kv__largest_avx2,     toy_kv__exponentials_avx2,  toy_kv__exact_scores_avx2, toy_kv__exact_sums_avx2,
+    toy_kv__reduce_avx2,      toy_kv__shrink_avx2,        toy_kv__nearest_wide_avx2, TOY_KV__BYTE_OPS_avx2,
+    &toy_kv__dense_avx2,      &toy_kv__code_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -2561,12 +3767,29 @@ static const toy_kv__ops toy_kv__ops_avx2 = {
 #define TOY_KV__TARGET_avx512                                                                        \
     __attribute__((                                                                                \
         target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")))
+/* Where a loop's length must be a constant: gcc would not inline it by itself. */
+#define TOY_KV__INLINE_avx512 TOY_KV__TARGET_avx512 static inline __attribute__((always_inline))
+/* Outputs that a pass of dense.h holds sums of. */
+#define TOY_KV__N_OUTS_avx512      8
+#define TOY_KV__OUTS_avx512(X)     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define TOY_KV__REST_avx512(X, of) X(4, of) X(5, of) X(6, of) X(7, of)
 /* The maskz forms with a full mask cost nothing; gcc's plain forms pass an uninitialised value,
  * which g++ warns about. */
 #define TOY_KV__ALL_avx512 ((__mmask16)0xffff)
 typedef __m512 toy_kv__vf_avx512;
 typedef __m512 toy_kv__vt_avx512;
 typedef __m512i toy_kv__vi_avx512;
+
+/* sum += products of four unsigned bytes of a with signed ones of b, and of two 16-bit words.
+ * Around its own intrinsics for these gcc 12 copies every accumulator twice. */
+TOY_KV__INLINE_avx512 void toy_kv__add_bytes_avx512(__m512i *sum, __m512i a, __m512i b)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
+TOY_KV__INLINE_avx512 void toy_kv__add_words_avx512(__m512i *sum, __m512i a, __m512i b)
+{
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
 
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__set1_avx512(float x)
 {
@@ -2612,12 +3835,9 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__round_avx512(__m512 x)
     return _mm512_maskz_roundscale_ps(TOY_KV__ALL_avx512, x,
                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-TOY_KV__TARGET_avx512 static inline __m512 toy_kv__pow2_avx512(__m512 n)
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__scale2_avx512(__m512 x, __m512 n)
 {
-    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(
-        TOY_KV__ALL_avx512,
-        _mm512_add_epi32(_mm512_maskz_cvtps_epi32(TOY_KV__ALL_avx512, n), _mm512_set1_epi32(127)),
-        23));
+    return _mm512_maskz_scalef_ps(TOY_KV__ALL_avx512, x, n);
 }
 TOY_KV__TARGET_avx512 static inline __m256 toy_kv__low_half_avx512(__m512 x)
 {
@@ -2651,14 +3871,360 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__lookup_avx512(__m512 table, _
 {
     return _mm512_maskz_permutexvar_ps(TOY_KV__ALL_avx512, index, table);
 }
-/* Reads two bytes behind each entry: the constant table ends in a spare word. */
+/* 256 binary16 values fill eight registers: four two-register permutations beat a gather. */
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__gather_avx512(const unsigned char *table,
                                                              const unsigned char *codes)
 {
-    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)codes));
-    __m512i words = _mm512_i32gather_epi32(index, (const void *)table, 2);
-    return _mm512_maskz_cvtph_ps((__mmask16)0xffff, _mm512_cvtepi32_epi16(words));
+    __m512i index = _mm512_maskz_cvtepu8_epi16(
+        0xffffffffu, _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)codes)));
+    __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64));
+    __mmask32 bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
+    __m512i part[4];
+    int i;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++)
+        part[i] =
+            _mm512_permutex2var_epi16(_mm512_loadu_si512((const void *)(table + 128 * i)), index,
+                                      _mm512_loadu_si512((const void *)(table + 128 * i + 64)));
+    part[0] = _mm512_mask_blend_epi16(bit6, part[0], part[1]);
+    part[2] = _mm512_mask_blend_epi16(bit6, part[2], part[3]);
+    part[0] = _mm512_mask_blend_epi16(bit7, part[0], part[2]);
+    return _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, _mm512_castsi512_si256(part[0]));
 }
+TOY_KV__TARGET_avx512 static inline void toy_kv__storeu8_avx512(unsigned char *p, __m512 x)
+{
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm512_maskz_cvtepi32_epi8(TOY_KV__ALL_avx512,
+                                                _mm512_maskz_cvttps_epi32(TOY_KV__ALL_avx512, x)));
+}
+/* The second operand is what comes out for a NaN. */
+TOY_KV__TARGET_avx512 static inline void toy_kv__storeh_avx512(unsigned char *p, __m512 x)
+{
+    x = _mm512_maskz_min_ps(TOY_KV__ALL_avx512, x, _mm512_set1_ps(65504.0f));
+    x = _mm512_maskz_max_ps(TOY_KV__ALL_avx512, x, _mm512_set1_ps(-65504.0f));
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm512_maskz_cvtps_ph(TOY_KV__ALL_avx512, x, _MM_FROUND_TO_NEAREST_INT));
+}
+TOY_KV__TARGET_avx512 static inline void toy_kv__keep_less_avx512(__m512 x, float i, __m512 *least,
+                                                              __m512 *index)
+{
+    __mmask16 less = _mm512_cmp_ps_mask(x, *least, _CMP_LT_OQ);
+    *index = _mm512_mask_mov_ps(*index, less, _mm512_set1_ps(i));
+    *least = _mm512_maskz_min_ps(TOY_KV__ALL_avx512, x, *least);
+}
+TOY_KV__TARGET_avx512 static inline void toy_kv__transpose_avx512(const unsigned char *src,
+                                                              size_t src_step, unsigned char *dst,
+                                                              size_t dst_step)
+{
+    toy_kv__transpose_avx2(src, src_step, dst, dst_step);
+}
+/* The query map in 16-bit words, AVX-512: what toy_kv__byte_ops promises (types.h). Words of 12 bits
+ * and more on both sides keep the product's error far below that of score tables; eight would not.
+ */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Columns i .. i + 15 of a basis row; the mean where they end. */
+TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const unsigned char *table,
+                                                const unsigned char *mean, int d, int n_out, int i)
+{
+    int left = n_out - i;
+    __mmask16 real = left < 16 ? (__mmask16)((1u << left) - 1u) : TOY_KV__ALL_avx512;
+    __m256i half = _mm256_maskz_loadu_epi16(
+        real, (const void *)(table + 2 * ((size_t)d * (size_t)n_out + (size_t)i)));
+    __m512 x = _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, half);
+    if (left < 16 && mean != NULL)
+        x = _mm512_mask_mov_ps(x, (__mmask16)(1u << left),
+                               _mm512_set1_ps(toy_kv__half_at(mean, (size_t)d)));
+    return x;
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(const unsigned char *table,
+                                                       const unsigned char *mean, int n_in,
+                                                       int n_out, short *words, float *scale)
+{
+    int i, d;
+    for (i = 0; i <= n_out; i += 16) {
+        __m512 high = _mm512_setzero_ps(), factor;
+        __mmask16 some;
+        for (d = 0; d < n_in; d++)
+            high =
+                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(table, mean, d, n_out, i)));
+        some = _mm512_cmp_ps_mask(high, _mm512_setzero_ps(), _CMP_GT_OQ);
+        factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(TOY_KV__MAP_TOP), high);
+        _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / TOY_KV__MAP_TOP)));
+        for (d = 0; d < n_in; d += 2, words += 32) {
+            __m512 x = toy_kv__map_row_avx512(table, mean, d, n_out, i);
+            __m512 y = toy_kv__map_row_avx512(table, mean, d + 1, n_out, i);
+            __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
+            __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
+            _mm512_storeu_si512((void *)words,
+                                _mm512_mask_blend_epi16(0xaaaaaaaau, a, _mm512_slli_epi32(b, 16)));
+        }
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__to_words_avx512(const float *x, int n, float unit, short *out)
+{
+    __m512 factor = _mm512_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < n; i += 16) {
+        __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : TOY_KV__ALL_avx512;
+        __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor);
+        _mm512_mask_cvtsepi32_storeu_epi16((void *)(out + i), some, _mm512_cvtps_epi32(y));
+    }
+}
+
+/* Rows of x at distance n_in, of y at distance `columns`; `n` rows and 16 `wide` columns, both
+ * constants where it is called. */
+TOY_KV__INLINE_avx512 void toy_kv__map_tile_avx512(const short *x, int n_in, const short *words,
+                                               const float *scale, int columns, const float *unit,
+                                               const int n, const int wide, float *y)
+{
+    __m512i sum[4][4];
+    int d, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+    for (d = 0; d < n_in / 2; d++) {
+        __m512i w[4];
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            w[i] = _mm512_loadu_si512(
+                (const void *)(words + (size_t)i * 16 * (size_t)n_in + 32 * (size_t)d));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            int32_t two;
+            __m512i q;
+            memcpy(&two, x + k * n_in + 2 * d, 4);
+            q = _mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (i = 0; i < wide; i++)
+                toy_kv__add_words_avx512(&sum[k][i], w[i], q);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
+                             _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]),
+                                           _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i),
+                                                         _mm512_set1_ps(unit[k]))));
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m, int n_in,
+                                                       const short *words, const float *scale,
+                                                       int columns, const float *unit, int rows,
+                                                       float *y)
+{
+    int c, r, step;
+    float units[TOY_KV__MAX_ROWS + 3]; /* of four rows from any one on */
+    for (r = 0; r < rows + 3; r++)
+        units[r] = unit[r % rows];
+    for (c = 0; c < columns; c += step) {
+        const short *w = words + (size_t)c * (size_t)n_in;
+        step = columns - c >= 64 ? 64 : 16;
+        for (r = 0; r < m;) {
+            const short *q = x + (size_t)r * (size_t)n_in;
+            float *dst = y + (size_t)r * (size_t)columns + c;
+#define TOY_KV__MAP(n, wide)                                                                         \
+    toy_kv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, n, wide, dst)
+            if (m - r >= 4) {
+                step == 64 ? TOY_KV__MAP(4, 4) : TOY_KV__MAP(4, 1);
+                r += 4;
+            } else {
+                step == 64 ? TOY_KV__MAP(1, 4) : TOY_KV__MAP(1, 1);
+                r++;
+            }
+#undef TOY_KV__MAP
+        }
+    }
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
+/* Scores of codes of one or two channels, AVX-512: what toy_kv__byte_ops promises (types.h).
+ *
+ * The codewords themselves are looked up, 16 bits each and two channels to a 32-bit lane, and meet
+ * the query in a dot product: one lookup serves every row, and no table has to be filled for a
+ * query. A pair is two channels: those of two planes of one channel a code, or of one plane of two.
+ */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Codewords count scale / DOT_TOP; queries are rounded so that no sum leaves 32 bits. */
+#define TOY_KV__DOT_TOP 2047.0f
+
+/* table [pairs, 32] of 16-bit codewords: lookups for one channel a code are by words (sixteen of
+ * each plane), for two by double words; scale [2 * pairs] of each channel. */
+TOY_KV__TARGET_avx512 static void toy_kv__dot_books_avx512(const toy_kv__run *run, short *table,
+                                                       float *scale)
+{
+    int pairs = toy_kv__dot_pairs(run), i, k;
+    for (i = 0; i < 2 * pairs; i++) {
+        int plane = run->width == 1 ? i : i / 2, w = run->width == 1 ? 0 : i % 2;
+        __m512 x = _mm512_setzero_ps();
+        __m512i words;
+        int entry[16];
+        float top;
+        if (plane < run->planes)
+            x = toy_kv__loadh_avx512(toy_kv__table(run->book + plane / run->stages * run->book_step +
+                                               (plane % run->stages * run->width + w) * 16));
+        top = _mm512_reduce_max_ps(_mm512_abs_ps(x));
+        scale[i] = top / TOY_KV__DOT_TOP;
+        words = _mm512_cvtps_epi32(
+            _mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? TOY_KV__DOT_TOP / top : 0.0f)));
+        _mm512_storeu_si512((void *)entry, words);
+        for (k = 0; k < 16; k++)
+            table[i / 2 * 32 + (run->width == 1 ? i % 2 * 16 + k : 2 * k + i % 2)] =
+                (short)entry[k];
+    }
+}
+
+/* Channels i .. i + 15 of a row's latents times their scale: 0 behind the last plane's. */
+TOY_KV__TARGET_avx512 static inline __m512
+toy_kv__dot_channels_avx512(const toy_kv__run *run, const float *scale, const float *y, int i)
+{
+    int n = run->planes * run->width - i, k;
+    __mmask16 real = n < 16 ? (__mmask16)((1u << n) - 1u) : TOY_KV__ALL_avx512;
+    float lane[16];
+    __m512 s = _mm512_maskz_loadu_ps(real, scale + i);
+    if (run->stages == 1)
+        return _mm512_mul_ps(s, _mm512_maskz_loadu_ps(real, y + i));
+    for (k = 0; k < 16; k++)
+        lane[k] = k < n ? y[(i + k) / run->width / run->stages * run->width + (i + k) % run->width]
+                        : 0.0f;
+    return _mm512_mul_ps(s, _mm512_loadu_ps(lane));
+}
+
+/* y [rows, stride]: queries in latents, from the run's first on; to words [rows, 2 * pairs], each
+ * of which counts unit[row] of a codeword's step. The mean square of a codebook is taken to be a
+ * seventh of its largest square, as it is for Gaussian channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__dot_queries_avx512(const toy_kv__run *run, const float *scale,
+                                                         const float *y, size_t stride, int rows,
+                                                         short *words, float *unit, float *energy)
+{
+    int n = 2 * toy_kv__dot_pairs(run), r, i;
+    /* n products of at most DOT_TOP * limit stay below 2^31. */
+    float limit = 1048576.0f / (float)n;
+    limit = limit < 32767.0f ? limit : 32767.0f;
+    for (r = 0; r < rows; r++, y += stride, words += n) {
+        __m512 high = _mm512_setzero_ps(), square = high, factor;
+        float top;
+        for (i = 0; i < n; i += 16) {
+            __m512 x = toy_kv__dot_channels_avx512(run, scale, y, i);
+            high = _mm512_max_ps(high, _mm512_abs_ps(x));
+            square = _mm512_fmadd_ps(x, x, square);
+        }
+        energy[r] += _mm512_reduce_add_ps(square) * (TOY_KV__DOT_TOP * TOY_KV__DOT_TOP / 7.0f);
+        top = _mm512_reduce_max_ps(high);
+        unit[r] = top / limit;
+        factor = _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f);
+        for (i = 0; i < n; i += 16) {
+            __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : TOY_KV__ALL_avx512;
+            __m512 x = _mm512_mul_ps(toy_kv__dot_channels_avx512(run, scale, y, i), factor);
+            _mm512_mask_cvtepi32_storeu_epi16((void *)(words + i), some, _mm512_cvtps_epi32(x));
+        }
+    }
+}
+
+/* The dword at pair p of a row's words. */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__dot_pair_avx512(const short *words, int p)
+{
+    int32_t two;
+    memcpy(&two, words + 2 * p, 4);
+    return _mm512_set1_epi32(two);
+}
+
+/* n rows, a constant where it is called, from row r on; tokens of chunk c: 32 and, half a block
+ * later, 32 more. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, const toy_kv__run *run,
+                                               const short *table, const short *words,
+                                               const float *unit, int r, const int n, int c,
+                                               const int width, float *s)
+{
+    const int bytes = TOY_KV_BLOCK / 2, pairs = toy_kv__dot_pairs(run);
+    const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
+    /* Byte 0 of a lane from the low half of a register, byte 2 from the high half. */
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i pick0 = _mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(0x00010001)),
+                                           _mm512_set1_epi32(0x00200000));
+    const __m512i pick1 = _mm512_add_epi32(pick0, _mm512_set1_epi32(0x00100010));
+    __m512i sum[4][4];
+    int p, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+    codes += 32 * c;
+    words += r * 2 * pairs;
+    for (p = 0; p < pairs; p++, table += 32) {
+        __m512i t = _mm512_loadu_si512((const void *)table), v[4];
+        if (width == 1) {
+            const unsigned char *a = codes + 2 * p * bytes;
+            const unsigned char *b = 2 * p + 1 < run->planes ? a + bytes : a;
+            __m512i x =
+                _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+            x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+            v[0] = _mm512_permutexvar_epi8(pick0, x);
+            v[1] = _mm512_permutexvar_epi8(pick1, x);
+            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, second, 0xea);
+            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[1], 4), nibble, second, 0xea);
+            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, second, 0xea);
+            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, second, 0xea);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++)
+                v[i] = _mm512_permutexvar_epi16(v[i], t);
+        } else {
+            const unsigned char *a = codes + p * bytes;
+            v[0] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)a));
+            v[1] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(a + 16)));
+            v[2] = _mm512_srli_epi32(v[0], 4);
+            v[3] = _mm512_srli_epi32(v[1], 4);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) /* bits above the low four do not count */
+                v[i] = _mm512_permutexvar_epi32(v[i], t);
+        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            __m512i y = toy_kv__dot_pair_avx512(words + k * 2 * pairs, p);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++)
+                toy_kv__add_words_avx512(&sum[k][i], v[i], y);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m512 f = _mm512_set1_ps(unit[r + k]);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) {
+            float *dst = s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c + i % 2 * 16;
+            _mm512_storeu_ps(
+                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+        }
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__dot_scores_avx512(const unsigned char *codes,
+                                                        const toy_kv__run *run, const short *table,
+                                                        const short *words, const float *unit,
+                                                        int rows, float *s)
+{
+    int c, r;
+#define TOY_KV__DOT(n)                                                                               \
+    (run->width == 1 ? toy_kv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 1, s)        \
+                     : toy_kv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 2, s))
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__DOT(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__DOT(2);
+        for (; r < rows; r++)
+            TOY_KV__DOT(1);
+    }
+#undef TOY_KV__DOT
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Byte kernels, AVX-512 with VBMI and VNNI: what toy_kv__byte_ops promises (types.h).
  *
  * Scores: the planes of four codes are interleaved in registers, so that one byte permutation looks
@@ -2687,15 +4253,15 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__interleave_avx512(int first)
                            _mm512_set1_epi32((int)(0x60402000u + 0x01010101u * (unsigned)first)));
 }
 
-/* Scores of n rows, a constant where it is called, from row r on. */
-TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigned char *codes,
-                                                               int planes, const toy_kv__packed *head,
-                                                               const signed char *tables, int rows,
-                                                               int r, const int n, float *s)
+/* Scores of n rows, a constant where it is called, from row r on: quads in 16 bits. */
+TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes, int planes,
+                                                 const toy_kv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
-    int part, q, k, quads = (planes + 3) / 4;
+    int part, q, k;
     for (part = 0; part < TOY_KV_BLOCK / 32; part++) { /* 16 tokens and 16 half a block later */
         const __m512i pick = toy_kv__interleave_avx512(part % 2 * 16);
         const unsigned char *p = codes + part / 2 * 32;
@@ -2713,10 +4279,10 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigne
             for (k = 0; k < n; k++) {
                 __m512i h = _mm512_loadu_si512((const void *)(t + k * 128));
                 __m512i l = _mm512_loadu_si512((const void *)(t + k * 128 + 64));
-                high[k][0] = _mm512_dpbusd_epi32(high[k][0], ones, _mm512_permutexvar_epi8(a, h));
-                high[k][1] = _mm512_dpbusd_epi32(high[k][1], ones, _mm512_permutexvar_epi8(b, h));
-                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
-                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
+                toy_kv__add_bytes_avx512(&high[k][0], ones, _mm512_permutexvar_epi8(a, h));
+                toy_kv__add_bytes_avx512(&high[k][1], ones, _mm512_permutexvar_epi8(b, h));
+                toy_kv__add_bytes_avx512(&sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
+                toy_kv__add_bytes_avx512(&sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
             }
         }
 #pragma GCC unroll 4
@@ -2728,32 +4294,68 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__score_rows_avx512(const unsigne
             float *far = dst + TOY_KV_BLOCK / 2;
             _mm512_storeu_ps(dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w0), f, _mm512_loadu_ps(dst)));
             _mm512_storeu_ps(far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w1), f, _mm512_loadu_ps(far)));
-            sum[k][0] = sum[k][1] = _mm512_setzero_si512();
         }
-        t = tables + (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
-        for (; q < quads; q++, t += (size_t)rows * 64) {
-            __m512i x = _mm512_permutex2var_epi8(toy_kv__two_planes_avx512(p, 4 * q, planes), pick,
-                                                 toy_kv__two_planes_avx512(p, 4 * q + 2, planes));
-            __m512i a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
-            __m512i b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
+    }
+}
+
+/* The same of quads in 8 bits, 64 tokens at a time. */
+TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *codes, int planes,
+                                                   const toy_kv__packed *head,
+                                                   const signed char *tables, int rows, int r,
+                                                   const int n, float *s)
+{
+    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
+    const __m512i base = _mm512_set1_epi32(0x30201000);
+    const __m512i pick0 = toy_kv__interleave_avx512(0), pick1 = toy_kv__interleave_avx512(16);
+    int c, q, k, i;
+    tables += (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
+    for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
+        const signed char *t = tables;
+        __m512i sum[4][4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+        for (q = head->wide; q < (planes + 3) / 4; q++, t += (size_t)rows * 64) {
+            __m512i a = toy_kv__two_planes_avx512(codes, 4 * q, planes), v[4];
+            __m512i b = toy_kv__two_planes_avx512(codes, 4 * q + 2, planes);
+            v[0] = _mm512_permutex2var_epi8(a, pick0, b);
+            v[1] = _mm512_permutex2var_epi8(a, pick1, b);
+            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
+            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
+            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
-                sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], ones, _mm512_permutexvar_epi8(a, e));
-                sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], ones, _mm512_permutexvar_epi8(b, e));
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_avx512(&sum[k][i], ones, _mm512_permutexvar_epi8(v[i], e));
             }
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            float *dst = s + (r + k) * TOY_KV_BLOCK + part * 16;
-            float *far = dst + TOY_KV_BLOCK / 2;
             __m512 f = _mm512_set1_ps(head->scale[2 * (r + k) + 1]);
-            _mm512_storeu_ps(
-                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][0]), f, _mm512_loadu_ps(dst)));
-            _mm512_storeu_ps(
-                far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][1]), f, _mm512_loadu_ps(far)));
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                float *dst =
+                    s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c + i % 2 * 16;
+                _mm512_storeu_ps(
+                    dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+            }
         }
     }
+}
+
+/* Both kinds; most tables have one only. */
+TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
+                                                 const toy_kv__packed *head,
+                                                 const signed char *tables, int rows, int r,
+                                                 const int n, float *s)
+{
+    if (head->wide > 0)
+        toy_kv__score_wide_avx512(codes, planes, head, tables, rows, r, n, s);
+    if (head->wide < (planes + 3) / 4)
+        toy_kv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, s);
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char *codes, int planes,
@@ -2777,7 +4379,8 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__scaled_avx512(const float *l
 }
 
 TOY_KV__TARGET_avx512 static size_t toy_kv__pack_tables_avx512(const float *lut, int planes, int rows,
-                                                           toy_kv__packed *head, signed char *out)
+                                                           const float *energy, toy_kv__packed *head,
+                                                           signed char *out)
 {
     int q, r, p, quads = (planes + 3) / 4;
     float top[TOY_KV__MAX_ROWS];
@@ -2792,7 +4395,7 @@ TOY_KV__TARGET_avx512 static size_t toy_kv__pack_tables_avx512(const float *lut,
                 __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
                 sum = _mm512_fmadd_ps(x, x, sum);
             }
-            square[r] = _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of the score */
+            square[r] = energy[r] + _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of a score */
             top[r] = 0.0f;
         }
         for (q = quads - 1; q >= 0; q--) {
@@ -2914,50 +4517,67 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__plane_codes_avx512(const uns
     return _mm512_and_si512(x, _mm512_set1_epi8(15));
 }
 
-/* One plane, one or two of its channels, n rows from row r on (constants where it is called). */
-TOY_KV__TARGET_avx512 static inline void
-toy_kv__sum_rows_avx512(const unsigned char *const *codes, size_t plane, int blocks,
-                      const signed char *book, const float *book_scale,
-                      const unsigned char *weights, const float *scale, int rows, int r,
-                      const int n, const int two, float *acc, size_t stride)
+/* Four channels of a run from channel c on (of `n_channels`, counted plane by plane), `each` of
+ * them of one plane, n rows from row r on; each and n are constants where it is called. */
+TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *codes, size_t offset,
+                                               int blocks, const toy_kv__run *run, int c,
+                                               int n_channels, const int each,
+                                               const signed char *book, const float *book_scale,
+                                               const unsigned char *weights, const float *scale,
+                                               int rows, int r, const int n, float *acc,
+                                               size_t stride)
 {
-    __m512i sum0[4], sum1[4], table0, table1;
-    int b, k, t;
-    table0 = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)book));
-    table1 = table0;
-    if (two)
-        table1 =
-            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(book + 16)));
+    __m512i sum[4][4], table[4];
+    size_t plane[4];
+    int b, k, t, i;
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++)
-        sum0[k] = sum1[k] = _mm512_setzero_si512();
+    for (i = 0; i < 4; i++) {
+        int channel = c + i < n_channels ? c + i : n_channels - 1; /* twice, and not stored */
+        table[i] = _mm512_broadcast_i32x4(
+            _mm_loadu_si128((const __m128i *)(const void *)(book + channel * 16)));
+        plane[i] = offset + (size_t)(each == 4         ? c / run->width
+                                     : each == 2       ? channel / 2
+                                     : run->width == 1 ? channel
+                                                       : channel / run->width) *
+                                (TOY_KV_BLOCK / 2);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][i] = _mm512_setzero_si512();
+    }
     for (b = 0; b < blocks; b++)
         for (t = 0; t < TOY_KV_BLOCK; t += 64) {
-            __m512i x = toy_kv__plane_codes_avx512(codes[b] + plane, t);
-            __m512i v0 = _mm512_shuffle_epi8(table0, x), v1 = v0;
             const unsigned char *w =
                 weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-            if (two)
-                v1 = _mm512_shuffle_epi8(table1, x);
+            __m512i x, v[4];
+            x = toy_kv__plane_codes_avx512(codes[b] + plane[0], t);
+            v[0] = _mm512_shuffle_epi8(table[0], x);
+#pragma GCC unroll 4
+            for (i = 1; i < 4; i++) {
+                if (i % each == 0)
+                    x = toy_kv__plane_codes_avx512(codes[b] + plane[i], t);
+                v[i] = _mm512_shuffle_epi8(table[i], x);
+            }
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i p = _mm512_loadu_si512((const void *)(w + k * TOY_KV_BLOCK));
-                sum0[k] = _mm512_dpbusd_epi32(sum0[k], p, v0);
-                if (two)
-                    sum1[k] = _mm512_dpbusd_epi32(sum1[k], p, v1);
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_avx512(&sum[k][i], p, v[i]);
             }
         }
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++) {
-        float *dst = acc + (size_t)(r + k) * stride * 16;
-        __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[0]);
-        _mm512_storeu_ps(dst,
-                         _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum0[k]), f, _mm512_loadu_ps(dst)));
-        if (two) {
-            f = _mm512_set1_ps(scale[r + k] * book_scale[1]);
-            dst += 16;
-            _mm512_storeu_ps(dst,
-                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum1[k]), f, _mm512_loadu_ps(dst)));
+    for (i = 0; i < 4; i++) {
+        int latent = c + i; /* no division where there is one stage */
+        if (run->stages > 1)
+            latent = latent / run->width / run->stages * run->width + latent % run->width;
+        if (c + i >= n_channels)
+            continue;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            float *dst = acc + ((size_t)(r + k) * stride + (size_t)latent) * 16;
+            __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[c + i]);
+            _mm512_storeu_ps(
+                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
         }
     }
 }
@@ -2968,87 +4588,93 @@ toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int b
                        const unsigned char *weights, const float *scale, int rows, float *acc,
                        size_t stride)
 {
-    int p, w, r;
-    for (p = 0; p < run->planes; p++) {
-        size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
-        float *dst = acc + (size_t)(p / run->stages * run->width) * 16;
-        for (w = 0; w < run->width; w += 2, dst += 32, book += 32, book_scale += 2) {
-            int two = w + 1 < run->width;
-            for (r = 0; r + 4 <= rows; r += 4) {
-                if (two)
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 4, 1, dst, stride);
-                else
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 4, 0, dst, stride);
-            }
-            for (; r + 2 <= rows; r += 2) {
-                if (two)
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 2, 1, dst, stride);
-                else
-                    toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale,
-                                          rows, r, 2, 0, dst, stride);
-            }
-            for (; r < rows; r++)
-                toy_kv__sum_rows_avx512(codes, plane, blocks, book, book_scale, weights, scale, rows,
-                                      r, 1, two, dst, stride);
-            if (!two) { /* one channel: step back over the missing one */
-                book -= 16;
-                book_scale--;
-            }
-        }
+    int c, r, n = run->planes * run->width;
+#define TOY_KV__X(each, n_rows)                                                                      \
+    toy_kv__sum_rows_avx512(codes, offset, blocks, run, c, n, each, book, book_scale, weights,       \
+                          scale, rows, r, n_rows, acc, stride)
+#define TOY_KV__SUM(n_rows)                                                                          \
+    (run->width % 4 == 0 ? TOY_KV__X(4, n_rows)                                                      \
+     : run->width == 2   ? TOY_KV__X(2, n_rows)                                                      \
+                         : TOY_KV__X(1, n_rows))
+    for (c = 0; c < n; c += 4) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__SUM(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__SUM(2);
+        for (; r < rows; r++)
+            TOY_KV__SUM(1);
     }
+#undef TOY_KV__SUM
+#undef TOY_KV__X
 }
 
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
-    toy_kv__pack_tables_avx512,  toy_kv__score_bytes_avx512, toy_kv__pack_books_avx512,
-    toy_kv__pack_weights_avx512, toy_kv__sum_bytes_avx512,
+    toy_kv__map_basis_avx512,
+    toy_kv__to_words_avx512,
+    toy_kv__map_words_avx512,
+    toy_kv__dot_books_avx512,
+    toy_kv__dot_queries_avx512,
+    toy_kv__dot_scores_avx512,
+    toy_kv__pack_tables_avx512,
+    toy_kv__score_bytes_avx512,
+    toy_kv__pack_books_avx512,
+    toy_kv__pack_weights_avx512,
+    toy_kv__sum_bytes_avx512,
+    255.0f,
+    0.05f,
 };
 
 #endif /* TOY_KV_BLOCK >= 64 */
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_avx512 = 128, TOY_KV__STRIP_avx512 = 16 };
 
-/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
- * macro, so that both strides are constants: coefficients are operands in memory then. */
-#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+/* The second vector of tokens that a pass holds; the first one again where a block has no other. */
+enum { TOY_KV__NEXT_avx512 = TOY_KV_BLOCK > TOY_KV__LANES_avx512 ? TOY_KV__LANES_avx512 : 0 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m outputs' coefficients, OUTS at most, at coef[i * of_in + k *
+ * of_out]. A macro, so that both strides are constants. Two vectors of tokens and OUTS outputs are
+ * as many sums as registers hold: a coefficient is loaded once for both. */
+#define TOY_KV__OUTPUTS(name, of_in, of_out)                                                         \
     TOY_KV__TARGET_avx512 static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {                                        \
+        for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx512) {                                    \
             const float *c = coef, *src = x + t;                                                   \
-            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            float *dst = y + t;                                                                    \
+            TOY_KV__OUTS_avx512(TOY_KV__ZERO)                                                             \
             for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
-                toy_kv__vf_avx512 v = toy_kv__load_avx512(src);                                              \
+                toy_kv__vf_avx512 v = toy_kv__load_avx512(src), w = toy_kv__load_avx512(src + TOY_KV__NEXT_avx512), f; \
                 TOY_KV__STEP(0, of_out)                                                              \
                 TOY_KV__STEP(1, of_out)                                                              \
                 TOY_KV__STEP(2, of_out)                                                              \
                 TOY_KV__STEP(3, of_out)                                                              \
-                TOY_KV__STEP(4, of_out)                                                              \
-                TOY_KV__STEP(5, of_out)                                                              \
-                TOY_KV__STEP(6, of_out)                                                              \
-                TOY_KV__STEP(7, of_out)                                                              \
+                TOY_KV__REST_avx512(TOY_KV__STEP, of_out)                                                 \
             }                                                                                      \
-            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+            TOY_KV__OUTS_avx512(TOY_KV__KEEP)                                                             \
         }                                                                                          \
     }
-#define TOY_KV__ZERO(k)         toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
-#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__ZERO(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f), b##k = a##k;
+#define TOY_KV__STEP(k, of_out)                                                                      \
+    f = toy_kv__set1_avx512(c[(k) * (of_out)]);                                                         \
+    a##k = toy_kv__fma_avx512(f, v, a##k);                                                              \
+    b##k = toy_kv__fma_avx512(f, w, b##k);
 #define TOY_KV__KEEP(k)                                                                              \
-    if (k < m)                                                                                     \
-        toy_kv__store_avx512(y + k * TOY_KV_BLOCK + t,                                                    \
-                        toy_kv__add_avx512(toy_kv__load_avx512(y + k * TOY_KV_BLOCK + t), a##k));
-TOY_KV__EIGHT(toy_kv__eight_down_avx512, TOY_KV__STRIP_avx512, 1)
-TOY_KV__EIGHT(toy_kv__eight_across_avx512, 1, TOY_KV__DEPTH_avx512)
-#undef TOY_KV__EIGHT
+    if (k < m) {                                                                                   \
+        float *row = dst + k * TOY_KV_BLOCK;                                                         \
+        b##k = toy_kv__add_avx512(toy_kv__load_avx512(row + TOY_KV__NEXT_avx512), b##k);                          \
+        toy_kv__store_avx512(row, toy_kv__add_avx512(toy_kv__load_avx512(row), a##k));                            \
+        toy_kv__store_avx512(row + TOY_KV__NEXT_avx512, b##k);                                               \
+    }
+TOY_KV__OUTPUTS(toy_kv__outputs_down_avx512, TOY_KV__STRIP_avx512, 1)
+TOY_KV__OUTPUTS(toy_kv__outputs_across_avx512, 1, TOY_KV__DEPTH_avx512)
+#undef TOY_KV__OUTPUTS
 #undef TOY_KV__ZERO
 #undef TOY_KV__STEP
 #undef TOY_KV__KEEP
@@ -3080,12 +4706,12 @@ TOY_KV__TARGET_avx512 static void toy_kv__product_avx512(const unsigned char *ta
             for (i = 0; i < n && !across; i++)
                 toy_kv__widen_avx512(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
                                 coef + i * TOY_KV__STRIP_avx512);
-            for (k = 0; k < m; k += 8) {
+            for (k = 0; k < m; k += TOY_KV__N_OUTS_avx512) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
-                    toy_kv__eight_across_avx512(coef + k * TOY_KV__DEPTH_avx512, n, m - k, src, dst);
+                    toy_kv__outputs_across_avx512(coef + k * TOY_KV__DEPTH_avx512, n, m - k, src, dst);
                 else
-                    toy_kv__eight_down_avx512(coef + k, n, m - k, src, dst);
+                    toy_kv__outputs_down_avx512(coef + k, n, m - k, src, dst);
             }
         }
 }
@@ -3250,18 +4876,221 @@ TOY_KV__TARGET_avx512 static void toy_kv__distances_avx512(const unsigned char *
     }
 }
 
+TOY_KV__TARGET_avx512 static void toy_kv__landmark_scores_avx512(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_avx512 bias = toy_kv__set1_avx512(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512)
+                a = toy_kv__fma_avx512(toy_kv__load_avx512(x + d),
+                                  toy_kv__add_avx512(toy_kv__loadu8_avx512(codes + d), bias), a);
+            sum = toy_kv__hsum_avx512(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_avx512 = {
-    toy_kv__product_avx512,    toy_kv__add_scaled_avx512,   toy_kv__affine_avx512,    toy_kv__affine_row_avx512,
-    toy_kv__from_bytes_avx512, toy_kv__from_nibbles_avx512, toy_kv__turn_tile_avx512, toy_kv__score_tile_avx512,
-    toy_kv__sum_tile_avx512,   toy_kv__distances_avx512,
+    toy_kv__product_avx512,    toy_kv__add_scaled_avx512,   toy_kv__affine_avx512,          toy_kv__affine_row_avx512,
+    toy_kv__from_bytes_avx512, toy_kv__from_nibbles_avx512, toy_kv__turn_tile_avx512,       toy_kv__score_tile_avx512,
+    toy_kv__sum_tile_avx512,   toy_kv__distances_avx512,    toy_kv__landmark_scores_avx512,
 };
 
 #undef TOY_KV__ROWS4
-#undef TOY_KV__ROWS8
+/* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
+ * dense.h: LANES tokens at once. Besides:
+ *
+ *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
+ *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
+ *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
+ * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
+ * all codewords. */
+#define TOY_KV__FOUR(i)                                                                              \
+    {                                                                                              \
+        toy_kv__vf_avx512 a0 = toy_kv__set1_avx512(book[i]), a1 = toy_kv__set1_avx512(book[(i) + 1]);             \
+        toy_kv__vf_avx512 a2 = toy_kv__set1_avx512(book[(i) + 2]), a3 = toy_kv__set1_avx512(book[(i) + 3]);       \
+        for (w = 0; w < width; w++) {                                                              \
+            toy_kv__vf_avx512 v = toy_kv__load_avx512(z + w * TOY_KV_BLOCK);                                   \
+            const float *c = book + 16 * (w + 1) + (i);                                            \
+            a0 = toy_kv__fma_avx512(toy_kv__set1_avx512(c[0]), v, a0);                                       \
+            a1 = toy_kv__fma_avx512(toy_kv__set1_avx512(c[1]), v, a1);                                       \
+            a2 = toy_kv__fma_avx512(toy_kv__set1_avx512(c[2]), v, a2);                                       \
+            a3 = toy_kv__fma_avx512(toy_kv__set1_avx512(c[3]), v, a3);                                       \
+        }                                                                                          \
+        toy_kv__keep_less_avx512(a0, (float)(i), &least, &index);                                       \
+        toy_kv__keep_less_avx512(a1, (float)((i) + 1), &least, &index);                                 \
+        toy_kv__keep_less_avx512(a2, (float)((i) + 2), &least, &index);                                 \
+        toy_kv__keep_less_avx512(a3, (float)((i) + 3), &least, &index);                                 \
+    }
+
+/* Inlined with a constant width. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__search_tile_avx512(const float *book, int width,
+                                                         const float *tile, unsigned char *code)
+{
+    int t, w;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+        const float *z = tile + t;
+        toy_kv__vf_avx512 least = toy_kv__set1_avx512(3.4e38f), index = toy_kv__set1_avx512(0.0f);
+        TOY_KV__FOUR(0)
+        TOY_KV__FOUR(4)
+        TOY_KV__FOUR(8)
+        TOY_KV__FOUR(12)
+        toy_kv__storeu8_avx512(code + t, index);
+    }
+}
+#undef TOY_KV__FOUR
+
+/* The nearest of 16 codewords, binary16 [width, 16], to each token of z [width, BLOCK], the lower
+ * one on ties: a plane of nibbles. words: room for [width + 1, 16]. */
+TOY_KV__TARGET_avx512 static void toy_kv__code_nibbles_avx512(const unsigned char *book, int width,
+                                                    const float *z, float *words,
+                                                    unsigned char *plane)
+{
+    unsigned char code[TOY_KV_BLOCK];
+    toy_kv__vf_avx512 half = toy_kv__set1_avx512(0.5f), minus = toy_kv__set1_avx512(-1.0f);
+    int i, w, t;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 norm = toy_kv__set1_avx512(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx512 c = toy_kv__loadh_avx512(book + 2 * (16 * w + i));
+            norm = toy_kv__fma_avx512(toy_kv__mul_avx512(half, c), c, norm);
+            toy_kv__store_avx512(words + 16 * (w + 1) + i, toy_kv__mul_avx512(minus, c));
+        }
+        toy_kv__store_avx512(words + i, norm);
+    }
+    switch (width) {
+    case 1:
+        toy_kv__search_tile_avx512(words, 1, z, code);
+        break;
+    case 2:
+        toy_kv__search_tile_avx512(words, 2, z, code);
+        break;
+    case 4:
+        toy_kv__search_tile_avx512(words, 4, z, code);
+        break;
+    default:
+        toy_kv__search_tile_avx512(words, width, z, code);
+    }
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 8) {
+        uint64_t low, high;
+        memcpy(&low, code + t, 8);
+        memcpy(&high, code + TOY_KV_BLOCK / 2 + t, 8);
+        low |= high << 4;
+        memcpy(plane + t, &low, 8);
+    }
+}
+
+/* z [width, BLOCK] -= the codewords of a plane of nibbles. */
+TOY_KV__TARGET_avx512 static void toy_kv__leave_nibbles_avx512(const unsigned char *plane,
+                                                     const unsigned char *book, int width, float *z)
+{
+    float words[16];
+    int i, t, w;
+    toy_kv__vf_avx512 minus = toy_kv__set1_avx512(-1.0f);
+    for (w = 0; w < width; w++, z += TOY_KV_BLOCK) {
+        toy_kv__vt_avx512 table;
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx512)
+            toy_kv__store_avx512(words + i, toy_kv__loadh_avx512(book + 2 * (16 * w + i)));
+        table = toy_kv__table_avx512(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+            toy_kv__store_avx512(
+                z + t, toy_kv__fma_avx512(minus, toy_kv__lookup_avx512(table, toy_kv__nibbles_avx512(plane, t)),
+                                     toy_kv__load_avx512(z + t)));
+    }
+}
+
+/* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
+TOY_KV__TARGET_avx512 static void toy_kv__squares_avx512(const float *x, int rows, float *sum)
+{
+    int r, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 v = toy_kv__load_avx512(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
+        a##k = toy_kv__fma_avx512(v, v, a##k);                                                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx512 v = toy_kv__load_avx512(x + (size_t)r * TOY_KV_BLOCK + t);
+            a0 = toy_kv__fma_avx512(v, v, a0);
+        }
+        toy_kv__store_avx512(sum + t, toy_kv__add_avx512(toy_kv__add_avx512(a0, a1), toy_kv__add_avx512(a2, a3)));
+    }
+}
+
+/* x [HEAD_DIM, BLOCK] from rows of binary16 [BLOCK, HEAD_DIM]. */
+TOY_KV__TARGET_avx512 static void toy_kv__load_rows_avx512(const unsigned char *rows, float *x)
+{
+    unsigned char tile[8 * 2 * TOY_KV_BLOCK];
+    int d, t, i;
+    for (d = 0; d + 8 <= TOY_KV_HEAD_DIM; d += 8, x += 8 * TOY_KV_BLOCK) {
+        for (t = 0; t < TOY_KV_BLOCK; t += 8)
+            toy_kv__transpose_avx512(rows + 2 * (t * TOY_KV_HEAD_DIM + d), 2 * TOY_KV_HEAD_DIM, tile + 2 * t,
+                                2 * TOY_KV_BLOCK);
+        for (i = 0; i < 8 * TOY_KV_BLOCK; i += TOY_KV__LANES_avx512)
+            toy_kv__store_avx512(x + i, toy_kv__loadh_avx512(tile + 2 * i));
+    }
+    for (; d < TOY_KV_HEAD_DIM; d++, x += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            x[t] = toy_kv__half_at(rows, (size_t)(t * TOY_KV_HEAD_DIM + d));
+}
+
+/* A row of binary16 [n] from x [n]. */
+TOY_KV__TARGET_avx512 static void toy_kv__store_row_avx512(const float *x, int n, unsigned char *row)
+{
+    int i = 0;
+    for (; i + TOY_KV__LANES_avx512 <= n; i += TOY_KV__LANES_avx512)
+        toy_kv__storeh_avx512(row + 2 * i, toy_kv__load_avx512(x + i));
+    for (; i < n; i++)
+        toy_kv__storeh_portable(row + 2 * i, x[i]);
+}
+
+/* Turns a head's vector x [HEAD_DIM] by cosines and sines, each [N_ROT / 2]. */
+TOY_KV__TARGET_avx512 static void toy_kv__turn_row_avx512(const float *cosines, const float *sines, float *x)
+{
+    int i = 0, half = TOY_KV_N_ROT / 2;
+    toy_kv__vf_avx512 minus = toy_kv__set1_avx512(-1.0f);
+    for (; !TOY_KV_ROPE_INTERLEAVED && i + TOY_KV__LANES_avx512 <= half; i += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 c = toy_kv__load_avx512(cosines + i), s = toy_kv__load_avx512(sines + i);
+        toy_kv__vf_avx512 a = toy_kv__load_avx512(x + i), b = toy_kv__load_avx512(x + half + i);
+        toy_kv__store_avx512(x + i, toy_kv__fma_avx512(toy_kv__mul_avx512(minus, s), b, toy_kv__mul_avx512(c, a)));
+        toy_kv__store_avx512(x + half + i, toy_kv__fma_avx512(s, a, toy_kv__mul_avx512(c, b)));
+    }
+    for (; i < half; i++) {
+        float *first = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i);
+        float *second = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + half);
+        float a = *first, b = *second;
+        *first = a * cosines[i] - b * sines[i];
+        *second = a * sines[i] + b * cosines[i];
+    }
+}
+
+static const toy_kv__code_ops toy_kv__code_avx512 = {
+    toy_kv__code_nibbles_avx512, toy_kv__leave_nibbles_avx512, toy_kv__squares_avx512,
+    toy_kv__load_rows_avx512,    toy_kv__store_row_avx512,     toy_kv__turn_row_avx512,
+};
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -3285,7 +5114,7 @@ TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__exp_avx512(toy_kv_
     y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(1.66666657e-1f));
     y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(5.00000000e-1f));
     y = toy_kv__fma_avx512(toy_kv__mul_avx512(y, r), r, toy_kv__add_avx512(r, toy_kv__set1_avx512(1.0f)));
-    return toy_kv__mul_avx512(y, toy_kv__pow2_avx512(n));
+    return toy_kv__scale2_avx512(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -3544,40 +5373,187 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(const unsigned char *table,
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_avx512 static void toy_kv__fill_table_avx512(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[w]), toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_avx512(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx512 <= n_in; j += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 b = toy_kv__loadh_avx512(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx512(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_avx512(row, n_in, y + (size_t)r * (size_t)n_in);
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_avx512 static float toy_kv__largest_avx512(const float *s, int n)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_avx512 static void toy_kv__fill_tables_avx512(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int t;
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_avx512 b = toy_kv__loadh_avx512(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_avx512(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_avx512(lut + r * 16 + i, a);
+            }
+        }
+    }
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_avx512 static float toy_kv__largest_avx512(const float *s, int blocks, size_t step)
+{
+    int b, t;
     toy_kv__vf_avx512 high = toy_kv__load_avx512(s);
-    for (t = TOY_KV__LANES_avx512; t < n; t += TOY_KV__LANES_avx512)
-        high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+            high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
     return toy_kv__hmax_avx512(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_avx512 shift = toy_kv__set1_avx512(-m), sum = toy_kv__set1_avx512(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
-        toy_kv__store_avx512(s + t, e);
-        sum = toy_kv__add_avx512(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
+            toy_kv__store_avx512(s + t, e);
+            sum = toy_kv__add_avx512(sum, e);
+        }
     return toy_kv__hsum_avx512(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_avx512 static void toy_kv__exact_scores_avx512(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 v = toy_kv__loadh_avx512(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_avx512(toy_kv__load_avx512(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_avx512(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx512(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_avx512 static void toy_kv__exact_sums_avx512(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx512) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx512;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_avx512 a##i = toy_kv__load_avx512(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_avx512(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_avx512 x = toy_kv__loadh_avx512(row),
+                             y = toy_kv__loadh_avx512(row + 2 * TOY_KV__LANES_avx512);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 w = toy_kv__set1_avx512(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_avx512(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_avx512(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_avx512(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_avx512(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_avx512(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -3599,29 +5575,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__shrink_avx512(float *x, size_t n, floa
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-TOY_KV__TARGET_avx512 static int toy_kv__nearest_avx512(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-        for (w = 0; w < width; w++) {
-            toy_kv__vf_avx512 d = toy_kv__add_avx512(
-                toy_kv__set1_avx512(z[w]),
-                toy_kv__mul_avx512(toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), toy_kv__set1_avx512(-1.0f)));
-            a = toy_kv__fma_avx512(d, d, a);
-        }
-        toy_kv__store_avx512(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -3669,11 +5623,12 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char
 }
 
 static const toy_kv__ops toy_kv__ops_avx512 = {
-    TOY_KV__LANES_avx512,        toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512, toy_kv__score_scalars_avx512,
-    toy_kv__sum_scalars_avx512,  toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,       toy_kv__add_row_avx512,
-    toy_kv__dot_row_avx512,      toy_kv__map_avx512,           toy_kv__fill_table_avx512,  toy_kv__largest_avx512,
-    toy_kv__exponentials_avx512, toy_kv__reduce_avx512,        toy_kv__shrink_avx512,      toy_kv__nearest_avx512,
-    toy_kv__nearest_wide_avx512, TOY_KV__BYTE_OPS_avx512,      &toy_kv__dense_avx512,
+    TOY_KV__LANES_avx512,       toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512,  toy_kv__score_scalars_avx512,
+    toy_kv__sum_scalars_avx512, toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,        toy_kv__add_row_avx512,
+    toy_kv__dot_row_avx512,     toy_kv__map_avx512,           toy_kv__unmap_avx512,        toy_kv__fill_tables_avx512,
+    toy_kv__largest_avx512,     toy_kv__exponentials_avx512,  toy_kv__exact_scores_avx512, toy_kv__exact_sums_avx512,
+    toy_kv__reduce_avx512,      toy_kv__shrink_avx512,        toy_kv__nearest_wide_avx512, TOY_KV__BYTE_OPS_avx512,
+    &toy_kv__dense_avx512,      &toy_kv__code_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -3687,6 +5642,10 @@ static const toy_kv__ops toy_kv__ops_avx512 = {
 #define TOY_KV__LANES_neon    4
 #define TOY_KV__BYTE_OPS_neon NULL
 #define TOY_KV__TARGET_neon
+/* Outputs that a pass of dense.h holds sums of. */
+#define TOY_KV__N_OUTS_neon      8
+#define TOY_KV__OUTS_neon(X)     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define TOY_KV__REST_neon(X, of) X(4, of) X(5, of) X(6, of) X(7, of)
 typedef float32x4_t toy_kv__vf_neon;
 typedef uint32x4_t toy_kv__vi_neon;
 typedef uint8x16x4_t toy_kv__vt_neon; /* sixteen floats as the bytes of four registers */
@@ -3733,9 +5692,10 @@ static inline float32x4_t toy_kv__round_neon(float32x4_t x)
 {
     return vrndnq_f32(x);
 }
-static inline float32x4_t toy_kv__pow2_neon(float32x4_t n)
+static inline float32x4_t toy_kv__scale2_neon(float32x4_t x, float32x4_t n)
 {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+    return vmulq_f32(
+        x, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)));
 }
 static inline float toy_kv__hsum_neon(float32x4_t x)
 {
@@ -3778,48 +5738,95 @@ static inline float32x4_t toy_kv__gather_neon(const unsigned char *table, const 
         memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
 }
-/* Kernels over rebuilt tiles for one instruction set, in the vocabulary of kernels.h. A tile is
- * [channels, BLOCK]: what is done to one token is done to LANES of them at once, and no kernel adds
- * up across lanes. Sizes of tables may be any; BLOCK is a multiple of the lanes. */
+static inline void toy_kv__storeu8_neon(unsigned char *p, float32x4_t x)
+{
+    uint16x4_t words = vmovn_u32(vcvtq_u32_f32(x));
+    uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0);
+    memcpy(p, &four, 4);
+}
+static inline void toy_kv__storeh_neon(unsigned char *p, float32x4_t x)
+{
+    x = vmaxnmq_f32(vminnmq_f32(x, vdupq_n_f32(65504.0f)), vdupq_n_f32(-65504.0f));
+    vst1_u8(p, vreinterpret_u8_f16(vcvt_f16_f32(x)));
+}
+static inline void toy_kv__keep_less_neon(float32x4_t x, float i, float32x4_t *least,
+                                        float32x4_t *index)
+{
+    *index = vbslq_f32(vcltq_f32(x, *least), vdupq_n_f32(i), *index);
+    *least = vminq_f32(x, *least);
+}
+static inline void toy_kv__transpose_neon(const unsigned char *src, size_t src_step,
+                                        unsigned char *dst, size_t dst_step)
+{
+    uint32x4_t row[8];
+    int i, j;
+    for (i = 0; i < 8; i += 2, src += 2 * src_step) {
+        uint16x8_t a = vreinterpretq_u16_u8(vld1q_u8(src));
+        uint16x8_t b = vreinterpretq_u16_u8(vld1q_u8(src + src_step));
+        row[i] = vreinterpretq_u32_u16(vzip1q_u16(a, b));
+        row[i + 1] = vreinterpretq_u32_u16(vzip2q_u16(a, b));
+    }
+    for (i = 0; i < 2; i++) /* columns 4 i .. 4 i + 3: rows 0 .. 3, then 4 .. 7 */
+        for (j = 0; j < 2; j++, dst += 2 * dst_step) {
+            uint32x4_t low =
+                j == 0 ? vzip1q_u32(row[i], row[i + 2]) : vzip2q_u32(row[i], row[i + 2]);
+            uint32x4_t high =
+                j == 0 ? vzip1q_u32(row[i + 4], row[i + 6]) : vzip2q_u32(row[i + 4], row[i + 6]);
+            uint64x2_t a = vreinterpretq_u64_u32(low), b = vreinterpretq_u64_u32(high);
+            vst1q_u8(dst, vreinterpretq_u8_u64(vzip1q_u64(a, b)));
+            vst1q_u8(dst + dst_step, vreinterpretq_u8_u64(vzip2q_u64(a, b)));
+        }
+}
+/* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
+ * kernels.h. A tile is [channels, BLOCK]: what is done to one token is done to LANES of them at
+ * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
+ * multiple of the lanes. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-#define TOY_KV__ROWS8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_neon = 128, TOY_KV__STRIP_neon = 16 };
 
-/* y [m, BLOCK] += x [n, BLOCK] by m <= 8 outputs' coefficients, at coef[i * of_in + k * of_out]. A
- * macro, so that both strides are constants: coefficients are operands in memory then. */
-#define TOY_KV__EIGHT(name, of_in, of_out)                                                           \
+/* The second vector of tokens that a pass holds; the first one again where a block has no other. */
+enum { TOY_KV__NEXT_neon = TOY_KV_BLOCK > TOY_KV__LANES_neon ? TOY_KV__LANES_neon : 0 };
+
+/* y [m, BLOCK] += x [n, BLOCK] by m outputs' coefficients, OUTS at most, at coef[i * of_in + k *
+ * of_out]. A macro, so that both strides are constants. Two vectors of tokens and OUTS outputs are
+ * as many sums as registers hold: a coefficient is loaded once for both. */
+#define TOY_KV__OUTPUTS(name, of_in, of_out)                                                         \
     TOY_KV__TARGET_neon static void name(const float *coef, int n, int m, const float *x, float *y)   \
     {                                                                                              \
         int i, t;                                                                                  \
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {                                        \
+        for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_neon) {                                    \
             const float *c = coef, *src = x + t;                                                   \
-            TOY_KV__ROWS8(TOY_KV__ZERO)                                                                \
+            float *dst = y + t;                                                                    \
+            TOY_KV__OUTS_neon(TOY_KV__ZERO)                                                             \
             for (i = 0; i < n; i++, c += (of_in), src += TOY_KV_BLOCK) {                             \
-                toy_kv__vf_neon v = toy_kv__load_neon(src);                                              \
+                toy_kv__vf_neon v = toy_kv__load_neon(src), w = toy_kv__load_neon(src + TOY_KV__NEXT_neon), f; \
                 TOY_KV__STEP(0, of_out)                                                              \
                 TOY_KV__STEP(1, of_out)                                                              \
                 TOY_KV__STEP(2, of_out)                                                              \
                 TOY_KV__STEP(3, of_out)                                                              \
-                TOY_KV__STEP(4, of_out)                                                              \
-                TOY_KV__STEP(5, of_out)                                                              \
-                TOY_KV__STEP(6, of_out)                                                              \
-                TOY_KV__STEP(7, of_out)                                                              \
+                TOY_KV__REST_neon(TOY_KV__STEP, of_out)                                                 \
             }                                                                                      \
-            TOY_KV__ROWS8(TOY_KV__KEEP)                                                                \
+            TOY_KV__OUTS_neon(TOY_KV__KEEP)                                                             \
         }                                                                                          \
     }
-#define TOY_KV__ZERO(k)         toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
-#define TOY_KV__STEP(k, of_out) a##k = toy_kv__fma_neon(toy_kv__set1_neon(c[(k) * (of_out)]), v, a##k);
+#define TOY_KV__ZERO(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f), b##k = a##k;
+#define TOY_KV__STEP(k, of_out)                                                                      \
+    f = toy_kv__set1_neon(c[(k) * (of_out)]);                                                         \
+    a##k = toy_kv__fma_neon(f, v, a##k);                                                              \
+    b##k = toy_kv__fma_neon(f, w, b##k);
 #define TOY_KV__KEEP(k)                                                                              \
-    if (k < m)                                                                                     \
-        toy_kv__store_neon(y + k * TOY_KV_BLOCK + t,                                                    \
-                        toy_kv__add_neon(toy_kv__load_neon(y + k * TOY_KV_BLOCK + t), a##k));
-TOY_KV__EIGHT(toy_kv__eight_down_neon, TOY_KV__STRIP_neon, 1)
-TOY_KV__EIGHT(toy_kv__eight_across_neon, 1, TOY_KV__DEPTH_neon)
-#undef TOY_KV__EIGHT
+    if (k < m) {                                                                                   \
+        float *row = dst + k * TOY_KV_BLOCK;                                                         \
+        b##k = toy_kv__add_neon(toy_kv__load_neon(row + TOY_KV__NEXT_neon), b##k);                          \
+        toy_kv__store_neon(row, toy_kv__add_neon(toy_kv__load_neon(row), a##k));                            \
+        toy_kv__store_neon(row + TOY_KV__NEXT_neon, b##k);                                               \
+    }
+TOY_KV__OUTPUTS(toy_kv__outputs_down_neon, TOY_KV__STRIP_neon, 1)
+TOY_KV__OUTPUTS(toy_kv__outputs_across_neon, 1, TOY_KV__DEPTH_neon)
+#undef TOY_KV__OUTPUTS
 #undef TOY_KV__ZERO
 #undef TOY_KV__STEP
 #undef TOY_KV__KEEP
@@ -3851,12 +5858,12 @@ TOY_KV__TARGET_neon static void toy_kv__product_neon(const unsigned char *table,
             for (i = 0; i < n && !across; i++)
                 toy_kv__widen_neon(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
                                 coef + i * TOY_KV__STRIP_neon);
-            for (k = 0; k < m; k += 8) {
+            for (k = 0; k < m; k += TOY_KV__N_OUTS_neon) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
-                    toy_kv__eight_across_neon(coef + k * TOY_KV__DEPTH_neon, n, m - k, src, dst);
+                    toy_kv__outputs_across_neon(coef + k * TOY_KV__DEPTH_neon, n, m - k, src, dst);
                 else
-                    toy_kv__eight_down_neon(coef + k, n, m - k, src, dst);
+                    toy_kv__outputs_down_neon(coef + k, n, m - k, src, dst);
             }
         }
 }
@@ -4021,18 +6028,221 @@ TOY_KV__TARGET_neon static void toy_kv__distances_neon(const unsigned char *book
     }
 }
 
+TOY_KV__TARGET_neon static void toy_kv__landmark_scores_neon(const unsigned char *codes, int n,
+                                                       const float *q, int rows, float *best)
+{
+    toy_kv__vf_neon bias = toy_kv__set1_neon(-128.0f);
+    int i, r, d;
+    for (i = 0; i < n; i++, codes += TOY_KV_HEAD_DIM)
+        for (r = 0; r < rows; r++) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+            float sum;
+            for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon)
+                a = toy_kv__fma_neon(toy_kv__load_neon(x + d),
+                                  toy_kv__add_neon(toy_kv__loadu8_neon(codes + d), bias), a);
+            sum = toy_kv__hsum_neon(a);
+            for (; d < TOY_KV_HEAD_DIM; d++)
+                sum += x[d] * ((float)codes[d] - 128.0f);
+            best[i] = r == 0 || sum > best[i] ? sum : best[i];
+        }
+}
+
 static const toy_kv__dense_ops toy_kv__dense_neon = {
-    toy_kv__product_neon,    toy_kv__add_scaled_neon,   toy_kv__affine_neon,    toy_kv__affine_row_neon,
-    toy_kv__from_bytes_neon, toy_kv__from_nibbles_neon, toy_kv__turn_tile_neon, toy_kv__score_tile_neon,
-    toy_kv__sum_tile_neon,   toy_kv__distances_neon,
+    toy_kv__product_neon,    toy_kv__add_scaled_neon,   toy_kv__affine_neon,          toy_kv__affine_row_neon,
+    toy_kv__from_bytes_neon, toy_kv__from_nibbles_neon, toy_kv__turn_tile_neon,       toy_kv__score_tile_neon,
+    toy_kv__sum_tile_neon,   toy_kv__distances_neon,    toy_kv__landmark_scores_neon,
 };
 
 #undef TOY_KV__ROWS4
-#undef TOY_KV__ROWS8
+/* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
+ * dense.h: LANES tokens at once. Besides:
+ *
+ *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
+ *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
+ *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
+ * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
+ * all codewords. */
+#define TOY_KV__FOUR(i)                                                                              \
+    {                                                                                              \
+        toy_kv__vf_neon a0 = toy_kv__set1_neon(book[i]), a1 = toy_kv__set1_neon(book[(i) + 1]);             \
+        toy_kv__vf_neon a2 = toy_kv__set1_neon(book[(i) + 2]), a3 = toy_kv__set1_neon(book[(i) + 3]);       \
+        for (w = 0; w < width; w++) {                                                              \
+            toy_kv__vf_neon v = toy_kv__load_neon(z + w * TOY_KV_BLOCK);                                   \
+            const float *c = book + 16 * (w + 1) + (i);                                            \
+            a0 = toy_kv__fma_neon(toy_kv__set1_neon(c[0]), v, a0);                                       \
+            a1 = toy_kv__fma_neon(toy_kv__set1_neon(c[1]), v, a1);                                       \
+            a2 = toy_kv__fma_neon(toy_kv__set1_neon(c[2]), v, a2);                                       \
+            a3 = toy_kv__fma_neon(toy_kv__set1_neon(c[3]), v, a3);                                       \
+        }                                                                                          \
+        toy_kv__keep_less_neon(a0, (float)(i), &least, &index);                                       \
+        toy_kv__keep_less_neon(a1, (float)((i) + 1), &least, &index);                                 \
+        toy_kv__keep_less_neon(a2, (float)((i) + 2), &least, &index);                                 \
+        toy_kv__keep_less_neon(a3, (float)((i) + 3), &least, &index);                                 \
+    }
+
+/* Inlined with a constant width. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__search_tile_neon(const float *book, int width,
+                                                         const float *tile, unsigned char *code)
+{
+    int t, w;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+        const float *z = tile + t;
+        toy_kv__vf_neon least = toy_kv__set1_neon(3.4e38f), index = toy_kv__set1_neon(0.0f);
+        TOY_KV__FOUR(0)
+        TOY_KV__FOUR(4)
+        TOY_KV__FOUR(8)
+        TOY_KV__FOUR(12)
+        toy_kv__storeu8_neon(code + t, index);
+    }
+}
+#undef TOY_KV__FOUR
+
+/* The nearest of 16 codewords, binary16 [width, 16], to each token of z [width, BLOCK], the lower
+ * one on ties: a plane of nibbles. words: room for [width + 1, 16]. */
+TOY_KV__TARGET_neon static void toy_kv__code_nibbles_neon(const unsigned char *book, int width,
+                                                    const float *z, float *words,
+                                                    unsigned char *plane)
+{
+    unsigned char code[TOY_KV_BLOCK];
+    toy_kv__vf_neon half = toy_kv__set1_neon(0.5f), minus = toy_kv__set1_neon(-1.0f);
+    int i, w, t;
+    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon norm = toy_kv__set1_neon(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_neon c = toy_kv__loadh_neon(book + 2 * (16 * w + i));
+            norm = toy_kv__fma_neon(toy_kv__mul_neon(half, c), c, norm);
+            toy_kv__store_neon(words + 16 * (w + 1) + i, toy_kv__mul_neon(minus, c));
+        }
+        toy_kv__store_neon(words + i, norm);
+    }
+    switch (width) {
+    case 1:
+        toy_kv__search_tile_neon(words, 1, z, code);
+        break;
+    case 2:
+        toy_kv__search_tile_neon(words, 2, z, code);
+        break;
+    case 4:
+        toy_kv__search_tile_neon(words, 4, z, code);
+        break;
+    default:
+        toy_kv__search_tile_neon(words, width, z, code);
+    }
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 8) {
+        uint64_t low, high;
+        memcpy(&low, code + t, 8);
+        memcpy(&high, code + TOY_KV_BLOCK / 2 + t, 8);
+        low |= high << 4;
+        memcpy(plane + t, &low, 8);
+    }
+}
+
+/* z [width, BLOCK] -= the codewords of a plane of nibbles. */
+TOY_KV__TARGET_neon static void toy_kv__leave_nibbles_neon(const unsigned char *plane,
+                                                     const unsigned char *book, int width, float *z)
+{
+    float words[16];
+    int i, t, w;
+    toy_kv__vf_neon minus = toy_kv__set1_neon(-1.0f);
+    for (w = 0; w < width; w++, z += TOY_KV_BLOCK) {
+        toy_kv__vt_neon table;
+        for (i = 0; i < 16; i += TOY_KV__LANES_neon)
+            toy_kv__store_neon(words + i, toy_kv__loadh_neon(book + 2 * (16 * w + i)));
+        table = toy_kv__table_neon(words);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+            toy_kv__store_neon(
+                z + t, toy_kv__fma_neon(minus, toy_kv__lookup_neon(table, toy_kv__nibbles_neon(plane, t)),
+                                     toy_kv__load_neon(z + t)));
+    }
+}
+
+/* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
+TOY_KV__TARGET_neon static void toy_kv__squares_neon(const float *x, int rows, float *sum)
+{
+    int r, t;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon v = toy_kv__load_neon(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
+        a##k = toy_kv__fma_neon(v, v, a##k);                                                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_neon v = toy_kv__load_neon(x + (size_t)r * TOY_KV_BLOCK + t);
+            a0 = toy_kv__fma_neon(v, v, a0);
+        }
+        toy_kv__store_neon(sum + t, toy_kv__add_neon(toy_kv__add_neon(a0, a1), toy_kv__add_neon(a2, a3)));
+    }
+}
+
+/* x [HEAD_DIM, BLOCK] from rows of binary16 [BLOCK, HEAD_DIM]. */
+TOY_KV__TARGET_neon static void toy_kv__load_rows_neon(const unsigned char *rows, float *x)
+{
+    unsigned char tile[8 * 2 * TOY_KV_BLOCK];
+    int d, t, i;
+    for (d = 0; d + 8 <= TOY_KV_HEAD_DIM; d += 8, x += 8 * TOY_KV_BLOCK) {
+        for (t = 0; t < TOY_KV_BLOCK; t += 8)
+            toy_kv__transpose_neon(rows + 2 * (t * TOY_KV_HEAD_DIM + d), 2 * TOY_KV_HEAD_DIM, tile + 2 * t,
+                                2 * TOY_KV_BLOCK);
+        for (i = 0; i < 8 * TOY_KV_BLOCK; i += TOY_KV__LANES_neon)
+            toy_kv__store_neon(x + i, toy_kv__loadh_neon(tile + 2 * i));
+    }
+    for (; d < TOY_KV_HEAD_DIM; d++, x += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            x[t] = toy_kv__half_at(rows, (size_t)(t * TOY_KV_HEAD_DIM + d));
+}
+
+/* A row of binary16 [n] from x [n]. */
+TOY_KV__TARGET_neon static void toy_kv__store_row_neon(const float *x, int n, unsigned char *row)
+{
+    int i = 0;
+    for (; i + TOY_KV__LANES_neon <= n; i += TOY_KV__LANES_neon)
+        toy_kv__storeh_neon(row + 2 * i, toy_kv__load_neon(x + i));
+    for (; i < n; i++)
+        toy_kv__storeh_portable(row + 2 * i, x[i]);
+}
+
+/* Turns a head's vector x [HEAD_DIM] by cosines and sines, each [N_ROT / 2]. */
+TOY_KV__TARGET_neon static void toy_kv__turn_row_neon(const float *cosines, const float *sines, float *x)
+{
+    int i = 0, half = TOY_KV_N_ROT / 2;
+    toy_kv__vf_neon minus = toy_kv__set1_neon(-1.0f);
+    for (; !TOY_KV_ROPE_INTERLEAVED && i + TOY_KV__LANES_neon <= half; i += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon c = toy_kv__load_neon(cosines + i), s = toy_kv__load_neon(sines + i);
+        toy_kv__vf_neon a = toy_kv__load_neon(x + i), b = toy_kv__load_neon(x + half + i);
+        toy_kv__store_neon(x + i, toy_kv__fma_neon(toy_kv__mul_neon(minus, s), b, toy_kv__mul_neon(c, a)));
+        toy_kv__store_neon(x + half + i, toy_kv__fma_neon(s, a, toy_kv__mul_neon(c, b)));
+    }
+    for (; i < half; i++) {
+        float *first = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i : i);
+        float *second = x + (TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + half);
+        float a = *first, b = *second;
+        *first = a * cosines[i] - b * sines[i];
+        *second = a * sines[i] + b * cosines[i];
+    }
+}
+
+static const toy_kv__code_ops toy_kv__code_neon = {
+    toy_kv__code_nibbles_neon, toy_kv__leave_nibbles_neon, toy_kv__squares_neon,
+    toy_kv__load_rows_neon,    toy_kv__store_row_neon,     toy_kv__turn_row_neon,
+};
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round pow2 (2^n of integral n) hsum hmax
+ *                       round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -4056,7 +6266,7 @@ TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__exp_neon(toy_kv__vf_ne
     y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(1.66666657e-1f));
     y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(5.00000000e-1f));
     y = toy_kv__fma_neon(toy_kv__mul_neon(y, r), r, toy_kv__add_neon(r, toy_kv__set1_neon(1.0f)));
-    return toy_kv__mul_neon(y, toy_kv__pow2_neon(n));
+    return toy_kv__scale2_neon(y, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -4315,40 +6525,187 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(const unsigned char *table, int
         }
 }
 
-/* lut [16] = sum over channels w of q[w] * book row w, binary16 [width, 16] */
-TOY_KV__TARGET_neon static void toy_kv__fill_table_neon(const unsigned char *book, int width,
-                                                  const float *q, float *lut)
+/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
+ * channels. */
+TOY_KV__TARGET_neon static void toy_kv__unmap_neon(const unsigned char *table, int n_out, int n_in,
+                                             const float *y, int rows, float *o)
 {
-    int w, i;
-    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-        for (w = 0; w < width; w++)
-            a = toy_kv__fma_neon(toy_kv__set1_neon(q[w]), toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
-        toy_kv__store_neon(lut + i, a);
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_neon <= n_in; j += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon b = toy_kv__loadh_neon(row + 2 * j);
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_neon(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__half_at(row, (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            o[r * n_out + d] += toy_kv__dot_row_neon(row, n_in, y + (size_t)r * (size_t)n_in);
     }
 }
 
-/* The largest of s [n], n a multiple of the lanes. */
-TOY_KV__TARGET_neon static float toy_kv__largest_neon(const float *s, int n)
+/* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
+ * stride] of the run's channels. */
+TOY_KV__TARGET_neon static void toy_kv__fill_tables_neon(const toy_kv__run *run, const float *y,
+                                                   size_t stride, int rows, float *lut)
 {
-    int t;
+    int p, r, w, i;
+    for (p = 0; p < run->planes; p++, lut += rows * 16) {
+        const float *q = y + p / run->stages * run->width;
+        const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                p % run->stages * run->width * 16);
+        for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
+            for (r = 0; r + 4 <= rows; r += 4) {
+                const float *x = q + (size_t)r * stride;
+                float *dst = lut + r * 16 + i;
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                for (w = 0; w < run->width; w++) {
+                    toy_kv__vf_neon b = toy_kv__loadh_neon(book + 2 * (w * 16 + i));
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(x[k * stride + (size_t)w]), b, a##k);
+                    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+                }
+#define TOY_KV__X(k) toy_kv__store_neon(dst + k * 16, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+            for (; r < rows; r++) {
+                toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+                for (w = 0; w < run->width; w++)
+                    a = toy_kv__fma_neon(toy_kv__set1_neon(q[(size_t)r * stride + (size_t)w]),
+                                      toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
+                toy_kv__store_neon(lut + r * 16 + i, a);
+            }
+        }
+    }
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_neon static float toy_kv__largest_neon(const float *s, int blocks, size_t step)
+{
+    int b, t;
     toy_kv__vf_neon high = toy_kv__load_neon(s);
-    for (t = TOY_KV__LANES_neon; t < n; t += TOY_KV__LANES_neon)
-        high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+            high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
     return toy_kv__hmax_neon(high);
 }
 
-/* s [n] becomes exp(s - m); returns the sum. */
-TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int n, float m)
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int blocks, size_t step, float m)
 {
-    int t;
+    int b, t;
     toy_kv__vf_neon shift = toy_kv__set1_neon(-m), sum = toy_kv__set1_neon(0.0f);
-    for (t = 0; t < n; t += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
-        toy_kv__store_neon(s + t, e);
-        sum = toy_kv__add_neon(sum, e);
-    }
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
+            toy_kv__store_neon(s + t, e);
+            sum = toy_kv__add_neon(sum, e);
+        }
     return toy_kv__hsum_neon(sum);
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+TOY_KV__TARGET_neon static void toy_kv__exact_scores_neon(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r, d;
+    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = q + r * TOY_KV_HEAD_DIM;
+            float sum[4];
+#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon v = toy_kv__loadh_neon(k + 2 * d);
+#define TOY_KV__X(i) a##i = toy_kv__fma_neon(toy_kv__load_neon(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) sum[i] = toy_kv__hsum_neon(a##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; d < TOY_KV_HEAD_DIM; d++) {
+                float v = toy_kv__half_at(k, (size_t)d);
+#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++)
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_neon(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_neon static void toy_kv__exact_sums_neon(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_neon) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_neon;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_neon a##i = toy_kv__load_neon(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_neon(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_neon x = toy_kv__loadh_neon(row),
+                             y = toy_kv__loadh_neon(row + 2 * TOY_KV__LANES_neon);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon w = toy_kv__set1_neon(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_neon(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_neon(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_neon(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_neon(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_neon(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -4370,29 +6727,7 @@ TOY_KV__TARGET_neon static void toy_kv__shrink_neon(float *x, size_t n, float fa
         x[i] *= factor;
 }
 
-/* Squared distances of z [width] to the 16 codewords of a book, binary16 [width, 16]; the index of
- * the least, the lower one on ties. */
-TOY_KV__TARGET_neon static int toy_kv__nearest_neon(const unsigned char *book, int width, const float *z)
-{
-    float distance[16];
-    int i, w, best = 0;
-    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-        for (w = 0; w < width; w++) {
-            toy_kv__vf_neon d = toy_kv__add_neon(
-                toy_kv__set1_neon(z[w]),
-                toy_kv__mul_neon(toy_kv__loadh_neon(book + 2 * (w * 16 + i)), toy_kv__set1_neon(-1.0f)));
-            a = toy_kv__fma_neon(d, d, a);
-        }
-        toy_kv__store_neon(distance + i, a);
-    }
-    for (i = 1; i < 16; i++)
-        if (distance[i] < distance[best])
-            best = i;
-    return best;
-}
-
-/* The same among n codewords, binary16 [width, n]. */
+/* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
 TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *book, int n, int width,
                                                    const float *z)
 {
@@ -4440,11 +6775,12 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *bo
 }
 
 static const toy_kv__ops toy_kv__ops_neon = {
-    TOY_KV__LANES_neon,        toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon, toy_kv__score_scalars_neon,
-    toy_kv__sum_scalars_neon,  toy_kv__scale_rows_neon,    toy_kv__gains_neon,       toy_kv__add_row_neon,
-    toy_kv__dot_row_neon,      toy_kv__map_neon,           toy_kv__fill_table_neon,  toy_kv__largest_neon,
-    toy_kv__exponentials_neon, toy_kv__reduce_neon,        toy_kv__shrink_neon,      toy_kv__nearest_neon,
-    toy_kv__nearest_wide_neon, TOY_KV__BYTE_OPS_neon,      &toy_kv__dense_neon,
+    TOY_KV__LANES_neon,       toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon,  toy_kv__score_scalars_neon,
+    toy_kv__sum_scalars_neon, toy_kv__scale_rows_neon,    toy_kv__gains_neon,        toy_kv__add_row_neon,
+    toy_kv__dot_row_neon,     toy_kv__map_neon,           toy_kv__unmap_neon,        toy_kv__fill_tables_neon,
+    toy_kv__largest_neon,     toy_kv__exponentials_neon,  toy_kv__exact_scores_neon, toy_kv__exact_sums_neon,
+    toy_kv__reduce_neon,      toy_kv__shrink_neon,        toy_kv__nearest_wide_neon, TOY_KV__BYTE_OPS_neon,
+    &toy_kv__dense_neon,      &toy_kv__code_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -4855,6 +7191,92 @@ static void toy_kv__add_member(const toy_kv__ops *ops, const toy_kv__stream *s, 
                                toy_kv__row(out, d));
 }
 
+/* The exact list: vectors of coded tokens that their codes say too badly, kept in binary16. A chain
+ * for each head of each block holds them by ascending token; indices count from 1, 0 ends. */
+
+#define TOY_KV__KEPT_BYTES (sizeof(toy_kv__link) + 2 * (size_t)TOY_KV_HEAD_DIM)
+
+/* Adds a vector in front of a chain; there is a free place. */
+static void toy_kv__put_kept(toy_kv *kv, int slot, int block, int token, const unsigned char *row)
+{
+    int32_t *first = toy_kv__kept_first(kv, slot, block);
+    int32_t i = kv->kept_free;
+    toy_kv__link *link = toy_kv__kept_link(kv, i);
+    kv->kept_free = link->next;
+    kv->n_kept++;
+    memcpy(toy_kv__kept_row(kv, i), row, 2 * (size_t)TOY_KV_HEAD_DIM);
+    link->token = token;
+    link->next = *first;
+    *first = i;
+}
+
+/* Empties the chains of a block. */
+static void toy_kv__drop_kept(toy_kv *kv, int block)
+{
+    int slot;
+    for (slot = 0; slot < TOY_KV__SLOTS; slot++) {
+        int32_t *first = toy_kv__kept_first(kv, slot, block);
+        while (*first != 0) {
+            int32_t i = *first;
+            toy_kv__link *link = toy_kv__kept_link(kv, i);
+            *first = link->next;
+            link->next = kv->kept_free;
+            kv->kept_free = i;
+            kv->n_kept--;
+        }
+    }
+}
+
+static int toy_kv__count_kept(const toy_kv *kv, int block)
+{
+    int slot, n = 0;
+    int32_t i;
+    for (slot = 0; slot < TOY_KV__SLOTS && TOY_KV__KEEPS; slot++)
+        for (i = *toy_kv__kept_first(kv, slot, block); i != 0; i = toy_kv__kept_link(kv, i)->next)
+            n++;
+    return n;
+}
+
+/* Writes the kept vectors of one head into x [HEAD_DIM, BLOCK]. */
+static void toy_kv__place_kept(const toy_kv *kv, int part, int layer, int head, int block, float *x)
+{
+    int32_t i = *toy_kv__kept_first(kv, toy_kv__slot(part, layer, head), block);
+    int d;
+    for (; i != 0; i = toy_kv__kept_link(kv, i)->next) {
+        const unsigned char *row = toy_kv__kept_row(kv, i);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            x[d * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token] = toy_kv__half_at(row, (size_t)d);
+    }
+}
+
+/* Puts the scores of kept keys into s [rows, BLOCK]: q [rows, HEAD_DIM]. */
+static void toy_kv__score_kept(const toy_kv *kv, const toy_kv__ops *ops, int layer, int head, int block,
+                             const float *q, int rows, float *s)
+{
+    int32_t i = *toy_kv__kept_first(kv, toy_kv__slot(TOY_KV_KEY, layer, head), block);
+    int r;
+    for (; i != 0; i = toy_kv__kept_link(kv, i)->next)
+        for (r = 0; r < rows; r++)
+            s[r * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token] =
+                ops->dot_row(toy_kv__kept_row(kv, i), TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+}
+
+/* Moves the weights of kept values out of s [rows, BLOCK] and coded [rows] into o [rows, HEAD_DIM].
+ */
+static void toy_kv__sum_kept(const toy_kv *kv, const toy_kv__ops *ops, int layer, int head, int block,
+                           int rows, float *s, float *coded, float *o)
+{
+    int32_t i = *toy_kv__kept_first(kv, toy_kv__slot(TOY_KV_VALUE, layer, head), block);
+    int r;
+    for (; i != 0; i = toy_kv__kept_link(kv, i)->next)
+        for (r = 0; r < rows; r++) {
+            float *weight = &s[r * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token];
+            ops->add_row(toy_kv__kept_row(kv, i), TOY_KV_HEAD_DIM, *weight, o + r * TOY_KV_HEAD_DIM);
+            coded[r] -= *weight;
+            *weight = 0.0f;
+        }
+}
+
 /* Rebuilding blocks: K and V as they are, for attention that cannot be absorbed, for reading, and
  * for what later streams and layers are coded against.
  *
@@ -4987,16 +7409,19 @@ static void toy_kv__turn_tile(const toy_kv *kv, const toy_kv__ops *ops, int fram
     }
 }
 
-/* Takes some heads of a node that is in its slot to out [n_heads, HEAD_DIM, BLOCK], keys rotated.
- */
-static void toy_kv__hand_out(const toy_kv *kv, const toy_kv__ops *ops, int position, int node, int head,
-                           int n_heads, const toy_kv__room *room, float *out)
+/* Takes some heads of a node that is in its slot to out [n_heads, HEAD_DIM, BLOCK], keys rotated,
+ * and what is on the exact list as it is there. */
+static void toy_kv__hand_out(const toy_kv *kv, const toy_kv__ops *ops, toy_kv__entry entry, int node,
+                           int head, int n_heads, const toy_kv__room *room, float *out)
 {
     const toy_kv__node *n = &toy_kv__nodes[node];
     int h;
-    for (h = head; h < head + n_heads; h++, out += TOY_KV__HEAD_FLOATS)
-        toy_kv__turn_tile(kv, ops, toy_kv__frame_of(n->part, n->layer, h), position, 1.0f,
+    for (h = head; h < head + n_heads; h++, out += TOY_KV__HEAD_FLOATS) {
+        toy_kv__turn_tile(kv, ops, toy_kv__frame_of(n->part, n->layer, h), entry.position, 1.0f,
                         toy_kv__slot_of(room, node) + (size_t)h * TOY_KV__HEAD_FLOATS, out);
+        if (TOY_KV__KEEPS)
+            toy_kv__place_kept(kv, n->part, n->layer, h, entry.block, out);
+    }
 }
 
 /* K and V of some heads of one layer and block: k, v [n_heads, HEAD_DIM, BLOCK], keys rotated by
@@ -5028,7 +7453,7 @@ static void toy_kv__rebuild(const toy_kv *kv, const toy_kv__ops *ops, toy_kv__en
         else if (need[i] != 0)
             toy_kv__rebuild_node(kv, ops, entry.block, i, head, n_heads, &room);
         if (need[i] & WANTED)
-            toy_kv__hand_out(kv, ops, entry.position, i, head, n_heads, &room, out);
+            toy_kv__hand_out(kv, ops, entry, i, head, n_heads, &room, out);
     }
 }
 
@@ -5111,11 +7536,17 @@ static void toy_kv__encode_outliers(const toy_kv__stream *s, unsigned char *code
 }
 
 /* rms [BLOCK] of every token's group of latents. */
-static void toy_kv__group_rms(const toy_kv__stream *s, int group, const float *z, toy_kv__outs mask,
-                            float *rms)
+static void toy_kv__group_rms(const toy_kv__ops *ops, const toy_kv__stream *s, int group, const float *z,
+                            toy_kv__outs mask, float *rms)
 {
     double sum[TOY_KV_BLOCK] = {0.0};
     int left[TOY_KV_BLOCK] = {0}, c, t;
+    if (mask == NULL) {
+        ops->code->squares(z + (size_t)(group * s->gain_width) * TOY_KV_BLOCK, s->gain_width, rms);
+        for (t = 0; t < TOY_KV_BLOCK; t++)
+            rms[t] = sqrtf(rms[t] / (float)s->gain_width);
+        return;
+    }
     for (c = group * s->gain_width; c < (group + 1) * s->gain_width; c++)
         for (t = 0; t < TOY_KV_BLOCK; t++) {
             double x = (double)z[(size_t)c * TOY_KV_BLOCK + (size_t)t];
@@ -5141,21 +7572,33 @@ static void toy_kv__group_top(const toy_kv__stream *s, int group, const float *z
         }
 }
 
+/* About where gain stands among the 256 values of a stream's table, 0 .. 254. */
+static int toy_kv__guess_gain(const toy_kv__stream *s, const unsigned char *values, float gain)
+{
+    /* The last value, where gains take one byte. A constant instead makes gcc warn of headers whose
+     * tables are shorter, since none of their streams comes here. */
+    size_t end = (size_t)s->gain_bytes * 255;
+    float first = (float)toy_kv__to_bits(toy_kv__half_at(values, 0));
+    float last = (float)toy_kv__to_bits(toy_kv__half_at(values, end));
+    float at = ((float)toy_kv__to_bits(gain) - first) / (last - first) * 255.0f;
+    return !(at > 0.0f) ? 0 : at < 254.0f ? (int)at : 254;
+}
+
 /* Quantizes and stores one gain; returns what it will be read as. */
 static float toy_kv__store_gain(const toy_kv__stream *s, unsigned char *p, float gain)
 {
     const unsigned char *values = toy_kv__table(s->gain_table);
-    int low = 0, high = 255;
+    int low, high;
     if (s->gain_bytes == 2)
         return toy_kv__store_half(p, gain);
-    /* The 256 values ascend: take the nearest by ratio. */
-    while (high - low > 1) {
-        int mid = (low + high) / 2;
-        if (toy_kv__half_at(values, (size_t)mid) <= gain)
-            low = mid;
-        else
-            high = mid;
-    }
+    /* The 256 values ascend, nearly in steps of equal ratio, so the bits of a float, nearly its
+     * logarithm, say where to begin. Take the nearest by ratio. */
+    low = toy_kv__guess_gain(s, values, gain);
+    while (low < 254 && toy_kv__half_at(values, (size_t)low + 1) <= gain)
+        low++;
+    while (low > 0 && toy_kv__half_at(values, (size_t)low) > gain)
+        low--;
+    high = low + 1;
     if (gain * gain > toy_kv__half_at(values, (size_t)low) * toy_kv__half_at(values, (size_t)high))
         low = high;
     *p = (unsigned char)low;
@@ -5174,7 +7617,7 @@ static void toy_kv__encode_plain(const toy_kv__ops *ops, const toy_kv__stream *s
     float gain[TOY_KV_BLOCK], inverse[TOY_KV_BLOCK], *rows = toy_kv__row(z, group * s->gain_width);
     int t;
     if (s->gain == TOY_KV__RMS)
-        toy_kv__group_rms(s, group, z, mask, gain);
+        toy_kv__group_rms(ops, s, group, z, mask, gain);
     else
         toy_kv__group_top(s, group, z, mask, gain);
     for (t = 0; t < TOY_KV_BLOCK; t++) {
@@ -5226,7 +7669,7 @@ static void toy_kv__divide_rms(const toy_kv__ops *ops, const toy_kv__stream *s, 
 {
     float gain[TOY_KV_BLOCK], *rows = toy_kv__row(z, group * s->gain_width);
     int t;
-    toy_kv__group_rms(s, group, z, mask, gain);
+    toy_kv__group_rms(ops, s, group, z, mask, gain);
     for (t = 0; t < TOY_KV_BLOCK; t++)
         gain[t] = toy_kv__inverse(toy_kv__store_half(plane + 2 * t, gain[t]));
     ops->scale_rows(gain, rows, s->gain_width, 0, rows);
@@ -5364,15 +7807,30 @@ static void toy_kv__search_greedy(const toy_kv__ops *ops, const toy_kv__run *run
     int stage, w;
     for (stage = 0; stage < run->stages; stage++) {
         const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane + stage));
-        int best = run->bits == 4 ? ops->nearest(book, run->width, rest)
-                                  : ops->nearest_wide(book, 1 << run->bits, run->width, rest);
+        int best = ops->nearest_wide(book, 1 << run->bits, run->width, rest);
         for (w = 0; w < run->width; w++)
             rest[w] -= toy_kv__half_at(book, ((size_t)w << run->bits) + (size_t)best);
         code[stage] = (unsigned short)best;
     }
 }
 
-/* Codes z [groups * width, BLOCK] by codebooks. */
+/* Codes z [groups * width, BLOCK] by codebooks of sixteen, all tokens at once; z is destroyed where
+ * there are several stages. */
+static void toy_kv__encode_nibbles(const toy_kv__ops *ops, const toy_kv__run *run, unsigned char *codes,
+                                 float *z)
+{
+    float words[(TOY_KV__MAX_WIDTH + 1) * 16];
+    int plane;
+    for (plane = 0; plane < run->planes; plane++, codes += TOY_KV_BLOCK / 2) {
+        const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane));
+        float *rest = toy_kv__row(z, plane / run->stages * run->width);
+        ops->code->nibbles(book, run->width, rest, words, codes);
+        if (plane % run->stages != run->stages - 1)
+            ops->code->leave(codes, book, run->width, rest);
+    }
+}
+
+/* The same token by token: codebooks of any size, and beams. */
 static void toy_kv__encode_books(const toy_kv__ops *ops, const toy_kv__run *run, unsigned char *codes,
                                const float *z)
 {
@@ -5409,7 +7867,7 @@ static void toy_kv__encode_levels(const toy_kv__stream *s, const toy_kv__run *ru
 }
 
 static void toy_kv__encode_run(const toy_kv__ops *ops, const toy_kv__stream *s, const toy_kv__run *run,
-                             unsigned char *codes, const float *z)
+                             unsigned char *codes, float *z)
 {
     int i;
     if (run->coder == TOY_KV__HALVES)
@@ -5417,6 +7875,8 @@ static void toy_kv__encode_run(const toy_kv__ops *ops, const toy_kv__stream *s, 
             toy_kv__store_half(codes + 2 * i, z[i]);
     else if (run->uniform)
         toy_kv__encode_levels(s, run, codes, z);
+    else if (run->bits == 4 && run->beam <= 1)
+        toy_kv__encode_nibbles(ops, run, codes, z);
     else
         toy_kv__encode_books(ops, run, codes, z);
 }
@@ -5426,9 +7886,10 @@ typedef struct toy_kv__coding {
     toy_kv *kv;
     const toy_kv__ops *ops;
     int seq, token, block; /* first token of the block, its place in the pool */
-    float *x, *z;          /* [MAX_IN, BLOCK], [MAX_LATENTS, BLOCK] */
-    float *predicted;      /* [WIDTH, BLOCK] */
-    unsigned char *mask;   /* [MAX_LATENTS, BLOCK] where outliers are kept */
+    float cs[TOY_KV_N_ROT + 1];
+    float *x, *z;        /* [MAX_IN, BLOCK], [MAX_LATENTS, BLOCK] */
+    float *predicted;    /* [WIDTH, BLOCK] */
+    unsigned char *mask; /* [MAX_LATENTS, BLOCK] where outliers are kept */
     toy_kv__room room;
     int n_rebuilt; /* nodes behind us that later ones are predicted from are in their slots */
     int of;        /* the node in `predicted`; -1: none */
@@ -5439,21 +7900,13 @@ typedef struct toy_kv__coding {
     (((size_t)TOY_KV__MAX_IN + (size_t)TOY_KV__MAX_LATENTS) * TOY_KV_BLOCK +                             \
      (TOY_KV__N_PREDICTIONS > 0 ? TOY_KV__NODE_FLOATS : 0) + TOY_KV__MASK_FLOATS + TOY_KV__REBUILD_FLOATS)
 
-/* x [HEAD_DIM, BLOCK]: one member's exact vectors of the block, in the frame. */
+/* x [HEAD_DIM, BLOCK]: one member's exact vectors of the block, in the frame. The tokens of a block
+ * are neighbours in memory. */
 static void toy_kv__load_member(const toy_kv__coding *c, const toy_kv__member *m, int frame, float *x)
 {
-    float v[TOY_KV_HEAD_DIM];
-    int t, d;
-    for (t = 0; t < TOY_KV_BLOCK; t++) {
-        const unsigned char *row =
-            toy_kv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token + t);
-        memset(v, 0, sizeof v);
-        c->ops->add_row(row, TOY_KV_HEAD_DIM, 1.0f, v);
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-            toy_kv__row(x, d)[t] = v[d];
-    }
+    c->ops->code->load(toy_kv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token), x);
     if (m->part == TOY_KV_KEY && frame != TOY_KV__POST)
-        toy_kv__turn_tile(c->kv, c->ops, frame, c->token, -1.0f, x, x);
+        c->ops->dense->turn(c->cs, frame == TOY_KV__PRE ? toy_kv__turns(c->kv) : NULL, -1.0f, x, x);
 }
 
 /* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order,
@@ -5536,6 +7989,7 @@ static void toy_kv__encode_tokens(toy_kv *kv, const toy_kv__ops *ops, int seq, i
     c.token = token;
     c.block = block;
     c.of = -1;
+    toy_kv__angles(token, c.cs);
     c.x = room;
     c.z = c.x + (size_t)TOY_KV__MAX_IN * TOY_KV_BLOCK;
     c.predicted = c.z + (size_t)TOY_KV__MAX_LATENTS * TOY_KV_BLOCK;
@@ -5546,12 +8000,297 @@ static void toy_kv__encode_tokens(toy_kv *kv, const toy_kv__ops *ops, int seq, i
         toy_kv__encode_stream(&c, stream);
 }
 
+/* Puts the vectors of one head that x [HEAD_DIM, BLOCK] says too badly on the exact list; 0 if it
+ * has no room for one. The bound is held a little closer than stated, so that it still holds where
+ * another instruction set rounds otherwise. From the last token down: chains grow in front. */
+static int toy_kv__keep_head(toy_kv *kv, int seq, const toy_kv__node *n, int head, toy_kv__entry entry,
+                           const float *x)
+{
+    const float limit = TOY_KV_MAX_ERROR * TOY_KV_MAX_ERROR * 0.9998f;
+    int t, d;
+    for (t = TOY_KV_BLOCK - 1; t >= 0; t--) {
+        const unsigned char *row =
+            toy_kv__exact(kv, seq, n->layer, n->part, head, entry.position + t);
+        float error = 0.0f, norm = 0.0f;
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            float exact = toy_kv__half_at(row, (size_t)d), off = exact - x[d * TOY_KV_BLOCK + t];
+            error += off * off;
+            norm += exact * exact;
+        }
+        if (error <= limit * norm)
+            continue;
+        if (kv->kept_free == 0)
+            return 0;
+        toy_kv__put_kept(kv, toy_kv__slot(n->part, n->layer, head), entry.block, t, row);
+    }
+    return 1;
+}
+
+/* The same for all heads of a block that has just been encoded: decodes it. */
+static int toy_kv__keep_bad(toy_kv *kv, const toy_kv__ops *ops, int seq, toy_kv__entry entry)
+{
+    float *x = toy_kv__work(kv);
+    toy_kv__room room = toy_kv__make_room(x + TOY_KV__HEAD_FLOATS);
+    int node, head;
+    for (node = 0; node < 2 * TOY_KV_N_LAYERS; node++) {
+        toy_kv__rebuild_node(kv, ops, entry.block, node, 0, TOY_KV_N_KV_HEADS, &room);
+        for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+            toy_kv__hand_out(kv, ops, entry, node, head, 1, &room, x);
+            if (!toy_kv__keep_head(kv, seq, &toy_kv__nodes[node], head, entry, x))
+                return 0;
+        }
+    }
+    return 1;
+}
+
+/* Landmarks: a mean of the exact keys of every chunk of tokens, so that attention can pick the
+ * chunks that matter before it reads any codes (ShadowKV, section 4.1). Chunks with a key that is
+ * far from their mean are told by it badly; the worst of them are attended always.
+ *
+ * A block has for each layer and KV head: means as bytes that count from 128 [CHUNKS, HEAD_DIM],
+ * binary16 scales [CHUNKS], and the least cosine of a key to its chunk's mean as a byte [CHUNKS],
+ * 0 for -1 to 255 for 1. */
+
+/* A chunk of coded tokens, counted from the end of the sinks. */
+typedef struct toy_kv__pick {
+    float score;
+    int32_t chunk;
+} toy_kv__pick;
+
+/* The chunks that one pass of queries attends to, in their order. */
+typedef struct toy_kv__choice {
+    int32_t n, all; /* all: nothing is left out, picks mean nothing */
+    toy_kv__pick picks[TOY_KV_MAX_OUTLIER_CHUNKS + TOY_KV_MAX_TOP_TOKENS / TOY_KV__CHUNK];
+} toy_kv__choice;
+
+/* ---- writing ---- */
+
+/* cos [0, 255] of the two, 128 where one is zero. */
+static unsigned char toy_kv__likeness(const float *x, const float *y)
+{
+    float xx = 0.0f, yy = 0.0f, xy = 0.0f;
+    int d;
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+        xx += x[d] * x[d];
+        yy += y[d] * y[d];
+        xy += x[d] * y[d];
+    }
+    xy = xx > 0.0f && yy > 0.0f ? xy / (sqrtf(xx) * sqrtf(yy)) : 0.0f;
+    xy = xy < -1.0f ? -1.0f : xy > 1.0f ? 1.0f : xy;
+    return (unsigned char)(int)(127.5f * (xy + 1.0f) + 0.5f);
+}
+
+/* One chunk: keys [CHUNK], binary16 [HEAD_DIM] each. */
+static void toy_kv__write_landmark(const toy_kv__ops *ops, const unsigned char *keys,
+                                 unsigned char *means, unsigned char *scale, unsigned char *least)
+{
+    float mean[TOY_KV_HEAD_DIM], key[TOY_KV_HEAD_DIM], top = 0.0f, step;
+    int t, d;
+    memset(mean, 0, sizeof mean);
+    for (t = 0; t < TOY_KV__CHUNK; t++)
+        ops->add_row(keys + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM, 1.0f / TOY_KV__CHUNK, mean);
+    *least = 255;
+    for (t = 0; t < TOY_KV__CHUNK; t++) {
+        unsigned char like;
+        memset(key, 0, sizeof key);
+        ops->add_row(keys + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM, 1.0f, key);
+        like = toy_kv__likeness(key, mean);
+        *least = like < *least ? like : *least;
+    }
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+        top = fabsf(mean[d]) > top ? fabsf(mean[d]) : top;
+    toy_kv__store_half(scale, top / 127.0f);
+    step = toy_kv__half_at(scale, 0);
+    for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+        float code = step > 0.0f ? roundf(mean[d] / step) : 0.0f;
+        code = code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code;
+        means[d] = (unsigned char)((int)code + 128);
+    }
+}
+
+/* Of the block whose exact tokens begin at `token`. */
+static void toy_kv__write_landmarks(const toy_kv *kv, const toy_kv__ops *ops, int seq, int token,
+                                  int block)
+{
+    int layer, head, c;
+    for (layer = 0; layer < TOY_KV_N_LAYERS; layer++)
+        for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+            unsigned char *means = toy_kv__landmarks(kv, layer, head, block);
+            unsigned char *scales = means + TOY_KV__CHUNKS * TOY_KV_HEAD_DIM;
+            for (c = 0; c < TOY_KV__CHUNKS; c++) /* a block has no end of the ring inside */
+                toy_kv__write_landmark(
+                    ops, toy_kv__exact(kv, seq, layer, TOY_KV_KEY, head, token + c * TOY_KV__CHUNK),
+                    means + c * TOY_KV_HEAD_DIM, scales + 2 * c, scales + 2 * TOY_KV__CHUNKS + c);
+        }
+}
+
+/* ---- choosing ---- */
+
+/* The order of a heap: the worst score on top (of equal ones the latest chunk), or where it is
+ * being sorted the latest chunk. */
+static inline int toy_kv__above(const toy_kv__pick *a, const toy_kv__pick *b, int by_chunk)
+{
+    if (!by_chunk && a->score != b->score)
+        return a->score < b->score;
+    return a->chunk > b->chunk;
+}
+
+static void toy_kv__sift(toy_kv__pick *heap, int n, int i, int by_chunk)
+{
+    toy_kv__pick moved = heap[i];
+    int child;
+    for (; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && toy_kv__above(&heap[child + 1], &heap[child], by_chunk))
+            child++;
+        if (!toy_kv__above(&heap[child], &moved, by_chunk))
+            break;
+        heap[i] = heap[child];
+    }
+    heap[i] = moved;
+}
+
+/* Puts a chunk among the `most` best. */
+static void toy_kv__offer(toy_kv__pick *heap, int *n, int most, float score, int chunk)
+{
+    toy_kv__pick pick;
+    int i;
+    pick.score = score;
+    pick.chunk = chunk;
+    if (*n < most) {
+        heap[(*n)++] = pick;
+        for (i = *n / 2 - 1; i >= 0 && *n == most; i--)
+            toy_kv__sift(heap, *n, i, 0);
+    } else if (most > 0 && toy_kv__above(&heap[0], &pick, 0)) {
+        heap[0] = pick;
+        toy_kv__sift(heap, *n, 0, 0);
+    }
+}
+
+static void toy_kv__sort_picks(toy_kv__pick *picks, int n)
+{
+    int i;
+    for (i = n / 2 - 1; i >= 0; i--)
+        toy_kv__sift(picks, n, i, 1);
+    for (i = n - 1; i > 0; i--) {
+        toy_kv__pick last = picks[i];
+        picks[i] = picks[0];
+        picks[0] = last;
+        toy_kv__sift(picks, i, 0, 1);
+    }
+}
+
+/* What a choice is made among: chunks low .. high - 1 of one head, in blocks of a sequence. */
+typedef struct toy_kv__chunks {
+    const toy_kv *kv;
+    const toy_kv__entry *blocks;
+    int layer, head, low, high;
+} toy_kv__chunks;
+
+/* The n chunks with the least likeness, sorted. */
+static int toy_kv__pick_outliers(const toy_kv__chunks *c, int most, toy_kv__pick *picks)
+{
+    int chunk, n = 0;
+    for (chunk = c->low; chunk < c->high && most > 0; chunk++) {
+        const unsigned char *least =
+            toy_kv__landmarks(c->kv, c->layer, c->head, c->blocks[chunk / TOY_KV__CHUNKS].block) +
+            TOY_KV__CHUNKS * (TOY_KV_HEAD_DIM + 2);
+        toy_kv__offer(picks, &n, most, -(float)least[chunk % TOY_KV__CHUNKS], chunk);
+    }
+    toy_kv__sort_picks(picks, n);
+    return n;
+}
+
+/* The best of the others, for queries q [rows, HEAD_DIM], behind the n_outliers that picks holds.
+ */
+static int toy_kv__pick_best(const toy_kv__chunks *c, const toy_kv__ops *ops, const float *q, int rows,
+                           int n_outliers, int most, toy_kv__pick *picks)
+{
+    float best[TOY_KV__CHUNKS];
+    int j, i, n = 0, skip = 0;
+    for (j = c->low / TOY_KV__CHUNKS; j * TOY_KV__CHUNKS < c->high; j++) {
+        const unsigned char *means = toy_kv__landmarks(c->kv, c->layer, c->head, c->blocks[j].block);
+        ops->dense->landmarks(means, TOY_KV__CHUNKS, q, rows, best);
+        for (i = 0; i < TOY_KV__CHUNKS; i++) {
+            int chunk = j * TOY_KV__CHUNKS + i;
+            if (chunk < c->low || chunk >= c->high)
+                continue;
+            if (skip < n_outliers && picks[skip].chunk == chunk) {
+                skip++;
+                continue;
+            }
+            toy_kv__offer(picks + n_outliers, &n, most,
+                        best[i] * toy_kv__half_at(means + TOY_KV__CHUNKS * TOY_KV_HEAD_DIM, (size_t)i),
+                        chunk);
+        }
+    }
+    return n;
+}
+
+/* Chooses for `rows` queries q [rows, HEAD_DIM] among the coded tokens first .. last - 1. */
+static void toy_kv__choose(toy_kv__chunks *c, const toy_kv__ops *ops, const toy_kv__seq *seq,
+                         const float *q, int rows, int first, int last, int n_top, int n_outliers,
+                         toy_kv__choice *choice)
+{
+    int coded = toy_kv__n_coded(seq);
+    first = first < TOY_KV_N_SINK ? TOY_KV_N_SINK : first;
+    last = last > coded ? coded : last;
+    c->low = (first - TOY_KV_N_SINK) / TOY_KV__CHUNK;
+    c->high = last < TOY_KV_N_SINK ? 0 : (last - TOY_KV_N_SINK + TOY_KV__CHUNK - 1) / TOY_KV__CHUNK;
+    choice->all = n_top + n_outliers >= c->high - c->low;
+    choice->n = 0;
+    if (choice->all)
+        return;
+    choice->n = toy_kv__pick_outliers(c, n_outliers, choice->picks);
+    choice->n += toy_kv__pick_best(c, ops, q, rows, choice->n, n_top, choice->picks);
+    toy_kv__sort_picks(choice->picks, choice->n);
+}
+
+/* ---- what was chosen ---- */
+
+/* Index of the first pick that is no chunk before block j. */
+static int toy_kv__first_pick(const toy_kv__choice *choice, int j)
+{
+    int low = 0, high = choice->n;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (choice->picks[middle].chunk < j * TOY_KV__CHUNKS)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Whether any chunk of block j is attended. */
+static int toy_kv__picked(const toy_kv__choice *choice, int j)
+{
+    int i = toy_kv__first_pick(choice, j);
+    return i < choice->n && choice->picks[i].chunk < (j + 1) * TOY_KV__CHUNKS;
+}
+
+/* Masks what is left out of the scores s [BLOCK] of block j. */
+static void toy_kv__mask_chunks(const toy_kv__choice *choice, int j, float *s)
+{
+    int c, t, i = toy_kv__first_pick(choice, j);
+    for (c = 0; c < TOY_KV__CHUNKS; c++) {
+        if (i < choice->n && choice->picks[i].chunk == j * TOY_KV__CHUNKS + c) {
+            i++;
+            continue;
+        }
+        for (t = c * TOY_KV__CHUNK; t < (c + 1) * TOY_KV__CHUNK; t++)
+            s[t] = TOY_KV__MASKED;
+    }
+}
+
 /* One pass of attention for a few queries: its state in the scratch, the online softmax, and tokens
  * that are exact. */
 
 /* The state of up to TOY_KV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
  * is TOY_KV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
  * block: [blocks, rows, BLOCK]. */
+#define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
+#define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
+
 typedef struct toy_kv__pass {
     const toy_kv *kv;
     const toy_kv__ops *ops;
@@ -5561,29 +8300,41 @@ typedef struct toy_kv__pass {
     float soft_cap;
     int window, coded; /* coded: some block was attended, so acc holds something */
     int in_bytes;      /* V streams are summed by byte kernels */
+    int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const toy_kv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;             /* [rows, HEAD_DIM], scaled */
-    float *turned;        /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;             /* [rows, MAX_LATENTS] query in latents */
-    float *lut;           /* score tables of all K streams of the head */
-    float *packed;        /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
-    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes */
-    float *bins;          /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    float *q;         /* [rows, HEAD_DIM], scaled */
+    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;         /* [rows, MAX_LATENTS] query in latents */
+    float *lut;       /* score tables of all K streams of the head */
+    float *packed;    /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
+    short *dot_table; /* codewords of K runs that toy_kv__dots() says: [pairs, 32] */
+    float *dot_scale; /* of their channels */
+    short *dot_words; /* the queries in their units, run behind run: [rows, 2 * pairs] */
+    float *dot_unit;  /* [runs, rows] */
+    float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
+    short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
+    float *map_scale;         /* [map_columns] */
+    float *mapped;            /* [MAP_BLOCKS, rows, map_columns] the same in latents */
+    int map_columns, batches; /* batches: queries are mapped in batches */
+    float map_unit[TOY_KV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
     float *gain;          /* [BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
-    float *step, *cs;     /* angles of one block, and of the block at hand, [N_ROT] */
+    float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
+    toy_kv__entry tile[TOY_KV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
+    int tile_block[TOY_KV__TILE], tile_token[TOY_KV__TILE];
+    const toy_kv__choice *choice; /* of chunks; NULL: all are attended */
     float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
     float m[TOY_KV__MAX_ROWS], l[TOY_KV__MAX_ROWS], l_coded[TOY_KV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
 } toy_kv__pass;
-
-#define TOY_KV__TILE (512 / TOY_KV_BLOCK > 0 ? 512 / TOY_KV_BLOCK : 1)
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
@@ -5591,6 +8342,9 @@ typedef struct toy_kv__pass {
 #define TOY_KV__PACKED_ROOM                                                                          \
     ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24) +           \
      (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT / 2)
+/* A plane has 16 floats of score tables, and as dots 64 bytes of codewords, two scales and two
+ * words a row; an odd plane makes a pair alone. */
+#define TOY_KV__MAX_DOT_PAIRS ((size_t)TOY_KV__MAX_LUT / 16 + TOY_KV__MAX_RUNS)
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define TOY_KV__MAX_WIDE (TOY_KV__MAX_WIDE_LUT + TOY_KV__MAX_WIDE_BINS)
@@ -5605,6 +8359,12 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + \
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT) +                                    \
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS) + TOY_KV__ROOM(TOY_KV__PACKED_ROOM) +   \
+     TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 16) + TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 2) +                  \
+     TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS) +                                            \
+     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) +                                                 \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2) + TOY_KV__ROOM(TOY_KV__MAX_COLUMNS) +   \
+     TOY_KV__ROOM(TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2) +                           \
+     TOY_KV__ROOM((size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                   \
      TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                                  \
@@ -5628,6 +8388,15 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->wide = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT);
     a->bins = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS);
     a->packed = toy_kv__take(&room, TOY_KV__PACKED_ROOM);
+    a->dot_table = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 16);
+    a->dot_scale = toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 2);
+    a->dot_words = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS);
+    a->dot_unit = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
+    a->map_words = (short *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2);
+    a->map_scale = toy_kv__take(&room, TOY_KV__MAX_COLUMNS);
+    a->map_queries =
+        (short *)toy_kv__take(&room, TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2);
+    a->mapped = toy_kv__take(&room, (size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
     a->book = toy_kv__take(&room, TOY_KV__MAX_BOOK);
     a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
     a->s = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
@@ -5666,34 +8435,47 @@ static void toy_kv__mask(const toy_kv__pass *a, float *s, int from, int to)
         s[t] = TOY_KV__MASKED;
 }
 
-/* Softmax of a->s over the n tokens from `token` on, in blocks; what was summed before is shrunk
- * where a row's maximum rises. Returns 0 if no row sees any of them, 2 if some probability is so
- * large a part of its row's sum that rounding it to 8 bits would show, else 1. */
-static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
+/* Soft cap and masks on all blocks of row r, s; returns whether it sees anything of them. */
+static int toy_kv__mask_row(const toy_kv__pass *a, int r, int blocks, int n, int coded, float *s)
 {
-    int r, b, blocks = (n + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK, seen = 0;
+    int b, from, to, seen = 0;
+    for (b = 0; b < blocks; b++, s += a->rows * TOY_KV_BLOCK) {
+        toy_kv__seen(a, r, a->tile_token[b], n, &from, &to);
+        seen |= from < to;
+        if (a->soft_cap > 0.0f || from > 0 || to < TOY_KV_BLOCK)
+            toy_kv__mask(a, s, from, to);
+        if (coded && a->choice != NULL)
+            toy_kv__mask_chunks(a->choice, a->tile_block[b], s);
+    }
+    return seen;
+}
+
+/* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
+#define TOY_KV__NOTHING 3e-8f
+
+/* Softmax of a->s over the tile's blocks, n tokens in each; what was summed before is shrunk where
+ * a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are more than
+ * nothing (their probabilities are in the sums all the same), 2 if some probability is so large a
+ * part of its row's sum that rounding it to 8 bits would show, else 1. */
+static int toy_kv__soft_max(toy_kv__pass *a, int blocks, int n, int coded)
+{
+    float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
+    int r, b, seen = 0;
     for (r = 0; r < a->rows; r++) {
-        float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum = 0.0f, shrink = 1.0f;
-        int from, to, step = a->rows * TOY_KV_BLOCK;
-        toy_kv__seen(a, r, token, n, &from, &to);
-        if (from >= to) {
+        float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum, shrink = 1.0f;
+        int step = a->rows * TOY_KV_BLOCK;
+        if (toy_kv__mask_row(a, r, blocks, n, coded, s))
+            top = a->ops->largest(s, blocks, (size_t)step);
+        if (top <= TOY_KV__MASKED) { /* a choice may leave nothing that this row sees */
             for (b = 0; b < blocks; b++)
                 memset(s + b * step, 0, sizeof(float) * TOY_KV_BLOCK);
             continue;
-        }
-        for (b = 0; b < blocks; b++) {
-            float high;
-            if (a->soft_cap > 0.0f || from > b * TOY_KV_BLOCK || to < (b + 1) * TOY_KV_BLOCK)
-                toy_kv__mask(a, s + b * step, from - b * TOY_KV_BLOCK, to - b * TOY_KV_BLOCK);
-            high = a->ops->largest(s + b * step, TOY_KV_BLOCK);
-            top = high > top ? high : top;
         }
         if (top > a->m[r]) {
             shrink = a->m[r] > TOY_KV__MASKED ? expf(a->m[r] - top) : 0.0f;
             a->m[r] = top;
         }
-        for (b = 0; b < blocks; b++)
-            sum += a->ops->exponentials(s + b * step, TOY_KV_BLOCK, a->m[r]);
+        sum = a->ops->exponentials(s, blocks, (size_t)step, a->m[r]);
         if (shrink != 1.0f) {
             a->ops->shrink(a->o + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, shrink);
             if (a->coded)
@@ -5705,7 +8487,8 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
-        seen = seen > 1 || expf(top - a->m[r]) > TOY_KV__FINE * a->l[r] ? 2 : 1;
+        if (sum > TOY_KV__NOTHING * a->l[r])
+            seen = seen > 1 || expf(top - a->m[r]) > fine * a->l[r] ? 2 : 1;
     }
     return seen;
 }
@@ -5713,29 +8496,131 @@ static int toy_kv__soft_max(toy_kv__pass *a, int token, int n, int coded)
 /* Exact tokens token .. token + n - 1, n <= BLOCK and contiguous in memory. */
 static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
 {
-    int r, t;
+    int i;
     const unsigned char *k = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_KEY, a->head, token);
     const unsigned char *v = toy_kv__exact(a->kv, a->seq, a->layer, TOY_KV_VALUE, a->head, token);
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            a->s[r * TOY_KV_BLOCK + t] = a->ops->dot_row(k + (size_t)t * TOY_KV_HEAD_DIM * 2,
-                                                       TOY_KV_HEAD_DIM, a->q + r * TOY_KV_HEAD_DIM);
-    if (!toy_kv__soft_max(a, token, n, 0))
-        return;
-    for (t = 0; t < n; t++)
-        for (r = 0; r < a->rows; r++)
-            if (a->s[r * TOY_KV_BLOCK + t] != 0.0f)
-                a->ops->add_row(v + (size_t)t * TOY_KV_HEAD_DIM * 2, TOY_KV_HEAD_DIM,
-                                a->s[r * TOY_KV_BLOCK + t], a->o + r * TOY_KV_HEAD_DIM);
+    for (i = 0; i < n * TOY_KV_HEAD_DIM * 2; i += 64)
+        TOY_KV__PREFETCH(v + i, 3);
+    a->ops->exact_scores(k, n, a->q, a->rows, a->s);
+    a->tile_token[0] = token;
+    if (toy_kv__soft_max(a, 1, n, 0))
+        a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }
 
-/* Coded blocks whose vectors are never rebuilt: queries are mapped into latents, scores are looked
- * up, probabilities are summed in latents and mapped back once. */
+/* Queries of coded blocks: turned into the frame of a block, mapped into latents, made into what
+ * scores are looked up with. Where every block has a frame of its own, this is done for a batch of
+ * blocks at once: one product of all their queries with the basis. */
 
-/* y [rows, n_latents] = dec' q for one member of a stream. */
-static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int member)
+/* Cosines [N_ROT / 2] and sines of the angles that queries turn back by for a block at `position`.
+ * They go on from block to block by one complex product a pair, and start afresh every 64 blocks.
+ */
+static void toy_kv__block_angles(toy_kv__pass *a, int position, int previous)
+{
+    enum { PAIRS = TOY_KV_N_ROT / 2 };
+    float *c = a->cs, *s = a->cs + PAIRS, both[TOY_KV_N_ROT + 1];
+    int i;
+    if (previous >= 0 && position == previous + TOY_KV_BLOCK && position / TOY_KV_BLOCK % 64 != 0) {
+        for (i = 0; i < PAIRS; i++) {
+            float x = c[i], y = s[i];
+            c[i] = x * a->step[2 * i] - y * a->step[2 * i + 1];
+            s[i] = y * a->step[2 * i] + x * a->step[2 * i + 1];
+        }
+        return;
+    }
+    toy_kv__angles(position, both);
+    for (i = 0; i < PAIRS; i++) {
+        c[i] = both[2 * i];
+        s[i] = both[2 * i + 1];
+    }
+}
+
+/* y [HEAD_DIM] = x turned back by those angles. */
+static void toy_kv__turn_back(const float *cs, const float *x, float *y)
+{
+    enum { PAIRS = TOY_KV_N_ROT / 2 };
+    int i;
+    for (i = TOY_KV_N_ROT; i < TOY_KV_HEAD_DIM; i++)
+        y[i] = x[i];
+    for (i = 0; i < PAIRS; i++) {
+        int k = TOY_KV_ROPE_INTERLEAVED ? 2 * i : i, l = TOY_KV_ROPE_INTERLEAVED ? k + 1 : i + PAIRS;
+        float c = cs[i], s = cs[PAIRS + i];
+        y[k] = x[k] * c + x[l] * s;
+        y[l] = x[l] * c - x[k] * s;
+    }
+}
+
+/* Turns the queries into the frame of one block. */
+static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
+{
+    int r;
+    toy_kv__block_angles(a, position, previous);
+    for (r = 0; r < a->rows; r++)
+        toy_kv__turn_back(a->cs, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
+}
+
+/* Whether queries are mapped for many blocks at once. */
+static int toy_kv__maps_batches(const toy_kv__pass *a)
+{
+    int u;
+    if (a->ops->bytes == NULL || a->ops->bytes->map_words == NULL ||
+        a->k_frame != TOY_KV__BLOCKWISE || TOY_KV_HEAD_DIM % 2 != 0)
+        return 0;
+    for (u = 0; u < a->n_k_uses; u++)
+        if (toy_kv__streams[a->k_uses[u].stream].transform != TOY_KV__BASIS)
+            return 0;
+    return 1;
+}
+
+/* Makes ready for batches: the bases of all K streams in words, columns behind each other, with the
+ * mean as the last column of each; and what a word of each query counts. Turning leaves the length
+ * of a pair as it is, so that holds for every block. */
+static void toy_kv__fill_maps(toy_kv__pass *a)
+{
+    /* HEAD_DIM products of a word of the basis and one of a query stay below 2^31. */
+    const float most = 2147483648.0f / (TOY_KV__MAP_TOP * TOY_KV_HEAD_DIM) - 1.0f;
+    const float limit = most < 32767.0f ? most : 32767.0f;
+    int u, r, i;
+    a->map_columns = 0;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
+        a->ops->bytes->map_basis(
+            toy_kv__table(s->dec + row * s->n_latents),
+            s->mean < 0 ? NULL : toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, s->n_latents,
+            a->map_words + (size_t)a->map_columns * TOY_KV_HEAD_DIM, a->map_scale + a->map_columns);
+        a->map_columns += TOY_KV__COLUMNS(s->n_latents);
+    }
+    for (r = 0; r < a->rows; r++) {
+        const float *x = a->q + r * TOY_KV_HEAD_DIM;
+        float top = 0.0f;
+        for (i = 0; i < TOY_KV_HEAD_DIM; i++)
+            top += x[i] * x[i];
+        a->map_unit[r] = sqrtf(top) / limit;
+    }
+}
+
+/* Queries of n blocks from `entries` on, n <= MAP_BLOCKS, into latents: a->mapped. */
+static void toy_kv__map_batch(toy_kv__pass *a, const toy_kv__entry *entries, int n, int previous)
+{
+    int b, r;
+    for (b = 0; b < n; b++) {
+        toy_kv__turn_queries(a, entries[b].position, previous);
+        for (r = 0; r < a->rows; r++)
+            a->ops->bytes->to_words(a->turned + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, a->map_unit[r],
+                                    a->map_queries + (size_t)(b * a->rows + r) * TOY_KV_HEAD_DIM);
+        previous = entries[b].position;
+    }
+    a->ops->bytes->map_words(a->map_queries, n * a->rows, TOY_KV_HEAD_DIM, a->map_words, a->map_scale,
+                             a->map_columns, a->map_unit, a->rows, a->mapped);
+}
+
+/* a->y [rows, n_latents] = dec' q for one member of a stream, and a->bias += q . mean. */
+static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member)
 {
     int r, d, row = member * TOY_KV_HEAD_DIM;
+    for (r = 0; r < a->rows && s->mean >= 0; r++)
+        a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
+                                      a->turned + r * TOY_KV_HEAD_DIM);
     if (s->transform == TOY_KV__BASIS) {
         a->ops->map(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
                     a->turned, TOY_KV_HEAD_DIM, a->rows, a->y);
@@ -5751,77 +8636,123 @@ static void toy_kv__map_queries(toy_kv__pass *a, const toy_kv__stream *s, int me
     }
 }
 
-/* Whether run i of a stream goes on from the one before: the same gain, and nibbles both. */
-static int toy_kv__continues(const toy_kv__stream *s, int i)
+/* Whether a K run's codewords meet the query themselves instead of through score tables. With a
+ * query of its own for each short block, tables of two channels cost more to fill than they save.
+ */
+static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
+{
+    return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
+           run->coder == TOY_KV__NIBBLES &&
+           (run->width == 1 ||
+            (run->width == 2 && a->k_frame == TOY_KV__BLOCKWISE && TOY_KV_BLOCK < 128));
+}
+
+/* Whether run i of a K stream goes on from the one before: the same gain, and tables of nibbles
+ * both. */
+static int toy_kv__continues(const toy_kv__pass *a, const toy_kv__stream *s, int i)
 {
     const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
     return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == TOY_KV__NIBBLES &&
-           run[-1].coder == TOY_KV__NIBBLES;
+           run[-1].coder == TOY_KV__NIBBLES && !toy_kv__dots(a, run) && !toy_kv__dots(a, run - 1);
 }
 
-/* Score tables in fp32 of one run for the queries in a->y; returns their end. */
-static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__stream *s, const toy_kv__run *run, float *lut)
+/* The codewords of K runs that meet queries themselves. */
+static void toy_kv__fill_dots(toy_kv__pass *a)
+{
+    short *table = a->dot_table;
+    float *scale = a->dot_scale;
+    int u, i;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
+            if (!toy_kv__dots(a, &toy_kv__runs[i]))
+                continue;
+            a->ops->bytes->dot_books(&toy_kv__runs[i], table, scale);
+            table += 32 * toy_kv__dot_pairs(&toy_kv__runs[i]);
+            scale += 2 * toy_kv__dot_pairs(&toy_kv__runs[i]);
+        }
+    }
+}
+
+/* Score tables in fp32 of one run for queries in latents y [rows, stride]; returns their end. */
+static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__run *run, const float *y, size_t stride,
+                             float *lut)
 {
     int p, r;
+    y += run->first;
+    if (run->coder == TOY_KV__NIBBLES) {
+        a->ops->fill_tables(run, y, stride, a->rows, lut);
+        return lut + run->planes * a->rows * 16;
+    }
     for (p = 0; p < run->planes; p++)
-        for (r = 0; r < a->rows; r++) {
-            const float *y =
-                a->y + (size_t)r * (size_t)s->n_latents + run->first + p / run->stages * run->width;
-            if (run->coder != TOY_KV__NIBBLES) {
-                *lut++ = *y;
-                continue;
-            }
-            a->ops->fill_table(toy_kv__table(run->book + p / run->stages * run->book_step +
-                                           p % run->stages * run->width * 16),
-                               run->width, y, lut);
-            lut += 16;
-        }
+        for (r = 0; r < a->rows; r++)
+            *lut++ = y[(size_t)r * stride + (size_t)(p / run->stages * run->width)];
     return lut;
 }
 
-/* Score tables of every K stream of the head for the queries as turned; also bias. Nibbles end up
- * in a->packed where there are byte kernels, else in a->lut like the others. */
-static void toy_kv__fill_tables(toy_kv__pass *a)
+/* Score tables of every K stream of the head, also bias: for the queries as turned, or those of a
+ * batch's block `mapped` if it is not NULL. Nibbles end up in a->packed where there are byte
+ * kernels, else in a->lut like the others. */
+static void toy_kv__fill_tables(toy_kv__pass *a, const float *mapped)
 {
     int u, i, r, planes = 0;
     float *lut = a->lut, *start = a->lut;
     size_t wide = 0;
     char *packed = (char *)a->packed;
+    short *words = a->dot_words;
+    float *unit = a->dot_unit, energy[TOY_KV__MAX_ROWS];
+    const float *scale = a->dot_scale;
     for (r = 0; r < a->rows; r++)
         a->bias[r] = 0.0f;
     for (u = 0; u < a->n_k_uses; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
-        toy_kv__map_queries(a, s, a->k_uses[u].member);
-        for (r = 0; r < a->rows && s->mean >= 0; r++)
-            a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
-                                          a->turned + r * TOY_KV_HEAD_DIM);
+        size_t stride = mapped != NULL ? (size_t)a->map_columns : (size_t)s->n_latents;
+        const float *y = mapped != NULL ? mapped : a->y;
+        if (mapped == NULL)
+            toy_kv__map_one(a, s, a->k_uses[u].member);
+        for (r = 0; r < a->rows && mapped != NULL; r++)
+            a->bias[r] += y[(size_t)r * stride + (size_t)s->n_latents];
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-            if (!toy_kv__continues(s, i)) {
+            if (i == 0 || run[-1].gain != run->gain)
+                memset(energy, 0, sizeof energy);
+            if (!toy_kv__continues(a, s, i)) {
                 start = lut;
                 planes = 0;
             }
+            if (toy_kv__dots(a, run)) {
+                int n = 2 * toy_kv__dot_pairs(run);
+                a->ops->bytes->dot_queries(run, scale, y + run->first, stride, a->rows, words, unit,
+                                           energy);
+                scale += n;
+                words += a->rows * n;
+                unit += a->rows;
+                continue;
+            }
             if (run->coder == TOY_KV__WIDE) {
                 for (r = 0; r < a->rows; r++)
-                    toy_kv__fill_wide(a->ops, run, a->y + (size_t)r * (size_t)s->n_latents,
+                    toy_kv__fill_wide(a->ops, run, y + (size_t)r * stride,
                                     a->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT + wide);
                 wide += (size_t)run->planes << run->bits;
                 continue;
             }
-            lut = toy_kv__fill_run(a, s, run, lut);
+            lut = toy_kv__fill_run(a, run, y, stride, lut);
             planes += run->planes;
-            if (a->ops->bytes != NULL && run->coder == TOY_KV__NIBBLES &&
-                !toy_kv__continues(s, i + 1)) {
+            if (a->k_bytes && run->coder == TOY_KV__NIBBLES && !toy_kv__continues(a, s, i + 1)) {
                 toy_kv__packed *head = (toy_kv__packed *)(void *)packed;
                 packed += sizeof *head;
-                packed +=
-                    a->ops->bytes->pack_tables(start, planes, a->rows, head, (signed char *)packed);
+                packed += a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
+                                                     (signed char *)packed);
                 lut = start;
             }
         }
+        if (mapped != NULL)
+            mapped += TOY_KV__COLUMNS(s->n_latents);
     }
 }
+
+/* Coded blocks whose vectors are never rebuilt: scores are looked up for queries in latents,
+ * probabilities are summed in latents and mapped back once. */
 
 /* Whether the head's V streams are summed in bytes: weights must not be negative then, as they are
  * with q4_0's gains. */
@@ -5870,9 +8801,13 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
     int u, i, r, t, planes = 0, first = 0;
     const float *lut = a->lut, *wide = a->wide;
     const char *packed = (const char *)a->packed;
-    for (r = 0; r < a->rows; r++)
+    const short *table = a->dot_table, *words = a->dot_words;
+    const float *unit = a->dot_unit;
+    for (r = 0; r < a->rows; r++) {
+        float bias = a->bias[r]; /* by itself, so that the loop is vectorized */
         for (t = 0; t < TOY_KV_BLOCK; t++)
-            scores[r * TOY_KV_BLOCK + t] = a->bias[r];
+            scores[r * TOY_KV_BLOCK + t] = bias;
+    }
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
@@ -5884,22 +8819,29 @@ static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
             int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
             if (dst == a->part && opens)
                 memset(a->part, 0, sizeof(float) * (size_t)a->rows * TOY_KV_BLOCK);
-            if (!toy_kv__continues(s, i)) {
+            if (!toy_kv__continues(a, s, i)) {
                 planes = 0;
                 first = run->codes;
             }
             planes += run->planes;
-            if (run->coder == TOY_KV__WIDE) {
+            if (toy_kv__dots(a, run)) {
+                int pairs = toy_kv__dot_pairs(run);
+                a->ops->bytes->dot_scores(codes + run->codes, run, table, words, unit, a->rows,
+                                          dst);
+                table += 32 * pairs;
+                words += a->rows * 2 * pairs;
+                unit += a->rows;
+            } else if (run->coder == TOY_KV__WIDE) {
                 toy_kv__score_wide(run, codes + run->codes, wide, a->rows, dst);
                 wide += (size_t)run->planes << run->bits;
             } else if (run->coder != TOY_KV__NIBBLES) {
                 a->ops->score_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES,
                                       lut, a->rows, dst);
                 lut += run->planes * a->rows;
-            } else if (a->ops->bytes == NULL) {
+            } else if (!a->k_bytes) {
                 a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
                 lut += run->planes * a->rows * 16;
-            } else if (!toy_kv__continues(s, i + 1)) {
+            } else if (!toy_kv__continues(a, s, i + 1)) {
                 const toy_kv__packed *head = (const toy_kv__packed *)(const void *)packed;
                 packed += sizeof *head;
                 a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,
@@ -5976,7 +8918,7 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
             if (!packed) {
                 ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
-                    rest_scale[r] = scale[r] / 255.0f;
+                    rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
@@ -5991,47 +8933,46 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     }
 }
 
-/* Turns the queries into the frame of a block at `position`. The angles go on from block to block
- * by one complex product a pair, and start afresh every 64 blocks. */
-static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
+/* y [rows, n_latents] = what was summed of one V stream, whose sums begin at latent `first` and bin
+ * `bin`; returns the bin behind it. */
+static size_t toy_kv__collect_latents(toy_kv__pass *a, const toy_kv__stream *s, size_t first, size_t bin)
 {
-    int i, r;
-    if (previous < 0 || position != previous + TOY_KV_BLOCK || position / TOY_KV_BLOCK % 64 == 0) {
-        toy_kv__angles(position, a->cs);
-    } else {
-        for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
-            float c = a->cs[2 * i], s = a->cs[2 * i + 1];
-            a->cs[2 * i] = c * a->step[2 * i] - s * a->step[2 * i + 1];
-            a->cs[2 * i + 1] = s * a->step[2 * i] + c * a->step[2 * i + 1];
-        }
+    const float *end = a->bins + bin;
+    int r, i;
+    for (r = 0; r < a->rows; r++) {
+        float *y = a->y + (size_t)r * (size_t)s->n_latents;
+        const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS + bin;
+        a->ops->reduce(a->acc + ((size_t)r * TOY_KV__MAX_SUM_LATENTS + first) * (size_t)a->ops->lanes,
+                       s->n_latents, y);
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+            if (toy_kv__runs[i].coder == TOY_KV__WIDE)
+                bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, y);
+        if (s->transform == TOY_KV__HADAMARD)
+            toy_kv__hadamard(y, s->n_in);
+        if (r == 0)
+            end = bins;
     }
-    for (r = 0; r < a->rows; r++)
-        toy_kv__turn(a->cs, -1.0f, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
+    return (size_t)(end - a->bins);
 }
 
 /* Adds dec * acc + mean of every V stream to o. */
 static void toy_kv__collect(toy_kv__pass *a)
 {
-    int u, r, d, i;
-    for (r = 0; r < a->rows; r++) {
-        const float *acc = a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes;
-        const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS;
-        float *o = a->o + r * TOY_KV_HEAD_DIM;
-        for (u = 0; u < a->n_v_uses; u++) {
-            const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
-            int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
-            a->ops->reduce(acc, s->n_latents, a->y);
-            acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
-            for (i = s->first_run; i < s->first_run + s->n_runs; i++)
-                if (toy_kv__runs[i].coder == TOY_KV__WIDE)
-                    bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, a->y);
-            if (s->transform == TOY_KV__HADAMARD)
-                toy_kv__hadamard(a->y, s->n_in);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                o[d] += s->transform == TOY_KV__BASIS
-                            ? a->ops->dot_row(toy_kv__table(s->dec + (row + d) * s->n_latents),
-                                              s->n_latents, a->y)
-                            : a->y[row + d];
+    int u, r, d;
+    size_t first = 0, bin = 0;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        int row = a->v_uses[u].member * TOY_KV_HEAD_DIM;
+        bin = toy_kv__collect_latents(a, s, first, bin);
+        first += (size_t)s->n_latents;
+        if (s->transform == TOY_KV__BASIS)
+            a->ops->unmap(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
+                          a->y, a->rows, a->o);
+        for (r = 0; r < a->rows; r++) {
+            float *o = a->o + r * TOY_KV_HEAD_DIM;
+            const float *y = a->y + (size_t)r * (size_t)s->n_latents + row;
+            for (d = 0; d < TOY_KV_HEAD_DIM && s->transform != TOY_KV__BASIS; d++)
+                o[d] += y[d];
             if (s->mean >= 0)
                 a->ops->add_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, a->l_coded[r], o);
         }
@@ -6049,10 +8990,19 @@ static void toy_kv__collect(toy_kv__pass *a)
 #define TOY_KV__QUERIES      32
 #define TOY_KV__STATE_FLOATS TOY_KV__ROOM(2 * TOY_KV__QUERIES * TOY_KV_N_HEADS)
 #define TOY_KV__HELD_FLOATS  (2 * (size_t)TOY_KV__HELD * TOY_KV__NODE_FLOATS)
-#define TOY_KV__ATTEND_FLOATS                                                                        \
+/* Where chunks are chosen so many queries at a time that a head has one pass, and passes that a
+ * head has, more than one where a group is larger than a pass. */
+#define TOY_KV__CHOOSERS (TOY_KV__PASS_ROWS / TOY_KV_GROUP > 0 ? TOY_KV__PASS_ROWS / TOY_KV_GROUP : 1)
+#define TOY_KV__CHOICES  ((TOY_KV__CHOOSERS * TOY_KV_GROUP + TOY_KV__PASS_ROWS - 1) / TOY_KV__PASS_ROWS)
+#define TOY_KV__CHOICE_FLOATS                                                                        \
+    (TOY_KV_LANDMARKS > 0                                                                            \
+         ? TOY_KV__ROOM(sizeof(toy_kv__choice) / 4 * TOY_KV_N_KV_HEADS * (size_t)TOY_KV__CHOICES)          \
+         : 0)
+#define TOY_KV__CHOICE_AT                                                                            \
     (TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS +                                                      \
-     (TOY_KV__REBUILDS ? TOY_KV__HELD_FLOATS + TOY_KV__REBUILD_FLOATS : 0))
-#define TOY_KV__READ_FLOATS (TOY_KV__HEAD_FLOATS + TOY_KV__REBUILD_FLOATS)
+     (TOY_KV__REBUILDS ? TOY_KV__ROOM(TOY_KV__HELD_FLOATS + TOY_KV__REBUILD_FLOATS) : 0))
+#define TOY_KV__ATTEND_FLOATS (TOY_KV__CHOICE_AT + TOY_KV__CHOICE_FLOATS)
+#define TOY_KV__READ_FLOATS   (TOY_KV__HEAD_FLOATS + TOY_KV__REBUILD_FLOATS)
 #define TOY_KV__SCRATCH_FLOATS                                                                       \
     (TOY_KV__ATTEND_FLOATS > TOY_KV__READ_FLOATS ? TOY_KV__ATTEND_FLOATS : TOY_KV__READ_FLOATS)
 
@@ -6063,6 +9013,43 @@ static int toy_kv__reaches(const toy_kv__pass *a, int j)
     if (token + TOY_KV_BLOCK <= a->first || token >= a->last)
         return 0;
     return a->window <= 0 || token + TOY_KV_BLOCK > a->position[0] - a->window + 1;
+}
+
+/* Gathers the next blocks from *j on that some row attends to into the tile; returns their number,
+ * 0 behind the last. */
+static int toy_kv__next_tile(toy_kv__pass *a, int n_sealed, int *j)
+{
+    int n = 0;
+    for (; *j < n_sealed && n < TOY_KV__TILE; (*j)++) {
+        if (!toy_kv__reaches(a, *j) || (a->choice != NULL && !toy_kv__picked(a->choice, *j)))
+            continue;
+        a->tile[n] = a->blocks[*j];
+        a->tile_block[n] = *j;
+        a->tile_token[n++] = TOY_KV_N_SINK + *j * TOY_KV_BLOCK;
+    }
+    return n;
+}
+
+/* Asks for the codes of a block: `near`, because they are wanted next. Streams lie apart, and where
+ * the next block lies only the block table knows, so no hardware sees it coming. Inlined, or
+ * gcc takes it for a function without effects. */
+TOY_KV__INLINE void toy_kv__prefetch(const toy_kv__pass *a, const toy_kv__use *uses, int n, int block,
+                                 int near)
+{
+    int u, i;
+    for (u = 0; u < n; u++) {
+        const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
+        int bytes = toy_kv__streams[uses[u].stream].bytes;
+        for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
+            if (near) {
+                TOY_KV__PREFETCH(p + i, 3);
+                TOY_KV__PREFETCH(p + i + 64, 3);
+            } else {
+                TOY_KV__PREFETCH(p + i, 2);
+                TOY_KV__PREFETCH(p + i + 64, 2);
+            }
+        }
+    }
 }
 
 /* A rebuilt block: [HEAD_DIM, BLOCK]. */
@@ -6085,42 +9072,63 @@ static void toy_kv__collect_held(toy_kv__pass *a)
 
 static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
 {
-    int j, b, n, previous = -1, ready = 0, seen;
-    for (j = 0; j < n_sealed; j += n) {
-        n = 1;
-        if (!toy_kv__reaches(a, j))
-            continue;
-        while (n < TOY_KV__TILE && j + n < n_sealed && toy_kv__reaches(a, j + n))
-            n++;
+    int j = 0, b, n, previous = -1, ready = 0, seen;
+    while ((n = toy_kv__next_tile(a, n_sealed, &j)) > 0) {
         if (!a->coded) {
             memset(a->acc, 0,
                    sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
             memset(a->bins, 0, sizeof(float) * (size_t)a->rows * TOY_KV__MAX_WIDE_BINS);
             if (a->v_tile == NULL)
                 toy_kv__fill_books(a);
+            if (a->k_tile == NULL)
+                toy_kv__fill_dots(a);
+            if (a->batches)
+                toy_kv__fill_maps(a);
         }
         a->coded = 1;
         for (b = 0; b < n; b++) {
-            toy_kv__entry entry = a->blocks[j + b];
+            toy_kv__entry entry = a->tile[b];
+            /* behind the tile the next blocks are a guess, right unless chunks were chosen */
+            int over = b + TOY_KV__AHEAD - (n - 1);
+            int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + TOY_KV__AHEAD];
             float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
+            if (a->k_tile == NULL && ahead < n_sealed)
+                toy_kv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
+            if (a->v_tile == NULL)
+                toy_kv__prefetch(a, a->v_uses, a->n_v_uses, entry.block, 0);
             if (a->k_tile != NULL) {
-                a->ops->dense->score(toy_kv__held(a, a->k_tile, j + b), a->q, a->rows, scores);
+                a->ops->dense->score(toy_kv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
+                                     scores);
                 continue;
             }
-            if (a->k_frame == TOY_KV__BLOCKWISE)
+            if (a->batches && b % TOY_KV__MAP_BLOCKS == 0)
+                toy_kv__map_batch(a, a->tile + b, n - b < TOY_KV__MAP_BLOCKS ? n - b : TOY_KV__MAP_BLOCKS,
+                                previous);
+            else if (a->k_frame == TOY_KV__BLOCKWISE && !a->batches)
                 toy_kv__turn_queries(a, entry.position, previous);
-            if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
-                toy_kv__fill_tables(a);
+            if (a->batches)
+                toy_kv__fill_tables(a, a->mapped + (size_t)(b % TOY_KV__MAP_BLOCKS * a->rows) *
+                                                     (size_t)a->map_columns);
+            else if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
+                toy_kv__fill_tables(a, NULL);
             toy_kv__score_block(a, entry.block, scores);
+            if (TOY_KV__KEEPS)
+                toy_kv__score_kept(a->kv, a->ops, a->layer, a->head, entry.block, a->q, a->rows,
+                                 scores);
             ready = 1;
-            previous = entry.position;
+            previous = a->batches && b % TOY_KV__MAP_BLOCKS != TOY_KV__MAP_BLOCKS - 1 ? previous
+                                                                                  : entry.position;
         }
-        seen = toy_kv__soft_max(a, TOY_KV_N_SINK + j * TOY_KV_BLOCK, n * TOY_KV_BLOCK, 1);
+        seen = toy_kv__soft_max(a, n, TOY_KV_BLOCK, 1);
+        for (b = 0; b < n && seen && a->v_tile == NULL && TOY_KV__KEEPS; b++)
+            toy_kv__sum_kept(a->kv, a->ops, a->layer, a->head, a->tile[b].block, a->rows,
+                           a->s + b * a->rows * TOY_KV_BLOCK, a->l_coded, a->o);
         for (b = 0; b < n && seen && a->v_tile != NULL; b++)
-            a->ops->dense->sum(toy_kv__held(a, a->v_tile, j + b), a->s + b * a->rows * TOY_KV_BLOCK,
-                               a->rows, a->acc, TOY_KV__MAX_SUM_LATENTS);
+            a->ops->dense->sum(toy_kv__held(a, a->v_tile, a->tile_block[b]),
+                               a->s + b * a->rows * TOY_KV_BLOCK, a->rows, a->acc,
+                               TOY_KV__MAX_SUM_LATENTS);
         if (seen && a->v_tile == NULL)
-            toy_kv__sum_tile(a, a->blocks + j, n, seen == 2);
+            toy_kv__sum_tile(a, a->tile, n, seen == 2);
     }
 }
 
@@ -6140,6 +9148,9 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = toy_kv__sums_bytes(a);
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
+    a->k_bytes = a->ops->bytes != NULL &&
+                 (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
+    a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
         toy_kv__angles(TOY_KV_BLOCK, a->step);
@@ -6161,7 +9172,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
         toy_kv__collect(a);
 }
 
-/* ---- heads, ranges, queries ---- */
+/* Attention as engines ask for it: heads, ranges of tokens and queries, pass by pass. */
 
 /* Queries skip .. skip + n - 1 of the latest n_q tokens of a layer, over tokens first .. last - 1.
  */
@@ -6169,6 +9180,7 @@ typedef struct toy_kv__job {
     const toy_kv *kv;
     const toy_kv__ops *ops;
     int seq, layer, n_q, skip, n, n_tokens, first, last, window;
+    int n_top, n_outliers; /* chunks to choose; n_top 0: all are attended */
     float scale, soft_cap;
     const float *q; /* [n_q, N_HEADS, HEAD_DIM] */
     float *scratch;
@@ -6184,6 +9196,33 @@ typedef struct toy_kv__result {
 static inline size_t toy_kv__result_row(const toy_kv__result *out, int row)
 {
     return (size_t)(row / TOY_KV_GROUP) * out->step + (size_t)(row % TOY_KV_GROUP);
+}
+
+/* How many chunks to choose. Fails for arguments that are out of range. */
+static toy_kv_status toy_kv__limit_chunks(toy_kv__job *job, const toy_kv_attention *attention)
+{
+    int top = attention != NULL ? attention->top_tokens : 0, first, last;
+    if (top == 0)
+        return TOY_KV_OK;
+    if (TOY_KV_LANDMARKS == 0 || top < 0 || top > TOY_KV_MAX_TOP_TOKENS ||
+        attention->outlier_chunks > TOY_KV_MAX_OUTLIER_CHUNKS)
+        return TOY_KV_E_ARGUMENT;
+    job->n_top = (top + TOY_KV__CHUNK - 1) / TOY_KV__CHUNK;
+    first = job->first < TOY_KV_N_SINK ? TOY_KV_N_SINK : job->first;
+    last = toy_kv__n_coded(toy_kv__sequence(job->kv, job->seq));
+    last = last < job->last ? last : job->last;
+    if (job->n_top * TOY_KV__CHUNK >= last - first) {
+        job->n_top = 0; /* nothing to choose */
+        return TOY_KV_OK;
+    }
+    job->n_outliers = attention->outlier_chunks;
+    if (job->n_outliers < 0)
+        job->n_outliers = 0;
+    else if (job->n_outliers == 0)
+        job->n_outliers = job->n_top * 3 / 16;
+    if (job->n_outliers > TOY_KV_MAX_OUTLIER_CHUNKS)
+        job->n_outliers = TOY_KV_MAX_OUTLIER_CHUNKS;
+    return TOY_KV_OK;
 }
 
 /* Fails for arguments that are out of range. */
@@ -6218,7 +9257,7 @@ static toy_kv_status toy_kv__make_job(toy_kv__job *job, const toy_kv *kv, int se
     job->window = attention != NULL ? attention->sliding_window : 0;
     job->q = q;
     job->scratch = (float *)scratch;
-    return TOY_KV_OK;
+    return toy_kv__limit_chunks(job, attention);
 }
 
 /* The position of the i-th query of a job. */
@@ -6239,23 +9278,54 @@ static void toy_kv__merge_row(float *m, float *l, float *x, float m_more, float 
         x[d] = x[d] * a + y[d] * b;
 }
 
-/* All rows of one KV head over a range of tokens, added to what `out` holds of them. */
-static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int head,
-                              const toy_kv__result *out)
+/* The queries of one pass: those of a KV head from `row` on. */
+static void toy_kv__load_rows(const toy_kv__job *job, toy_kv__pass *a, int head, int row)
 {
-    int row, r, d, rows = job->n * TOY_KV_GROUP, last = a->last;
+    int r, d, rows = job->n * TOY_KV_GROUP;
     a->head = head;
+    a->rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
+    for (r = 0; r < a->rows; r++) {
+        int query = job->skip + (row + r) / TOY_KV_GROUP;
+        const float *src = job->q + ((size_t)query * TOY_KV_N_HEADS +
+                                     (size_t)(head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
+                                        TOY_KV_HEAD_DIM;
+        a->position[r] = toy_kv__position(job, (row + r) / TOY_KV_GROUP);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            a->q[r * TOY_KV_HEAD_DIM + d] = src[d] * job->scale;
+    }
+}
+
+/* What the passes of one head attend to, over all of the job's tokens: choices [CHOICES]. */
+static void toy_kv__choose_rows(const toy_kv__job *job, toy_kv__pass *a, int head, toy_kv__choice *choices)
+{
+    const toy_kv__seq *q = toy_kv__sequence(job->kv, job->seq);
+    toy_kv__chunks among;
+    int row, first, last;
+    among.kv = job->kv;
+    among.blocks = toy_kv__blocks(job->kv, job->seq);
+    among.layer = job->layer;
+    among.head = head;
+    for (row = 0; row < job->n * TOY_KV_GROUP; row += a->rows) {
+        toy_kv__load_rows(job, a, head, row);
+        first = job->first;
+        if (job->window > 0 && first < a->position[0] - job->window + 1)
+            first = a->position[0] - job->window + 1;
+        last = a->position[a->rows - 1] + 1;
+        toy_kv__choose(&among, job->ops, q, a->q, a->rows, first, last < job->last ? last : job->last,
+                     job->n_top, job->n_outliers, choices++);
+    }
+}
+
+/* All rows of one KV head over a range of tokens, added to what `out` holds of them. choices
+ * [CHOICES] of its passes, or NULL. */
+static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int head,
+                              const toy_kv__choice *choices, const toy_kv__result *out)
+{
+    int row, r, rows = job->n * TOY_KV_GROUP, last = a->last;
     for (row = 0; row < rows; row += a->rows) {
-        a->rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
-        for (r = 0; r < a->rows; r++) {
-            int query = job->skip + (row + r) / TOY_KV_GROUP;
-            const float *src = job->q + ((size_t)query * TOY_KV_N_HEADS +
-                                         (size_t)(head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
-                                            TOY_KV_HEAD_DIM;
-            a->position[r] = toy_kv__position(job, (row + r) / TOY_KV_GROUP);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                a->q[r * TOY_KV_HEAD_DIM + d] = src[d] * job->scale;
-        }
+        toy_kv__load_rows(job, a, head, row);
+        a->choice = choices == NULL || choices->all ? NULL : choices;
+        choices += choices != NULL;
         if (a->position[a->rows - 1] < last)
             a->last = a->position[a->rows - 1] + 1;
         toy_kv__attend_rows(a);
@@ -6268,21 +9338,39 @@ static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int hea
     }
 }
 
-/* Rebuilds the blocks from j on that some query of the job sees, for n_heads heads. */
-static void toy_kv__hold_blocks(const toy_kv__job *job, toy_kv__pass *a, int j, int n_sealed, int head,
-                              int n_heads, float *k, float *v)
+/* Whether any pass of n_heads heads attends to block j: choices as toy_kv__attend_job() has them. */
+static int toy_kv__wanted(const toy_kv__job *job, const toy_kv__choice *choices, int n_heads, int j)
 {
-    int b;
+    int h, i, passes = (job->n * TOY_KV_GROUP + TOY_KV__PASS_ROWS - 1) / TOY_KV__PASS_ROWS;
+    if (choices == NULL)
+        return 1;
+    for (h = 0; h < n_heads; h++)
+        for (i = 0; i < passes; i++) {
+            const toy_kv__choice *one = &choices[h * TOY_KV__CHOICES + i];
+            if (one->all || toy_kv__picked(one, j))
+                return 1;
+        }
+    return 0;
+}
+
+/* Rebuilds the blocks from j on that some query of the job sees, for n_heads heads; returns their
+ * number. */
+static int toy_kv__hold_blocks(const toy_kv__job *job, toy_kv__pass *a, const toy_kv__choice *choices,
+                             int j, int n_sealed, int head, int n_heads, float *k, float *v)
+{
+    int b, n = 0;
     float *room = job->scratch + TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS + TOY_KV__HELD_FLOATS;
     a->position[0] = toy_kv__position(job, 0);
     a->tile_first = j;
     for (b = 0; b < TOY_KV__HELD && j + b < n_sealed; b++) {
         size_t at = (size_t)b * TOY_KV__NODE_FLOATS;
-        if (toy_kv__reaches(a, j + b))
-            toy_kv__rebuild(job->kv, job->ops, toy_kv__blocks(job->kv, job->seq)[j + b], job->layer,
-                          head, n_heads, room, k == NULL ? NULL : k + at,
-                          v == NULL ? NULL : v + at);
+        if (!toy_kv__reaches(a, j + b) || !toy_kv__wanted(job, choices, n_heads, j + b))
+            continue;
+        toy_kv__rebuild(job->kv, job->ops, toy_kv__blocks(job->kv, job->seq)[j + b], job->layer, head,
+                      n_heads, room, k == NULL ? NULL : k + at, v == NULL ? NULL : v + at);
+        n++;
     }
+    return n;
 }
 
 /* Some heads of a layer. Where its vectors must be rebuilt that is done once for all heads and
@@ -6292,6 +9380,8 @@ static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, to
     toy_kv__pass a;
     float *k = job->scratch + TOY_KV__PASS_FLOATS + TOY_KV__STATE_FLOATS;
     float *v = k + (size_t)TOY_KV__HELD * TOY_KV__NODE_FLOATS;
+    toy_kv__choice *choices =
+        job->n_top == 0 ? NULL : (toy_kv__choice *)(void *)(job->scratch + TOY_KV__CHOICE_AT);
     int j, h, row, last = toy_kv__position(job, job->n - 1) + 1;
     int n_sealed = toy_kv__sequence(job->kv, job->seq)->n_sealed, step = TOY_KV__HELD;
     if (!toy_kv__nodes[toy_kv__node_at[TOY_KV_KEY * TOY_KV_N_LAYERS + job->layer]].rebuilt)
@@ -6316,14 +9406,18 @@ static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, to
             out.l[at] = 0.0f;
             memset(out.o + at * TOY_KV_HEAD_DIM, 0, sizeof(float) * TOY_KV_HEAD_DIM);
         }
+    for (h = 0; h < n_heads && choices != NULL; h++)
+        toy_kv__choose_rows(job, &a, head + h, choices + h * TOY_KV__CHOICES);
     for (j = 0; j == 0 || j < n_sealed; j += step) {
         int from = TOY_KV_N_SINK + j * TOY_KV_BLOCK, to = from + step * TOY_KV_BLOCK;
         a.first = j == 0 || from < job->first ? job->first : from;
         a.last = j + step >= n_sealed || to > last ? last : to;
         if (a.first >= a.last)
             continue;
-        if (k != NULL || v != NULL)
-            toy_kv__hold_blocks(job, &a, j, n_sealed, head, n_heads, k, v);
+        if ((k != NULL || v != NULL) &&
+            toy_kv__hold_blocks(job, &a, choices, j, n_sealed, head, n_heads, k, v) == 0 && j > 0 &&
+            j + step < n_sealed)
+            continue; /* no exact tokens either */
         for (h = 0; h < n_heads; h++) {
             toy_kv__result rows = out;
             rows.m += h * TOY_KV_GROUP;
@@ -6331,7 +9425,8 @@ static void toy_kv__attend_job(const toy_kv__job *job, int head, int n_heads, to
             rows.o += (size_t)(h * TOY_KV_GROUP) * TOY_KV_HEAD_DIM;
             a.k_tile = k == NULL ? NULL : k + (size_t)h * TOY_KV__HEAD_FLOATS;
             a.v_tile = v == NULL ? NULL : v + (size_t)h * TOY_KV__HEAD_FLOATS;
-            toy_kv__attend_head(job, &a, head + h, &rows);
+            toy_kv__attend_head(job, &a, head + h,
+                              choices == NULL ? NULL : choices + h * TOY_KV__CHOICES, &rows);
         }
     }
 }
@@ -6345,6 +9440,7 @@ toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_he
     toy_kv__job job;
     toy_kv__result out;
     toy_kv_status status;
+    int i, step = 1;
     if (partial == NULL || kv_head < 0 || kv_head >= TOY_KV_N_KV_HEADS)
         return TOY_KV_E_ARGUMENT;
     status = toy_kv__make_job(&job, kv, seq, layer, n_q, q, first, count, attention, scratch,
@@ -6355,7 +9451,15 @@ toy_kv_status toy_kv_attend_part(const toy_kv *kv, int seq, int layer, int kv_he
     out.l = partial->l;
     out.o = partial->o;
     out.step = TOY_KV_GROUP;
-    toy_kv__attend_job(&job, kv_head, 1, out);
+    for (i = 0; i < n_q; i += step) {
+        step = job.n_top > 0 ? TOY_KV__CHOOSERS : n_q;
+        job.skip = i;
+        job.n = n_q - i < step ? n_q - i : step;
+        toy_kv__attend_job(&job, kv_head, 1, out);
+        out.m += job.n * TOY_KV_GROUP;
+        out.l += job.n * TOY_KV_GROUP;
+        out.o += (size_t)(job.n * TOY_KV_GROUP) * TOY_KV_HEAD_DIM;
+    }
     return TOY_KV_OK;
 }
 
@@ -6400,16 +9504,17 @@ toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const
     toy_kv__job job;
     toy_kv_status status;
     const float *sinks = attention != NULL ? attention->sink_logits : NULL;
-    int i;
+    int i, step = 1;
     if (out == NULL)
         return TOY_KV_E_ARGUMENT;
     status = toy_kv__make_job(&job, kv, seq, layer, n_q, q, 0, INT32_MAX, attention, scratch,
                             scratch_bytes);
-    for (i = 0; i < n_q && status == TOY_KV_OK; i += TOY_KV__QUERIES) {
+    for (i = 0; i < n_q && status == TOY_KV_OK; i += step) {
         toy_kv__result rows;
         int row;
         job.skip = i;
-        job.n = n_q - i < TOY_KV__QUERIES ? n_q - i : TOY_KV__QUERIES;
+        step = job.n_top > 0 ? TOY_KV__CHOOSERS : TOY_KV__QUERIES;
+        job.n = n_q - i < step ? n_q - i : step;
         rows.m = job.scratch + TOY_KV__PASS_FLOATS;
         rows.l = rows.m + TOY_KV__QUERIES * TOY_KV_N_HEADS;
         rows.o = out + (size_t)i * TOY_KV_N_HEADS * TOY_KV_HEAD_DIM;
@@ -6443,6 +9548,25 @@ size_t toy_kv_scratch_size(void)
     return TOY_KV__SCRATCH_FLOATS * sizeof(float);
 }
 
+/* The exact list of a cache with c->n_blocks blocks: its default length, its place at *at. */
+static void toy_kv__lay_out_kept(toy_kv_config *c, toy_kv *kv, uint64_t *at)
+{
+    uint64_t vectors = (uint64_t)c->n_blocks * TOY_KV_BLOCK * (uint64_t)TOY_KV__SLOTS, n;
+    n = (uint64_t)((double)vectors * TOY_KV__KEPT_SHARE) + (uint64_t)TOY_KV__SLOTS;
+    if (c->n_exact == 0)
+        c->n_exact = n < vectors && n < (1u << 30) ? (int)n
+                     : vectors < (1u << 30)        ? (int)vectors
+                                                   : 1 << 30;
+    if (!TOY_KV__KEEPS)
+        c->n_exact = 0;
+    kv->kept_firsts = *at;
+    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV__CHAIN_BYTES * (uint64_t)c->n_blocks);
+    kv->kept_links = *at;
+    *at += TOY_KV__ALIGNED(sizeof(toy_kv__link) * (uint64_t)c->n_exact);
+    kv->kept_rows = *at;
+    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV_HEAD_DIM * 2 * (uint64_t)c->n_exact);
+}
+
 /* Fills in defaults and offsets; fails where a size would overflow. */
 static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
 {
@@ -6450,7 +9574,8 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     uint64_t at = TOY_KV__ALIGNED(sizeof(toy_kv)), limit = (uint64_t)(SIZE_MAX / 2), row;
     if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
         config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
-        config->n_blocks < 0 || config->n_blocks > (1 << 28))
+        config->n_blocks < 0 || config->n_blocks > (1 << 28) || config->n_exact < 0 ||
+        config->n_exact > (1 << 30))
         return TOY_KV_E_ARGUMENT;
     c = *config;
     if (c.n_seq == 0)
@@ -6471,7 +9596,6 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
     kv->ring =
         (TOY_KV_N_RECENT + TOY_KV_BLOCK + c.max_batch + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK * TOY_KV_BLOCK;
-    kv->config = c;
     kv->n_free = c.n_blocks;
     kv->magic = TOY_KV__MAGIC;
     kv->seqs = at;
@@ -6484,15 +9608,17 @@ static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
     at += TOY_KV__ALIGNED((uint64_t)TOY_KV__WORK_FLOATS * sizeof(float));
     kv->turns = at;
     at += TOY_KV__ALIGNED((uint64_t)TOY_KV__TURN_FLOATS * sizeof(float));
+    toy_kv__lay_out_kept(&c, kv, &at);
+    kv->config = c;
     kv->exact = at;
     row = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
     if (row * (uint64_t)(TOY_KV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
         return TOY_KV_E_ARGUMENT;
     at += TOY_KV__ALIGNED(row * (uint64_t)(TOY_KV_N_SINK + kv->ring) * (uint64_t)c.n_seq);
     kv->pool = at;
-    if ((uint64_t)c.n_blocks > limit / 4 / TOY_KV__BLOCK_BYTES)
+    if ((uint64_t)c.n_blocks > limit / 4 / TOY_KV__POOL_BYTES)
         return TOY_KV_E_ARGUMENT;
-    kv->bytes = at + (uint64_t)c.n_blocks * TOY_KV__BLOCK_BYTES;
+    kv->bytes = at + (uint64_t)c.n_blocks * TOY_KV__POOL_BYTES;
     if (kv->bytes > limit)
         return TOY_KV_E_ARGUMENT;
     return TOY_KV_OK;
@@ -6522,6 +9648,7 @@ toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes)
 toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory, size_t bytes)
 {
     toy_kv laid;
+    int32_t i;
     toy_kv_status status = toy_kv__lay_out(config, &laid);
     if (status != TOY_KV_OK)
         return status;
@@ -6534,6 +9661,10 @@ toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory
     memset(memory, 0, (size_t)laid.pool);
     memcpy(memory, &laid, sizeof laid);
     *kv = (toy_kv *)memory;
+    for (i = (*kv)->config.n_exact; i > 0; i--) {
+        toy_kv__kept_link(*kv, i)->next = (*kv)->kept_free;
+        (*kv)->kept_free = i;
+    }
     toy_kv__fill_turns(*kv);
     return TOY_KV_OK;
 }
@@ -6559,8 +9690,11 @@ static int toy_kv__take_block(toy_kv *kv)
 
 static void toy_kv__release_block(toy_kv *kv, int block)
 {
-    if (--toy_kv__references(kv)[block] == 0)
-        kv->n_free++;
+    if (--toy_kv__references(kv)[block] > 0)
+        return;
+    if (TOY_KV__KEEPS)
+        toy_kv__drop_kept(kv, block);
+    kv->n_free++;
 }
 
 /* The fewest tokens that a layer holds. */
@@ -6589,67 +9723,138 @@ static int toy_kv__due(const toy_kv__seq *q)
     return uncoded < TOY_KV_BLOCK ? 0 : uncoded / TOY_KV_BLOCK;
 }
 
-static void toy_kv__encode_block(toy_kv *kv, int seq)
+/* Encodes the oldest uncoded tokens of a sequence; where that takes more room on the exact list
+ * than there is, nothing has changed. */
+static toy_kv_status toy_kv__encode_block(toy_kv *kv, int seq)
 {
     const toy_kv__ops *ops = toy_kv__select(kv->config.isa);
     toy_kv__seq *q = toy_kv__sequence(kv, seq);
     int token = toy_kv__n_coded(q), block = toy_kv__take_block(kv);
     toy_kv__entry *entry = &toy_kv__blocks(kv, seq)[q->n_sealed];
     toy_kv__encode_tokens(kv, ops, seq, token, block);
+    if (TOY_KV_LANDMARKS > 0)
+        toy_kv__write_landmarks(kv, ops, seq, token, block);
     entry->block = block;
     entry->position = token;
+    if (TOY_KV__KEEPS && !toy_kv__keep_bad(kv, ops, seq, *entry)) {
+        toy_kv__release_block(kv, block);
+        return TOY_KV_E_FULL;
+    }
     q->n_sealed++;
+    return TOY_KV_OK;
 }
 
 /* ---- append ---- */
 
-static float toy_kv__input(const void *src, toy_kv_type type, size_t i)
+static inline size_t toy_kv__type_bytes(toy_kv_type type)
 {
-    float f;
-    uint16_t h;
-    if (type == TOY_KV_F32) {
-        memcpy(&f, (const unsigned char *)src + 4 * i, 4);
-        return f;
-    }
-    memcpy(&h, (const unsigned char *)src + 2 * i, 2);
-    return type == TOY_KV_F16 ? toy_kv__from_half(h) : toy_kv__from_bits((uint32_t)h << 16);
+    return type == TOY_KV_F32 ? 4 : 2;
 }
 
-/* By the exponents, since an engine's compiler may assume that numbers are finite. */
+/* By the exponents, since an engine's compiler may assume that numbers are finite; eight bytes at a
+ * time: one added to an exponent of ones carries into the bit of the sign, which is masked. */
 static int toy_kv__all_finite(const void *src, toy_kv_type type, size_t n)
 {
-    size_t i;
-    uint32_t bad = 0;
-    for (i = 0; i < n; i++)
-        bad |= (toy_kv__to_bits(toy_kv__input(src, type, i)) & 0x7f800000u) == 0x7f800000u;
-    return !bad;
+    static const uint64_t exponents[] = {0x7f8000007f800000u, 0x7c007c007c007c00u,
+                                         0x7f807f807f807f80u};
+    static const uint64_t ones[] = {0x0080000000800000u, 0x0400040004000400u, 0x0080008000800080u};
+    const unsigned char *p = (const unsigned char *)src;
+    uint64_t mask = exponents[type], one = ones[type], bad = 0, word = 0;
+    size_t i, bytes = n * toy_kv__type_bytes(type);
+    for (i = 0; i + 8 <= bytes; i += 8) {
+        memcpy(&word, p + i, 8);
+        bad |= (word & mask) + one;
+    }
+    word = 0;
+    memcpy(&word, p + i, bytes - i);
+    bad |= (word & mask) + one;
+    return !(bad & ~mask & (mask << 1));
 }
 
-static void toy_kv__store_token(toy_kv *kv, int seq, int layer, int token, const void *src,
-                              size_t offset, toy_kv_type type, int part, const float *cs)
+/* x [HEAD_DIM] of `type`, to fp32. */
+static void toy_kv__read_input(const toy_kv__ops *ops, const unsigned char *src, toy_kv_type type,
+                             float *x)
+{
+    int d;
+    if (type == TOY_KV_F32) {
+        memcpy(x, src, sizeof(float) * TOY_KV_HEAD_DIM);
+    } else if (type == TOY_KV_F16) {
+        memset(x, 0, sizeof(float) * TOY_KV_HEAD_DIM);
+        ops->add_row(src, TOY_KV_HEAD_DIM, 1.0f, x);
+    } else {
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
+            uint16_t h;
+            memcpy(&h, src + 2 * d, 2);
+            x[d] = toy_kv__from_bits((uint32_t)h << 16);
+        }
+    }
+}
+
+/* Angles of one token after the other. */
+typedef struct toy_kv__turning {
+    double at[TOY_KV_N_ROT + 1], step[TOY_KV_N_ROT + 1]; /* cosine and sine of each pair */
+    float cosines[TOY_KV_N_ROT / 2 + 1], sines[TOY_KV_N_ROT / 2 + 1];
+} toy_kv__turning;
+
+static void toy_kv__exact_angles(double position, double *cs)
+{
+    int i;
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        cs[2 * i] = cos(position * toy_kv__rope_freq(i));
+        cs[2 * i + 1] = sin(position * toy_kv__rope_freq(i));
+    }
+}
+
+/* To the i-th of n tokens from `first` on, in order. Each 64th has its own sines; those between
+ * turn on by one token, in double, which is exact enough for any fp32 and many times quicker. */
+static void toy_kv__turn_on(toy_kv__turning *a, int first, int i, int n)
+{
+    int j;
+    if (i == 0 && n > 1)
+        toy_kv__exact_angles(1.0, a->step);
+    if (i % 64 == 0)
+        toy_kv__exact_angles(first + i, a->at);
+    for (j = 0; j < TOY_KV_N_ROT / 2; j++) {
+        double c = a->at[2 * j], s = a->at[2 * j + 1];
+        if (i % 64 != 0) {
+            a->at[2 * j] = c * a->step[2 * j] - s * a->step[2 * j + 1];
+            a->at[2 * j + 1] = c * a->step[2 * j + 1] + s * a->step[2 * j];
+        }
+        a->cosines[j] = (float)a->at[2 * j] * TOY_KV__ROPE_SCALE;
+        a->sines[j] = (float)a->at[2 * j + 1] * TOY_KV__ROPE_SCALE;
+    }
+}
+
+/* All heads of one token of a layer; `turning`: of keys that come without their rotation, or NULL.
+ */
+static void toy_kv__store_token(toy_kv *kv, const toy_kv__ops *ops, int seq, int layer, int token,
+                              const unsigned char *src, toy_kv_type type, int part,
+                              const toy_kv__turning *turning)
 {
     float x[TOY_KV_HEAD_DIM];
-    int head, d;
-    for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
+    int head;
+    for (head = 0; head < TOY_KV_N_KV_HEADS; head++, src += TOY_KV_HEAD_DIM * toy_kv__type_bytes(type)) {
         unsigned char *dst = toy_kv__exact(kv, seq, layer, part, head, token);
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-            x[d] = toy_kv__input(src, type, offset + (size_t)(head * TOY_KV_HEAD_DIM + d));
-        if (cs != NULL)
-            toy_kv__turn(cs, 1.0f, x, x);
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
-            uint16_t h = toy_kv__to_half(x[d]);
-            memcpy(dst + 2 * d, &h, 2);
+        if (type == TOY_KV_F16 && turning == NULL) {
+            memcpy(dst, src, 2 * TOY_KV_HEAD_DIM);
+            continue;
         }
+        toy_kv__read_input(ops, src, type, x);
+        if (turning != NULL)
+            ops->code->turn(turning->cosines, turning->sines, x);
+        ops->code->store(x, TOY_KV_HEAD_DIM, dst);
     }
 }
 
 toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k, const void *v,
                         toy_kv_type type, toy_kv_keys keys)
 {
-    size_t row = (size_t)TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM;
-    float cs[TOY_KV_N_ROT + 1] = {0.0f};
+    size_t row = (size_t)TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM, bytes;
+    const toy_kv__ops *ops;
+    toy_kv__turning turning;
+    toy_kv_status status = TOY_KV_OK;
     toy_kv__seq *q;
-    int i, j, held;
+    int i, held;
     if (kv == NULL || k == NULL || v == NULL || seq < 0 || seq >= kv->config.n_seq || layer < 0 ||
         layer >= TOY_KV_N_LAYERS || n < 1 || (unsigned)type > TOY_KV_BF16 ||
         (unsigned)keys > TOY_KV_KEYS_UNROTATED)
@@ -6665,21 +9870,24 @@ toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k
     if (toy_kv__in_step(q)) {
         if (toy_kv__due(q) > kv->n_free)
             return TOY_KV_E_FULL;
-        while (toy_kv__due(q) > 0)
-            toy_kv__encode_block(kv, seq);
+        while (status == TOY_KV_OK && toy_kv__due(q) > 0)
+            status = toy_kv__encode_block(kv, seq);
+        if (status != TOY_KV_OK)
+            return status;
         q->target = held + n;
     } else if (held + n != q->target) {
         return TOY_KV_E_ORDER;
     }
+    ops = toy_kv__select(kv->config.isa);
+    bytes = row * toy_kv__type_bytes(type);
     for (i = 0; i < n; i++) {
-        if (keys == TOY_KV_KEYS_UNROTATED) {
-            toy_kv__angles(held + i, cs);
-            for (j = 0; j < TOY_KV_N_ROT; j++)
-                cs[j] *= TOY_KV__ROPE_SCALE;
-        }
-        toy_kv__store_token(kv, seq, layer, held + i, k, (size_t)i * row, type, TOY_KV_KEY,
-                          keys == TOY_KV_KEYS_UNROTATED ? cs : NULL);
-        toy_kv__store_token(kv, seq, layer, held + i, v, (size_t)i * row, type, TOY_KV_VALUE, NULL);
+        if (keys == TOY_KV_KEYS_UNROTATED)
+            toy_kv__turn_on(&turning, held, i, n);
+        toy_kv__store_token(kv, ops, seq, layer, held + i,
+                          (const unsigned char *)k + (size_t)i * bytes, type, TOY_KV_KEY,
+                          keys == TOY_KV_KEYS_UNROTATED ? &turning : NULL);
+        toy_kv__store_token(kv, ops, seq, layer, held + i,
+                          (const unsigned char *)v + (size_t)i * bytes, type, TOY_KV_VALUE, NULL);
     }
     q->n_tokens[layer] = held + n;
     return TOY_KV_OK;
@@ -6718,7 +9926,7 @@ static void toy_kv__reopen_block(toy_kv *kv, int seq)
     for (node = 0; node < 2 * TOY_KV_N_LAYERS; node++) {
         toy_kv__rebuild_node(kv, ops, entry.block, node, 0, TOY_KV_N_KV_HEADS, &room);
         for (head = 0; head < TOY_KV_N_KV_HEADS; head++) {
-            toy_kv__hand_out(kv, ops, entry.position, node, head, 1, &room, x);
+            toy_kv__hand_out(kv, ops, entry, node, head, 1, &room, x);
             toy_kv__store_exact(kv, seq, &toy_kv__nodes[node], head, token, x);
         }
     }
@@ -6819,7 +10027,9 @@ size_t toy_kv_bytes_used(const toy_kv *kv)
     int seq;
     if (kv == NULL)
         return 0;
-    bytes = (size_t)(kv->config.n_blocks - kv->n_free) * TOY_KV__BLOCK_BYTES;
+    bytes =
+        (size_t)(kv->config.n_blocks - kv->n_free) * ((size_t)TOY_KV__POOL_BYTES + TOY_KV__CHAIN_BYTES);
+    bytes += (size_t)kv->n_kept * TOY_KV__KEPT_BYTES;
     for (seq = 0; seq < kv->config.n_seq; seq++) {
         const toy_kv__seq *q = toy_kv__sequence(kv, seq);
         int exact = toy_kv__least(q) - q->n_sealed * TOY_KV_BLOCK;
@@ -6828,19 +10038,42 @@ size_t toy_kv_bytes_used(const toy_kv *kv)
     return bytes;
 }
 
+toy_kv_status toy_kv_get_stats(const toy_kv *kv, toy_kv_stats *stats)
+{
+    if (kv == NULL || stats == NULL)
+        return TOY_KV_E_ARGUMENT;
+    stats->bytes = toy_kv_bytes_used(kv);
+    stats->n_blocks = kv->config.n_blocks;
+    stats->blocks_used = kv->config.n_blocks - kv->n_free;
+    stats->n_exact = kv->config.n_exact;
+    stats->exact_used = kv->n_kept;
+    return TOY_KV_OK;
+}
+
 /* Saving and loading one sequence. Layout, little-endian:
- *   toy_kv__saved, then n_sealed times the streams' block contents in stream order, then the exact
- *   tokens: for each layer, part and head, binary16 [tokens, TOY_KV_HEAD_DIM]. */
+ *   toy_kv__saved, then n_sealed times the streams' block contents in stream order and the landmarks
+ * of each layer and head, then the exact list, n_kept times toy_kv__saved_vector and binary16
+ *   [TOY_KV_HEAD_DIM], ascending, then the exact tokens: for each layer, part and head, binary16
+ *   [tokens, TOY_KV_HEAD_DIM]. */
 
 typedef struct toy_kv__saved {
     char magic[8];     /* "VQKVSAVE" */
     uint32_t version;  /* TOY_KV_ABI_VERSION */
     uint32_t n_sealed; /* blocks */
     uint64_t n_tokens;
+    uint64_t n_kept;   /* vectors on the exact list */
     uint64_t bytes;    /* of everything, this header included */
     char codec[32];    /* TOY_KV_CODEC: identity of the tables */
     uint64_t checksum; /* of all bytes, with this field zero */
 } toy_kv__saved;
+
+/* Where a vector of the exact list belongs. */
+typedef struct toy_kv__saved_vector {
+    uint32_t token; /* counted from the end of the sinks */
+    uint32_t slot;  /* part, layer and head: toy_kv__slot() */
+} toy_kv__saved_vector;
+
+#define TOY_KV__SAVED_VECTOR (sizeof(toy_kv__saved_vector) + 2 * (size_t)TOY_KV_HEAD_DIM)
 
 /* Mixes 8 bytes at a time by xor, multiply and rotate; guards against damage, not malice. */
 static uint64_t toy_kv__checksum(uint64_t sum, const unsigned char *p, size_t n)
@@ -6859,11 +10092,21 @@ static uint64_t toy_kv__checksum(uint64_t sum, const unsigned char *p, size_t n)
     return sum;
 }
 
-static uint64_t toy_kv__saved_bytes(uint64_t n_tokens, uint64_t n_sealed)
+/* n_kept is no more than the vectors in n_sealed blocks, so nothing overflows. */
+static uint64_t toy_kv__saved_bytes(uint64_t n_tokens, uint64_t n_sealed, uint64_t n_kept)
 {
     uint64_t token = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
-    return sizeof(toy_kv__saved) + n_sealed * TOY_KV__BLOCK_BYTES +
+    return sizeof(toy_kv__saved) + n_sealed * TOY_KV__POOL_BYTES + n_kept * TOY_KV__SAVED_VECTOR +
            (n_tokens - n_sealed * TOY_KV_BLOCK) * token;
+}
+
+static uint64_t toy_kv__kept_of(const toy_kv *kv, int seq)
+{
+    int j;
+    uint64_t n = 0;
+    for (j = 0; j < toy_kv__sequence(kv, seq)->n_sealed && TOY_KV__KEEPS; j++)
+        n += (uint64_t)toy_kv__count_kept(kv, toy_kv__blocks(kv, seq)[j].block);
+    return n;
 }
 
 size_t toy_kv_save_size(const toy_kv *kv, int seq)
@@ -6872,7 +10115,8 @@ size_t toy_kv_save_size(const toy_kv *kv, int seq)
     if (kv == NULL || seq < 0 || seq >= kv->config.n_seq)
         return 0;
     q = toy_kv__sequence(kv, seq);
-    return (size_t)toy_kv__saved_bytes((uint64_t)toy_kv__least(q), (uint64_t)q->n_sealed);
+    return (size_t)toy_kv__saved_bytes((uint64_t)toy_kv__least(q), (uint64_t)q->n_sealed,
+                                     toy_kv__kept_of(kv, seq));
 }
 
 /* Moves the exact tokens of a sequence out to bytes (out) or in; returns the end of the bytes. */
@@ -6894,12 +10138,48 @@ static unsigned char *toy_kv__move_exact(const toy_kv *kv, int seq, int out, uns
     return bytes;
 }
 
+/* Moves the contents of a block of the pool out to bytes (out) or in; returns the end of the bytes.
+ */
+static unsigned char *toy_kv__move_block(const toy_kv *kv, int block, int out, unsigned char *bytes)
+{
+    int stream, head;
+    for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
+        size_t n = (size_t)toy_kv__streams[stream].bytes;
+        unsigned char *codes = toy_kv__codes(kv, stream, block);
+        memcpy(out ? bytes : codes, out ? codes : bytes, n);
+        bytes += n;
+    }
+    for (head = 0; head < TOY_KV_N_LAYERS * TOY_KV_N_KV_HEADS && TOY_KV_LANDMARKS > 0; head++) {
+        unsigned char *marks = toy_kv__landmarks(kv, 0, head, block);
+        memcpy(out ? bytes : marks, out ? marks : bytes, (size_t)TOY_KV__LANDMARK_BYTES);
+        bytes += TOY_KV__LANDMARK_BYTES;
+    }
+    return bytes;
+}
+
+/* Writes the exact list of one block, the j-th of its sequence; returns the end of the bytes. */
+static unsigned char *toy_kv__save_kept(const toy_kv *kv, int block, int j, unsigned char *bytes)
+{
+    toy_kv__saved_vector head;
+    int slot;
+    int32_t i;
+    for (slot = 0; slot < TOY_KV__SLOTS && TOY_KV__KEEPS; slot++)
+        for (i = *toy_kv__kept_first(kv, slot, block); i != 0; i = toy_kv__kept_link(kv, i)->next) {
+            head.token = (uint32_t)(j * TOY_KV_BLOCK + toy_kv__kept_link(kv, i)->token);
+            head.slot = (uint32_t)slot;
+            memcpy(bytes, &head, sizeof head);
+            memcpy(bytes + sizeof head, toy_kv__kept_row(kv, i), 2 * (size_t)TOY_KV_HEAD_DIM);
+            bytes += TOY_KV__SAVED_VECTOR;
+        }
+    return bytes;
+}
+
 toy_kv_status toy_kv_save(const toy_kv *kv, int seq, void *dst, size_t bytes)
 {
     toy_kv__saved head;
     unsigned char *p = (unsigned char *)dst;
     const toy_kv__seq *q;
-    int j, stream;
+    int j;
     if (kv == NULL || dst == NULL || seq < 0 || seq >= kv->config.n_seq)
         return TOY_KV_E_ARGUMENT;
     q = toy_kv__sequence(kv, seq);
@@ -6912,20 +10192,39 @@ toy_kv_status toy_kv_save(const toy_kv *kv, int seq, void *dst, size_t bytes)
     head.version = TOY_KV_ABI_VERSION;
     head.n_tokens = (uint64_t)q->n_tokens[0];
     head.n_sealed = (uint32_t)q->n_sealed;
-    head.bytes = toy_kv__saved_bytes(head.n_tokens, head.n_sealed);
+    head.n_kept = toy_kv__kept_of(kv, seq);
+    head.bytes = toy_kv__saved_bytes(head.n_tokens, head.n_sealed, head.n_kept);
     memcpy(head.codec, TOY_KV_CODEC, 32);
     p += sizeof head;
     for (j = 0; j < q->n_sealed; j++)
-        for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
-            size_t n = (size_t)toy_kv__streams[stream].bytes;
-            memcpy(p, toy_kv__codes(kv, stream, toy_kv__blocks(kv, seq)[j].block), n);
-            p += n;
-        }
+        p = toy_kv__move_block(kv, toy_kv__blocks(kv, seq)[j].block, 1, p);
+    for (j = 0; j < q->n_sealed; j++)
+        p = toy_kv__save_kept(kv, toy_kv__blocks(kv, seq)[j].block, j, p);
     toy_kv__move_exact(kv, seq, 1, p);
     memcpy(dst, &head, sizeof head);
     head.checksum = toy_kv__checksum(1, (const unsigned char *)dst, (size_t)head.bytes);
     memcpy(dst, &head, sizeof head);
     return TOY_KV_OK;
+}
+
+/* Whether the n vectors of a saved exact list are in order and in blocks. */
+static int toy_kv__kept_in_order(const unsigned char *p, uint64_t n, uint32_t n_sealed)
+{
+    uint64_t i, before = 0;
+    for (i = 0; i < n; i++, p += TOY_KV__SAVED_VECTOR) {
+        toy_kv__saved_vector head;
+        uint64_t at;
+        memcpy(&head, p, sizeof head);
+        if (head.token / TOY_KV_BLOCK >= n_sealed || head.slot >= TOY_KV__SLOTS)
+            return 0;
+        /* by block, slot, token; from 1 up */
+        at = ((uint64_t)(head.token / TOY_KV_BLOCK) * TOY_KV__SLOTS + head.slot) * TOY_KV_BLOCK +
+             head.token % TOY_KV_BLOCK + 1;
+        if (at <= before)
+            return 0;
+        before = at;
+    }
+    return 1;
 }
 
 /* Everything about a saved sequence that can be known before it is loaded. */
@@ -6944,7 +10243,9 @@ static toy_kv_status toy_kv__check_saved(const toy_kv *kv, int seq, const unsign
         return TOY_KV_E_CONTEXT;
     if (head->n_sealed > 0 && (uint64_t)head->n_sealed * TOY_KV_BLOCK + TOY_KV_N_SINK > head->n_tokens)
         return TOY_KV_E_FORMAT;
-    if (head->bytes != toy_kv__saved_bytes(head->n_tokens, head->n_sealed) || bytes < head->bytes)
+    if (head->n_kept > (TOY_KV__KEEPS ? (uint64_t)head->n_sealed * TOY_KV_BLOCK * TOY_KV__SLOTS : 0) ||
+        head->bytes != toy_kv__saved_bytes(head->n_tokens, head->n_sealed, head->n_kept) ||
+        bytes < head->bytes)
         return TOY_KV_E_FORMAT;
     uncoded = head->n_tokens - (uint64_t)head->n_sealed * TOY_KV_BLOCK;
     if (uncoded > (uint64_t)(TOY_KV_N_SINK + kv->ring))
@@ -6955,13 +10256,19 @@ static toy_kv_status toy_kv__check_saved(const toy_kv *kv, int seq, const unsign
     sum = toy_kv__checksum(sum, src + sizeof *head, (size_t)head->bytes - sizeof *head);
     if (sum != stored)
         return TOY_KV_E_CHECKSUM;
+    if (!toy_kv__kept_in_order(src + sizeof *head + head->n_sealed * (size_t)TOY_KV__POOL_BYTES,
+                             head->n_kept, head->n_sealed))
+        return TOY_KV_E_FORMAT;
     {
         /* What the sequence gives up on being replaced counts as free. */
-        int j, free_blocks = kv->n_free;
+        int j, free_blocks = kv->n_free, free_kept = kv->config.n_exact - kv->n_kept;
         const toy_kv__entry *blocks = toy_kv__blocks(kv, seq);
         for (j = 0; j < toy_kv__sequence(kv, seq)->n_sealed; j++)
-            free_blocks += toy_kv__references(kv)[blocks[j].block] == 1;
-        if (head->n_sealed > (uint32_t)free_blocks)
+            if (toy_kv__references(kv)[blocks[j].block] == 1) {
+                free_blocks++;
+                free_kept += toy_kv__count_kept(kv, blocks[j].block);
+            }
+        if (head->n_sealed > (uint32_t)free_blocks || head->n_kept > (uint64_t)free_kept)
             return TOY_KV_E_FULL;
     }
     return TOY_KV_OK;
@@ -6973,7 +10280,8 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes)
     toy_kv__seq *q;
     const unsigned char *p = (const unsigned char *)src;
     toy_kv_status status;
-    int i, stream;
+    uint64_t kept;
+    int i;
     if (kv == NULL || src == NULL || seq < 0 || seq >= kv->config.n_seq)
         return TOY_KV_E_ARGUMENT;
     status = toy_kv__check_saved(kv, seq, p, bytes, &head);
@@ -6987,11 +10295,15 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes)
         toy_kv__entry *entry = &toy_kv__blocks(kv, seq)[i];
         entry->block = toy_kv__take_block(kv);
         entry->position = TOY_KV_N_SINK + i * TOY_KV_BLOCK;
-        for (stream = 0; stream < TOY_KV__N_STREAMS; stream++) {
-            size_t n = (size_t)toy_kv__streams[stream].bytes;
-            memcpy(toy_kv__codes(kv, stream, entry->block), p, n);
-            p += n;
-        }
+        p = toy_kv__move_block(kv, entry->block, 0, (unsigned char *)(uintptr_t)p);
+    }
+    p += head.n_kept * TOY_KV__SAVED_VECTOR;
+    for (kept = 1; kept <= head.n_kept; kept++) { /* backwards: chains grow in front */
+        const unsigned char *at = p - kept * TOY_KV__SAVED_VECTOR;
+        toy_kv__saved_vector place;
+        memcpy(&place, at, sizeof place);
+        toy_kv__put_kept(kv, (int)place.slot, toy_kv__blocks(kv, seq)[place.token / TOY_KV_BLOCK].block,
+                       (int)(place.token % TOY_KV_BLOCK), at + sizeof place);
     }
     q->n_sealed = (int32_t)head.n_sealed;
     q->target = (int32_t)head.n_tokens;

@@ -1,0 +1,173 @@
+/* vqkvc bench: how fast attention is at a shape, whatever model has it. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "command/commands.h"
+#include "command/pipeline.h"
+#include "eval/speed.h"
+#include "eval/speed_encode.h"
+#include "eval/synthetic.h"
+
+enum { MAX_SCHEMES = 32 };
+
+typedef struct bench {
+    const vqkvc_options *options;
+    vqkvc_arena arena;
+    vqkvc_geometry g;
+    int n;
+    char names[MAX_SCHEMES][32];
+    vqkvc_codec codecs[MAX_SCHEMES];
+    vqkvc_subject subjects[MAX_SCHEMES];
+    double scan_bits[MAX_SCHEMES];
+    vqkvc_timing timings[MAX_SCHEMES];
+    vqkvc_encode_timing encoding[MAX_SCHEMES];
+    vqkvc_speed speed;
+} bench;
+
+static vqkvc_code load_scheme(bench *b, int i, vqkvc_err *err)
+{
+    vqkvc_plan plan = {0};
+    vqkvc_cost cost;
+    const char *prefix;
+    vqkvc_buf header = {0};
+    VQKVC_TRY(vqkvc_synthetic_plan(&plan, &b->g, b->names[i], b->options->block, err));
+    vqkvc_plan_cost(&plan, b->options->context, &cost);
+    b->scan_bits[i] = cost.scan_bits;
+    if (vqkvc_emit_plan(&plan, "vqkvc bench", "bench_kv", &b->arena, &prefix, &header, err) ==
+        VQKVC_OK)
+        vqkvc_codec_load(&b->codecs[i], b->names[i], header.data, header.len, err);
+    b->subjects[i] = (vqkvc_subject){b->names[i], &b->codecs[i], 0};
+    free(header.data);
+    vqkvc_plan_free(&plan);
+    return err->code;
+}
+
+static vqkvc_code load_schemes(bench *b, vqkvc_err *err)
+{
+    for (const char *names = b->options->schemes; *names != '\0';) {
+        size_t n = strcspn(names, ",");
+        if (b->n == MAX_SCHEMES || n >= sizeof *b->names)
+            return vqkvc_fail(err, VQKVC_E_USAGE, "bench: --schemes: more than %d, or too long",
+                              MAX_SCHEMES);
+        memcpy(b->names[b->n], names, n);
+        VQKVC_TRY(load_scheme(b, b->n++, err));
+        names += n + (names[n] == ',');
+    }
+    return VQKVC_OK;
+}
+
+/* ---- results ---- */
+
+static void put_line(const bench *b, const char *name, double bits, const vqkvc_timing *t,
+                     const vqkvc_encode_timing *e, vqkvc_buf *text, vqkvc_buf *csv)
+{
+    const vqkvc_options *o = b->options;
+    vqkvc_buf_printf(text, "%-10s %5.2f  %8.2f  %8.2f .. %-8.2f %6.2f  %5.1f %%  %6.2f\n", name,
+                     bits, t->ns, t->ns_min, t->ns_max, t->floor_ns, 100 * t->floor_ns / t->ns,
+                     b->speed.f16.ns / t->ns);
+    vqkvc_buf_printf(csv, "%s,%s,%d,%d,%d,%d,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f\n", name,
+                     o->isa, o->head_dim, o->query_group, o->context, o->block, bits, t->ns,
+                     t->ns_min, t->ns_max, t->floor_ns, t->prefill_ns, e->decode, e->prefill,
+                     e->worst);
+}
+
+/* Writing, and attention of many queries. */
+static void put_writing(const bench *b, vqkvc_buf *text)
+{
+    vqkvc_buf_puts(text,
+                   "\nscheme      us to append a token to a layer        longest   32 queries  "
+                   "x f16\n"
+                   "                one a call   256 a call      call, us  ns/token\n");
+    for (int i = 0; i <= b->n; i++) {
+        const vqkvc_timing *t = i < b->n ? &b->timings[i] : &b->speed.f16;
+        vqkvc_buf_printf(text, "%-10s", i < b->n ? b->names[i] : "f16");
+        if (i < b->n)
+            vqkvc_buf_printf(text, "  %14.2f  %11.2f  %12.0f", b->encoding[i].decode,
+                             b->encoding[i].prefill, b->encoding[i].worst);
+        else
+            vqkvc_buf_printf(text, "%43s", "");
+        vqkvc_buf_printf(text, "  %8.2f  %5.2f\n", t->prefill_ns,
+                         b->speed.f16.prefill_ns / t->prefill_ns);
+    }
+}
+
+static vqkvc_code print_results(const bench *b, vqkvc_err *err)
+{
+    const vqkvc_options *o = b->options;
+    vqkvc_buf text = {0}, csv = {0};
+    const vqkvc_encode_timing none = {0};
+    vqkvc_buf_printf(&text,
+                     "head_dim %d, %d query heads a KV head, %d tokens, %s; one thread; "
+                     "%.1f GB/s read; f16 in %s\n"
+                     "scheme      scan   ns/token       range            floor  of floor  x f16\n",
+                     o->head_dim, o->query_group, o->context, o->isa, b->speed.bandwidth * 1e-9,
+                     b->speed.f16_isa);
+    vqkvc_buf_puts(&csv, "scheme,isa,head_dim,group,context,block,scan_bits,ns,ns_min,ns_max,"
+                         "floor_ns,prefill_ns,append_us,append256_us,longest_us\n");
+    for (int i = 0; i < b->n; i++)
+        put_line(b, b->names[i], b->scan_bits[i], &b->timings[i], &b->encoding[i], &text, &csv);
+    put_line(b, "f16", 16, &b->speed.f16, &none, &text, &csv);
+    put_writing(b, &text);
+    if (text.failed || csv.failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for the table");
+    else if (o->csv != NULL)
+        vqkvc_write_file(o->csv, csv.data, csv.len, err);
+    if (err->code == VQKVC_OK)
+        fputs(text.data, stdout);
+    free(text.data);
+    free(csv.data);
+    return err->code;
+}
+
+static vqkvc_code time_writing(bench *b, vqkvc_err *err)
+{
+    for (int i = 0; i < b->n; i++)
+        VQKVC_TRY(vqkvc_speed_encode(&b->g, &b->subjects[i], vqkvc_isa_of(b->options),
+                                     b->options->seed, &b->encoding[i], err));
+    return VQKVC_OK;
+}
+
+static vqkvc_code run_bench(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err)
+{
+    bench *b = vqkvc_alloc(1, sizeof *b, err);
+    if (b == NULL)
+        return err->code;
+    b->options = o;
+    b->g = vqkvc_synthetic_geometry(o->bench_layers, o->kv_heads, o->query_group, o->head_dim);
+    vqkvc_speed_options options = {.context = o->context,
+                                   .repeats = o->repeats,
+                                   .isa = vqkvc_isa_of(o),
+                                   .seed = o->seed,
+                                   .log = log};
+    if (load_schemes(b, err) == VQKVC_OK &&
+        vqkvc_speed_measure(&b->g, b->n, b->subjects, b->scan_bits, &options, b->timings, &b->speed,
+                            err) == VQKVC_OK &&
+        time_writing(b, err) == VQKVC_OK)
+        print_results(b, err);
+    for (int i = 0; i < b->n; i++)
+        vqkvc_codec_free(&b->codecs[i]);
+    vqkvc_arena_free(&b->arena);
+    free(b);
+    return err->code;
+}
+
+const vqkvc_command vqkvc_command_bench = {
+    .name = "bench",
+    .usage = "[option...]",
+    .summary = "time attention at a shape that no model at hand needs to have",
+    .about =
+        "Emits headers of plans with random tables, of the shapes that auto makes, fills their "
+        "caches with random tokens and times attention to them, the in-tree fp16 attention and "
+        "a loop that only reads memory, in turn within one run. Nanoseconds are per cached "
+        "token and KV head: K and V, all query heads of the group, one thread; medians with "
+        "their range. Then what it costs to append (microseconds a token and layer, all KV heads, "
+        "encoding included) and attention of the latest 32 tokens at once. Schemes: auto1 to auto4 "
+        "(own streams, keys rotated), auto2b (keys "
+        "rotated within their block), auto2s (2 bits stored, 5.3 read: streams shared by the "
+        "layers), and the baselines.",
+    .examples = "  vqkvc bench\n"
+                "  vqkvc bench --schemes auto2,q4_0 --head-dim 64 --group 8 --isa avx2\n",
+    .groups = {vqkvc_options_bench, vqkvc_options_general},
+    .run = run_bench};

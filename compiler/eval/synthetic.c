@@ -1,0 +1,168 @@
+#include "eval/synthetic.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/half.h"
+#include "base/rng.h"
+
+enum { MAX_RUNS = 5, UNIT = 64 };
+
+/* Runs of one stream for every 64 channels of a head, widest codes first. */
+typedef struct pattern {
+    int n;
+    struct {
+        int groups, width, stages;
+    } runs[MAX_RUNS];
+} pattern;
+
+/* What `auto` gave streams of the bundled model; n 0: no such stream. */
+typedef struct recipe {
+    const char *name;
+    vqkvc_frame frame;         /* of keys */
+    pattern own[2], shared[2]; /* K, V */
+} recipe;
+
+static const recipe recipes[] = {
+    {"auto1",
+     VQKVC_FRAME_POST,
+     {{4, {{3, 1, 1}, {8, 2, 1}, {5, 4, 1}, {3, 8, 1}}}, {3, {{5, 2, 1}, {5, 4, 1}, {2, 8, 1}}}},
+     {{0}}},
+    {"auto2",
+     VQKVC_FRAME_POST,
+     {{3, {{20, 1, 1}, {14, 2, 1}, {4, 4, 1}}}, {4, {{8, 1, 1}, {12, 2, 1}, {3, 4, 1}, {1, 8, 1}}}},
+     {{0}}},
+    {"auto2b",
+     VQKVC_FRAME_BLOCK,
+     {{3, {{20, 1, 1}, {14, 2, 1}, {4, 4, 1}}}, {4, {{8, 1, 1}, {12, 2, 1}, {3, 4, 1}, {1, 8, 1}}}},
+     {{0}}},
+    {"auto3",
+     VQKVC_FRAME_POST,
+     {{2, {{52, 1, 1}, {6, 2, 1}}}, {3, {{22, 1, 1}, {14, 2, 1}, {3, 4, 1}}}},
+     {{0}}},
+    {"auto4",
+     VQKVC_FRAME_POST,
+     {{3, {{8, 1, 2}, {46, 1, 1}, {5, 2, 1}}}, {3, {{2, 1, 2}, {42, 1, 1}, {9, 2, 1}}}},
+     {{0}}},
+    {"auto2s",
+     VQKVC_FRAME_BLOCK,
+     {{2, {{24, 2, 1}, {4, 4, 1}}}, {3, {{17, 2, 1}, {4, 4, 1}, {1, 8, 1}}}},
+     {{4, {{36, 1, 1}, {22, 2, 1}, {13, 4, 1}, {7, 8, 1}}},
+      {4, {{8, 1, 1}, {25, 2, 1}, {7, 4, 1}, {3, 8, 1}}}}},
+};
+
+vqkvc_geometry vqkvc_synthetic_geometry(int n_layers, int n_kv_heads, int group, int head_dim)
+{
+    vqkvc_geometry g = {.arch = "llama",
+                        .name = "synthetic",
+                        .n_layers = n_layers,
+                        .d_model = group * n_kv_heads * head_dim,
+                        .n_heads = group * n_kv_heads,
+                        .n_kv_heads = n_kv_heads,
+                        .head_dim = head_dim,
+                        .rope_layout = VQKVC_ROPE_HALVES,
+                        .n_rot = head_dim,
+                        .rope_mscale = 1};
+    for (int i = 0; i < head_dim / 2; i++)
+        g.rope_freq[i] = pow(500000, -2.0 * i / head_dim);
+    return g;
+}
+
+/* A table of normal numbers of standard deviation `scale`; its index, or -1. */
+static int add_table(vqkvc_plan *plan, int rows, int cols, double scale, vqkvc_err *err)
+{
+    int index = vqkvc_plan_add_table(plan, rows, cols, err, "synthetic");
+    if (index < 0)
+        return -1;
+    vqkvc_rng rng = vqkvc_rng_make(7, (uint64_t)index);
+    for (size_t i = 0; i < (size_t)rows * cols; i++)
+        plan->tables[index].f16[i] = vqkvc_f32_to_f16((float)(scale * vqkvc_rng_normal(&rng)));
+    return index;
+}
+
+/* Groups at this head_dim, one at least. */
+static int scaled(const vqkvc_geometry *g, int groups)
+{
+    int n = groups * g->head_dim / UNIT;
+    return n > 0 ? n : 1;
+}
+
+static vqkvc_code add_runs(vqkvc_plan *plan, vqkvc_stream *s, const pattern *p, vqkvc_err *err)
+{
+    vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, p->n, err);
+    if (runs == NULL)
+        return err->code;
+    for (int i = 0, at = 0; i < p->n; at += runs[i].groups * runs[i].width, i++) {
+        int groups = scaled(&plan->geometry, p->runs[i].groups), width = p->runs[i].width;
+        /* Where a code is shared by more channels they vary less: so does reverse water-filling. */
+        double scale = exp2(4.0 / width - 2);
+        int book = add_table(plan, groups * p->runs[i].stages, width * 16, scale, err);
+        runs[i] = (vqkvc_run){.coder = VQKVC_CODER_VQ,
+                              .first = at,
+                              .groups = groups,
+                              .width = width,
+                              .bits = 4,
+                              .stages = p->runs[i].stages,
+                              .book = book};
+    }
+    return err->code;
+}
+
+static vqkvc_code add_stream(vqkvc_plan *plan, const recipe *r, const pattern *p, vqkvc_part part,
+                             int layer, int n, int head, vqkvc_err *err)
+{
+    vqkvc_member members[VQKVC_MAX_LAYERS];
+    if (p->n == 0)
+        return VQKVC_OK;
+    for (int i = 0; i < n; i++)
+        members[i] = (vqkvc_member){part, layer + i, head};
+    vqkvc_stream *s = vqkvc_plan_add_stream(plan, n > 1 ? "shared" : "own", n, members, err);
+    if (s == NULL)
+        return err->code;
+    s->frame = part == VQKVC_PART_K ? r->frame : VQKVC_FRAME_POST;
+    s->n_latents = 0;
+    for (int i = 0; i < p->n; i++)
+        s->n_latents += scaled(&plan->geometry, p->runs[i].groups) * p->runs[i].width;
+    s->transform = VQKVC_TRANSFORM_BASIS;
+    s->mean = add_table(plan, 1, s->n_in, 0.1, err);
+    s->enc = add_table(plan, s->n_in, s->n_latents, 1 / sqrt(s->n_in), err);
+    s->dec = add_table(plan, s->n_in, s->n_latents, 1 / sqrt(s->n_in), err);
+    s->gain = VQKVC_GAIN_RMS;
+    s->gain_bits = 8;
+    s->gain_width = s->n_latents;
+    s->gain_lo = -6;
+    s->gain_step = 0.0625f;
+    return err->code == VQKVC_OK ? add_runs(plan, s, p, err) : err->code;
+}
+
+static vqkvc_code add_streams(vqkvc_plan *plan, const recipe *r, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    for (int part = 0; part < 2; part++)
+        for (int head = 0; head < g->n_kv_heads; head++) {
+            VQKVC_TRY(
+                add_stream(plan, r, &r->shared[part], (vqkvc_part)part, 0, g->n_layers, head, err));
+            for (int layer = 0; layer < g->n_layers; layer++)
+                VQKVC_TRY(
+                    add_stream(plan, r, &r->own[part], (vqkvc_part)part, layer, 1, head, err));
+        }
+    return vqkvc_plan_validate(plan, err);
+}
+
+vqkvc_code vqkvc_synthetic_plan(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
+                                int block, vqkvc_err *err)
+{
+    vqkvc_window window = {-1, -1, block};
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        if (strcmp(recipes[i].name, scheme) != 0)
+            continue;
+        *plan = (vqkvc_plan){
+            .geometry = *g, .n_sink = 4, .n_recent = 32, .block = block > 0 ? block : 64};
+        snprintf(plan->scheme, sizeof plan->scheme, "%s", scheme);
+        if (add_streams(plan, &recipes[i], err) != VQKVC_OK)
+            vqkvc_plan_free(plan);
+        return err->code;
+    }
+    return vqkvc_plan_preset(plan, g, scheme, &window, err);
+}

@@ -1,0 +1,125 @@
+/* The query map in 16-bit words, AVX-512: what vqkv__byte_ops promises (types.h). Words of 12 bits
+ * and more on both sides keep the product's error far below that of score tables; eight would not.
+ */
+
+#if VQKV_BLOCK >= 64
+
+/* Columns i .. i + 15 of a basis row; the mean where they end. */
+VQKV__INLINE_avx512 __m512 vqkv__map_row_avx512(const unsigned char *table,
+                                                const unsigned char *mean, int d, int n_out, int i)
+{
+    int left = n_out - i;
+    __mmask16 real = left < 16 ? (__mmask16)((1u << left) - 1u) : VQKV__ALL_avx512;
+    __m256i half = _mm256_maskz_loadu_epi16(
+        real, (const void *)(table + 2 * ((size_t)d * (size_t)n_out + (size_t)i)));
+    __m512 x = _mm512_maskz_cvtph_ps(VQKV__ALL_avx512, half);
+    if (left < 16 && mean != NULL)
+        x = _mm512_mask_mov_ps(x, (__mmask16)(1u << left),
+                               _mm512_set1_ps(vqkv__half_at(mean, (size_t)d)));
+    return x;
+}
+
+VQKV__TARGET_avx512 static void vqkv__map_basis_avx512(const unsigned char *table,
+                                                       const unsigned char *mean, int n_in,
+                                                       int n_out, short *words, float *scale)
+{
+    int i, d;
+    for (i = 0; i <= n_out; i += 16) {
+        __m512 high = _mm512_setzero_ps(), factor;
+        __mmask16 some;
+        for (d = 0; d < n_in; d++)
+            high =
+                _mm512_max_ps(high, _mm512_abs_ps(vqkv__map_row_avx512(table, mean, d, n_out, i)));
+        some = _mm512_cmp_ps_mask(high, _mm512_setzero_ps(), _CMP_GT_OQ);
+        factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(VQKV__MAP_TOP), high);
+        _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / VQKV__MAP_TOP)));
+        for (d = 0; d < n_in; d += 2, words += 32) {
+            __m512 x = vqkv__map_row_avx512(table, mean, d, n_out, i);
+            __m512 y = vqkv__map_row_avx512(table, mean, d + 1, n_out, i);
+            __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
+            __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
+            _mm512_storeu_si512((void *)words,
+                                _mm512_mask_blend_epi16(0xaaaaaaaau, a, _mm512_slli_epi32(b, 16)));
+        }
+    }
+}
+
+VQKV__TARGET_avx512 static void vqkv__to_words_avx512(const float *x, int n, float unit, short *out)
+{
+    __m512 factor = _mm512_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < n; i += 16) {
+        __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : VQKV__ALL_avx512;
+        __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor);
+        _mm512_mask_cvtsepi32_storeu_epi16((void *)(out + i), some, _mm512_cvtps_epi32(y));
+    }
+}
+
+/* Rows of x at distance n_in, of y at distance `columns`; `n` rows and 16 `wide` columns, both
+ * constants where it is called. */
+VQKV__INLINE_avx512 void vqkv__map_tile_avx512(const short *x, int n_in, const short *words,
+                                               const float *scale, int columns, const float *unit,
+                                               const int n, const int wide, float *y)
+{
+    __m512i sum[4][4];
+    int d, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
+    for (d = 0; d < n_in / 2; d++) {
+        __m512i w[4];
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            w[i] = _mm512_loadu_si512(
+                (const void *)(words + (size_t)i * 16 * (size_t)n_in + 32 * (size_t)d));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            int32_t two;
+            __m512i q;
+            memcpy(&two, x + k * n_in + 2 * d, 4);
+            q = _mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (i = 0; i < wide; i++)
+                vqkv__add_words_avx512(&sum[k][i], w[i], q);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
+                             _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]),
+                                           _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i),
+                                                         _mm512_set1_ps(unit[k]))));
+}
+
+VQKV__TARGET_avx512 static void vqkv__map_words_avx512(const short *x, int m, int n_in,
+                                                       const short *words, const float *scale,
+                                                       int columns, const float *unit, int rows,
+                                                       float *y)
+{
+    int c, r, step;
+    float units[VQKV__MAX_ROWS + 3]; /* of four rows from any one on */
+    for (r = 0; r < rows + 3; r++)
+        units[r] = unit[r % rows];
+    for (c = 0; c < columns; c += step) {
+        const short *w = words + (size_t)c * (size_t)n_in;
+        step = columns - c >= 64 ? 64 : 16;
+        for (r = 0; r < m;) {
+            const short *q = x + (size_t)r * (size_t)n_in;
+            float *dst = y + (size_t)r * (size_t)columns + c;
+#define VQKV__MAP(n, wide)                                                                         \
+    vqkv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, n, wide, dst)
+            if (m - r >= 4) {
+                step == 64 ? VQKV__MAP(4, 4) : VQKV__MAP(4, 1);
+                r += 4;
+            } else {
+                step == 64 ? VQKV__MAP(1, 4) : VQKV__MAP(1, 1);
+                r++;
+            }
+#undef VQKV__MAP
+        }
+    }
+}
+
+#endif /* VQKV_BLOCK >= 64 */
