@@ -141,6 +141,14 @@ const vqkvc_option vqkvc_options_suite[] = {
      .offset = VQKVC_AT(any_scan),
      .help = "measure auto at the same rates without a limit on what attention reads as well "
              "(default: off)"},
+    {.name = "tables-at",
+     .arg = "N",
+     .type = VQKVC_OPT_INT,
+     .offset = VQKVC_AT(tables_at),
+     .low = 1,
+     .high = 1 << 30,
+     .help = "measure auto at the same rates with the tables in them as well, spread over N tokens "
+             "(default: off)"},
     {.name = "top-tokens",
      .arg = "N",
      .type = VQKVC_OPT_INT,
