@@ -59,20 +59,21 @@ __device__ void map_queries(shared<rows> &sh, const vqkv__stream &s, int member,
     constexpr int stride = VQKV__CUDA_K_LATENTS;
     int row = member * head_dim;
     if (s.transform == VQKV__BASIS) {
+        matrix table = basis(s, s.dec, member);
         each(s.n_latents, [&](int i) {
-            float y[rows];
+            float y[rows], scale = scale_at(table, i);
 #pragma unroll
             for (int r = 0; r < rows; r++)
                 y[r] = 0.0f;
             for (int d = 0; d < head_dim; d++) {
-                float b = table_at(s.dec, (row + d) * s.n_latents + i);
+                float b = raw_at(table, d * s.n_latents + i);
 #pragma unroll
                 for (int r = 0; r < rows; r++)
                     y[r] = fmaf(sh.turned[r * head_dim + d], b, y[r]);
             }
 #pragma unroll
             for (int r = 0; r < rows; r++)
-                sh.y[r * stride + first + i] = y[r];
+                sh.y[r * stride + first + i] = scale * y[r];
         });
         __syncthreads();
         return;
@@ -382,8 +383,16 @@ __device__ void collect(const attend_job &job, const pass &a, shared<rows> &sh, 
     for (int u = 0; u < n_uses; u++) {
         const vqkv__stream &s = vqkv__streams[use[u].stream];
         int row = use[u].member * head_dim;
-        if (s.transform == VQKV__HADAMARD)
+        matrix table = s.transform == VQKV__BASIS ? basis(s, s.dec, use[u].member) : matrix{};
+        if (s.transform == VQKV__HADAMARD) {
             hadamard_rows<rows>(sh.lut + first, stride, s.n_in);
+        } else if (table.scale != nullptr) {
+            each(s.n_latents * rows, [&](int at) {
+                int i = at % s.n_latents;
+                sh.lut[at / s.n_latents * stride + first + i] *= scale_at(table, i);
+            });
+            __syncthreads();
+        }
 #pragma unroll
         for (int slot = 0; slot < out_slots; slot++) {
             int d = static_cast<int>(threadIdx.x) + slot * threads;
@@ -395,7 +404,7 @@ __device__ void collect(const attend_job &job, const pass &a, shared<rows> &sh, 
                 const float *y = sh.lut + r * stride + first;
                 float x = s.transform == VQKV__BASIS ? 0.0f : y[row + d];
                 for (int i = 0; i < s.n_latents && s.transform == VQKV__BASIS; i++)
-                    x = fmaf(table_at(s.dec, (row + d) * s.n_latents + i), y[i], x);
+                    x = fmaf(raw_at(table, d * s.n_latents + i), y[i], x);
                 sum.o[slot][r] += fmaf(mean, sh.coded[r], x);
             }
         }

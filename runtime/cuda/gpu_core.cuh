@@ -42,6 +42,46 @@ __device__ inline float table_at(int offset, int i)
     return from_half(reinterpret_cast<const uint16_t *>(vqkv__tables)[offset + i]);
 }
 
+/* Entries of a constant table: binary16, or bytes that count the scale of their column each. */
+struct matrix {
+    const unsigned char *values;
+    const uint16_t *scale; /* binary16 [columns]; null: entries are binary16 */
+};
+
+__device__ inline matrix halves(int offset)
+{
+    return matrix{reinterpret_cast<const unsigned char *>(vqkv__tables) +
+                      2 * static_cast<size_t>(offset),
+                  nullptr};
+}
+
+/* One member's rows of a stream's basis, enc or dec. */
+__device__ inline matrix basis(const vqkv__stream &s, int offset, int member)
+{
+    matrix m = halves(offset);
+    size_t latents = static_cast<size_t>(s.n_latents);
+    size_t rows = static_cast<size_t>(member) * head_dim * latents;
+    if (s.basis_bytes == 2) {
+        m.values += 2 * rows;
+        return m;
+    }
+    m.scale = reinterpret_cast<const uint16_t *>(m.values) + static_cast<size_t>(member) * latents;
+    m.values += 2 * static_cast<size_t>(s.n_members) * latents + rows;
+    return m;
+}
+
+/* The i-th entry as it stands: in bytes, without the scale of its column. */
+__device__ inline float raw_at(const matrix &m, int i)
+{
+    return m.scale == nullptr ? from_half(reinterpret_cast<const uint16_t *>(m.values)[i])
+                              : static_cast<float>(static_cast<signed char>(m.values[i]));
+}
+
+__device__ inline float scale_at(const matrix &m, int column)
+{
+    return m.scale == nullptr ? 1.0f : from_half(m.scale[column]);
+}
+
 /* Stores a value in two bytes; returns what it will be read as. */
 __device__ inline float store_half(unsigned char *p, float x)
 {

@@ -35,23 +35,28 @@ __device__ inline void clear(int n, float *x)
 
 /* y [n_out, BLOCK] += sign * x [n_in, BLOCK] through a table: input i counts for output o by its
  * entry i * ld + o, or o * ld + i if `across`. Four outputs a thread share what is loaded of x. */
-__device__ inline void product(int table, int ld, int across, int n_in, int n_out, float sign,
+__device__ inline void product(matrix table, int ld, int across, int n_in, int n_out, float sign,
                                const float *x, float *y)
 {
     constexpr int depth = 128, strip = 4; /* the C header adds up in steps of `depth` */
     each((n_out + strip - 1) / strip * block, [=](int at) {
         int t = at % block, o = at / block * strip, step = across ? 1 : ld;
         int m = n_out - o < strip ? n_out - o : strip;
+        float column[strip]; /* scales of the outputs' columns */
+        for (int k = 0; k < strip; k++)
+            column[k] = across ? 1.0f : scale_at(table, o + (k < m ? k : 0));
         for (int first = 0; first < n_in; first += depth) {
             int n = n_in - first < depth ? n_in - first : depth;
             float sum[strip] = {0.0f, 0.0f, 0.0f, 0.0f};
             int of[strip];
             for (int k = 0; k < strip; k++)
-                of[k] = table + (o + (k < m ? k : 0)) * (across ? ld : 1) + first * step;
+                of[k] = (o + (k < m ? k : 0)) * (across ? ld : 1) + first * step;
             for (int i = 0; i < n; i++) {
                 float value = x[static_cast<size_t>(first + i) * block + static_cast<size_t>(t)];
+                float row = across ? scale_at(table, first + i) : 1.0f;
                 for (int k = 0; k < strip; k++)
-                    sum[k] = fmaf(table_at(of[k], i * step), value, sum[k]);
+                    sum[k] =
+                        fmaf(raw_at(table, of[k] + i * step) * (row * column[k]), value, sum[k]);
             }
             for (int k = 0; k < m; k++)
                 y[static_cast<size_t>(o + k) * block + static_cast<size_t>(t)] += sign * sum[k];
@@ -159,7 +164,7 @@ __device__ inline void add_member(const vqkv__stream &s, int member, float sign,
 {
     int row = member * head_dim;
     if (s.transform == VQKV__BASIS)
-        product(s.dec + row * s.n_latents, s.n_latents, 1, s.n_latents, head_dim, sign, z, out);
+        product(basis(s, s.dec, member), s.n_latents, 1, s.n_latents, head_dim, sign, z, out);
     each(head_dim * block, [=, &s](int i) {
         float x = out[i];
         if (s.transform != VQKV__BASIS)

@@ -250,7 +250,9 @@ __device__ inline void encode_stream(coding *c, int stream)
     }
     if (s.transform == VQKV__BASIS) {
         clear(s.n_latents * block, z);
-        product(s.enc, s.n_latents, 0, s.n_in, s.n_latents, 1.0f, x, z);
+        for (int i = 0; i < s.n_members; i++)
+            product(basis(s, s.enc, i), s.n_latents, 0, head_dim, s.n_latents, 1.0f,
+                    x + static_cast<size_t>(i) * head_floats, z);
     } else if (s.transform == VQKV__HADAMARD) {
         hadamard_tile(z, s.n_in);
     }

@@ -13,16 +13,16 @@ __device__ inline void predict(const room &r, int prediction, int head, int n, f
         const float *x = slot_of(r, p.source[s]);
         int row = s * width;
         for (int h = head; h < head + n && p.per_head; h++)
-            product(p.map + (row + h * head_dim) * head_dim, head_dim, 0, head_dim, head_dim, 1.0f,
-                    x + static_cast<size_t>(h) * head_floats,
+            product(halves(p.map + (row + h * head_dim) * head_dim), head_dim, 0, head_dim,
+                    head_dim, 1.0f, x + static_cast<size_t>(h) * head_floats,
                     out + static_cast<size_t>(h - head) * head_floats);
         if (p.rank > 0)
-            product(p.map + row * p.rank, p.rank, 0, width, p.rank, 1.0f, x, r.hidden);
+            product(halves(p.map + row * p.rank), p.rank, 0, width, p.rank, 1.0f, x, r.hidden);
         else if (!p.per_head)
-            product(p.map + row * width + first, width, 0, width, channels, 1.0f, x, out);
+            product(halves(p.map + row * width + first), width, 0, width, channels, 1.0f, x, out);
     }
     if (p.rank > 0)
-        product(p.out + first, width, 0, p.rank, channels, 1.0f, r.hidden, out);
+        product(halves(p.out + first), width, 0, p.rank, channels, 1.0f, r.hidden, out);
 }
 
 /* out [HEAD_DIM, BLOCK] += sign * what one stream holds of a head. */

@@ -16,10 +16,11 @@ struct vqkv__run {
 };
 
 struct vqkv__stream {
-    unsigned char frame, transform, gain, gain_bytes;
+    unsigned char frame, transform, gain, gain_bytes, basis_bytes;
     int n_members, first_member;
     int n_in, n_latents;
-    int mean, enc, dec; /* offsets of tables, -1: none */
+    int mean, enc, dec; /* offsets of tables, -1: none. Bases whose entries have one byte begin with
+                           their scales, binary16 [members, n_latents] */
     int n_gains, gain_width, gain_table;
     int gain_tokens;
     int outliers, spread, kept;
