@@ -13,193 +13,12 @@
 #define TOY_KV_CUDA_IMPLEMENTATION
 #include CUDA_HEADER
 
-#include <stdio.h>
-
-#include "runtime_check.h"
-
-namespace gpu = toy_kv_cuda;
-
-namespace toy_kv_cuda
-{
-alignas(256) unsigned char toy_kv__shared[shim::MAX_SHARED];
-}
-
-enum {
-    LAYERS = TOY_KV_N_LAYERS,
-    HEADS = TOY_KV_N_KV_HEADS,
-    Q_HEADS = TOY_KV_N_HEADS,
-    GROUP = TOY_KV_GROUP,
-    DIM = TOY_KV_HEAD_DIM,
-    BLOCK = TOY_KV_BLOCK,
-    SEQS = 3,
-    MAX_BATCH = 40,
-    MAX_Q = 3
-};
+#include "cuda_caches.h"
 
 /* What kernels read back may differ by this part of a vector's length: one rotation in float. */
 #define READ_BOUND 2e-6
 /* Bytes of sealed blocks that may differ: where two codewords are about equally near. */
 #define OTHER_BYTES 2e-3
-
-static int failed;
-
-#define EXPECT(condition, ...)                                                                     \
-    do {                                                                                           \
-        if (!(condition) && failed++ < 8) {                                                        \
-            printf("  " __VA_ARGS__);                                                              \
-            printf("\n");                                                                          \
-        }                                                                                          \
-    } while (0)
-
-static void must(toy_kv_status code, const char *what)
-{
-    if (code != TOY_KV_OK) {
-        fprintf(stderr, "%s: %s\n", what, toy_kv_status_text(code));
-        exit(2);
-    }
-}
-
-static void must(gpu::status code, const char *what)
-{
-    if (code != gpu::status::ok) {
-        fprintf(stderr, "%s: %s\n", what, gpu::status_text(code));
-        exit(2);
-    }
-}
-
-/* Heap memory of just this size, so that the sanitizer sees its ends. */
-template <class T> struct memory {
-    T *p;
-    size_t bytes;
-    explicit memory(size_t n) : p(nullptr), bytes(n * sizeof(T))
-    {
-        void *at = nullptr;
-        if (posix_memalign(&at, 256, bytes > 0 ? bytes : 1) != 0)
-            abort();
-        memset(at, 0xa5, bytes);
-        p = static_cast<T *>(at);
-    }
-    memory(const memory &) = delete;
-    memory &operator=(const memory &) = delete;
-    ~memory()
-    {
-        free(p);
-    }
-};
-
-struct caches {
-    toy_kv *kv;
-    memory<unsigned char> c, device, scratch; /* of the C cache; its copy for kernels */
-    gpu::view v;
-    int sealed[SEQS], held[SEQS];
-};
-
-static const int lengths[SEQS] = {TOY_KV_N_SINK + TOY_KV_N_RECENT + 2 * BLOCK + BLOCK / 2 + 5,
-                                  TOY_KV_N_SINK + TOY_KV_N_RECENT + BLOCK + 2,
-                                  TOY_KV_N_SINK / 2 + 3};
-
-static toy_kv_config shape()
-{
-    toy_kv_config config = toy_kv_config();
-    config.n_seq = SEQS;
-    config.n_ctx = lengths[0] + 1;
-    config.max_batch = MAX_BATCH;
-    return config;
-}
-
-static size_t image_bytes()
-{
-    size_t bytes = 0;
-    toy_kv_config config = shape();
-    must(toy_kv_size(&config, &bytes), "size");
-    return bytes;
-}
-
-static caches *make_caches()
-{
-    size_t bytes = image_bytes();
-    caches *s = new caches{nullptr,
-                           memory<unsigned char>(bytes),
-                           memory<unsigned char>((bytes + 3) / 4 * 4),
-                           memory<unsigned char>(toy_kv_scratch_size()),
-                           gpu::view{},
-                           {0, 0, 0},
-                           {0, 0, 0}};
-    toy_kv_config config = shape();
-    must(toy_kv_init(&s->kv, &config, s->c.p, bytes), "init");
-    memcpy(s->device.p, s->c.p, bytes);
-    must(gpu::open_image(&s->v, s->c.p, bytes, s->device.p), "open_image");
-    return s;
-}
-
-/* x [HEADS, DIM] of one token: alike in neighbouring layers, of lengths that vary. */
-static void token(int seq, int layer, int part, int t, float *x)
-{
-    check_rng all = {static_cast<uint64_t>((seq * 2 + part) * 100003 + t)};
-    check_rng own = {static_cast<uint64_t>(((seq * 64 + layer) * 2 + part) * 100003 + t)};
-    for (int i = 0; i < 4; i++) {
-        check_next(&all);
-        check_next(&own);
-    }
-    float size = 0.25f + static_cast<float>(check_below(&all, 8)) / 4;
-    for (int d = 0; d < HEADS * DIM; d++)
-        x[d] = size * (0.8f * check_uniform(&all) + 0.6f * check_uniform(&own));
-}
-
-/* Jobs for the blocks that the C cache has sealed since. */
-static void seal_like_c(caches *s, int seq)
-{
-    int n = toy_kv__sequence(s->kv, seq)->n_sealed - s->sealed[seq];
-    if (n == 0)
-        return;
-    EXPECT(gpu::blocks_due(s->held[seq], s->sealed[seq]) == n, "%d tokens: %d blocks due, not %d",
-           s->held[seq], gpu::blocks_due(s->held[seq], s->sealed[seq]), n);
-    memory<gpu::seal_job> jobs(static_cast<size_t>(n) + 1);
-    for (int i = 0; i < n; i++)
-        jobs.p[i] = gpu::seal_job{seq, s->sealed[seq] + i,
-                                  toy_kv__blocks(s->kv, seq)[s->sealed[seq] + i].block};
-    jobs.p[n] = gpu::seal_job{0, 0, -1};
-    memory<unsigned char> room(gpu::seal_workspace(n + 1));
-    must(gpu::seal(s->v, jobs.p, n + 1, {}, room.p, room.bytes, nullptr), "seal");
-    s->sealed[seq] += n;
-}
-
-/* Appends the next n tokens of a sequence to both. */
-static void append(caches *s, int seq, int n)
-{
-    size_t row = static_cast<size_t>(HEADS) * DIM;
-    memory<float> k(static_cast<size_t>(n) * row), v(static_cast<size_t>(n) * row);
-    memory<int> which(1);
-    which.p[0] = seq;
-    for (int layer = 0; layer < LAYERS; layer++) {
-        for (int t = 0; t < n; t++) {
-            token(seq, layer, 0, s->held[seq] + t, k.p + static_cast<size_t>(t) * row);
-            token(seq, layer, 1, s->held[seq] + t, v.p + static_cast<size_t>(t) * row);
-        }
-        must(toy_kv_append(s->kv, seq, layer, n, k.p, v.p, TOY_KV_F32, TOY_KV_KEYS_ROTATED),
-             "append");
-        if (layer == 0)
-            seal_like_c(s, seq);
-        must(gpu::append(s->v, layer, which.p, 1, n, nullptr, k.p, v.p, gpu::type::f32,
-                         gpu::keys::rotated, {}, nullptr),
-             "gpu append");
-    }
-    s->held[seq] += n;
-}
-
-static void fill(caches *s)
-{
-    check_rng rng = {5};
-    for (int more = 1; more;) {
-        more = 0;
-        for (int seq = 0; seq < SEQS; seq++) {
-            int left = lengths[seq] - s->held[seq], n = 1 + check_below(&rng, MAX_BATCH);
-            if (left > 0)
-                append(s, seq, n < left - 1 ? n : left > 1 ? left - 1 : 1);
-            more |= s->held[seq] < lengths[seq];
-        }
-    }
-}
 
 /* What kernels made is what the C header made, but for codes that were about equally near. */
 static double compare_memory(const caches *s)
@@ -254,7 +73,7 @@ static double compare_reads(const caches *s, const gpu::view &v, int seq, int n)
         int part = i % 2, layer = i / 2 % LAYERS, head = i / 2 / LAYERS, first = i % 3 * n / 7;
         c_read(s, seq, layer, head, part, n, want.p);
         must(gpu::read(v, seq, layer, head, part == 0 ? gpu::part::key : gpu::part::value, first,
-                       n - first, have.p, room.p, room.bytes, nullptr),
+                       n - first, have.p, room.p, room.bytes, stream()),
              "gpu read");
         for (int t = first; t < n; t++) {
             double ref[DIM];
@@ -270,8 +89,22 @@ static double compare_reads(const caches *s, const gpu::view &v, int seq, int n)
     return worst;
 }
 
-/* Attention over some heads of all sequences at once, with the options of a kind. */
-static double compare_attention(const caches *s, const gpu::view &v, int layer, int kind)
+/* x [n] as `t`, and rounded to it in place. */
+static void round_to(gpu::type t, size_t n, float *x, memory<uint16_t> *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = toy_kv__to_half(x[i]);
+        if (t == gpu::type::bf16)
+            h = static_cast<uint16_t>(toy_kv__to_bits(x[i]) >> 16);
+        out->p[i] = h;
+        x[i] = gpu::load_as(out->p, t, i);
+    }
+}
+
+/* Attention over some heads of all sequences at once, with the options of a kind; queries and
+ * outputs of a type. */
+static double compare_attention(const caches *s, const gpu::view &v, int layer, int kind,
+                                gpu::type t)
 {
     int n_q = kind % 2 == 0 ? 1 : MAX_Q, first = kind == 3 ? HEADS - 1 : 0, n = HEADS - first;
     size_t row = static_cast<size_t>(n) * GROUP * DIM, rows = static_cast<size_t>(SEQS * n_q);
@@ -279,7 +112,9 @@ static double compare_attention(const caches *s, const gpu::view &v, int layer, 
     memory<float> k(static_cast<size_t>(lengths[0]) * DIM),
         val(static_cast<size_t>(lengths[0]) * DIM);
     memory<int> seqs(SEQS);
+    memory<uint16_t> q16(rows * row), out16(rows * row);
     double worst = 0;
+    double bound = ATTEND_BOUND + (t == gpu::type::f32 ? 0 : t == gpu::type::f16 ? 5e-4 : 4e-3);
     check_rng rng = {static_cast<uint64_t>(layer * 16 + kind)};
     for (size_t i = 0; i < rows * row; i++)
         q.p[i] = 2 * check_uniform(&rng);
@@ -296,9 +131,16 @@ static double compare_attention(const caches *s, const gpu::view &v, int layer, 
     range.first = first;
     int splits = kind == 0 ? 1 : kind + 1;
     memory<unsigned char> room(gpu::attend_workspace(SEQS, n_q, range, splits));
-    must(gpu::attend(v, layer, seqs.p, SEQS, n_q, q.p, out.p, gpu::type::f32, &a, range, splits,
-                     room.p, room.bytes, nullptr),
+    bool narrow = t != gpu::type::f32;
+    if (narrow)
+        round_to(t, rows * row, q.p, &q16);
+    const void *in = narrow ? static_cast<const void *>(q16.p) : q.p;
+    void *to = narrow ? static_cast<void *>(out16.p) : out.p;
+    must(gpu::attend(v, layer, seqs.p, SEQS, n_q, in, to, t, &a, range, splits, room.p, room.bytes,
+                     stream()),
          "attend");
+    for (size_t i = 0; i < rows * row && narrow; i++)
+        out.p[i] = gpu::load_as(out16.p, t, i);
     for (int i = 0; i < SEQS; i++)
         for (int head = 0; head < n; head++) {
             int seq = seqs.p[i];
@@ -319,7 +161,7 @@ static double compare_attention(const caches *s, const gpu::view &v, int layer, 
                              ref);
                 double error = check_error(DIM, out.p + at * DIM, ref);
                 worst = error > worst ? error : worst;
-                EXPECT(error <= ATTEND_BOUND,
+                EXPECT(error <= bound,
                        "attend: kind %d, sequence %d, layer %d, head %d, row %d: %g", kind, seq,
                        layer, head, j, error);
             }
@@ -340,9 +182,13 @@ static void exchange_memory(const caches *s, bool all, double *reads, double *at
     }
     for (int layer = 0; layer < LAYERS; layer++)
         for (int kind = all ? 0 : layer % 4; kind < 4; kind += all ? 1 : 4) {
-            double error = compare_attention(s, v, layer, kind);
+            double error = compare_attention(s, v, layer, kind, gpu::type::f32);
             *attends = error > *attends ? error : *attends;
         }
+    if (all) {
+        compare_attention(s, v, 0, 0, gpu::type::f16);
+        compare_attention(s, v, LAYERS - 1, 1, gpu::type::bf16);
+    }
 }
 
 /* The C header reads what kernels encoded, saves it and loads it again. */
@@ -359,7 +205,7 @@ static void take_back(const caches *s)
         int part = i % 2, layer = i / 2 % LAYERS, head = i / 2 / LAYERS;
         c_read(other, 0, layer, head, part, lengths[1], want.p);
         must(gpu::read(s->v, 1, layer, head, part == 0 ? gpu::part::key : gpu::part::value, 0,
-                       lengths[1], have.p, room.p, room.bytes, nullptr),
+                       lengths[1], have.p, room.p, room.bytes, stream()),
              "gpu read");
         for (int t = 0; t < lengths[1]; t++) {
             double ref[DIM];
@@ -372,37 +218,111 @@ static void take_back(const caches *s)
     delete other;
 }
 
-/* Keys that come un-rotated, as binary16, for some heads, fewer tokens for one sequence: the C
- * header's exact window, but for the rounding of sines. */
+/* Keys that come un-rotated, as binary16, for the last head alone, fewer tokens for one sequence:
+ * the C header's exact window, but for the rounding of sines. */
 static void append_unrotated()
 {
     constexpr int n = 3;
     size_t size = static_cast<size_t>(n) * HEADS * DIM;
     caches *s = make_caches();
-    memory<uint16_t> x(2 * size);
+    memory<uint16_t> x(2 * size), last(2 * static_cast<size_t>(n) * DIM);
+    gpu::heads range;
+    range.first = HEADS - 1;
+    range.count = 1;
     memory<int> counts(2);
     memory<float> want(n * DIM), have(n * DIM);
     memory<unsigned char> room(gpu::read_workspace());
     check_rng rng = {3};
     for (size_t i = 0; i < 2 * size; i++)
         x.p[i] = toy_kv__to_half(check_uniform(&rng));
+    for (int i = 0; i < 2 * n; i++)
+        memcpy(last.p + i * DIM, x.p + (i * HEADS + HEADS - 1) * DIM, 2 * DIM);
     counts.p[0] = n;
     counts.p[1] = 1;
     for (int layer = 0; layer < LAYERS; layer++) {
         must(toy_kv_append(s->kv, 0, layer, n, x.p, x.p, TOY_KV_F16, TOY_KV_KEYS_UNROTATED),
              "append");
-        must(gpu::append(s->v, layer, nullptr, 2, n, counts.p, x.p, x.p, gpu::type::f16,
-                         gpu::keys::unrotated, {}, nullptr),
+        must(gpu::append(s->v, layer, nullptr, 2, n, counts.p, last.p, last.p, gpu::type::f16,
+                         gpu::keys::unrotated, range, stream()),
              "gpu append");
         c_read(s, 0, layer, HEADS - 1, 0, n, want.p);
         must(gpu::read(s->v, 0, layer, HEADS - 1, gpu::part::key, 0, n, have.p, room.p, room.bytes,
-                       nullptr),
+                       stream()),
              "gpu read");
         for (int i = 0; i < n * DIM; i++)
             EXPECT(fabsf(have.p[i] - want.p[i]) <= 2e-3f, "un-rotated keys: value %d", i);
         EXPECT(*gpu::tokens_of(s->v, 0, layer) == n && *gpu::tokens_of(s->v, 1, layer) == 1,
                "counts of layer %d", layer);
     }
+    delete s;
+}
+
+/* Of the address sanitizer; gcc does not ship the header that declares it. */
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void *, size_t),
+                                                         void (*)(const volatile void *));
+
+static long host_allocations;
+
+static void count_allocation(const volatile void *, size_t)
+{
+    host_allocations++;
+}
+
+static void ignore_free(const volatile void *)
+{
+}
+
+/* All calls can be captured in a graph: the host reads no device memory, allocates nothing, waits
+ * for nothing, launches in the stream that it is given; and a graph that is replayed goes by what
+ * device memory says by then, here more tokens. */
+static void check_capture()
+{
+    constexpr int n = 2;
+    size_t row = static_cast<size_t>(HEADS) * DIM;
+    caches *s = make_caches();
+    memory<float> k(n * row), q(static_cast<size_t>(Q_HEADS) * DIM), out(q.bytes / sizeof(float));
+    memory<gpu::seal_job> jobs(1);
+    memory<unsigned char> room(gpu::attend_workspace(1, 1, {}, 2));
+    memory<unsigned char> seal_room(gpu::seal_workspace(1)), read_room(gpu::read_workspace());
+    memory<float> read(DIM);
+    memory<int> seqs(1);
+    long launches = shim::launches, allocations;
+    for (size_t i = 0; i < n * row; i++)
+        k.p[i] = static_cast<float>(i % 7);
+    memset(q.p, 0, q.bytes);
+    jobs.p[0] = gpu::seal_job{0, 0, -1};
+    seqs.p[0] = 1;
+    const shim::region device[] = {{s->device.p, s->device.bytes},
+                                   {k.p, k.bytes},
+                                   {q.p, q.bytes},
+                                   {out.p, out.bytes},
+                                   {jobs.p, jobs.bytes},
+                                   {room.p, room.bytes},
+                                   {seal_room.p, seal_room.bytes},
+                                   {read_room.p, read_room.bytes},
+                                   {read.p, read.bytes},
+                                   {seqs.p, seqs.bytes}};
+    for (const shim::region &r : device)
+        shim::hide(r.p, r.bytes);
+    allocations = host_allocations;
+    for (int replay = 0; replay < 2; replay++) {
+        must(gpu::seal(s->v, jobs.p, 1, {}, seal_room.p, seal_room.bytes, stream()), "seal");
+        must(gpu::append(s->v, 0, seqs.p, 1, n, nullptr, k.p, k.p, gpu::type::f32,
+                         gpu::keys::rotated, {}, stream()),
+             "append");
+        must(gpu::attend(s->v, 0, seqs.p, 1, 1, q.p, out.p, gpu::type::f32, nullptr, {}, 2, room.p,
+                         room.bytes, stream()),
+             "attend");
+        must(gpu::read(s->v, 1, 0, 0, gpu::part::value, n, 1, read.p, read_room.p, read_room.bytes,
+                       stream()),
+             "read");
+    }
+    EXPECT(host_allocations == allocations, "the host allocates");
+    EXPECT(shim::waits == 0 && shim::launches >= launches + 2 * 7, "calls that forbid a capture");
+    shim::show_all();
+    EXPECT(*gpu::tokens_of(s->v, 1, 0) == 2 * n, "a replay counts on");
+    for (int d = 0; d < DIM; d++)
+        EXPECT(read.p[d] == k.p[d], "a replay reads what it appended: channel %d", d);
     delete s;
 }
 
@@ -416,7 +336,7 @@ static void check_refusals(const caches *s)
     auto call = [&](int layer, int n_seqs, int n_q, const float *in, gpu::heads range, size_t bytes,
                     unsigned char *at) {
         return gpu::attend(s->v, layer, nullptr, n_seqs, n_q, in, q.p, gpu::type::f32, nullptr,
-                           range, 1, at, bytes, nullptr);
+                           range, 1, at, bytes, stream());
     };
     long before = shim::launches;
     EXPECT(call(LAYERS, 1, 1, q.p, {}, room.bytes, room.p) == gpu::status::bad_argument, "layer");
@@ -437,6 +357,8 @@ int main()
 {
     double reads = 0, attends = 0, other = 0;
     shim::shared_memory = gpu::toy_kv__shared;
+    shim::only_stream = stream();
+    __sanitizer_install_malloc_and_free_hooks(count_allocation, ignore_free);
     for (int order = 0; order < 2; order++) {
         shim::reversed = order == 1;
         caches *s = make_caches();
@@ -446,6 +368,7 @@ int main()
         exchange_memory(s, order == 0, &reads, &attends);
         take_back(s);
         append_unrotated();
+        check_capture();
         check_refusals(s);
         delete s;
     }

@@ -1,7 +1,6 @@
 /* The emitted CUDA header, run on the host: cuda_check.cpp compiled with the shim in cuda_shim/ for
- * plans that together have every coder, gain, frame, transform and prediction, head sizes 64, 80,
- * 96, 128 and 256, groups of 1 to 8 heads, and sequences that end anywhere. Where nvcc is installed
- * it compiles the header as well (make cuda does that for every GPU, and looks at registers). */
+ * the plans of cuda_plans.h. Where nvcc is installed it compiles the header as well (make cuda does
+ * that for every GPU, and looks at registers). */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 
@@ -12,22 +11,10 @@
 #include <sys/wait.h>
 
 #include "base/file.h"
+#include "cuda_plans.h"
 #include "gen/gen.h"
-#include "toy_plans.h"
 
 #define STRICT "-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-unknown-pragmas -Werror "
-
-/* As in toy_plans.h. */
-static const toy_case own_cases[] = {
-    {"dim 256", NULL, 2, 1, 6, 256, HALVES, 128, 4, 16, 64, POST, RMS, 8, 2, 1, 1, NULL},
-    {"group 7", NULL, 1, 1, 7, 128, HALVES, 128, 2, 8, 32, IN_BLOCK, RMS, 16, 1, 1, 0, NULL},
-};
-enum { N_CASES = N_TOY_CASES + sizeof own_cases / sizeof *own_cases };
-
-static const toy_case *case_at(int i)
-{
-    return i < N_TOY_CASES ? &toy_cases[i] : &own_cases[i - N_TOY_CASES];
-}
 
 static char dir[64];
 
@@ -80,14 +67,6 @@ static void write_header(const vqkvc_plan *plan, int cuda, const char *name)
     free(text.data);
 }
 
-/* The plan of a case without a bound on errors, which the CUDA header does not have. */
-static void cuda_plan(vqkvc_plan *plan, const toy_case *c)
-{
-    toy_plan(plan, c);
-    plan->max_error = 0;
-    plan->kept_rate = 0;
-}
-
 static void emit_both(const toy_case *c)
 {
     vqkvc_plan plan;
@@ -99,16 +78,17 @@ static void emit_both(const toy_case *c)
 
 TestSuite(cuda, .init = make_dir, .fini = remove_dir, .timeout = 240);
 
-static int indices[] = {0, 3, 6, 7, 8, 10, 12, 13, 14, 15, 16};
-
 ParameterizedTestParameters(cuda, does_what_the_c_header_does)
 {
-    return cr_make_param_array(int, indices, sizeof indices / sizeof *indices);
+    static int indices[N_CUDA_CASES];
+    for (int i = 0; i < N_CUDA_CASES; i++)
+        indices[i] = i;
+    return cr_make_param_array(int, indices, N_CUDA_CASES);
 }
 
 ParameterizedTest(int *index, cuda, does_what_the_c_header_does, .timeout = 240)
 {
-    const toy_case *c = case_at(*index);
+    const toy_case *c = cuda_case(*index);
     emit_both(c);
     cr_assert_eq(shell("g++ -std=c++17 -O0 -g1 -fsanitize=address " STRICT
                        "-DTOY_KV_NO_SIMD -DC_HEADER='\"toy.h\"' -DCUDA_HEADER='\"toy.cuh\"' -I. "
@@ -124,7 +104,7 @@ Test(cuda, bytes_depend_on_plan_and_options_alone)
     vqkvc_err err = {0};
     vqkvc_buf text[3] = {{0}};
     static const char *const prefixes[3] = {"toy_kv", "toy_kv", "other"};
-    cuda_plan(&plan, &toy_cases[0]);
+    cuda_plan(&plan, cuda_case(0));
     for (int i = 0; i < 3; i++) {
         gen_options options = {prefixes[i], "vqkvc emit toy"};
         cr_assert_eq(gen_cuda(&plan, &options, &text[i], &err), VQKVC_OK, "%s", err.msg);
@@ -140,6 +120,42 @@ Test(cuda, bytes_depend_on_plan_and_options_alone)
     vqkvc_plan_free(&plan);
 }
 
+/* What gen_cuda() says of a plan that it refuses. */
+static void expect_refusal(const vqkvc_plan *plan, const char *what, const char *stream)
+{
+    vqkvc_buf text = {0};
+    vqkvc_err err = {0};
+    gen_options options = {"toy_kv", "vqkvc emit toy"};
+    cr_expect_eq(gen_cuda(plan, &options, &text, &err), VQKVC_E_UNSUPPORTED);
+    cr_expect_not_null(strstr(err.msg, what), "%s", err.msg);
+    cr_expect_not_null(strstr(err.msg, stream), "%s", err.msg);
+    cr_expect_eq(text.len, 0);
+    free(text.data);
+}
+
+/* What the kernels do not do is refused by name, and the C header of the same plan is not. */
+Test(cuda, refuses_what_it_does_not_do)
+{
+    static const toy_case wide = {"many", NULL, 16,   1,       2, 128, HALVES, 128, 4,
+                                  16,     64,   POST, NO_GAIN, 0, 1,   1,      0,   NULL};
+    vqkvc_plan plan;
+    vqkvc_buf text = {0};
+    vqkvc_err err = {0};
+    gen_options options = {"toy_kv", "vqkvc emit toy"};
+    toy_plan(&plan, &toy_cases[0]);
+    expect_refusal(&plan, "max-error", plan.streams[0].name);
+    vqkvc_plan_free(&plan);
+    plan = (vqkvc_plan){.geometry = toy_case_geometry(&wide), .n_sink = 4, .n_recent = 16};
+    plan.block = 64;
+    strcpy(plan.scheme, "toy");
+    toy_levels(&plan, toy_stream(&plan, &wide, VQKVC_PART_K, 0, 16, 0, "K of all"), 4);
+    toy_levels(&plan, toy_stream(&plan, &wide, VQKVC_PART_V, 0, 16, 0, "V of all"), 8);
+    expect_refusal(&plan, "shared memory", "K of all");
+    cr_expect_eq(gen_header(&plan, &options, &text, &err), VQKVC_OK, "%s", err.msg);
+    free(text.data);
+    vqkvc_plan_free(&plan);
+}
+
 /* With the C header in front, as engines may have it, and declarations alone. */
 Test(cuda, is_clean_in_nvcc)
 {
@@ -149,7 +165,7 @@ Test(cuda, is_clean_in_nvcc)
     char path[128];
     if (!have("nvcc"))
         return;
-    emit_both(&toy_cases[0]);
+    emit_both(cuda_case(0));
     snprintf(path, sizeof path, "%s/one.cu", dir);
     cr_assert_eq(vqkvc_write_file(path, source, sizeof source - 1, &err), VQKVC_OK, "%s", err.msg);
     cr_expect_eq(

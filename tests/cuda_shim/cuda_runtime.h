@@ -5,8 +5,9 @@
  * a result that depends on an order which no barrier enforces is there to be seen: shared memory
  * begins as NaNs, and with shim::reversed the threads run from the last to the first. A barrier
  * that only some threads reach, or that they reach in different lines, ends the program. Accesses
- * out of bounds are found by the address and bounds sanitizers: all memory is from the heap, and
- * what lies behind the shared memory of a launch is poisoned. */
+ * out of bounds are found by the address sanitizer: all memory is from the heap, and what lies
+ * behind the shared memory of a launch is poisoned. So is memory handed to shim::hide() outside of
+ * launches, as device memory is for the host. */
 #ifndef TESTS_CUDA_RUNTIME_H
 #define TESTS_CUDA_RUNTIME_H
 
@@ -67,6 +68,8 @@ static size_t scheduler_size;
 static unsigned current;
 static bool reversed, fail_launches;
 static unsigned char *shared_memory; /* [MAX_SHARED]: the program's extern array */
+static cudaStream_t only_stream;     /* the one that everything must be launched in */
+static long waits;                   /* calls that a stream which is being captured forbids */
 static void (*body)(void *);
 static void *body_data;
 static uint32_t exchange[MAX_THREADS];
@@ -187,6 +190,34 @@ static inline void run_block(unsigned n)
     }
 }
 
+/* Device memory that the host may not touch. */
+struct region {
+    void *p;
+    size_t bytes;
+};
+static region hidden[16];
+static unsigned n_hidden;
+
+static inline void hide(void *p, size_t bytes)
+{
+    if (n_hidden == sizeof hidden / sizeof *hidden)
+        abort();
+    hidden[n_hidden++] = region{p, bytes};
+    ASAN_POISON_MEMORY_REGION(p, bytes);
+}
+
+static inline void show_hidden()
+{
+    for (unsigned i = 0; i < n_hidden; i++)
+        ASAN_UNPOISON_MEMORY_REGION(hidden[i].p, hidden[i].bytes);
+}
+
+static inline void show_all()
+{
+    show_hidden();
+    n_hidden = 0;
+}
+
 template <class T> static inline T exchanged(T x, unsigned from, int line)
 {
     static_assert(sizeof(T) == 4, "shuffles of words");
@@ -211,15 +242,17 @@ static inline void call(void (*kernel)(P...), void **args, std::index_sequence<I
 
 template <class... P>
 static cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void **args,
-                                    size_t shared_bytes, cudaStream_t)
+                                    size_t shared_bytes, cudaStream_t stream)
 {
     struct launch {
         void (*kernel)(P...);
         void **args;
     } what = {kernel, args};
     if (shim::fail_launches || shared_bytes > shim::MAX_SHARED || grid.x == 0 || grid.y == 0 ||
-        grid.y > 65535 || block.x == 0 || block.x > shim::MAX_THREADS)
+        grid.y > 65535 || block.x == 0 || block.x > shim::MAX_THREADS ||
+        stream != shim::only_stream)
         return cudaErrorInvalidValue;
+    shim::show_hidden();
     shim::launches++;
     shim::body_data = &what;
     shim::body = [](void *data) {
@@ -236,8 +269,32 @@ static cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block,
             memset(shim::shared_memory, 0xff, shared_bytes);
             shim::run_block(block.x);
         }
+    for (unsigned i = 0; i < shim::n_hidden; i++)
+        ASAN_POISON_MEMORY_REGION(shim::hidden[i].p, shim::hidden[i].bytes);
     return cudaSuccess;
 }
+
+/* What launchers must not call: it is there to be counted. Every other function of the runtime does
+ * not compile. */
+#define SHIM_WAITS(X)                                                                              \
+    X(cudaMalloc)                                                                                  \
+    X(cudaMallocAsync)                                                                             \
+    X(cudaFree)                                                                                    \
+    X(cudaFreeAsync)                                                                               \
+    X(cudaMemcpy)                                                                                  \
+    X(cudaMemcpyAsync)                                                                             \
+    X(cudaMemset)                                                                                  \
+    X(cudaMemsetAsync)                                                                             \
+    X(cudaStreamSynchronize)                                                                       \
+    X(cudaDeviceSynchronize)
+#define SHIM_COUNT(name)                                                                           \
+    template <class... P> static inline cudaError_t name(P...)                                     \
+    {                                                                                              \
+        shim::waits++;                                                                             \
+        return cudaSuccess;                                                                        \
+    }
+SHIM_WAITS(SHIM_COUNT)
+#undef SHIM_COUNT
 
 template <class T> static cudaError_t cudaFuncSetAttribute(T *, cudaFuncAttribute, int bytes)
 {
