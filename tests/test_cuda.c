@@ -168,8 +168,8 @@ Test(cuda, is_clean_in_nvcc)
     emit_both(cuda_case(0));
     snprintf(path, sizeof path, "%s/one.cu", dir);
     cr_assert_eq(vqkvc_write_file(path, source, sizeof source - 1, &err), VQKVC_OK, "%s", err.msg);
-    cr_expect_eq(
-        shell("nvcc -std=c++17 -arch=sm_80 -Werror all-warnings -Wno-deprecated-gpu-targets "
-              "-Xcompiler -Wall,-Wextra,-Wshadow,-Wconversion,-Werror -c one.cu -o one.o"),
-        0);
+    cr_expect_eq(shell("nvcc -std=c++17 -arch=sm_80 -Xcicc -O1 -Xptxas -O1 -Werror all-warnings "
+                       "-Wno-deprecated-gpu-targets "
+                       "-Xcompiler -Wall,-Wextra,-Wshadow,-Wconversion,-Werror -c one.cu -o one.o"),
+                 0);
 }
