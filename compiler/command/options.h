@@ -70,7 +70,7 @@ typedef struct vqkvc_options {
     const char *rates, *long_text, *isa, *csv, *svg;
     int ablations, any_scan;
     /* bench */
-    int head_dim, query_group, kv_heads, bench_layers, repeats;
+    int head_dim, query_group, kv_heads, bench_layers, repeats, workers;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;
