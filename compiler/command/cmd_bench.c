@@ -229,5 +229,5 @@ const vqkvc_command vqkvc_command_bench = {
         "layers), and the baselines.",
     .examples = "  vqkvc bench\n"
                 "  vqkvc bench --schemes auto2,q4_0 --head-dim 64 --group 8 --isa avx2\n",
-    .groups = {vqkvc_options_bench, vqkvc_options_seed, vqkvc_options_table, vqkvc_options_general},
+    .groups = {vqkvc_options_bench, vqkvc_options_run, vqkvc_options_table, vqkvc_options_general},
     .run = run_bench};

@@ -114,7 +114,7 @@ typedef struct vqkvc_option {
 extern const vqkvc_option vqkvc_options_general[], vqkvc_options_store[], vqkvc_options_source[],
     vqkvc_options_scheme[], vqkvc_options_emit[], vqkvc_options_json[], vqkvc_options_eval[],
     vqkvc_options_suite[], vqkvc_options_bench[], vqkvc_options_measure[], vqkvc_options_table[],
-    vqkvc_options_seed[];
+    vqkvc_options_run[];
 
 enum { VQKVC_MAX_GROUPS = 8 };
 

@@ -67,14 +67,19 @@ const vqkvc_option vqkvc_options_measure[] = {
              "tokens only)"},
     VQKVC_OPTIONS_END};
 
-/* Of eval, suite and bench. That of a calibration stands in every banner (option_tables.c). */
-const vqkvc_option vqkvc_options_seed[] = {{.name = "seed",
-                                            .arg = "S",
-                                            .type = VQKVC_OPT_UINT64,
-                                            .offset = VQKVC_AT(seed),
-                                            .fallback = "1",
-                                            .help = "of all random choices"},
-                                           VQKVC_OPTIONS_END};
+/* Of eval, suite and bench. The seed of a calibration stands in every banner (option_tables.c). */
+const vqkvc_option vqkvc_options_run[] = {
+    {.name = "seed",
+     .arg = "S",
+     .type = VQKVC_OPT_UINT64,
+     .offset = VQKVC_AT(seed),
+     .fallback = "1",
+     .help = "of all random choices"},
+    {.name = "figures",
+     .type = VQKVC_OPT_FLAG,
+     .offset = VQKVC_AT(figures),
+     .help = "print a line a figure, name value unit; of suite, on the first text (default: text)"},
+    VQKVC_OPTIONS_END};
 
 /* Of suite and bench, which make tables. */
 const vqkvc_option vqkvc_options_table[] = {
@@ -84,10 +89,6 @@ const vqkvc_option vqkvc_options_table[] = {
      .offset = VQKVC_AT(isa),
      .fallback = "best",
      .help = "instruction set of the headers"},
-    {.name = "figures",
-     .type = VQKVC_OPT_FLAG,
-     .offset = VQKVC_AT(figures),
-     .help = "print a line a figure, name value unit; of suite, on the first text (default: text)"},
     {.name = "csv",
      .arg = "FILE",
      .type = VQKVC_OPT_TEXT,
