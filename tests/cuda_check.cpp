@@ -20,6 +20,23 @@
 /* Bytes of sealed blocks that may differ: where two codewords are about equally near. */
 #define OTHER_BYTES 2e-3
 
+/* What no sequence holds was left alone. */
+static void check_free_blocks(const caches *s)
+{
+    for (int block = 0; block < s->v.n_blocks; block++) {
+        if (toy_kv__references(s->kv)[block] != 0)
+            continue;
+        for (int i = 0; i < TOY_KV__N_STREAMS; i++)
+            EXPECT(memcmp(toy_kv__codes(s->kv, i, block), gpu::codes_of(s->v, i, block),
+                          static_cast<size_t>(toy_kv__streams[i].bytes)) == 0,
+                   "block %d is free, but stream %d wrote there", block, i);
+        for (int i = 0; i < LAYERS * HEADS; i++)
+            EXPECT(memcmp(toy_kv__landmarks(s->kv, 0, i, block),
+                          gpu::landmarks_of(s->v, 0, i, block), TOY_KV__LANDMARK_BYTES) == 0,
+                   "block %d is free, but has landmarks of head %d", block, i);
+    }
+}
+
 /* What kernels made is what the C header made, but for codes that were about equally near. */
 static double compare_memory(const caches *s)
 {
@@ -364,6 +381,7 @@ int main()
         caches *s = make_caches();
         fill(s);
         double part = compare_memory(s);
+        check_free_blocks(s);
         other = part > other ? part : other;
         exchange_memory(s, order == 0, &reads, &attends);
         take_back(s);

@@ -1,9 +1,10 @@
 /* cuda_runtime.h - as much of CUDA as emitted headers use, on the host, so that the kernels
  * themselves run in tests.
  *
- * Blocks run one by one, the threads of a block as fibers in turn, each up to its next barrier. So
- * a result that depends on an order which no barrier enforces is there to be seen: shared memory
- * begins as NaNs, and with shim::reversed the threads run from the last to the first. A barrier
+ * Blocks run one by one, the threads of a block as fibers in turn, each up to its next barrier, and
+ * a warp up to the next barrier of the block before another warp moves. So a result that depends on
+ * an order which no barrier enforces is there to be seen: shared memory begins as NaNs, and with
+ * shim::reversed warps and threads run from the last to the first. A barrier
  * that only some threads reach, or that they reach in different lines, ends the program. Accesses
  * out of bounds are found by the address sanitizer: all memory is from the heap, and what lies
  * behind the shared memory of a launch is poisoned. So is memory handed to shim::hide() outside of
@@ -164,29 +165,39 @@ __attribute__((noinline)) static void prepare(fiber &f)
     makecontext(&f.context, start, 0);
 }
 
-/* Runs one block of n threads. */
+/* Runs the threads first .. last - 1 of a warp as far as they get without other warps. */
+static inline void run_warp(unsigned first, unsigned last)
+{
+    do {
+        for (unsigned k = first; k < last; k++) {
+            unsigned i = reversed ? first + last - 1 - k : k;
+            if (fibers[i].now == READY)
+                resume(i);
+        }
+    } while (release(first, last, AT_WARP));
+}
+
+/* Runs one block of n threads, a warp at a time: each gets as far ahead of the others as the
+ * barriers of the block let it. */
 static inline void run_block(unsigned n)
 {
+    unsigned warps = (n + WARP - 1) / WARP;
     for (unsigned i = 0; i < n; i++)
         prepare(fibers[i]);
     for (;;) {
-        bool moved = false, all_done = true;
-        for (unsigned k = 0; k < n; k++) {
-            unsigned i = reversed ? n - 1 - k : k;
-            if (fibers[i].now == READY) {
-                resume(i);
-                moved = true;
-            }
-            all_done = all_done && fibers[i].now == DONE;
+        unsigned done = 0;
+        for (unsigned k = 0; k < warps; k++) {
+            unsigned first = (reversed ? warps - 1 - k : k) * WARP;
+            run_warp(first, first + WARP < n ? first + WARP : n);
         }
-        if (all_done)
+        for (unsigned i = 0; i < n; i++)
+            done += fibers[i].now == DONE;
+        if (done == n)
             return;
-        for (unsigned first = 0; first < n; first += WARP)
-            moved = release(first, first + WARP < n ? first + WARP : n, AT_WARP) || moved;
-        moved = release(0, n, AT_BLOCK) || moved;
-        for (unsigned i = 0; i < n && !moved; i++)
-            if (fibers[i].now != DONE)
-                die("a divergent barrier (others are elsewhere)", fibers[i], i);
+        if (!release(0, n, AT_BLOCK))
+            for (unsigned i = 0; i < n; i++)
+                if (fibers[i].now != DONE)
+                    die("a divergent barrier (others are elsewhere)", fibers[i], i);
     }
 }
 
