@@ -12,6 +12,9 @@ FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 1
 # V=1 shows the commands of the compiler.
 Q := $(if $(V),,@)
+# GPUs that `make cuda` compiles for, such as "80 90", and plans (scripts/cuda.sh); or all of them.
+CUDA_SM ?=
+export CUDA_PLANS
 # Tests to run: names without "test_", or all of them.
 TESTS ?=
 
@@ -46,7 +49,8 @@ all: $(BUILD)/libvqkvc.a $(PROGRAM) ## build the compiler, build/vqkvc
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "Variables: PREFIX DESTDIR CC OPT CFLAGS LDFLAGS BUILD, V=1 (show commands), WERROR=1 (warnings are errors),"
-	@echo "  TESTS=\"base ...\" (only these), FUZZ_SECONDS=$(FUZZ_SECONDS), FUZZ_SEED=$(FUZZ_SEED)"
+	@echo "  TESTS=\"base ...\" (only these), FUZZ_SECONDS=$(FUZZ_SECONDS), FUZZ_SEED=$(FUZZ_SEED),"
+	@echo "  CUDA_SM=\"80 90\", CUDA_PLANS=\"q4_0 auto2\" (of make cuda)"
 
 deps: ## install the Debian packages that building and testing need
 	@scripts/deps.sh
@@ -76,7 +80,7 @@ bench: deps ## time the emitted kernels (results, not tests)
 
 cuda: deps ## compile emitted CUDA headers for every GPU, where nvcc is; registers and spills of the kernels
 	@+$(MAKE) --no-print-directory all >&2
-	@scripts/cuda.sh
+	@scripts/cuda.sh $(CUDA_SM)
 
 bench-cuda: deps ## check and time decoding on the GPU that is there (results, not tests)
 	@+$(MAKE) --no-print-directory all >&2

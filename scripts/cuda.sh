@@ -1,9 +1,9 @@
 #!/bin/bash
 # Compiles emitted CUDA headers for every GPU that they are made for, and keeps what the assembler
 # says of each kernel in $BUILD/cuda/kernels.txt: registers, stack, spills, shared memory. Fails
-# where decoding spills. Skips, and says so, where nvcc is not installed.
+# where attention spills. Skips, and says so, where nvcc is not installed.
 #
-#   scripts/cuda.sh [SM...]        (80 86 89 90 100 120)
+#   scripts/cuda.sh [SM...]        (80 86 89 90 100 120; make cuda CUDA_SM="80 90" CUDA_PLANS="q4_0 auto2")
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${BUILD:-build}
@@ -17,11 +17,23 @@ if ! command -v nvcc >/dev/null; then
 fi
 mkdir -p "$out"
 
-# Schemes that between them have every way to attend and need no calibration, at the shape of a large
-# model: 32 query heads and 8 KV heads of 128 channels.
-for scheme in q4_0 q8_0 higgs2 kivi2; do
-    "$build/vqkvc" build -q --simulate 4x32x8x128 --scheme "$scheme" --no-db --target cuda --prefix "${scheme}_kv" \
-        -o "$out/$scheme.cuh" >/dev/null
+# Plans that between them have every way to attend, at the shape of a large model: 32 query heads and
+# 8 KV heads of 128 channels. Of auto: the default (shared streams, block frame), own streams alone,
+# and keys that are rebuilt.
+read -ra plans <<<"${CUDA_PLANS:-q4_0 q8_0 higgs2 kivi2 auto2 own2 pre2}"
+emit() { # NAME OPTION...
+    local name=$1
+    shift
+    "$build/vqkvc" build -q --simulate 2x32x8x128 --n-tokens 2048 --sample 1024 --no-db --target cuda \
+        --prefix "${name}_kv" -o "$out/$name.cuh" "$@" >/dev/null
+}
+for plan in "${plans[@]}"; do
+    case $plan in
+    auto2) emit auto2 --bits 2 ;;
+    own2) emit own2 --bits 2 --max-scan 2 --layers-shared 1 ;;
+    pre2) emit pre2 --bits 2 --frame pre --max-scan none --layers-shared 1 ;;
+    *) emit "$plan" --scheme "$plan" ;;
+    esac
 done
 
 # Shared memory is asked for at launch, so that the assembler does not know of it.
@@ -45,7 +57,7 @@ END
 }
 
 printf '%-8s %-6s %-18s %9s %6s %7s %7s\n' scheme target kernel registers stack spills shared >"$table"
-for scheme in q4_0 q8_0 higgs2 kivi2; do
+for scheme in "${plans[@]}"; do
     printf '#define %s_KV_CUDA_IMPLEMENTATION\n#include "%s.cuh"\n' "${scheme^^}" "$scheme" \
         >"$out/$scheme.cu"
     shared=$(shared_bytes "$scheme")
@@ -74,6 +86,6 @@ for scheme in q4_0 q8_0 higgs2 kivi2; do
 done
 cat "$table"
 if awk '($3 ~ /^attend/ || $3 ~ /^merge/) && $6 > 0 { bad = 1 } END { exit !bad }' "$table"; then
-    echo "make cuda: a kernel that decodes spills registers" >&2
+    echo "make cuda: a kernel that attends spills registers" >&2
     exit 1
 fi

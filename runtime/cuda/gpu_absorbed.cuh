@@ -65,6 +65,7 @@ __device__ void map_queries(shared<rows> &sh, const vqkv__stream &s, int member,
 #pragma unroll
             for (int r = 0; r < rows; r++)
                 y[r] = 0.0f;
+#pragma unroll 4 /* more, and registers spill */
             for (int d = 0; d < head_dim; d++) {
                 float b = raw_at(table, d * s.n_latents + i);
 #pragma unroll
