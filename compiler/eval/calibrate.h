@@ -10,16 +10,17 @@
 /* Zero means the default. */
 typedef struct vqkvc_calibration {
     int context;          /* tokens; 16384, as `vqkvc bench` has it */
-    int rounds;           /* of all layers; 40 */
+    int rounds;           /* of all layers; 120 */
     vqkvc_isa isa;        /* of the codec */
     uint64_t seed;        /* of the synthetic keys, values and queries */
     const vqkvc_log *log; /* for progress */
 } vqkvc_calibration;
 
-/* Nanoseconds per cached token and KV head of each layer, one query token, one thread: ns
- * [n_layers] out. The least of all rounds: other work on the machine only ever adds. Layers take
- * turns, so that no layer's codes wait in cache. */
-vqkvc_code vqkvc_calibrate(const vqkvc_geometry *g, const vqkvc_codec *codec,
-                           const vqkvc_calibration *options, double *ns, vqkvc_err *err);
+/* Nanoseconds per cached token and KV head of each layer of n codecs, one query token, one thread:
+ * ns [n][n_layers] out. The least processor time of all calls: other work on the machine only ever
+ * adds. All layers of all codecs take turns, so that no layer's codes wait in cache, and what else
+ * the machine does meets all alike. Memory: all caches at once. */
+vqkvc_code vqkvc_calibrate(int n, const vqkvc_geometry *const *g, const vqkvc_codec *codecs,
+                           const vqkvc_calibration *options, double *const *ns, vqkvc_err *err);
 
 #endif

@@ -212,7 +212,7 @@ static double time_of(const search *s, const vqkvc_grouping *w, const trial *t)
     int heads = g->n_layers * g->n_kv_heads;
     if (t->times == NULL)
         return 0;
-    double ns = vqkvc_time_heads(s->params->time, s->params->frame, s->params->window.block, heads);
+    double ns = vqkvc_time_heads(s->params->time, s->params->frame, &s->params->window, heads);
     for (int i = 0; i < w->n_scopes; i++)
         ns += t->ns_paid[i][t->share[i]];
     for (int i = 0; i < w->n_own; i++)

@@ -31,9 +31,18 @@ static int width_index(int width)
     return width == 1 ? 0 : width == 2 ? 1 : width == 4 ? 2 : width == 8 ? 3 : -1;
 }
 
-static void add_heads(vqkvc_frame frame, int block, int heads, double *terms)
+/* Tokens of a context that are exact: a block leaves the window when it is full. */
+static double exact_tokens(const vqkvc_window *w, int context)
+{
+    int least = w->n_sink + w->n_recent;
+    return context <= least ? context : least + (context - least) % w->block;
+}
+
+/* exact: part of the tokens. */
+static void add_heads(vqkvc_frame frame, int block, double exact, int heads, double *terms)
 {
     terms[VQKVC_TIME_TOKEN] += heads;
+    terms[VQKVC_TIME_EXACT] += heads * exact;
     if (turns(VQKVC_PART_K, frame))
         terms[VQKVC_TIME_BLOCK] += heads / (double)block;
     if (frame == VQKVC_FRAME_PRE)
@@ -55,8 +64,10 @@ static void add_codes(const vqkvc_time_readers *r, int width, int groups, int pl
         terms[VQKVC_TIME_PRODUCT] += (double)r->members * groups * width;
         return;
     }
-    terms[(r->part == VQKVC_PART_K ? VQKVC_TIME_K1 : VQKVC_TIME_V1) + at] +=
-        (double)r->members * planes;
+    if (r->part == VQKVC_PART_K)
+        terms[at == 0 ? VQKVC_TIME_K1 : VQKVC_TIME_K2] += (double)r->members * planes;
+    else
+        terms[VQKVC_TIME_V1 + at] += (double)r->members * planes;
     if (turns(r->part, r->frame))
         terms[VQKVC_TIME_MAP1 + at] += (double)r->members * planes / r->block;
 }
@@ -86,10 +97,11 @@ void vqkvc_time_groups(const vqkvc_time_model *m, const vqkvc_time_readers *r, d
     }
 }
 
-double vqkvc_time_heads(const vqkvc_time_model *m, vqkvc_frame frame, int block, int heads)
+double vqkvc_time_heads(const vqkvc_time_model *m, vqkvc_frame frame, const vqkvc_window *window,
+                        int heads)
 {
-    double terms[VQKVC_TIME_TERMS] = {0};
-    add_heads(frame, block, heads, terms);
+    double terms[VQKVC_TIME_TERMS] = {0}, exact = exact_tokens(window, VQKVC_TIME_CONTEXT);
+    add_heads(frame, window->block, exact / VQKVC_TIME_CONTEXT, heads, terms);
     return time_of(m, terms);
 }
 
@@ -137,15 +149,17 @@ static vqkvc_frame frame_of(const vqkvc_plan *plan, int layer, int head)
     return VQKVC_FRAME_POST;
 }
 
-int vqkvc_time_layer_terms(const vqkvc_plan *plan, int layer, double *terms)
+int vqkvc_time_terms(const vqkvc_plan *plan, int layer, int context, double *terms)
 {
     const vqkvc_geometry *g = &plan->geometry;
+    const vqkvc_window window = {plan->n_sink, plan->n_recent, plan->block};
+    double exact = exact_tokens(&window, context) / context;
     memset(terms, 0, VQKVC_TIME_TERMS * sizeof *terms);
     if (plan->n_predictions > 0)
         return 0;
     for (int l = layer < 0 ? 0 : layer; l < (layer < 0 ? g->n_layers : layer + 1); l++)
         for (int head = 0; head < g->n_kv_heads; head++)
-            add_heads(frame_of(plan, l, head), plan->block, 1, terms);
+            add_heads(frame_of(plan, l, head), plan->block, exact, 1, terms);
     for (int i = 0; i < plan->n_streams; i++) {
         if (!known(&plan->streams[i]))
             return 0;
@@ -154,16 +168,11 @@ int vqkvc_time_layer_terms(const vqkvc_plan *plan, int layer, double *terms)
     return 1;
 }
 
-int vqkvc_time_terms(const vqkvc_plan *plan, double *terms)
-{
-    return vqkvc_time_layer_terms(plan, -1, terms);
-}
-
 double vqkvc_time_predict(const vqkvc_time_model *m, const vqkvc_plan *plan)
 {
     double terms[VQKVC_TIME_TERMS];
     const vqkvc_geometry *g = &plan->geometry;
-    if (!vqkvc_time_terms(plan, terms))
+    if (!vqkvc_time_terms(plan, -1, VQKVC_TIME_CONTEXT, terms))
         return -1;
     return time_of(m, terms) / ((double)g->n_layers * g->n_kv_heads);
 }

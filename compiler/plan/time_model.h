@@ -15,13 +15,12 @@
  * 1, 2, 4, 8 channels, in this order. */
 #define VQKVC_TIME_LIST(X)                                                                         \
     X(TOKEN, "token") /* a KV head of a layer, whatever it reads: softmax, calls */                \
+    X(EXACT, "exact") /* times exact tokens / tokens: such a head's window */                      \
     X(K_STREAM, "k")  /* a stream of its keys: gains */                                            \
-    X(K1, "k1")       /* a plane of its keys, by width */                                          \
-    X(K2, "k2")                                                                                    \
-    X(K4, "k4")                                                                                    \
-    X(K8, "k8")                                                                                    \
-    X(V_STREAM, "v") /* a stream of its values */                                                  \
-    X(V1, "v1")      /* a plane of its values, by width */                                         \
+    X(K1, "k1")       /* a plane of its keys with a channel of its own: by codewords */            \
+    X(K2, "k2")       /* a plane of its keys for more channels: by tables, however many */         \
+    X(V_STREAM, "v")  /* a stream of its values */                                                 \
+    X(V1, "v1")       /* a plane of its values, by width */                                        \
     X(V2, "v2")                                                                                    \
     X(V4, "v4")                                                                                    \
     X(V8, "v8")                                                                                    \
@@ -53,16 +52,18 @@ typedef struct vqkvc_time_readers {
     int layers;        /* that these are of */
 } vqkvc_time_readers;
 
-/* What a plan has attention do for a token in all layers and KV heads: terms [VQKVC_TIME_TERMS]
- * out, so that time = sum of ns * terms. Returns 0 where the model does not say how long that takes
- * (other codes than nibbles of 1, 2, 4 or 8 channels, predictors, other gains than RMS); landmarks
- * and vectors kept exactly are not counted. */
-int vqkvc_time_terms(const vqkvc_plan *plan, double *terms);
-/* The terms of one layer alone. */
-int vqkvc_time_layer_terms(const vqkvc_plan *plan, int layer, double *terms);
+/* Tokens in the cache: some are exact, and calls take time of their own. */
+enum { VQKVC_TIME_CONTEXT = 16384 };
 
-/* Nanoseconds per cached token and KV head, the mean over layers and KV heads; negative where the
- * model does not say. */
+/* What a plan has attention do for a token in all heads of one layer (-1: of all layers) when
+ * `context` tokens are cached: terms [VQKVC_TIME_TERMS] out, so that time = sum of ns * terms.
+ * Returns 0 where the model does not say how long that takes (other codes than nibbles of 1, 2, 4
+ * or 8 channels, predictors, other gains than RMS); landmarks and vectors kept exactly are not
+ * counted. */
+int vqkvc_time_terms(const vqkvc_plan *plan, int layer, int context, double *terms);
+
+/* Nanoseconds per cached token and KV head of VQKVC_TIME_CONTEXT tokens, the mean over layers and
+ * KV heads; negative where the model does not say. */
 double vqkvc_time_predict(const vqkvc_time_model *m, const vqkvc_plan *plan);
 
 /* The same piece by piece, for a search; nanoseconds per cached token in all its readers. A plan's
@@ -70,7 +71,8 @@ double vqkvc_time_predict(const vqkvc_time_model *m, const vqkvc_plan *plan);
  * option of allocate.h, each [VQKVC_LAYOUT_RUNS] out) and of the heads', over layers * heads. */
 double vqkvc_time_stream(const vqkvc_time_model *m, const vqkvc_time_readers *r);
 void vqkvc_time_groups(const vqkvc_time_model *m, const vqkvc_time_readers *r, double *each);
-double vqkvc_time_heads(const vqkvc_time_model *m, vqkvc_frame frame, int block, int heads);
+double vqkvc_time_heads(const vqkvc_time_model *m, vqkvc_frame frame, const vqkvc_window *window,
+                        int heads);
 
 /* ---- as text: what recipes, command lines and the store hold ---- */
 
