@@ -14,6 +14,15 @@ static const int blocks[] = {64, 256};
 
 enum { N_BLOCKS = sizeof blocks / sizeof *blocks };
 
+vqkvc_time_shape vqkvc_time_shape_of(const vqkvc_geometry *g)
+{
+    return (vqkvc_time_shape){.head_dim = g->head_dim,
+                              .group = g->n_heads / g->n_kv_heads,
+                              .isa = VQKVC_ISA_AUTO,
+                              .context = VQKVC_TIME_CONTEXT,
+                              .seed = 1};
+}
+
 /* Plans and headers to measure. */
 typedef struct trials {
     vqkvc_plan plans[N_BLOCKS];
@@ -192,10 +201,29 @@ vqkvc_code vqkvc_time_given(const char *text, const vqkvc_geometry *g, vqkvc_tim
                             vqkvc_err *err)
 {
     VQKVC_TRY(vqkvc_time_parse(text, m, err));
-    if (m->head_dim != g->head_dim || m->group != g->n_heads / g->n_kv_heads)
+    if (g != NULL && (m->head_dim != g->head_dim || m->group != g->n_heads / g->n_kv_heads))
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "--cost-model is of heads of %d channels and %d query heads a KV head, "
                           "the model has %d and %d",
                           m->head_dim, m->group, g->head_dim, g->n_heads / g->n_kv_heads);
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_time_of_plan(kvdb *db, const vqkvc_options *o, const vqkvc_plan *plan,
+                              const vqkvc_log *log, double *ns, vqkvc_err *err)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    vqkvc_time_shape shape = vqkvc_time_shape_of(g);
+    vqkvc_time_model m;
+    int found = 1;
+    *ns = -1;
+    if (o->cost_model != NULL)
+        VQKVC_TRY(vqkvc_time_given(o->cost_model, g, &m, err));
+    else if (db != NULL)
+        VQKVC_TRY(vqkvc_time_find(db, &shape, 1, log, &m, &found, NULL, err));
+    else
+        found = 0;
+    if (found)
+        *ns = vqkvc_time_predict(&m, plan);
     return VQKVC_OK;
 }

@@ -8,13 +8,16 @@
 #include "command/pipeline.h"
 #include "plan/time_model.h"
 
-/* What is measured; zero means the default. */
+/* What is measured. */
 typedef struct vqkvc_time_shape {
     int head_dim, group; /* query heads of a KV head */
     vqkvc_isa isa;
-    int context; /* as in vqkvc_calibration */
+    int context; /* tokens */
     uint64_t seed;
 } vqkvc_time_shape;
+
+/* The shape of a model's heads, on the best instruction set there is. */
+vqkvc_time_shape vqkvc_time_shape_of(const vqkvc_geometry *g);
 
 /* Measures the model, or finds what was measured on such a machine (processor, instruction set,
  * compiler) with the same kernels in db (may be NULL). Takes seconds. With only_find it measures
@@ -23,8 +26,14 @@ vqkvc_code vqkvc_time_find(kvdb *db, const vqkvc_time_shape *shape, int only_fin
                            const vqkvc_log *log, vqkvc_time_model *m, int *found,
                            vqkvc_hash *recipe_hash, vqkvc_err *err);
 
-/* Reads --cost-model and checks that it is of this geometry. */
+/* Reads --cost-model and checks that it is of this geometry, if that is known (not NULL). */
 vqkvc_code vqkvc_time_given(const char *text, const vqkvc_geometry *g, vqkvc_time_model *m,
                             vqkvc_err *err);
+
+/* Nanoseconds per cached token and KV head that --cost-model predicts for a plan, or what db holds
+ * of this machine, without measuring anything; negative where neither is there, or the model does
+ * not say. */
+vqkvc_code vqkvc_time_of_plan(kvdb *db, const vqkvc_options *o, const vqkvc_plan *plan,
+                              const vqkvc_log *log, double *ns, vqkvc_err *err);
 
 #endif

@@ -259,6 +259,53 @@ static vqkvc_code make_in_time(vqkvc_plan *plan, const vqkvc_capture *c, const v
                       p->max_ns, MOST_SEARCHES, ns);
 }
 
+/* Frames that a limit of time may call for, the quickest last: longer blocks turn queries less
+ * often, keys rotated by their positions never. */
+static const struct {
+    vqkvc_frame frame;
+    int block;
+} candidates[] = {{VQKVC_FRAME_BLOCK, 64},
+                  {VQKVC_FRAME_BLOCK, 128},
+                  {VQKVC_FRAME_BLOCK, 256},
+                  {VQKVC_FRAME_POST, 64}};
+
+/* Sets frame and block of *p to those whose design loses least. */
+static vqkvc_code choose_frame(const vqkvc_capture *c, vqkvc_auto_params *p, const vqkvc_log *log,
+                               vqkvc_err *err)
+{
+    vqkvc_err none = {0};
+    int best = -1;
+    double loss = 0;
+    for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
+        vqkvc_arena arena = {0};
+        vqkvc_err mine = {0};
+        vqkvc_metrics metrics;
+        vqkvc_design design;
+        p->frame = candidates[i].frame;
+        p->window.block = candidates[i].block;
+        if (make_metrics(c, p, &arena, &metrics, &mine) == VQKVC_OK &&
+            vqkvc_search(c, p, &metrics, &arena, log, &design, &mine) == VQKVC_OK) {
+            vqkvc_say(log, 1, "auto: keys %s, block %d: %.3f bits, %.2f ns, predicted loss %.4g",
+                      vqkvc_frame_word((int)p->frame), p->window.block, design.bits, design.ns,
+                      design.loss);
+            if (best < 0 || design.loss < loss) {
+                best = (int)i;
+                loss = design.loss;
+            }
+        }
+        vqkvc_arena_free(&arena);
+        if (mine.code == VQKVC_E_INFEASIBLE)
+            none = mine;
+        else if (mine.code != VQKVC_OK)
+            return vqkvc_fail(err, mine.code, "%s", mine.msg);
+    }
+    if (best < 0)
+        return vqkvc_fail(err, none.code, "%s", none.msg);
+    p->frame = candidates[best].frame;
+    p->window.block = candidates[best].block;
+    return VQKVC_OK;
+}
+
 vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
                            const vqkvc_auto_params *params, kvdb *db, const vqkvc_hash *parent,
                            const vqkvc_log *log, vqkvc_err *err)
@@ -268,6 +315,8 @@ vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
     vqkvc_metrics metrics;
     memset(plan, 0, sizeof *plan);
     VQKVC_TRY(check(capture, &p, err));
+    if (p.any_frame && p.time != NULL && p.max_ns > 0)
+        VQKVC_TRY(choose_frame(capture, &p, log, err));
     vqkvc_fit_store store = {.db = db,
                              .model = capture->geometry.weights_hash,
                              .parent = *parent,

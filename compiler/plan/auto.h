@@ -17,6 +17,8 @@ typedef struct vqkvc_auto_params {
     double max_ns;   /* nanoseconds that attention may take per cached token and KV head, by the
                         cost model; 0: no limit */
     const vqkvc_time_model *time; /* NULL: none, and no limit of time */
+    int any_frame;     /* with max_ns: of block frames of 64, 128 and 256 tokens and keys rotated by
+                          their positions, what loses least; frame and block are not looked at */
     int layers_shared; /* layers that share a stream, at most 1024 / head_dim; 0: chosen; 1: none */
     int separate_heads; /* no stream over several heads */
     int no_gain;        /* no gains */
