@@ -309,11 +309,11 @@ static vqkvc_code find_row(kvdb *db, const char *id, row_ref *ref, vqkvc_err *er
     if (words.failed || shown.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "%s: out of memory", db->path);
     else if (n == 0)
-        vqkvc_fail(err, VQKVC_E_STORE,
+        vqkvc_fail(err, VQKVC_E_USAGE,
                    "%s: no row has the id \"%s\", and no hash begins so; there are %s", db->path,
                    shown.data, words.data);
     else if (n > 1)
-        vqkvc_fail(err, VQKVC_E_STORE, "%s: \"%s\" is ambiguous: %s", db->path, shown.data,
+        vqkvc_fail(err, VQKVC_E_USAGE, "%s: \"%s\" is ambiguous: %s", db->path, shown.data,
                    words.data);
     free(words.data);
     free(shown.data);
@@ -443,7 +443,7 @@ vqkvc_code kvdb_export(kvdb *db, const char *id, vqkvc_buf *bytes, vqkvc_err *er
     vqkvc_hash hash = {0};
     VQKVC_TRY(find_row(db, id, &ref, err));
     if (ref.table == 'e')
-        return vqkvc_fail(err, VQKVC_E_STORE,
+        return vqkvc_fail(err, VQKVC_E_USAGE,
                           "%s: \"%s\" is an evaluation, which has nothing to export", db->path, id);
     kvdb_stmt *st = kvdb_prepare(db->sql, "export",
                                  ref.table == 'a' ? "SELECT content FROM artifact WHERE id = ?1"
@@ -455,7 +455,7 @@ vqkvc_code kvdb_export(kvdb *db, const char *id, vqkvc_buf *bytes, vqkvc_err *er
     if (kvdb_step(st, err))
         kvdb_col_hash(db, st, 0, "an artifact", &hash, err);
     else
-        vqkvc_fail(err, VQKVC_E_STORE, "%s: model m%lld has no header yet", db->path,
+        vqkvc_fail(err, VQKVC_E_USAGE, "%s: model m%lld has no header yet", db->path,
                    (long long)ref.id);
     kvdb_finish(st);
     VQKVC_TRY(err->code);

@@ -118,6 +118,20 @@ static vqkvc_code lower_linear(const vqkvc_plan *plan, gen_lowered *low, linear_
     return VQKVC_OK;
 }
 
+/* The values as binary16, or the scales and then the bytes, two to a value. */
+static void put_table(const vqkvc_table *t, uint16_t *out)
+{
+    size_t n = (size_t)t->rows * t->cols;
+    if (t->bytes == NULL) {
+        memcpy(out, t->f16, n * sizeof *out);
+        return;
+    }
+    size_t n_scales = n / (size_t)t->scale_rows;
+    memcpy(out, t->scale, n_scales * sizeof *out);
+    for (size_t i = 0; i < n; i++) /* arena memory is zero */
+        out[n_scales + i / 2] |= (uint16_t)((uint8_t)t->bytes[i] << i % 2 * 8);
+}
+
 /* Copies the plan's tables, a table of gains for each stream with 8-bit ones, and the codebooks of
  * uniform codes. */
 static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *table_first,
@@ -125,7 +139,7 @@ static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *ta
 {
     int64_t total = 256 + 16; /* linear codebooks; spare words */
     for (int i = 0; i < plan->n_tables; i++)
-        total += (int64_t)plan->tables[i].rows * plan->tables[i].cols + 3;
+        total += (int64_t)(vqkvc_table_size(&plan->tables[i]) + 1) / 2 + 3;
     total += (int64_t)plan->n_streams * 256;
     if (total > INT32_MAX / 4)
         return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
@@ -137,13 +151,13 @@ static vqkvc_code lower_tables(const vqkvc_plan *plan, gen_lowered *low, int *ta
         return err->code;
     for (int i = 0; i < plan->n_tables; i++) {
         const vqkvc_table *t = &plan->tables[i];
-        int n = t->rows * t->cols;
-        char *title =
-            vqkvc_arena_printf(&low->arena, err, "%s [%d, %d]", t->name, t->rows, t->cols);
+        char *title = vqkvc_arena_printf(
+            &low->arena, err, t->bytes != NULL ? "%s [%d, %d]: scales, then bytes" : "%s [%d, %d]",
+            t->name, t->rows, t->cols);
         if (title == NULL)
             return err->code;
-        table_first[i] = reserve(low, title, n);
-        memcpy(low->values + table_first[i], t->f16, (size_t)n * sizeof(uint16_t));
+        table_first[i] = reserve(low, title, (int)((vqkvc_table_size(t) + 1) / 2));
+        put_table(t, low->values + table_first[i]);
     }
     VQKVC_TRY(lower_linear(plan, low, linear, err));
     for (int i = 0; i < plan->n_streams; i++) {
@@ -190,6 +204,7 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
     for (int m = 0; m < s->n_members; m++)
         low->members[low->n_members++] = &s->members[m];
     out->mean = s->mean < 0 ? -1 : table_first[s->mean];
+    out->basis_bytes = s->enc >= 0 && plan->tables[s->enc].bytes != NULL ? 1 : 2;
     out->enc = s->enc < 0 ? -1 : table_first[s->enc];
     out->dec = s->dec < 0 ? -1 : table_first[s->dec];
     out->spread = s->spread < 0 ? -1 : table_first[s->spread];

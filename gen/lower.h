@@ -1,4 +1,5 @@
-/* lower.h - a plan in the terms of the runtime: descriptors, offsets and one table of binary16. */
+/* lower.h - a plan in the terms of the runtime: descriptors, offsets and one table of 16-bit words.
+ */
 #ifndef GEN_LOWER_H
 #define GEN_LOWER_H
 
@@ -15,6 +16,7 @@ typedef struct gen_run {
 
 typedef struct gen_stream {
     int first_member, first_run, n_runs, n_gains, gain_table, bytes, start;
+    int basis_bytes;            /* of an entry of enc and dec */
     int mean, enc, dec, spread; /* offsets in binary16 values, -1: none */
     int kept;                   /* place of outliers in a block's bytes */
 } gen_stream;

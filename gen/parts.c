@@ -15,6 +15,7 @@
     X(vec_neon)                                                                                    \
     X(codes)                                                                                       \
     X(dense)                                                                                       \
+    X(maps)                                                                                        \
     X(kernels)                                                                                     \
     X(bytes_avx2)                                                                                  \
     X(maps_avx512)                                                                                 \

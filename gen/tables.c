@@ -8,9 +8,11 @@
  * that are still pedantic C (style.md has the measurements). */
 static void print_values(const gen_lowered *low, vqkvc_buf *out)
 {
-    vqkvc_buf_puts(out,
-                   "\n/* Bases, means and codebooks: binary16, four to a little-endian word. */\n"
-                   "static const uint64_t vqkv__tables[] = {\n");
+    vqkvc_buf_puts(
+        out,
+        "\n/* Bases, means and codebooks: binary16, four to a little-endian word; or scales in\n"
+        " * binary16 and bytes. */\n"
+        "static const uint64_t vqkv__tables[] = {\n");
     for (int i = 0; i < low->n_sections; i++) {
         const gen_section *section = &low->sections[i];
         vqkvc_buf_puts(out, "    /* ");
@@ -32,23 +34,25 @@ static void print_streams(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_
     static const char *const transforms[] = {"VQKV__IDENTITY", "VQKV__HADAMARD", "VQKV__BASIS"};
     static const char *const gains[] = {"VQKV__NO_GAIN", "VQKV__RMS",   "VQKV__ABSMAX",
                                         "VQKV__SIGNMAX", "VQKV__RANGE", "VQKV__NSN"};
-    vqkvc_buf_puts(out, "\n/* frame, transform, gain, its bytes; members, first; n_in, n_latents; "
-                        "mean, enc, dec;\n * gains, width, table, tokens; outliers, spread, place; "
-                        "first run, runs; "
-                        "bytes, start */\n"
-                        "static const vqkv__stream vqkv__streams[] = {\n");
+    vqkvc_buf_puts(
+        out,
+        "\n/* frame, transform, gain, bytes of it, of the basis; members, first; n_in, n_latents; "
+        "mean, enc, dec;\n * gains, width, table, tokens; outliers, spread, place; "
+        "first run, runs; "
+        "bytes, start */\n"
+        "static const vqkv__stream vqkv__streams[] = {\n");
     for (int i = 0; i < plan->n_streams; i++) {
         const vqkvc_stream *s = &plan->streams[i];
         const gen_stream *l = &low->streams[i];
         int width = s->gain == VQKVC_GAIN_NONE ? s->n_latents : s->gain_width;
         vqkvc_buf_printf(out,
                          "    {%s, %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, "
-                         "%d, %d, %d, %d, %d}, /* ",
+                         "%d, %d, %d, %d, %d, %d}, /* ",
                          frames[s->frame], transforms[s->transform], gains[s->gain],
-                         s->gain == VQKVC_GAIN_NONE ? 0 : s->gain_bits / 8, s->n_members,
-                         l->first_member, s->n_in, s->n_latents, l->mean, l->enc, l->dec,
-                         l->n_gains, width, l->gain_table, s->gain_tokens, s->outliers, l->spread,
-                         l->kept, l->first_run, l->n_runs, l->bytes, l->start);
+                         s->gain == VQKVC_GAIN_NONE ? 0 : s->gain_bits / 8, l->basis_bytes,
+                         s->n_members, l->first_member, s->n_in, s->n_latents, l->mean, l->enc,
+                         l->dec, l->n_gains, width, l->gain_table, s->gain_tokens, s->outliers,
+                         l->spread, l->kept, l->first_run, l->n_runs, l->bytes, l->start);
         gen_put_user(out, s->name);
         vqkvc_buf_puts(out, " */\n");
     }

@@ -213,7 +213,7 @@ static void vqkv__collect(vqkv__pass *a)
         bin = vqkv__collect_latents(a, s, first, bin);
         first += (size_t)s->n_latents;
         if (s->transform == VQKV__BASIS)
-            a->ops->unmap(vqkv__table(s->dec + row * s->n_latents), VQKV_HEAD_DIM, s->n_latents,
+            a->ops->unmap(vqkv__basis(s, s->dec, a->v_uses[u].member), VQKV_HEAD_DIM, s->n_latents,
                           a->y, a->rows, a->o);
         for (r = 0; r < a->rows; r++) {
             float *o = a->o + r * VQKV_HEAD_DIM;

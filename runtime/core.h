@@ -48,6 +48,35 @@ static inline const unsigned char *vqkv__table(int offset)
     return (const unsigned char *)vqkv__tables + 2 * (size_t)offset;
 }
 
+/* A table of binary16 from its i-th value on. */
+static inline vqkv__matrix vqkv__halves(int offset, size_t i)
+{
+    vqkv__matrix m;
+    m.values = vqkv__table(offset) + 2 * i;
+    m.scale = NULL;
+    return m;
+}
+
+/* Entry i of a table as it stands: in bytes, without the scale of its column. */
+static inline float vqkv__raw_at(const vqkv__matrix *m, size_t i)
+{
+    return m->scale == NULL ? vqkv__half_at(m->values, i) : (float)(signed char)m->values[i];
+}
+
+/* One member's rows of a stream's basis, enc or dec. */
+static inline vqkv__matrix vqkv__basis(const vqkv__stream *s, int offset, int member)
+{
+    vqkv__matrix m = vqkv__halves(offset, 0);
+    size_t latents = (size_t)s->n_latents, rows = (size_t)member * VQKV_HEAD_DIM;
+    if (s->basis_bytes == 2) {
+        m.values += 2 * rows * latents;
+        return m;
+    }
+    m.scale = m.values + 2 * (size_t)member * latents;
+    m.values += 2 * (size_t)s->n_members * latents + rows * latents;
+    return m;
+}
+
 static inline double vqkv__rope_freq(int pair)
 {
     double f;

@@ -208,8 +208,8 @@ static void vqkv__add_member(const vqkv__ops *ops, const vqkv__stream *s, int me
 {
     int d, row = member * VQKV_HEAD_DIM;
     if (s->transform == VQKV__BASIS)
-        ops->dense->product(vqkv__table(s->dec + row * s->n_latents), (size_t)s->n_latents, 1,
-                            s->n_latents, VQKV_HEAD_DIM, z, out);
+        ops->dense->product(vqkv__basis(s, s->dec, member), (size_t)s->n_latents, 1, s->n_latents,
+                            VQKV_HEAD_DIM, z, out);
     else
         ops->dense->add((size_t)VQKV_HEAD_DIM * VQKV_BLOCK, sign, z + (size_t)row * VQKV_BLOCK,
                         out);

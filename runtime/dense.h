@@ -62,8 +62,24 @@ VQKV__TARGET_ISA static inline void vqkv__widen_ISA(const unsigned char *row, in
         x[j] = vqkv__half_at(row, (size_t)j);
 }
 
-VQKV__TARGET_ISA static void vqkv__product_ISA(const unsigned char *table, size_t ld, int across,
-                                               int n_in, int n_out, const float *x, float *y)
+/* x [n] of fp32 from entries of a table: the i-th on, the first of them in column `col`. */
+VQKV__TARGET_ISA static inline void vqkv__unpack_ISA(const vqkv__matrix *m, size_t i, size_t col,
+                                                     int n, float *x)
+{
+    int j = 0;
+    if (m->scale == NULL) {
+        vqkv__widen_ISA(m->values + 2 * i, n, x);
+        return;
+    }
+    for (; j + VQKV__LANES_ISA <= n; j += VQKV__LANES_ISA)
+        vqkv__store_ISA(x + j, vqkv__mul_ISA(vqkv__loads8_ISA(m->values + i + j),
+                                             vqkv__loadh_ISA(m->scale + 2 * (col + (size_t)j))));
+    for (; j < n; j++)
+        x[j] = vqkv__raw_at(m, i + (size_t)j) * vqkv__half_at(m->scale, col + (size_t)j);
+}
+
+VQKV__TARGET_ISA static void vqkv__product_ISA(vqkv__matrix table, size_t ld, int across, int n_in,
+                                               int n_out, const float *x, float *y)
 {
     float coef[VQKV__STRIP_ISA * VQKV__DEPTH_ISA];
     int i, o, k, first;
@@ -74,11 +90,11 @@ VQKV__TARGET_ISA static void vqkv__product_ISA(const unsigned char *table, size_
             int n = n_in - first < VQKV__DEPTH_ISA ? n_in - first : VQKV__DEPTH_ISA;
             const float *src = x + (size_t)first * VQKV_BLOCK;
             for (k = 0; k < m && across; k++)
-                vqkv__widen_ISA(table + 2 * ((size_t)(o + k) * ld + (size_t)first), n,
-                                coef + k * VQKV__DEPTH_ISA);
+                vqkv__unpack_ISA(&table, (size_t)(o + k) * ld + (size_t)first, (size_t)first, n,
+                                 coef + k * VQKV__DEPTH_ISA);
             for (i = 0; i < n && !across; i++)
-                vqkv__widen_ISA(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
-                                coef + i * VQKV__STRIP_ISA);
+                vqkv__unpack_ISA(&table, (size_t)(first + i) * ld + (size_t)o, (size_t)o, m,
+                                 coef + i * VQKV__STRIP_ISA);
             for (k = 0; k < m; k += VQKV__N_OUTS_ISA) {
                 float *dst = y + (size_t)(o + k) * VQKV_BLOCK;
                 if (across)

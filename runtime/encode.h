@@ -238,8 +238,10 @@ static void vqkv__encode_stream(vqkv__coding *c, int stream)
     vqkv__gather_rest(c, stream);
     if (s->transform == VQKV__BASIS) {
         memset(z, 0, sizeof(float) * (size_t)s->n_latents * VQKV_BLOCK);
-        c->ops->dense->product(vqkv__table(s->enc), (size_t)s->n_latents, 0, s->n_in, s->n_latents,
-                               c->x, z);
+        for (i = 0; i < s->n_members; i++)
+            c->ops->dense->product(vqkv__basis(s, s->enc, i), (size_t)s->n_latents, 0,
+                                   VQKV_HEAD_DIM, s->n_latents,
+                                   c->x + (size_t)i * VQKV__HEAD_FLOATS, z);
     } else if (s->transform == VQKV__HADAMARD) {
         vqkv__hadamard_tile(c->ops, z, s->n_in);
     }

@@ -1,7 +1,7 @@
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round scale2 (x * 2^n, n integral) hsum hmax
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -241,85 +241,6 @@ VQKV__TARGET_ISA static float vqkv__dot_row_ISA(const unsigned char *row, int n,
     for (; j < n; j++)
         sum += x[j] * vqkv__half_at(row, (size_t)j);
     return sum;
-}
-
-/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
-VQKV__TARGET_ISA static void vqkv__map_ISA(const unsigned char *table, int n_in, int n_out,
-                                           const float *x, int ldx, int rows, float *y)
-{
-    int r, j, d;
-    for (j = 0; j + VQKV__LANES_ISA <= n_out; j += VQKV__LANES_ISA) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            for (d = 0; d < n_in; d++) {
-                vqkv__vf_ISA b =
-                    vqkv__loadh_ISA(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__set1_ISA(xd[k * ldx]), b, a##k);
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            }
-#define VQKV__X(k) vqkv__store_ISA(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-        }
-        for (; r < rows; r++) {
-            vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
-            for (d = 0; d < n_in; d++)
-                a = vqkv__fma_ISA(
-                    vqkv__set1_ISA(x[(size_t)r * (size_t)ldx + (size_t)d]),
-                    vqkv__loadh_ISA(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
-            vqkv__store_ISA(y + (size_t)r * (size_t)n_out + j, a);
-        }
-    }
-    for (; j < n_out; j++)
-        for (r = 0; r < rows; r++) {
-            float sum = 0.0f;
-            for (d = 0; d < n_in; d++)
-                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
-                       vqkv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
-            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
-        }
-}
-
-/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
- * channels. */
-VQKV__TARGET_ISA static void vqkv__unmap_ISA(const unsigned char *table, int n_out, int n_in,
-                                             const float *y, int rows, float *o)
-{
-    int d, r, j;
-    for (d = 0; d < n_out; d++) {
-        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            for (j = 0; j + VQKV__LANES_ISA <= n_in; j += VQKV__LANES_ISA) {
-                vqkv__vf_ISA b = vqkv__loadh_ISA(row + 2 * j);
-#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(x + k * n_in + j), b, a##k);
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            }
-#define VQKV__X(k) sum[k] = vqkv__hsum_ISA(a##k);
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            for (; j < n_in; j++) {
-                float b = vqkv__half_at(row, (size_t)j);
-#define VQKV__X(k) sum[k] += x[k * n_in + j] * b;
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            }
-#define VQKV__X(k) o[(r + k) * n_out + d] += sum[k];
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-        }
-        for (; r < rows; r++)
-            o[r * n_out + d] += vqkv__dot_row_ISA(row, n_in, y + (size_t)r * (size_t)n_in);
-    }
 }
 
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,

@@ -4,22 +4,37 @@
 
 #if VQKV_BLOCK >= 64
 
-/* Columns i .. i + 15 of a basis row; the mean where they end. */
-VQKV__INLINE_avx512 __m512 vqkv__map_row_avx512(const unsigned char *table,
+/* Which of columns i .. i + 15 are the basis's: the mean and what is behind it are not. */
+VQKV__INLINE_avx512 __mmask16 vqkv__map_real_avx512(int n_out, int i)
+{
+    int left = n_out - i;
+    return left < 16 ? (__mmask16)((1u << left) - 1u) : VQKV__ALL_avx512;
+}
+
+/* Columns i .. i + 15 of a basis row, without scales; the mean where they end. */
+VQKV__INLINE_avx512 __m512 vqkv__map_row_avx512(const vqkv__matrix *table,
                                                 const unsigned char *mean, int d, int n_out, int i)
 {
     int left = n_out - i;
-    __mmask16 real = left < 16 ? (__mmask16)((1u << left) - 1u) : VQKV__ALL_avx512;
-    __m256i half = _mm256_maskz_loadu_epi16(
-        real, (const void *)(table + 2 * ((size_t)d * (size_t)n_out + (size_t)i)));
-    __m512 x = _mm512_maskz_cvtph_ps(VQKV__ALL_avx512, half);
+    __mmask16 real = vqkv__map_real_avx512(n_out, i);
+    size_t at = (size_t)d * (size_t)n_out + (size_t)i;
+    __m512 x;
+    if (table->scale != NULL)
+        x = _mm512_maskz_cvtepi32_ps(
+            VQKV__ALL_avx512,
+            _mm512_maskz_cvtepi8_epi32(
+                VQKV__ALL_avx512, _mm_maskz_loadu_epi8(real, (const void *)(table->values + at))));
+    else
+        x = _mm512_maskz_cvtph_ps(
+            VQKV__ALL_avx512,
+            _mm256_maskz_loadu_epi16(real, (const void *)(table->values + 2 * at)));
     if (left < 16 && mean != NULL)
         x = _mm512_mask_mov_ps(x, (__mmask16)(1u << left),
                                _mm512_set1_ps(vqkv__half_at(mean, (size_t)d)));
     return x;
 }
 
-VQKV__TARGET_avx512 static void vqkv__map_basis_avx512(const unsigned char *table,
+VQKV__TARGET_avx512 static void vqkv__map_basis_avx512(vqkv__matrix table,
                                                        const unsigned char *mean, int n_in,
                                                        int n_out, short *words, float *scale)
 {
@@ -29,13 +44,22 @@ VQKV__TARGET_avx512 static void vqkv__map_basis_avx512(const unsigned char *tabl
         __mmask16 some;
         for (d = 0; d < n_in; d++)
             high =
-                _mm512_max_ps(high, _mm512_abs_ps(vqkv__map_row_avx512(table, mean, d, n_out, i)));
+                _mm512_max_ps(high, _mm512_abs_ps(vqkv__map_row_avx512(&table, mean, d, n_out, i)));
+        if (table.scale != NULL) /* bytes are words of 16 units, exactly */
+            high = _mm512_mask_mov_ps(high, vqkv__map_real_avx512(n_out, i),
+                                      _mm512_set1_ps(VQKV__MAP_TOP / 16.0f));
         some = _mm512_cmp_ps_mask(high, _mm512_setzero_ps(), _CMP_GT_OQ);
         factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(VQKV__MAP_TOP), high);
+        if (table.scale != NULL) {
+            __mmask16 real = vqkv__map_real_avx512(n_out, i);
+            __m256i half = _mm256_maskz_loadu_epi16(real, (const void *)(table.scale + 2 * i));
+            high =
+                _mm512_mask_mul_ps(high, real, high, _mm512_maskz_cvtph_ps(VQKV__ALL_avx512, half));
+        }
         _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / VQKV__MAP_TOP)));
         for (d = 0; d < n_in; d += 2, words += 32) {
-            __m512 x = vqkv__map_row_avx512(table, mean, d, n_out, i);
-            __m512 y = vqkv__map_row_avx512(table, mean, d + 1, n_out, i);
+            __m512 x = vqkv__map_row_avx512(&table, mean, d, n_out, i);
+            __m512 y = vqkv__map_row_avx512(&table, mean, d + 1, n_out, i);
             __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
             __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
             _mm512_storeu_si512((void *)words,

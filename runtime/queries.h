@@ -76,7 +76,7 @@ static void vqkv__fill_maps(vqkv__pass *a)
         const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
         int row = a->k_uses[u].member * VQKV_HEAD_DIM;
         a->ops->bytes->map_basis(
-            vqkv__table(s->dec + row * s->n_latents),
+            vqkv__basis(s, s->dec, a->k_uses[u].member),
             s->mean < 0 ? NULL : vqkv__table(s->mean + row), VQKV_HEAD_DIM, s->n_latents,
             a->map_words + (size_t)a->map_columns * VQKV_HEAD_DIM, a->map_scale + a->map_columns);
         a->map_columns += VQKV__COLUMNS(s->n_latents);
@@ -113,8 +113,8 @@ static void vqkv__map_one(vqkv__pass *a, const vqkv__stream *s, int member)
         a->bias[r] += a->ops->dot_row(vqkv__table(s->mean + row), VQKV_HEAD_DIM,
                                       a->turned + r * VQKV_HEAD_DIM);
     if (s->transform == VQKV__BASIS) {
-        a->ops->map(vqkv__table(s->dec + row * s->n_latents), VQKV_HEAD_DIM, s->n_latents,
-                    a->turned, VQKV_HEAD_DIM, a->rows, a->y);
+        a->ops->map(vqkv__basis(s, s->dec, member), VQKV_HEAD_DIM, s->n_latents, a->turned,
+                    VQKV_HEAD_DIM, a->rows, a->y);
         return;
     }
     memset(a->y, 0, sizeof(float) * (size_t)a->rows * (size_t)s->n_latents);

@@ -55,19 +55,19 @@ static void vqkv__predict(const vqkv__ops *ops, const vqkv__room *room, int pred
         size_t row = (size_t)s * VQKV__WIDTH;
         for (h = head; h < head + n_heads && p->per_head; h++)
             ops->dense->product(
-                vqkv__table(p->map) + 2 * (row + (size_t)h * VQKV_HEAD_DIM) * VQKV_HEAD_DIM,
+                vqkv__halves(p->map, (row + (size_t)h * VQKV_HEAD_DIM) * VQKV_HEAD_DIM),
                 VQKV_HEAD_DIM, 0, VQKV_HEAD_DIM, VQKV_HEAD_DIM, x + (size_t)h * VQKV__HEAD_FLOATS,
                 out + (size_t)(h - head) * VQKV__HEAD_FLOATS);
         if (p->rank > 0)
-            ops->dense->product(vqkv__table(p->map) + 2 * row * (size_t)p->rank, (size_t)p->rank, 0,
+            ops->dense->product(vqkv__halves(p->map, row * (size_t)p->rank), (size_t)p->rank, 0,
                                 VQKV__WIDTH, p->rank, x, room->hidden);
         else if (!p->per_head)
-            ops->dense->product(vqkv__table(p->map) + 2 * (row * VQKV__WIDTH + (size_t)first),
+            ops->dense->product(vqkv__halves(p->map, row * VQKV__WIDTH + (size_t)first),
                                 VQKV__WIDTH, 0, VQKV__WIDTH, n, x, out);
     }
     if (p->rank > 0)
-        ops->dense->product(vqkv__table(p->out + first), VQKV__WIDTH, 0, p->rank, n, room->hidden,
-                            out);
+        ops->dense->product(vqkv__halves(p->out, (size_t)first), VQKV__WIDTH, 0, p->rank, n,
+                            room->hidden, out);
 }
 
 /* out [HEAD_DIM, BLOCK] += sign * what one stream holds of a head. */

@@ -30,10 +30,11 @@ typedef struct vqkv__run {
 } vqkv__run;
 
 typedef struct vqkv__stream {
-    unsigned char frame, transform, gain, gain_bytes;
+    unsigned char frame, transform, gain, gain_bytes, basis_bytes;
     int n_members, first_member; /* members are rows of the concatenated input */
     int n_in, n_latents;
-    int mean, enc, dec;                  /* offsets of tables, -1: none */
+    int mean, enc, dec; /* offsets of tables, -1: none. Bases whose entries have one byte begin with
+                           their scales, binary16 [members, n_latents] */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
     int gain_tokens;                     /* that share a RANGE, or the shift of NSN */
     int outliers, spread, kept;          /* their number, table or -1, place in a block's bytes */
@@ -68,6 +69,11 @@ typedef struct vqkv__prediction {
     int bias, map, out;       /* offsets of tables */
 } vqkv__prediction;
 
+/* Entries of a constant table: binary16, or bytes that count the scale of their column each. */
+typedef struct vqkv__matrix {
+    const unsigned char *values, *scale; /* scale: binary16 [columns], NULL: entries are binary16 */
+} vqkv__matrix;
+
 /* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
  * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
  * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another. */
@@ -97,9 +103,9 @@ static inline int vqkv__dot_pairs(const vqkv__run *run)
 typedef struct vqkv__byte_ops {
     /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
      * through tables. */
-    /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
+    /* A basis [n_in, n_out] with a mean, binary16 [n_in] or NULL, as one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
-    void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
+    void (*map_basis)(vqkv__matrix, const unsigned char *, int, int, short *, float *);
     /* x [n] in words that count `unit` each. */
     void (*to_words)(const float *, int, float, short *);
     /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
@@ -139,7 +145,7 @@ typedef struct vqkv__byte_ops {
 typedef struct vqkv__dense_ops {
     /* y [n_out, BLOCK] += x [n_in, BLOCK] through a table: input i counts for output o by its entry
      * i * ld + o, or o * ld + i if `across`. */
-    void (*product)(const unsigned char *, size_t, int, int, int, const float *, float *);
+    void (*product)(vqkv__matrix, size_t, int, int, int, const float *, float *);
     /* y [n] += a * x */
     void (*add)(size_t, float, const float *, float *);
     /* x [rows, BLOCK] = shift [BLOCK] + scale [BLOCK] * x */
@@ -190,8 +196,8 @@ typedef struct vqkv__ops {
     void (*gains)(const unsigned char *, const unsigned char *, float *);
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
-    void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
-    void (*unmap)(const unsigned char *, int, int, const float *, int, float *);
+    void (*map)(vqkv__matrix, int, int, const float *, int, int, float *);
+    void (*unmap)(vqkv__matrix, int, int, float *, int, float *);
     void (*fill_tables)(const vqkv__run *, const float *, size_t, int, float *);
     float (*largest)(const float *, int, size_t);
     float (*exponentials)(float *, int, size_t, float);

@@ -38,6 +38,11 @@ VQKV__TARGET_avx2 static inline __m256 vqkv__loadu8_avx2(const unsigned char *p)
     return _mm256_cvtepi32_ps(
         _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
 }
+VQKV__TARGET_avx2 static inline __m256 vqkv__loads8_avx2(const unsigned char *p)
+{
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
 VQKV__TARGET_avx2 static inline __m256 vqkv__add_avx2(__m256 a, __m256 b)
 {
     return _mm256_add_ps(a, b);

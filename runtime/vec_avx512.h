@@ -55,6 +55,12 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__loadu8_avx512(const unsigned char
         VQKV__ALL_avx512, _mm512_maskz_cvtepu8_epi32(
                               VQKV__ALL_avx512, _mm_loadu_si128((const __m128i *)(const void *)p)));
 }
+VQKV__TARGET_avx512 static inline __m512 vqkv__loads8_avx512(const unsigned char *p)
+{
+    return _mm512_maskz_cvtepi32_ps(
+        VQKV__ALL_avx512, _mm512_maskz_cvtepi8_epi32(
+                              VQKV__ALL_avx512, _mm_loadu_si128((const __m128i *)(const void *)p)));
+}
 VQKV__TARGET_avx512 static inline __m512 vqkv__add_avx512(__m512 a, __m512 b)
 {
     return _mm512_add_ps(a, b);

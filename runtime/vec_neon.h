@@ -32,6 +32,12 @@ static inline float32x4_t vqkv__loadu8_neon(const unsigned char *p)
     memcpy(&four, p, 4);
     return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
 }
+static inline float32x4_t vqkv__loads8_neon(const unsigned char *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four))))));
+}
 static inline float32x4_t vqkv__add_neon(float32x4_t a, float32x4_t b)
 {
     return vaddq_f32(a, b);

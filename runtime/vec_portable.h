@@ -30,6 +30,10 @@ static inline float vqkv__loadu8_portable(const unsigned char *p)
 {
     return (float)*p;
 }
+static inline float vqkv__loads8_portable(const unsigned char *p)
+{
+    return (float)(signed char)*p;
+}
 static inline float vqkv__add_portable(float a, float b)
 {
     return a + b;

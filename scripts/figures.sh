@@ -32,3 +32,9 @@ echo "figures: fidelity on ${text[1]##*/}" >&2
 "$vqkvc" suite "$model" --rates 0.5,1,1.25,1.5,3 --schemes vqkv,aqua2,svdq,kivi2,kvquant2 \
     --db "$out/figures.db" "${text[@]}" --figures -q |
     grep -E '^(fidelity\.(kl|ppl)|bits|bits\.total|scan)\.(auto|vqkv|aqua|svdq|kivi|kvquant)[0-9. ]'
+
+# Attention at a shape of large models: nanoseconds a cached token and KV head.
+echo "figures: speed, head_dim 128, 4 query heads a KV head, 16384 tokens, one thread" >&2
+"$vqkvc" bench --schemes auto1,auto2,auto4,auto2s --figures -q
+"$vqkvc" bench --schemes auto1,auto2,auto4 --isa avx2 --figures -q |
+    grep -E '^speed\.(attend|encode)_ns\.[a-z0-9]+(\.16k)?\.avx2 '

@@ -14,6 +14,10 @@
 
 #include "base/file.h"
 
+/* Limits of a test, and of the processor time of a command in it: on a busy machine a compiler
+ * takes many times as long as it works. */
+enum { TEST_SECONDS = 900, COMMAND_SECONDS = 120 };
+
 static char dir[64];
 
 static inline void make_dir(void)
@@ -40,7 +44,8 @@ static inline int shell(int quiet, const char *fmt, ...)
     int n = vsnprintf(words, sizeof words, fmt, args);
     va_end(args);
     cr_assert(n > 0 && (size_t)n < sizeof words);
-    snprintf(command, sizeof command, "root=$PWD; cd %s && { %s; } >log 2>&1", dir, words);
+    snprintf(command, sizeof command, "root=$PWD; cd %s && ulimit -t %d && { %s; } >log 2>&1", dir,
+             (int)COMMAND_SECONDS, words);
     int status = system(command);
     status = WIFEXITED(status) ? WEXITSTATUS(status) : 128;
     if (status != 0 && !quiet) {

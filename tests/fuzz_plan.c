@@ -124,7 +124,7 @@ static vqkvc_code add_mixed_streams(vqkvc_plan *plan, vqkvc_err *err)
 {
     vqkvc_member keys[2] = {{VQKVC_PART_K, 0, 0}, {VQKVC_PART_K, 1, 0}};
     int mean = vqkvc_plan_add_table(plan, 1, 16, err, "mean");
-    int enc = vqkvc_plan_add_table(plan, 16, 12, err, "enc");
+    int enc = vqkvc_plan_add_bytes(plan, 16, 12, 8, err, "enc");
     int book = vqkvc_plan_add_table(plan, 2 * 2, 2 << 2, err, "book");
     vqkvc_stream *s = vqkvc_plan_add_stream(plan, "K", 2, keys, err);
     vqkvc_run *r = s == NULL ? NULL : vqkvc_plan_set_runs(plan, s, 3, err);

@@ -305,8 +305,8 @@ Test(plan, storage_names_the_field_that_is_wrong)
     vqkvc_buf bytes = {0};
     make_toy(&plan);
     write_plan(&plan, &bytes);
-    expect_refusal(&bytes, "\"version\":3", "\"version\":2", "$.version is 2, but");
-    expect_refusal(&bytes, "\"version\":3", "\"version\":4", "by a newer program");
+    expect_refusal(&bytes, "\"version\":4", "\"version\":3", "$.version is 3, but");
+    expect_refusal(&bytes, "\"version\":4", "\"version\":5", "by a newer program");
     expect_refusal(&bytes, "\"block\":16", "\"block\":\"16\"", "$.block is no integer");
     expect_refusal(&bytes, "\"block\":16", "\"blocks\":16", "$.block is missing");
     expect_refusal(&bytes, "\"block\":16", "\"block\":16,\"x\":1", "$ has 1 unknown fields");

@@ -76,7 +76,22 @@ static inline int toy_table(vqkvc_plan *plan, int rows, int cols, double scale, 
     return index;
 }
 
-/* Fills enc and dec [n_in, n_latents] with the same orthonormal columns (Gram-Schmidt). */
+/* Makes a table of binary16 one of bytes, with a scale for every so many rows and column. */
+static inline void toy_bytes(vqkvc_plan *plan, int index, int scale_rows)
+{
+    vqkvc_err err = {0};
+    vqkvc_table *t = &plan->tables[index];
+    const uint16_t *values = t->f16;
+    t->f16 = NULL;
+    t->scale_rows = scale_rows;
+    t->bytes = vqkvc_arena_alloc(&plan->arena, (size_t)t->rows * t->cols, 1, &err);
+    t->scale = vqkvc_arena_alloc(&plan->arena, (size_t)(t->rows / scale_rows) * t->cols, 2, &err);
+    cr_assert_eq(err.code, VQKVC_OK, "%s", err.msg);
+    vqkvc_table_round(t, values, (size_t)t->cols);
+}
+
+/* Fills enc and dec [n_in, n_latents], of every other stream in bytes, with the same orthonormal
+ * columns (Gram-Schmidt). */
 static inline void toy_basis(vqkvc_plan *plan, vqkvc_stream *s)
 {
     int n = s->n_in, m = s->n_latents;
@@ -106,6 +121,10 @@ static inline void toy_basis(vqkvc_plan *plan, vqkvc_stream *s)
         }
     }
     free(q);
+    if (plan->n_streams % 2 == 0) {
+        toy_bytes(plan, s->enc, plan->geometry.head_dim);
+        toy_bytes(plan, s->dec, plan->geometry.head_dim);
+    }
 }
 
 static inline void toy_gain(const toy_case *c, vqkvc_stream *s)

@@ -12,7 +12,7 @@
 #include "eval/speed_encode.h"
 #include "eval/synthetic.h"
 
-enum { MAX_SCHEMES = 32 };
+enum { MAX_SCHEMES = 32, ENCODED_HEADS = 8 };
 
 typedef struct bench {
     const vqkvc_options *options;
@@ -65,29 +65,47 @@ static vqkvc_code load_schemes(bench *b, vqkvc_err *err)
 
 /* ---- results ---- */
 
+typedef struct in_tree_row {
+    const char *name;
+    double bits;
+    const vqkvc_timing *timing;
+} in_tree_row;
+
 static void put_line(const bench *b, const char *name, double bits, const vqkvc_timing *t,
                      const vqkvc_encode_timing *e, vqkvc_buf *text, vqkvc_buf *csv)
 {
     const vqkvc_options *o = b->options;
-    vqkvc_buf_printf(text, "%-10s %5.2f  %8.2f  %8.2f .. %-8.2f %6.2f  %5.1f %%  %6.2f\n", name,
+    vqkvc_buf_printf(text, "%-12s %5.2f  %8.2f  %8.2f .. %-8.2f %6.2f  %5.1f %%  %6.2f\n", name,
                      bits, t->ns, t->ns_min, t->ns_max, t->floor_ns, 100 * t->floor_ns / t->ns,
                      b->speed.f16.ns / t->ns);
-    vqkvc_buf_printf(csv, "%s,%s,%d,%d,%d,%d,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f\n", name,
-                     o->isa, o->head_dim, o->query_group, o->context, o->block, bits, t->ns,
-                     t->ns_min, t->ns_max, t->floor_ns, t->prefill_ns, e->decode, e->prefill,
-                     e->worst);
+    vqkvc_buf_printf(csv, "%s,%s,%d,%d,%d,%d,%d,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f\n",
+                     name, o->isa, o->head_dim, o->query_group, o->context, o->block, o->workers,
+                     bits, t->ns, t->ns_min, t->ns_max, t->floor_ns, t->prefill_ns, e->decode,
+                     e->prefill, e->worst);
+}
+
+/* The in-tree attentions; those that were not timed have no name. */
+static int in_tree(const bench *b, in_tree_row *rows)
+{
+    const vqkvc_speed *s = &b->speed;
+    rows[0] = (in_tree_row){"f16 in tree", 16, &s->f16};
+    rows[1] = (in_tree_row){"q8_0 in tree", 8.5, &s->q8_0};
+    rows[2] = (in_tree_row){"q4_0 in tree", 4.5, &s->q4_0};
+    return s->q8_0.ns > 0 ? 3 : 1;
 }
 
 /* Writing, and attention of many queries. */
 static void put_writing(const bench *b, vqkvc_buf *text)
 {
+    in_tree_row rows[3];
+    int n = in_tree(b, rows);
     vqkvc_buf_puts(text,
-                   "\nscheme      us to append a token to a layer        longest   32 queries  "
+                   "\nscheme        us to append a token to a layer        longest   32 queries  "
                    "x f16\n"
-                   "                one a call   256 a call      call, us  ns/token\n");
-    for (int i = 0; i <= b->n; i++) {
-        const vqkvc_timing *t = i < b->n ? &b->timings[i] : &b->speed.f16;
-        vqkvc_buf_printf(text, "%-10s", i < b->n ? b->names[i] : "f16");
+                   "                  one a call   256 a call      call, us  ns/token\n");
+    for (int i = 0; i < b->n + n; i++) {
+        const vqkvc_timing *t = i < b->n ? &b->timings[i] : rows[i - b->n].timing;
+        vqkvc_buf_printf(text, "%-12s", i < b->n ? b->names[i] : rows[i - b->n].name);
         if (i < b->n)
             vqkvc_buf_printf(text, "  %14.2f  %11.2f  %12.0f", b->encoding[i].decode,
                              b->encoding[i].prefill, b->encoding[i].worst);
@@ -132,32 +150,73 @@ static vqkvc_code time_like_model(bench *b, const vqkvc_log *log, vqkvc_err *err
     return err->code;
 }
 
+static void put_tables(const bench *b, vqkvc_buf *text, vqkvc_buf *csv)
+{
+    const vqkvc_options *o = b->options;
+    const vqkvc_encode_timing none = {0};
+    in_tree_row rows[3];
+    int n = in_tree(b, rows);
+    vqkvc_buf_printf(
+        text,
+        "head_dim %d, %d query heads a KV head, %d tokens, %s; %d thread%s; "
+        "%.1f GB/s read; in tree in %s\n"
+        "scheme        scan   ns/token       range            floor  of floor  x f16\n",
+        o->head_dim, o->query_group, o->context, o->isa, o->workers, o->workers > 1 ? "s" : "",
+        b->speed.bandwidth * 1e-9, b->speed.f16_isa);
+    vqkvc_buf_puts(csv,
+                   "scheme,isa,head_dim,group,context,block,workers,scan_bits,ns,ns_min,ns_max,"
+                   "floor_ns,prefill_ns,append_us,append256_us,longest_us\n");
+    for (int i = 0; i < b->n; i++)
+        put_line(b, b->names[i], b->scan_bits[i], &b->timings[i], &b->encoding[i], text, csv);
+    for (int i = 0; i < n; i++)
+        put_line(b, rows[i].name, rows[i].bits, rows[i].timing, &none, text, csv);
+    put_writing(b, text);
+}
+
+/* "speed.attend_ns.auto2.16k 4.1 ns": the least of the repeats, which other work on the machine
+ * disturbs least; and what a token's K and V of 8 KV heads of a layer take to encode. With an
+ * instruction set that was asked for behind it, and then nothing in tree: that has the best. */
+static void put_figures(const bench *b, vqkvc_buf *text)
+{
+    static const char *const names[] = {"f16", "q8_0", "q4_0"};
+    const vqkvc_options *o = b->options;
+    int best = strcmp(o->isa, "best") == 0, k = o->context / 1024;
+    const char *dot = best ? "" : ".", *isa = best ? "" : o->isa;
+    in_tree_row rows[3];
+    int n = best ? in_tree(b, rows) : 0;
+    for (int i = 0; i < b->n; i++) {
+        vqkvc_buf_printf(text, "speed.attend_ns.%s.%dk%s%s %.3g ns\n", b->names[i], k, dot, isa,
+                         b->timings[i].ns_min);
+        vqkvc_buf_printf(text, "speed.encode_ns.%s%s%s %.4g ns\n", b->names[i], dot, isa,
+                         b->encoding[i].prefill * 1000 * ENCODED_HEADS / o->kv_heads);
+        if (best)
+            vqkvc_buf_printf(text, "speed.memory_floor_ns.%s.%dk %.3g ns\n", b->names[i], k,
+                             b->timings[i].floor_ns);
+    }
+    for (int i = 0; i < n; i++) {
+        vqkvc_buf_printf(text, "speed.attend_ns.%s.%dk %.3g ns\n", names[i], k,
+                         rows[i].timing->ns_min);
+        vqkvc_buf_printf(text, "speed.memory_floor_ns.%s.%dk %.3g ns\n", names[i], k,
+                         rows[i].timing->floor_ns);
+    }
+}
+
 static vqkvc_code print_results(const bench *b, vqkvc_err *err)
 {
     const vqkvc_options *o = b->options;
-    vqkvc_buf text = {0}, csv = {0};
-    const vqkvc_encode_timing none = {0};
-    vqkvc_buf_printf(&text,
-                     "head_dim %d, %d query heads a KV head, %d tokens, %s; one thread; "
-                     "%.1f GB/s read; f16 in %s\n"
-                     "scheme      scan   ns/token       range            floor  of floor  x f16\n",
-                     o->head_dim, o->query_group, o->context, o->isa, b->speed.bandwidth * 1e-9,
-                     b->speed.f16_isa);
-    vqkvc_buf_puts(&csv, "scheme,isa,head_dim,group,context,block,scan_bits,ns,ns_min,ns_max,"
-                         "floor_ns,prefill_ns,append_us,append256_us,longest_us\n");
-    for (int i = 0; i < b->n; i++)
-        put_line(b, b->names[i], b->scan_bits[i], &b->timings[i], &b->encoding[i], &text, &csv);
-    put_line(b, "f16", 16, &b->speed.f16, &none, &text, &csv);
-    put_writing(b, &text);
+    vqkvc_buf text = {0}, csv = {0}, figures = {0};
+    put_tables(b, &text, &csv);
     put_predicted(b, &text);
-    if (text.failed || csv.failed)
+    put_figures(b, &figures);
+    if (text.failed || csv.failed || figures.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for the table");
     else if (o->csv != NULL)
         vqkvc_write_file(o->csv, csv.data, csv.len, err);
     if (err->code == VQKVC_OK)
-        fputs(text.data, stdout);
+        fputs(o->figures ? figures.data : text.data, stdout);
     free(text.data);
     free(csv.data);
+    free(figures.data);
     return err->code;
 }
 
@@ -201,6 +260,7 @@ static vqkvc_code run_bench(const vqkvc_options *o, const vqkvc_log *log, vqkvc_
     b->g = vqkvc_synthetic_geometry(o->bench_layers, o->kv_heads, o->query_group, o->head_dim);
     vqkvc_speed_options options = {.context = o->context,
                                    .repeats = o->repeats,
+                                   .workers = o->workers,
                                    .isa = vqkvc_isa_of(o),
                                    .seed = o->seed,
                                    .log = log};
@@ -224,9 +284,9 @@ const vqkvc_command vqkvc_command_bench = {
     .summary = "time attention at a shape that no model at hand needs to have",
     .about =
         "Emits headers of plans with random tables, of the shapes that auto makes, fills their "
-        "caches with random tokens and times attention to them, the in-tree fp16 attention and "
-        "a loop that only reads memory, in turn within one run. Nanoseconds are per cached "
-        "token and KV head: K and V, all query heads of the group, one thread; medians with "
+        "caches with random tokens and times attention to them, in-tree attention over fp16, "
+        "q8_0 and q4_0 and a loop that only reads memory, in turn within one run. Nanoseconds are "
+        "per cached token and KV head: K and V, all query heads of the group; medians with "
         "their range. Then what it costs to append (microseconds a token and layer, all KV heads, "
         "encoding included) and attention of the latest 32 tokens at once. Schemes: auto1 to auto4 "
         "(own streams, keys rotated), auto2b (keys "
@@ -235,5 +295,5 @@ const vqkvc_command vqkvc_command_bench = {
         "the shape and prints it, for --cost-model of build on another machine.",
     .examples = "  vqkvc bench\n"
                 "  vqkvc bench --schemes auto2,q4_0 --head-dim 64 --group 8 --isa avx2\n",
-    .groups = {vqkvc_options_bench, vqkvc_options_general},
+    .groups = {vqkvc_options_bench, vqkvc_options_run, vqkvc_options_table, vqkvc_options_general},
     .run = run_bench};

@@ -7,20 +7,28 @@
 #include "command/commands.h"
 #include "command/keep.h"
 #include "command/pipeline.h"
+#include "command/store_list.h"
 
-static const vqkvc_option output_option[] = {
+static const vqkvc_option db_options[] = {
+    {.name = "all",
+     .type = VQKVC_OPT_FLAG,
+     .offset = VQKVC_AT(all),
+     .help = "of ls: every row, with the parts that plans and captures were made from (default: "
+             "plans and captures)"},
     {.letter = 'o',
      .name = "output",
      .arg = "FILE",
      .type = VQKVC_OPT_TEXT,
-     .offset = offsetof(vqkvc_options, output),
+     .offset = VQKVC_AT(output),
      .is_file = 1,
      .help = "of export: what to write (default: -, standard output)"},
-    {.name = NULL}};
+    VQKVC_OPTIONS_END};
 
 static vqkvc_code list(kvdb *db, const vqkvc_options *o, vqkvc_buf *out, vqkvc_err *err)
 {
-    return kvdb_ls(db, o->json, out, err);
+    if (o->all || o->json)
+        return kvdb_ls(db, o->json, out, err);
+    return vqkvc_store_list(db, out, err);
 }
 
 static vqkvc_code show(kvdb *db, const vqkvc_options *o, vqkvc_buf *out, vqkvc_err *err)
@@ -85,6 +93,8 @@ static vqkvc_code check(const struct action *action, const vqkvc_options *o, vqk
                                            : "no further argument");
     if (o->json && !action->has_json)
         return vqkvc_fail(err, VQKVC_E_USAGE, "db %s: has no --json", action->name);
+    if (o->all && action->run != list)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "db %s: --all belongs to ls", action->name);
     if (o->output != NULL && !action->to_file)
         return vqkvc_fail(err, VQKVC_E_USAGE, "db %s: -o belongs to export", action->name);
     return o->output != NULL ? vqkvc_check_output(o->output, err) : VQKVC_OK;
@@ -116,15 +126,19 @@ const vqkvc_command vqkvc_command_db = {
     .name = "db",
     .usage = "ls | show ID | verify | gc | export ID  [option...]",
     .summary = "list, show, check, clean or export what the store holds",
-    .about = "ls lists all rows. show prints one, with what it was made from and what was made "
+    .about = "ls lists plans and captures: name, model, bits a value of a coded token, KL of the "
+             "newest evaluation and its text, size of the newest header or of the capture, and "
+             "what made it; --all lists every row instead, and so does --json. show prints one "
+             "row, with what it was made from and what was made "
              "from it. verify checks every byte and every reference. gc deletes what no plan, "
              "header or evaluation was made from, such as shards of finished captures. export "
              "writes the bytes of one artifact; of a model, its newest header.\n"
              "ID is a row id (a12, m1, e3) or the beginning of a hash.",
     .examples = "  vqkvc db ls\n"
+                "  vqkvc db ls --all\n"
                 "  vqkvc db show a12 --json\n"
                 "  vqkvc db export m1 -o model_kv.h --db models.db\n",
     .min_args = 1,
     .max_args = 2,
-    .groups = {output_option, vqkvc_options_json, vqkvc_options_store, vqkvc_options_general},
+    .groups = {db_options, vqkvc_options_json, vqkvc_options_store, vqkvc_options_general},
     .run = run_db};

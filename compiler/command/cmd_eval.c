@@ -392,5 +392,6 @@ const vqkvc_command vqkvc_command_eval = {
                 "  vqkvc eval model.gguf --schemes q8_0,q4_0 --windows 2 --json\n",
     .min_args = 1,
     .max_args = 1,
-    .groups = {vqkvc_options_eval, vqkvc_options_json, vqkvc_options_store, vqkvc_options_general},
+    .groups = {vqkvc_options_eval, vqkvc_options_measure, vqkvc_options_run, vqkvc_options_json,
+               vqkvc_options_store, vqkvc_options_general},
     .run = run_eval};

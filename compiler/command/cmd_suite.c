@@ -69,5 +69,6 @@ const vqkvc_command vqkvc_command_suite = {
                 "      --text manuals.txt --robust other_manuals.txt\n",
     .min_args = 1,
     .max_args = 1,
-    .groups = {vqkvc_options_suite, vqkvc_options_store, vqkvc_options_general},
+    .groups = {vqkvc_options_suite, vqkvc_options_measure, vqkvc_options_run, vqkvc_options_table,
+               vqkvc_options_store, vqkvc_options_general},
     .run = run_suite};

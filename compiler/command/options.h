@@ -42,7 +42,7 @@ typedef struct vqkvc_options {
     int help, quiet, verbose, json, threads;
     /* store */
     const char *db;
-    int no_db;
+    int no_db, all;
     /* calibration source */
     int self;
     vqkvc_words text, tokens;
@@ -71,7 +71,7 @@ typedef struct vqkvc_options {
     const char *rates, *long_text, *isa, *csv, *svg;
     int ablations, any_scan;
     /* bench */
-    int head_dim, query_group, kv_heads, bench_layers, repeats, calibrate_time;
+    int head_dim, query_group, kv_heads, bench_layers, repeats, workers, calibrate_time;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;
@@ -114,7 +114,8 @@ typedef struct vqkvc_option {
 
 extern const vqkvc_option vqkvc_options_general[], vqkvc_options_store[], vqkvc_options_source[],
     vqkvc_options_scheme[], vqkvc_options_emit[], vqkvc_options_json[], vqkvc_options_eval[],
-    vqkvc_options_suite[], vqkvc_options_bench[];
+    vqkvc_options_suite[], vqkvc_options_bench[], vqkvc_options_measure[], vqkvc_options_table[],
+    vqkvc_options_run[];
 
 enum { VQKVC_MAX_GROUPS = 8 };
 

@@ -1,27 +1,18 @@
-/* Options of eval and of the suite. */
+/* Options of what measures: eval, suite and bench. Each has a list of its own, and shares others.
+ */
 #include "command/options.h"
 
-const vqkvc_option vqkvc_options_eval[] = {
-    {.name = "header",
-     .arg = "FILE",
-     .type = VQKVC_OPT_WORDS,
-     .offset = VQKVC_AT(headers),
-     .is_file = 1,
-     .help = "an emitted header to measure; it is compiled and run; once for each (default: none)"},
-    {.name = "schemes",
-     .arg = "A,B,...",
-     .type = VQKVC_OPT_TEXT,
-     .offset = VQKVC_AT(schemes),
-     .fallback = "f16,q8_0,q4_0,higgs2",
-     .help = "schemes to build and measure as well, with their rate where they have one (kivi2, "
-             "auto1.5), or none; `vqkvc build --help` lists them"},
+/* ---- shared ---- */
+
+/* Of eval and suite: what is calibrated on, what is evaluated on, and how. */
+const vqkvc_option vqkvc_options_measure[] = {
     {.name = "calibrate",
      .arg = "FILE",
      .type = VQKVC_OPT_WORDS,
      .offset = VQKVC_AT(calibrate),
      .is_file = 1,
-     .help = "calibrate those of --schemes that take it on UTF-8 text; once for each file "
-             "(default: text that the model samples itself)"},
+     .help = "calibrate the schemes that take it on UTF-8 text; once for each file (default: text "
+             "that the model samples itself)"},
     {.name = "n-tokens",
      .arg = "N",
      .type = VQKVC_OPT_INT64,
@@ -29,18 +20,13 @@ const vqkvc_option vqkvc_options_eval[] = {
      .low = 1,
      .high = 2147483647,
      .help = "tokens to calibrate on (default: 32768)"},
-    {.name = "self",
-     .type = VQKVC_OPT_FLAG,
-     .offset = VQKVC_AT(self),
-     .help = "evaluate on text that the model samples itself, never that of a calibration (the "
-             "default)"},
     {.name = "text",
      .arg = "FILE",
      .type = VQKVC_OPT_WORDS,
      .offset = VQKVC_AT(text),
      .is_file = 1,
      .help = "evaluate on UTF-8 text that calibration has not seen; once for each file (default: "
-             "none)"},
+             "text that the model samples itself)"},
     {.name = "tokens",
      .arg = "FILE",
      .type = VQKVC_OPT_WORDS,
@@ -54,7 +40,7 @@ const vqkvc_option vqkvc_options_eval[] = {
      .low = 1,
      .high = 1 << 20,
      .fallback = "4",
-     .help = "windows of text"},
+     .help = "windows of text; of suite, of each text"},
     {.name = "context",
      .arg = "N",
      .type = VQKVC_OPT_INT,
@@ -70,24 +56,76 @@ const vqkvc_option vqkvc_options_eval[] = {
      .high = 1 << 16,
      .fallback = "8",
      .help = "tokens of a forward pass; 1 is decoding"},
-    {.name = "seed",
-     .arg = "S",
-     .type = VQKVC_OPT_UINT64,
-     .offset = VQKVC_AT(seed),
-     .fallback = "1",
-     .help = "of --self and of the data that --speed attends over"},
-    {.name = "speed",
-     .type = VQKVC_OPT_FLAG,
-     .offset = VQKVC_AT(speed),
-     .help = "time attention as well, on one thread (default: off)"},
     {.name = "top-tokens",
      .arg = "N",
      .type = VQKVC_OPT_INT,
      .offset = VQKVC_AT(top_tokens),
      .low = 1,
      .high = 8192,
-     .help = "measure once more with attention to so many of the coded tokens; --schemes are "
-             "built with landmarks of 8 tokens (default: all tokens only)"},
+     .help = "measure with attention to so many of the coded tokens as well, of suite auto at 2 "
+             "bits and SVDq; schemes are built with landmarks of 8 tokens for it (default: all "
+             "tokens only)"},
+    VQKVC_OPTIONS_END};
+
+/* Of eval, suite and bench. The seed of a calibration stands in every banner (option_tables.c). */
+const vqkvc_option vqkvc_options_run[] = {
+    {.name = "seed",
+     .arg = "S",
+     .type = VQKVC_OPT_UINT64,
+     .offset = VQKVC_AT(seed),
+     .fallback = "1",
+     .help = "of all random choices"},
+    {.name = "figures",
+     .type = VQKVC_OPT_FLAG,
+     .offset = VQKVC_AT(figures),
+     .help = "print a line a figure, name value unit; of suite, on the first text (default: text)"},
+    VQKVC_OPTIONS_END};
+
+/* Of suite and bench, which make tables. */
+const vqkvc_option vqkvc_options_table[] = {
+    {.name = "isa",
+     .arg = "best|portable|avx2|avx512|neon",
+     .type = VQKVC_OPT_CHOICE,
+     .offset = VQKVC_AT(isa),
+     .fallback = "best",
+     .help = "instruction set of the headers"},
+    {.name = "csv",
+     .arg = "FILE",
+     .type = VQKVC_OPT_TEXT,
+     .offset = VQKVC_AT(csv),
+     .is_file = 1,
+     .help = "write all figures, a line a row; of suite, - is standard output, in place of the "
+             "tables (default: none)"},
+    VQKVC_OPTIONS_END};
+
+/* ---- a command's own ---- */
+
+#define SCHEMES_HELP                                                                               \
+    "schemes to build and measure as well, with their rate where they have one (kivi2, auto1.5), " \
+    "or none; `vqkvc build --help` lists them"
+
+const vqkvc_option vqkvc_options_eval[] = {
+    {.name = "header",
+     .arg = "FILE",
+     .type = VQKVC_OPT_WORDS,
+     .offset = VQKVC_AT(headers),
+     .is_file = 1,
+     .help = "an emitted header to measure; it is compiled and run; once for each (default: none)"},
+    {.name = "schemes",
+     .arg = "A,B,...",
+     .type = VQKVC_OPT_TEXT,
+     .offset = VQKVC_AT(schemes),
+     .fallback = "f16,q8_0,q4_0,higgs2",
+     .help = SCHEMES_HELP},
+    {.name = "self",
+     .type = VQKVC_OPT_FLAG,
+     .offset = VQKVC_AT(self),
+     .help = "evaluate on text that the model samples itself, never that of a calibration (the "
+             "default)"},
+    {.name = "speed",
+     .type = VQKVC_OPT_FLAG,
+     .offset = VQKVC_AT(speed),
+     .help = "time attention as well, on one thread (default: off)"},
     {.name = "max-error",
      .arg = "E",
      .type = VQKVC_OPT_NUMBER,
@@ -105,10 +143,6 @@ const vqkvc_option vqkvc_options_eval[] = {
      .type = VQKVC_OPT_FLAG,
      .offset = VQKVC_AT(markdown),
      .help = "print a Markdown table (default: text)"},
-    {.name = "figures",
-     .type = VQKVC_OPT_FLAG,
-     .offset = VQKVC_AT(figures),
-     .help = "print a line a figure, name value unit (default: text)"},
     VQKVC_OPTIONS_END};
 
 const vqkvc_option vqkvc_options_suite[] = {
@@ -134,35 +168,26 @@ const vqkvc_option vqkvc_options_suite[] = {
      .fallback = "aqua2,aqua3,anchor2,vqkv,svdq,svdq2,svdq-higgs2,kivi2,kivi4,kvquant2,kvquant2-1,"
                  "kvquant3,kvquant3-1,kvquant4,nsn2,turbo2,turbo3,turbo4,higgs2,higgs3,higgs4,"
                  "q4_0,q8_0,f16",
-     .help = "schemes to measure as well, with their rate where they have one (kivi2, auto1.5), or "
-             "none; `vqkvc build --help` lists them"},
+     .help = SCHEMES_HELP},
     {.name = "any-scan",
      .type = VQKVC_OPT_FLAG,
      .offset = VQKVC_AT(any_scan),
      .help = "measure auto at the same rates without a limit on what attention reads as well "
              "(default: off)"},
-    {.name = "top-tokens",
+    {.name = "tables-at",
      .arg = "N",
      .type = VQKVC_OPT_INT,
-     .offset = VQKVC_AT(top_tokens),
+     .offset = VQKVC_AT(tables_at),
      .low = 1,
-     .high = 8192,
-     .help =
-         "measure auto at 2 bits and SVDq with attention to so many of the coded tokens as well "
-         "(default: none)"},
+     .high = 1 << 30,
+     .help = "measure auto at the same rates with the tables in them as well, spread over N tokens "
+             "(default: off)"},
     {.name = "ablations",
      .type = VQKVC_OPT_FLAG,
      .offset = VQKVC_AT(ablations),
      .help =
          "measure auto at 2 bits without each of its ideas as well, on the first text (default: "
          "off)"},
-    {.name = "calibrate",
-     .arg = "FILE",
-     .type = VQKVC_OPT_WORDS,
-     .offset = VQKVC_AT(calibrate),
-     .is_file = 1,
-     .help = "calibrate on UTF-8 text; once for each file (default: text that the model samples "
-             "itself)"},
     {.name = "robust",
      .arg = "FILE",
      .type = VQKVC_OPT_WORDS,
@@ -172,47 +197,6 @@ const vqkvc_option vqkvc_options_suite[] = {
              "kind as well, on an eighth of the usual tokens, and on the model's own samples; "
              "evaluate them on the first text, which is of the usual kind, and on the last, which "
              "is of this kind; once for each file (default: none)"},
-    {.name = "n-tokens",
-     .arg = "N",
-     .type = VQKVC_OPT_INT64,
-     .offset = VQKVC_AT(n_tokens),
-     .low = 1,
-     .high = 2147483647,
-     .help = "tokens to calibrate on (default: 32768)"},
-    {.name = "seed",
-     .arg = "S",
-     .type = VQKVC_OPT_UINT64,
-     .offset = VQKVC_AT(seed),
-     .fallback = "1",
-     .help = "of all random choices"},
-    {.name = "text",
-     .arg = "FILE",
-     .type = VQKVC_OPT_WORDS,
-     .offset = VQKVC_AT(text),
-     .is_file = 1,
-     .help = "evaluate on UTF-8 text that calibration has not seen; each file is a table of its "
-             "own (default: one table, on text that the model samples itself)"},
-    {.name = "tokens",
-     .arg = "FILE",
-     .type = VQKVC_OPT_WORDS,
-     .offset = VQKVC_AT(tokens),
-     .is_file = 1,
-     .help = "the same on token ids, little-endian int32 (default: none)"},
-    {.name = "windows",
-     .arg = "N",
-     .type = VQKVC_OPT_INT,
-     .offset = VQKVC_AT(windows),
-     .low = 1,
-     .high = 1 << 20,
-     .fallback = "4",
-     .help = "windows of each text"},
-    {.name = "context",
-     .arg = "N",
-     .type = VQKVC_OPT_INT,
-     .offset = VQKVC_AT(context),
-     .low = 2,
-     .high = 1 << 24,
-     .help = "tokens of a window (default: 1024, or the model's context if that is shorter)"},
     {.name = "long",
      .arg = "FILE",
      .type = VQKVC_OPT_TEXT,
@@ -220,37 +204,12 @@ const vqkvc_option vqkvc_options_suite[] = {
      .is_file = 1,
      .help = "evaluate on one window of 4096 and one of 8192 tokens of this text as well, even "
              "where that is more than the model was trained to (default: none)"},
-    {.name = "step",
-     .arg = "N",
-     .type = VQKVC_OPT_INT,
-     .offset = VQKVC_AT(step),
-     .low = 1,
-     .high = 1 << 16,
-     .fallback = "8",
-     .help = "tokens of a forward pass; 1 is decoding"},
-    {.name = "isa",
-     .arg = "best|portable|avx2|avx512|neon",
-     .type = VQKVC_OPT_CHOICE,
-     .offset = VQKVC_AT(isa),
-     .fallback = "best",
-     .help = "instruction set of the headers"},
-    {.name = "csv",
-     .arg = "FILE",
-     .type = VQKVC_OPT_TEXT,
-     .offset = VQKVC_AT(csv),
-     .is_file = 1,
-     .help = "write all figures, a line a text, context and scheme; - is standard output, in place "
-             "of the tables (default: none)"},
     {.name = "svg",
      .arg = "FILE",
      .type = VQKVC_OPT_TEXT,
      .offset = VQKVC_AT(svg),
      .is_file = 1,
      .help = "draw KL against bits on the first text (default: none)"},
-    {.name = "figures",
-     .type = VQKVC_OPT_FLAG,
-     .offset = VQKVC_AT(figures),
-     .help = "print a line a figure of the first text, name value unit (default: tables)"},
     VQKVC_OPTIONS_END};
 
 const vqkvc_option vqkvc_options_bench[] = {
@@ -326,22 +285,12 @@ const vqkvc_option vqkvc_options_bench[] = {
      .type = VQKVC_OPT_TEXT,
      .offset = VQKVC_AT(cost_model),
      .help = "print what this model predicts as well, as --calibrate printed it (default: none)"},
-    {.name = "isa",
-     .arg = "best|portable|avx2|avx512|neon",
-     .type = VQKVC_OPT_CHOICE,
-     .offset = VQKVC_AT(isa),
-     .fallback = "best",
-     .help = "instruction set of the headers"},
-    {.name = "seed",
-     .arg = "S",
-     .type = VQKVC_OPT_UINT64,
-     .offset = VQKVC_AT(seed),
+    {.name = "workers",
+     .arg = "N",
+     .type = VQKVC_OPT_INT,
+     .offset = VQKVC_AT(workers),
+     .low = 1,
+     .high = 256,
      .fallback = "1",
-     .help = "of all random numbers"},
-    {.name = "csv",
-     .arg = "FILE",
-     .type = VQKVC_OPT_TEXT,
-     .offset = VQKVC_AT(csv),
-     .is_file = 1,
-     .help = "write the figures there as well (default: none)"},
+     .help = "threads that attend, each to layers of its own"},
     VQKVC_OPTIONS_END};

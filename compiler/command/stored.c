@@ -11,8 +11,7 @@ static const char *text_of(const json_t *row, const char *key)
     return text != NULL ? text : "";
 }
 
-/* The store shows rows as JSON; that is how it tells kinds and parents by id. */
-static json_t *show(kvdb *db, const char *id, vqkvc_err *err)
+json_t *vqkvc_stored_row(kvdb *db, const char *id, vqkvc_err *err)
 {
     vqkvc_buf text = {0};
     json_t *row = NULL;
@@ -65,7 +64,7 @@ vqkvc_code vqkvc_stored_plan(kvdb *db, const char *id, vqkvc_plan *plan, vqkvc_h
                              vqkvc_buf *command, vqkvc_err *err)
 {
     *plan = (vqkvc_plan){0};
-    json_t *row = show(db, id, err);
+    json_t *row = vqkvc_stored_row(db, id, err);
     if (row == NULL)
         return err->code;
     const char *kind = text_of(row, "kind"), *hash = text_of(row, "recipe_hash");
@@ -87,7 +86,7 @@ vqkvc_code vqkvc_stored_report(kvdb *db, const char *id, json_t **report, vqkvc_
     vqkvc_buf bytes = {0};
     int found;
     *report = NULL;
-    json_t *row = show(db, id, err);
+    json_t *row = vqkvc_stored_row(db, id, err);
     if (row != NULL && read_parent(db, row, "report", &bytes, &found, err) == VQKVC_OK && found)
         *report = vqkvc_report_read(&bytes);
     json_decref(row);

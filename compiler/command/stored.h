@@ -1,4 +1,4 @@
-/* stored.h - a plan that is in the store, found by what people type. */
+/* stored.h - rows of the store, plans above all, found by what people type. */
 #ifndef VQKVC_COMMAND_STORED_H
 #define VQKVC_COMMAND_STORED_H
 
@@ -6,6 +6,10 @@
 
 #include "calib_db/kvdb.h"
 #include "plan/plan.h"
+
+/* The row as the store shows it in JSON, with kinds and ids of its parents and children; the caller
+ * releases it. NULL after a failure: VQKVC_E_USAGE if id names nothing. */
+json_t *vqkvc_stored_row(kvdb *db, const char *id, vqkvc_err *err);
 
 /* Reads the plan artifact `id` names (a row id or the beginning of a hash) into *plan, which the
  * caller frees. recipe_hash (or NULL): of the plan. command (or NULL): appended, the command line

@@ -117,16 +117,17 @@ static vqkvc_code add_list(vqkvc_suite *s, const char *list, const char *prefix,
     return VQKVC_OK;
 }
 
-/* auto at the same rates, whatever attention has to scan: "auto2-any". */
-static vqkvc_code add_any_scan(vqkvc_suite *s, vqkvc_err *err)
+/* auto at the n rates of the list: "auto2-any" whatever attention has to scan, "auto2-tables" with
+ * tables that are part of the rate. */
+static vqkvc_code add_variants(vqkvc_suite *s, int n, const char *suffix, vqkvc_err *err)
 {
-    int n = s->n;
     for (int i = 0; i < n; i++) {
         vqkvc_options made = s->subjects[i].options;
-        if (strcmp(made.scheme, "auto") != 0)
-            continue;
-        const char *label = vqkvc_arena_printf(&s->arena, err, "auto%.4g-any", made.bits);
-        made.max_scan = 0;
+        const char *label = vqkvc_arena_printf(&s->arena, err, "auto%.4g-%s", made.bits, suffix);
+        if (strcmp(suffix, "any") == 0)
+            made.max_scan = 0;
+        else
+            made.tables_at = s->options->tables_at;
         VQKVC_TRY(err->code);
         VQKVC_TRY(add_parsed(s, VQKVC_SUITE_TABLE, label, 0, &made, err));
     }
@@ -201,7 +202,9 @@ vqkvc_code vqkvc_suite_choose_rows(vqkvc_suite *s, vqkvc_err *err)
         vqkvc_err_prefix(err, "--rates");
         return err->code;
     }
-    VQKVC_TRY(o->any_scan ? add_any_scan(s, err) : VQKVC_OK);
+    int n_rates = s->n;
+    VQKVC_TRY(o->any_scan ? add_variants(s, n_rates, "any", err) : VQKVC_OK);
+    VQKVC_TRY(o->tables_at > 0 ? add_variants(s, n_rates, "tables", err) : VQKVC_OK);
     VQKVC_TRY(add_list(s, o->schemes, "", err));
     if (o->ablations)
         VQKVC_TRY(choose_ablations(s, err));

@@ -3,15 +3,7 @@
 #include <string.h>
 
 #include "base/half.h"
-
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define HAVE_X86 1
-#include <immintrin.h>
-#endif
-
-/* Tokens of a tile: its keys and the scores of a group lie in the first-level cache. LANES partial
- * sums let compilers vectorise without reordering anything. */
-enum { TILE = 64, LANES = 16 };
+#include "eval/attend_tile.h"
 
 /* What the next tile will want of n values from p on: four queries are quick enough to wait for
  * memory otherwise. A prefetch beyond the end does nothing. */
@@ -21,66 +13,12 @@ static inline __attribute__((always_inline)) void ask(const uint16_t *p, int n)
         __builtin_prefetch(p + i);
 }
 
-/* Unrolled, so that arrays of vectors stay in registers. */
-#define FOUR(i) _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)
-
-#define INLINE static inline __attribute__((always_inline))
-
 /* Two queries q0, q1 [d] against n keys [n, d]: scores s0, s1 [TILE]. An odd query comes twice. */
 typedef void (*score_fn)(const uint16_t *k, int n, int d, const float *q0, const float *q1,
                          float *s0, float *s1);
 /* o0, o1 [d] += p0, p1 [n] times values [n, d]. An odd query comes with o1 to be thrown away. */
 typedef void (*sum_fn)(const uint16_t *v, int n, int d, const float *p0, const float *p1, float *o0,
                        float *o1);
-
-/* exp(x) for x <= 0 to 2 ulp, cut at -87: x = n ln 2 + r, Taylor to the 6th power of r. */
-INLINE float exp_of(float x)
-{
-    const float round = 0x1.8p23f; /* leaves the nearest integer in the low bits of a sum */
-    x = x < -87.0f ? -87.0f : x;
-    float shifted = x * 1.44269504f + round, n = shifted - round;
-    float r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    float p = 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * vqkvc_bits_to_f32((vqkvc_f32_to_bits(shifted) << 23) + 0x3f800000u);
-}
-
-/* One query's scores s [n] of a tile become weights, and s is filled up to TILE with next to
- * nothing so that loops have one length; the sums so far shrink where the maximum rises. */
-INLINE void soften(float *s, int n, int d, float *m, float *l, float *o)
-{
-    float lane[LANES], sum[LANES] = {0}, max;
-    for (int t = n; t < TILE; t++)
-        s[t] = -1e30f;
-    memcpy(lane, s, sizeof lane);
-    for (int t = LANES; t < TILE; t += LANES)
-        for (int i = 0; i < LANES; i++)
-            lane[i] = s[t + i] > lane[i] ? s[t + i] : lane[i];
-    max = lane[0];
-    for (int i = 1; i < LANES; i++)
-        max = lane[i] > max ? lane[i] : max;
-    if (max > *m) {
-        float shrink = exp_of(*m - max);
-        for (int i = 0; i < d; i++)
-            o[i] *= shrink;
-        *l *= shrink;
-        *m = max;
-    }
-    max = *m;
-    for (int t = 0; t < TILE; t += LANES)
-        for (int i = 0; i < LANES; i++) {
-            s[t + i] = exp_of(s[t + i] - max);
-            sum[i] += s[t + i];
-        }
-    for (int i = 0; i < LANES; i++)
-        *l += sum[i];
-}
 
 /* The same for four queries q [4, d]: scores s [4, TILE], sums o [4, d] with weights p [4, TILE]. A
  * key or a value is unpacked once for all of them. NULL: not there. */
@@ -166,9 +104,6 @@ static void attend_portable(const uint16_t *k, const uint16_t *v, int n_tokens, 
 }
 
 #ifdef HAVE_X86
-
-#define AVX2   __attribute__((target("avx2,fma,f16c")))
-#define AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma,f16c")))
 
 /* ---- AVX2: d a multiple of 8 ---- */
 
@@ -479,18 +414,6 @@ AVX512 static void attend_avx512(const uint16_t *k, const uint16_t *v, int n_tok
                 out, scale, scratch);
 }
 
-/* F16C, which clang cannot ask for, is older than AVX2: every processor with the second has it. */
-static int has_avx2(void)
-{
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-
-static int has_avx512(void)
-{
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
-}
-
 #endif
 
 /* ---- dispatch ---- */
@@ -504,11 +427,11 @@ void vqkvc_attend_f16(const uint16_t *k, const uint16_t *v, int n_tokens, int gr
                       const float *q, float *out, float scale, float *scratch)
 {
 #ifdef HAVE_X86
-    if (head_dim % 16 == 0 && has_avx512()) {
+    if (head_dim % 16 == 0 && vqkvc_has_avx512()) {
         attend_avx512(k, v, n_tokens, group, head_dim, q, out, scale, scratch);
         return;
     }
-    if (head_dim % 8 == 0 && has_avx2()) {
+    if (head_dim % 8 == 0 && vqkvc_has_avx2()) {
         attend_avx2(k, v, n_tokens, group, head_dim, q, out, scale, scratch);
         return;
     }
@@ -519,7 +442,7 @@ void vqkvc_attend_f16(const uint16_t *k, const uint16_t *v, int n_tokens, int gr
 const char *vqkvc_attend_f16_isa(void)
 {
 #ifdef HAVE_X86
-    return has_avx512() ? "avx512" : has_avx2() ? "avx2" : "portable";
+    return vqkvc_has_avx512() ? "avx512" : vqkvc_has_avx2() ? "avx2" : "portable";
 #else
     return "portable";
 #endif

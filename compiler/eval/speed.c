@@ -1,6 +1,7 @@
 #include "eval/speed.h"
 
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -8,6 +9,7 @@
 #include "base/half.h"
 #include "base/memory.h"
 #include "base/rng.h"
+#include "eval/attend_blocks.h"
 #include "eval/attend_f16.h"
 
 enum {
@@ -73,6 +75,9 @@ static uint64_t read_all(const words *p, size_t n)
 
 /* ---- one run of all measurements ---- */
 
+/* What is timed besides the codecs. */
+enum { IN_F16, IN_Q8_0, IN_Q4_0, READING, N_YARDSTICKS };
+
 typedef struct bench {
     const vqkvc_geometry *g;
     const vqkvc_subject *subjects; /* [n] */
@@ -81,12 +86,14 @@ typedef struct bench {
     vqkvc_arena arena;
     vqkvc_cache *caches; /* [n] */
     float *bank;         /* [BANK, 2, n_kv_heads, head_dim] K and V of a token */
-    float *q, *out;      /* [n_heads, head_dim] */
-    uint16_t *k, *v;     /* [n_layers, n_kv_heads, context, head_dim] binary16 */
-    float *scratch;
-    words *memory;   /* READ_BYTES, a mapping of its own */
-    uint64_t read;   /* what the bandwidth loop summed: keeps it from being optimised away */
-    double *seconds; /* [n + 2, repeats] codecs, fp16, bandwidth */
+    float *q;            /* [PREFILL, n_heads, head_dim] */
+    float *out;          /* [workers, room]: results like q, then scratch */
+    size_t room, scratch_at;
+    uint16_t *k, *v;    /* [n_layers, n_kv_heads, context, head_dim] binary16 */
+    uint8_t *blocks[2]; /* q8_0, q4_0: [n_layers, n_kv_heads, K and V, context] rows; or NULL */
+    words *memory;      /* READ_BYTES, a mapping of its own */
+    uint64_t read;      /* what the bandwidth loop summed: keeps it from being optimised away */
+    double *seconds;    /* [n + N_YARDSTICKS, repeats] */
     vqkvc_progress progress;
 } bench;
 
@@ -101,12 +108,31 @@ static const float *token_of(const bench *b, int layer, int pos)
     return b->bank + (size_t)((pos + 37 * layer) % BANK) * 2 * row_of(b);
 }
 
+/* Bytes of a vector in block format f, 0 or 1. */
+static size_t row_of_blocks(const bench *b, int f)
+{
+    return vqkvc_blocks_row(f == 0 ? VQKVC_BLOCKS_Q8_0 : VQKVC_BLOCKS_Q4_0, b->g->head_dim);
+}
+
+/* K (0) or V (1) of one layer and head in block format f, from a token on. */
+static uint8_t *blocks_of(const bench *b, int f, int layer, int head, int part, int token)
+{
+    size_t head_at = (size_t)layer * b->g->n_kv_heads + head;
+    size_t row = (head_at * 2 + (size_t)part) * b->o.context + token;
+    return b->blocks[f] + row * row_of_blocks(b, f);
+}
+
 static vqkvc_code allocate(bench *b, vqkvc_err *err)
 {
     const vqkvc_geometry *g = b->g;
     size_t row = row_of(b), query = (size_t)g->n_heads * g->head_dim;
     size_t half = (size_t)g->n_layers * row * b->o.context;
-    int group = g->n_heads / g->n_kv_heads;
+    int group = PREFILL * (g->n_heads / g->n_kv_heads);
+    size_t scratch = vqkvc_attend_f16_scratch(group, g->head_dim);
+    if (vqkvc_attend_blocks_scratch(group, g->head_dim) > scratch)
+        scratch = vqkvc_attend_blocks_scratch(group, g->head_dim);
+    b->scratch_at = (PREFILL * query + 15) / 16 * 16;
+    b->room = b->scratch_at + (scratch + 15) / 16 * 16;
     struct {
         void *pointer; /* to the pointer to fill */
         size_t n, size;
@@ -114,17 +140,22 @@ static vqkvc_code allocate(bench *b, vqkvc_err *err)
         {&b->caches, (size_t)b->n, sizeof *b->caches},
         {&b->bank, (size_t)BANK * 2 * row, sizeof *b->bank},
         {&b->q, PREFILL * query, sizeof *b->q},
-        {&b->out, PREFILL * query, sizeof *b->out},
+        {&b->out, b->room * (size_t)b->o.workers, sizeof *b->out},
         {&b->k, half, sizeof *b->k},
         {&b->v, half, sizeof *b->v},
-        {&b->scratch, vqkvc_attend_f16_scratch(PREFILL * group, g->head_dim), sizeof *b->scratch},
-        {&b->seconds, (size_t)(b->n + 2) * b->o.repeats, sizeof *b->seconds},
+        {&b->seconds, (size_t)(b->n + N_YARDSTICKS) * b->o.repeats, sizeof *b->seconds},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         void *memory = vqkvc_arena_alloc(&b->arena, wanted[i].n, wanted[i].size, err);
         if (memory == NULL)
             return err->code;
         memcpy(wanted[i].pointer, &memory, sizeof memory);
+    }
+    for (int f = 0; f < 2 && g->head_dim % VQKVC_BLOCK_CHANNELS == 0; f++) {
+        size_t rows = 2 * half / (size_t)g->head_dim;
+        b->blocks[f] = vqkvc_arena_alloc(&b->arena, rows, row_of_blocks(b, f), err);
+        if (b->blocks[f] == NULL)
+            return err->code;
     }
     /* Large pages, where the system has them: a floor must not lose time on address translation. */
     void *memory =
@@ -160,6 +191,10 @@ static void make_data(bench *b)
                     b->k[to + c] = vqkvc_f32_to_f16(from[c]);
                     b->v[to + c] = vqkvc_f32_to_f16(from[row + c]);
                 }
+                for (int i = 0; i < 4 && b->blocks[i / 2] != NULL; i++)
+                    vqkvc_blocks_pack(i < 2 ? VQKVC_BLOCKS_Q8_0 : VQKVC_BLOCKS_Q4_0,
+                                      from + (size_t)(i % 2) * row, g->head_dim,
+                                      blocks_of(b, i / 2, l, h, i % 2, t));
             }
 }
 
@@ -200,15 +235,29 @@ static vqkvc_code fill(bench *b, vqkvc_err *err)
     return VQKVC_OK;
 }
 
-static void attend_f16(bench *b, int layer, float scale)
+/* Where the thread at hand may write: of its results and, behind them, of its scratch. */
+static float *out_of(const bench *b)
+{
+    return b->out + (size_t)omp_get_thread_num() * b->room;
+}
+
+/* One layer's heads in a yardstick's format; n_q queries of each head, which are made up anyway. */
+static void attend_in_tree(bench *b, int yardstick, int layer, int n_q)
 {
     const vqkvc_geometry *g = b->g;
-    int group = g->n_heads / g->n_kv_heads;
+    int group = n_q * (g->n_heads / g->n_kv_heads), f = yardstick - IN_Q8_0;
+    float scale = 1.0f / sqrtf((float)g->head_dim);
+    float *out = out_of(b), *scratch = out + b->scratch_at;
     for (int h = 0; h < g->n_kv_heads; h++) {
         size_t from = ((size_t)layer * g->n_kv_heads + h) * (size_t)b->o.context * g->head_dim;
-        size_t query = (size_t)h * group * g->head_dim;
-        vqkvc_attend_f16(b->k + from, b->v + from, b->o.context, group, g->head_dim, b->q + query,
-                         b->out + query, scale, b->scratch);
+        if (yardstick == IN_F16)
+            vqkvc_attend_f16(b->k + from, b->v + from, b->o.context, group, g->head_dim, b->q, out,
+                             scale, scratch);
+        else if (b->blocks[f] != NULL)
+            vqkvc_attend_blocks(f == 0 ? VQKVC_BLOCKS_Q8_0 : VQKVC_BLOCKS_Q4_0,
+                                blocks_of(b, f, layer, h, 0, 0), blocks_of(b, f, layer, h, 1, 0),
+                                b->o.context, group, g->head_dim, b->q, out, scale, b->o.isa,
+                                scratch);
     }
 }
 
@@ -219,27 +268,42 @@ static vqkvc_code time_once(bench *b, int repeat, vqkvc_err *err)
     double started;
     for (int i = 0; i < b->n; i++) {
         started = vqkvc_seconds();
-        for (int l = 0; l < g->n_layers; l++)
-            VQKVC_TRY(b->caches[i].attend(b->caches[i].self, 0, l, b->o.context - 1, 1, b->q,
-                                          b->out, scale, err));
+#pragma omp parallel for schedule(static) num_threads(b->o.workers)
+        for (int l = 0; l < g->n_layers; l++) {
+            vqkvc_err mine = {0};
+            if (b->caches[i].attend(b->caches[i].self, 0, l, b->o.context - 1, 1, b->q, out_of(b),
+                                    scale, &mine) != VQKVC_OK)
+#pragma omp critical
+                vqkvc_fail(err, mine.code, "%s", mine.msg);
+        }
+        VQKVC_TRY(err->code);
         b->seconds[(size_t)i * b->o.repeats + repeat] = vqkvc_seconds() - started;
     }
-    started = vqkvc_seconds();
-    for (int l = 0; l < g->n_layers; l++)
-        attend_f16(b, l, scale);
-    b->seconds[(size_t)b->n * b->o.repeats + repeat] = vqkvc_seconds() - started;
-    started = vqkvc_seconds();
-    b->read += read_all(b->memory, READ_BYTES / sizeof *b->memory);
-    b->seconds[(size_t)(b->n + 1) * b->o.repeats + repeat] = vqkvc_seconds() - started;
+    for (int y = 0; y < N_YARDSTICKS; y++) {
+        started = vqkvc_seconds();
+        if (y == READING) {
+            size_t part = READ_BYTES / sizeof *b->memory / (size_t)b->o.workers / 8 * 8;
+            uint64_t sum = 0;
+#pragma omp parallel for schedule(static) num_threads(b->o.workers) reduction(+ : sum)
+            for (int i = 0; i < b->o.workers; i++)
+                sum += read_all(b->memory + (size_t)i * part, part);
+            b->read += sum;
+        } else {
+#pragma omp parallel for schedule(static) num_threads(b->o.workers)
+            for (int l = 0; l < g->n_layers; l++)
+                attend_in_tree(b, y, l, 1);
+        }
+        b->seconds[(size_t)(b->n + y) * b->o.repeats + repeat] = vqkvc_seconds() - started;
+    }
     return VQKVC_OK;
 }
 
-/* Times the latest PREFILL tokens of layer 0; i: the codec, or n for fp16. */
+/* Times the latest PREFILL tokens of layer 0; i: the codec, or n and a yardstick. */
 static vqkvc_code time_prefill(bench *b, int i, vqkvc_timing *t, vqkvc_err *err)
 {
     const vqkvc_geometry *g = b->g;
     float scale = 1.0f / sqrtf((float)g->head_dim);
-    int group = g->n_heads / g->n_kv_heads, context = b->o.context;
+    int context = b->o.context;
     double least = INFINITY;
     if (context < PREFILL)
         return VQKVC_OK;
@@ -247,11 +311,9 @@ static vqkvc_code time_prefill(bench *b, int i, vqkvc_timing *t, vqkvc_err *err)
         double started = vqkvc_seconds();
         if (i < b->n)
             VQKVC_TRY(b->caches[i].attend(b->caches[i].self, 0, 0, context - PREFILL, PREFILL, b->q,
-                                          b->out, scale, err));
-        for (int h = 0; i == b->n && h < g->n_kv_heads; h++)
-            vqkvc_attend_f16(b->k + (size_t)h * context * g->head_dim,
-                             b->v + (size_t)h * context * g->head_dim, context, PREFILL * group,
-                             g->head_dim, b->q, b->out, scale, b->scratch);
+                                          out_of(b), scale, err));
+        else
+            attend_in_tree(b, i - b->n, 0, PREFILL);
         least = fmin(least, vqkvc_seconds() - started);
     }
     t->prefill_ns = least * 1e9 / ((double)g->n_kv_heads * context * PREFILL);
@@ -301,7 +363,7 @@ static vqkvc_code run(bench *b, const double *scan_bits, vqkvc_timing *timings, 
         VQKVC_TRY(time_once(b, r, err));
     }
     vqkvc_progress_end(&b->progress, (uint64_t)b->n * b->o.context);
-    double *reads = b->seconds + (size_t)(b->n + 1) * b->o.repeats;
+    double *reads = b->seconds + (size_t)(b->n + READING) * b->o.repeats;
     qsort(reads, (size_t)b->o.repeats, sizeof *reads, ascending);
     double bandwidth = READ_BYTES / reads[0]; /* the quickest is the floor */
     for (int i = 0; i < b->n; i++)
@@ -309,10 +371,16 @@ static vqkvc_code run(bench *b, const double *scan_bits, vqkvc_timing *timings, 
     *speed = (vqkvc_speed){.context = b->o.context,
                            .repeats = b->o.repeats,
                            .bandwidth = b->read != 0 ? bandwidth : 0,
-                           .f16 = timing_of(b, b->n, 16, bandwidth),
+                           .f16 = timing_of(b, b->n + IN_F16, 16, bandwidth),
                            .f16_isa = vqkvc_attend_f16_isa()};
-    for (int i = 0; i <= b->n; i++)
-        VQKVC_TRY(time_prefill(b, i, i < b->n ? &timings[i] : &speed->f16, err));
+    if (b->blocks[0] != NULL) {
+        speed->q8_0 = timing_of(b, b->n + IN_Q8_0, 8.5, bandwidth);
+        speed->q4_0 = timing_of(b, b->n + IN_Q4_0, 4.5, bandwidth);
+    }
+    vqkvc_timing *in_tree[READING] = {&speed->f16, &speed->q8_0, &speed->q4_0};
+    int n = b->n + (b->blocks[0] != NULL ? READING : 1);
+    for (int i = 0; i < n; i++)
+        VQKVC_TRY(time_prefill(b, i, i < b->n ? &timings[i] : in_tree[i - b->n], err));
     return VQKVC_OK;
 }
 
@@ -323,10 +391,14 @@ vqkvc_code vqkvc_speed_measure(const vqkvc_geometry *g, int n, const vqkvc_subje
     bench b = {.g = g, .subjects = subjects, .n = n, .o = *options};
     b.o.context = b.o.context != 0 ? b.o.context : DEFAULT_CONTEXT;
     b.o.repeats = b.o.repeats != 0 ? b.o.repeats : DEFAULT_REPEATS;
-    if (n < 0 || b.o.context < 1 || b.o.repeats < MIN_REPEATS)
+    b.o.workers = b.o.workers != 0 ? b.o.workers : 1;
+    if (n < 0 || b.o.context < 1 || b.o.repeats < MIN_REPEATS || b.o.workers < 1 ||
+        b.o.workers > omp_get_max_threads())
         return vqkvc_fail(err, VQKVC_E_USAGE,
-                          "speed: %d headers, context %d, %d repeats (at least %d)", n, b.o.context,
-                          b.o.repeats, MIN_REPEATS);
+                          "speed: %d headers, context %d, %d repeats (at least %d), %d workers (at "
+                          "most %d)",
+                          n, b.o.context, b.o.repeats, MIN_REPEATS, b.o.workers,
+                          omp_get_max_threads());
     vqkvc_code code = run(&b, scan_bits, timings, speed, err);
     for (int i = 0; b.caches != NULL && i < n; i++)
         if (b.caches[i].free != NULL)

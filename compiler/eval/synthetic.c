@@ -125,6 +125,21 @@ static int add_table(vqkvc_plan *plan, int rows, int cols, double scale, vqkvc_e
     return index;
 }
 
+/* A basis in bytes from the same numbers. */
+static int add_basis(vqkvc_plan *plan, const vqkvc_stream *s, vqkvc_err *err)
+{
+    vqkvc_plan scratch = {0};
+    int basis = -1;
+    int from = add_table(&scratch, s->n_in, s->n_latents, 1 / sqrt(s->n_in), err);
+    if (from >= 0)
+        basis = vqkvc_plan_add_bytes(plan, s->n_in, s->n_latents, plan->geometry.head_dim, err,
+                                     "synthetic");
+    if (basis >= 0)
+        vqkvc_table_round(&plan->tables[basis], scratch.tables[from].f16, (size_t)s->n_latents);
+    vqkvc_plan_free(&scratch);
+    return basis;
+}
+
 /* Groups at this head_dim, one at least. */
 static int scaled(const vqkvc_geometry *g, int groups)
 {
@@ -155,7 +170,7 @@ static vqkvc_code add_runs(vqkvc_plan *plan, vqkvc_stream *s, const pattern *p, 
 
 /* Tables of the basis for the last stream: its own, or, to keep a header small, those of an earlier
  * stream of its shape. */
-static void add_basis(vqkvc_plan *plan, int alike, vqkvc_err *err)
+static void add_transform(vqkvc_plan *plan, int alike, vqkvc_err *err)
 {
     vqkvc_stream *s = &plan->streams[plan->n_streams - 1];
     for (const vqkvc_stream *other = plan->streams; alike && other < s; other++)
@@ -166,8 +181,8 @@ static void add_basis(vqkvc_plan *plan, int alike, vqkvc_err *err)
             return;
         }
     s->mean = add_table(plan, 1, s->n_in, 0.1, err);
-    s->enc = add_table(plan, s->n_in, s->n_latents, 1 / sqrt(s->n_in), err);
-    s->dec = add_table(plan, s->n_in, s->n_latents, 1 / sqrt(s->n_in), err);
+    s->enc = add_basis(plan, s, err);
+    s->dec = add_basis(plan, s, err);
 }
 
 /* One stream over layers layer .. layer + n - 1 of a head. frame: of keys. */
@@ -187,7 +202,7 @@ static vqkvc_code add_stream(vqkvc_plan *plan, vqkvc_frame frame, const pattern 
     for (int i = 0; i < p->n; i++)
         s->n_latents += scaled(&plan->geometry, p->runs[i].groups) * p->runs[i].width;
     s->transform = VQKVC_TRANSFORM_BASIS;
-    add_basis(plan, alike, err);
+    add_transform(plan, alike, err);
     s->gain = VQKVC_GAIN_RMS;
     s->gain_bits = 8;
     s->gain_width = s->n_latents;

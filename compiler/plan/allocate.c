@@ -127,8 +127,9 @@ static double grid_end(const grid *g, const double *lambda, int j, int *channels
 
 double vqkvc_allocate_table(int d, int tables_at)
 {
-    /* A column of enc and one of dec, and 16 codewords, all binary16. */
-    return tables_at > 0 ? (2.0 * d + 16) * 16 / (4.0 * tables_at) : 0;
+    /* A column of enc and one of dec in bytes, with a binary16 scale for each head of about 64, and
+     * 16 codewords in binary16. */
+    return tables_at > 0 ? (2.0 * d * 8.25 + 16 * 16) / (4.0 * tables_at) : 0;
 }
 
 vqkvc_layout_run vqkvc_allocate_option(int o)

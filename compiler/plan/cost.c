@@ -150,10 +150,10 @@ static size_t derived_values(const vqkvc_plan *plan)
 
 static size_t table_bytes(const vqkvc_plan *plan)
 {
-    size_t n = derived_values(plan);
+    size_t n = derived_values(plan) * sizeof(uint16_t);
     for (int i = 0; i < plan->n_tables; i++)
-        n += (size_t)plan->tables[i].rows * (size_t)plan->tables[i].cols;
-    return n * sizeof(uint16_t);
+        n += vqkvc_table_size(&plan->tables[i]);
+    return n;
 }
 
 void vqkvc_plan_cost(const vqkvc_plan *plan, int context, vqkvc_cost *cost)

@@ -9,6 +9,7 @@
 #include "fit/fit.h"
 #include "plan/allocate.h"
 #include "plan/calibration.h"
+#include "plan/stream.h"
 
 /* What a basis artifact holds: int32 n_in, then these arrays. */
 typedef struct basis_part {
@@ -47,7 +48,7 @@ static vqkvc_code fit_basis(basis_part *b, int n, int n_in, int dim, const float
         if (vqkvc_fit_moments(n, n_in, x, d, NULL, mean, cov, err) == VQKVC_OK &&
             vqkvc_fit_basis(n_in, n_in, cov, full, VQKVC_METRIC_RIDGE, &basis, err) == VQKVC_OK) {
             /* The metric's unit is arbitrary: scale so that the strongest latent has variance 1 and
-             * all tables suit binary16. */
+             * all values suit binary16. */
             double unit = basis.lambda[0] > 0 ? 1 / sqrt(basis.lambda[0]) : 1;
             for (size_t i = 0; i < d; i++) {
                 b->lambda[i] = basis.lambda[i] > 0 ? basis.lambda[i] * unit * unit : 0;
@@ -123,19 +124,15 @@ static vqkvc_stream *add_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec,
     s->gain_bits = spec->gain_bits;
     s->gain_width = n;
     s->mean = vqkvc_plan_add_table(plan, 1, n_in, err, "mean %s", spec->name);
-    s->enc = vqkvc_plan_add_table(plan, n_in, n, err, "enc %s", spec->name);
-    s->dec = vqkvc_plan_add_table(plan, n_in, n, err, "dec %s", spec->name);
+    int dim = plan->geometry.head_dim;
+    s->enc = vqkvc_plan_add_bytes(plan, n_in, n, dim, err, "enc %s", spec->name);
+    s->dec = vqkvc_plan_add_bytes(plan, n_in, n, dim, err, "dec %s", spec->name);
     vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, layout->n_runs, err);
     if (err->code != VQKVC_OK)
         return NULL;
     memcpy(plan->tables[s->mean].f16, b->mean, (size_t)n_in * sizeof(uint16_t));
-    for (int i = 0; i < n_in; i++)
-        for (int j = 0; j < n; j++) {
-            plan->tables[s->enc].f16[(size_t)i * (size_t)n + (size_t)j] =
-                b->enc[(size_t)i * (size_t)n_in + (size_t)j];
-            plan->tables[s->dec].f16[(size_t)i * (size_t)n + (size_t)j] =
-                b->dec[(size_t)i * (size_t)n_in + (size_t)j];
-        }
+    vqkvc_table_round(&plan->tables[s->enc], b->enc, (size_t)n_in);
+    vqkvc_table_round(&plan->tables[s->dec], b->dec, (size_t)n_in);
     for (int r = 0; r < layout->n_runs; r++) {
         const vqkvc_layout_run *from = &layout->runs[r];
         runs[r] = (vqkvc_run){.coder = VQKVC_CODER_VQ,
@@ -158,10 +155,8 @@ static vqkvc_code latents(const vqkvc_plan *plan, const vqkvc_stream *s, int n, 
 {
     size_t n_in = (size_t)s->n_in, n_out = (size_t)s->n_latents;
     float *centred = vqkvc_alloc((size_t)n * n_in, sizeof(float), err);
-    float *enc = vqkvc_alloc(n_in * n_out, sizeof(float), err);
+    float *enc = vqkvc_table_f32(plan, s->enc, err);
     if (err->code == VQKVC_OK) {
-        for (size_t i = 0; i < n_in * n_out; i++)
-            enc[i] = vqkvc_f16_to_f32(plan->tables[s->enc].f16[i]);
 #pragma omp parallel for schedule(static)
         for (int i = 0; i < n; i++)
             for (size_t j = 0; j < n_in; j++)

@@ -47,30 +47,89 @@ static void *grow(vqkvc_arena *arena, void *old, int n, size_t size, vqkvc_err *
     return p;
 }
 
-int vqkvc_plan_add_table(vqkvc_plan *plan, int rows, int cols, vqkvc_err *err, const char *name_fmt,
-                         ...)
+/* A table without values, not yet counted; NULL with *err. */
+static vqkvc_table *new_table(vqkvc_plan *plan, int rows, int cols, vqkvc_err *err,
+                              const char *name_fmt, va_list ap)
 {
     char name[128];
-    va_list ap;
-    va_start(ap, name_fmt);
     vsnprintf(name, sizeof name, name_fmt, ap);
-    va_end(ap);
     if (rows < 1 || cols < 1 || (int64_t)rows * cols > MAX_ROWS_COLS) {
         vqkvc_fail(err, VQKVC_E_FAILED, "table %s: shape [%d, %d] is out of range", name, rows,
                    cols);
-        return -1;
+        return NULL;
     }
     vqkvc_table *tables =
         grow(&plan->arena, plan->tables, plan->n_tables, sizeof *plan->tables, err);
     if (tables == NULL)
-        return -1;
+        return NULL;
     plan->tables = tables;
     vqkvc_table *t = &tables[plan->n_tables];
+    *t = (vqkvc_table){.rows = rows, .cols = cols};
     t->name = vqkvc_arena_strndup(&plan->arena, name, strlen(name), err);
-    t->rows = rows;
-    t->cols = cols;
+    return t->name == NULL ? NULL : t;
+}
+
+int vqkvc_plan_add_table(vqkvc_plan *plan, int rows, int cols, vqkvc_err *err, const char *name_fmt,
+                         ...)
+{
+    va_list ap;
+    va_start(ap, name_fmt);
+    vqkvc_table *t = new_table(plan, rows, cols, err, name_fmt, ap);
+    va_end(ap);
+    if (t == NULL)
+        return -1;
     t->f16 = vqkvc_arena_alloc(&plan->arena, (size_t)rows * cols, sizeof *t->f16, err);
-    return t->name == NULL || t->f16 == NULL ? -1 : plan->n_tables++;
+    return t->f16 == NULL ? -1 : plan->n_tables++;
+}
+
+int vqkvc_plan_add_bytes(vqkvc_plan *plan, int rows, int cols, int scale_rows, vqkvc_err *err,
+                         const char *name_fmt, ...)
+{
+    va_list ap;
+    va_start(ap, name_fmt);
+    vqkvc_table *t = new_table(plan, rows, cols, err, name_fmt, ap);
+    va_end(ap);
+    if (t == NULL)
+        return -1;
+    size_t scales = (size_t)(rows / scale_rows) * (size_t)cols;
+    t->scale_rows = scale_rows;
+    t->bytes = vqkvc_arena_alloc(&plan->arena, (size_t)rows * cols, 1, err);
+    t->scale = vqkvc_arena_alloc(&plan->arena, scales, sizeof *t->scale, err);
+    return t->bytes == NULL || t->scale == NULL ? -1 : plan->n_tables++;
+}
+
+void vqkvc_table_round(vqkvc_table *t, const uint16_t *values, size_t ld)
+{
+    for (int row = 0; row < t->rows; row += t->scale_rows)
+        for (int col = 0; col < t->cols; col++) {
+            const uint16_t *from = values + (size_t)row * ld + col;
+            float most = 0;
+            for (int i = 0; i < t->scale_rows; i++)
+                most = fmaxf(most, fabsf(vqkvc_f16_to_f32(from[(size_t)i * ld])));
+            uint16_t half = vqkvc_f32_to_f16(most / 127);
+            float scale = vqkvc_f16_to_f32(half);
+            t->scale[(size_t)(row / t->scale_rows) * t->cols + col] = half;
+            for (int i = 0; i < t->scale_rows; i++) {
+                float v = vqkvc_f16_to_f32(from[(size_t)i * ld]);
+                v = scale > 0 ? fmaxf(fminf(roundf(v / scale), 127), -127) : 0;
+                t->bytes[(size_t)(row + i) * t->cols + col] = (int8_t)v;
+            }
+        }
+}
+
+float vqkvc_table_at(const vqkvc_table *t, int row, int col)
+{
+    size_t i = (size_t)row * t->cols + col;
+    if (t->bytes == NULL)
+        return vqkvc_f16_to_f32(t->f16[i]);
+    return (float)t->bytes[i] *
+           vqkvc_f16_to_f32(t->scale[(size_t)(row / t->scale_rows) * t->cols + col]);
+}
+
+size_t vqkvc_table_size(const vqkvc_table *t)
+{
+    size_t values = (size_t)t->rows * t->cols;
+    return t->bytes == NULL ? values * 2 : values + values / (size_t)t->scale_rows * 2;
 }
 
 vqkvc_stream *vqkvc_plan_add_stream(vqkvc_plan *plan, const char *name, int n_members,

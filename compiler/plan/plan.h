@@ -27,7 +27,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 
-enum { VQKVC_PLAN_VERSION = 3 };
+enum { VQKVC_PLAN_VERSION = 4 };
 
 /* Bounds of plans that are valid: stages of a run; candidates of a beam, and the width of groups
  * that are coded with one. */
@@ -81,11 +81,16 @@ typedef enum vqkvc_gain { VQKVC_GAIN_LIST(X) } vqkvc_gain;
 typedef enum vqkvc_coder { VQKVC_CODER_LIST(X) } vqkvc_coder;
 #undef X
 
-/* A constant table; values are exactly what the header holds. */
+/* A constant table; values are exactly what the header holds: in binary16 (f16), or in bytes that
+ * each count the scale of their column and of their scale_rows rows. The other pointers are NULL.
+ */
 typedef struct vqkvc_table {
     const char *name; /* "enc K 0-7 h0": for comments and messages */
     int rows, cols;
-    uint16_t *f16; /* [rows, cols] binary16 */
+    uint16_t *f16;   /* [rows, cols] binary16 */
+    int8_t *bytes;   /* [rows, cols] */
+    uint16_t *scale; /* [rows / scale_rows, cols] binary16 */
+    int scale_rows;  /* divides rows; 0 where values are binary16 */
 } vqkvc_table;
 
 /* Consecutive groups of channels with one coder. Runs cover the latents 0 .. n_latents - 1 without
@@ -110,7 +115,8 @@ typedef struct vqkvc_stream {
     vqkvc_frame frame;     /* of keys; POST for values, which carry no rotation */
     vqkvc_transform transform;
     int mean;     /* table [1, n_in] or -1 */
-    int enc, dec; /* tables [n_in, n_latents] or -1 */
+    int enc, dec; /* tables [n_in, n_latents] or -1; both in binary16, or in bytes with a scale for
+                     each member and latent. All other tables are binary16 */
     int n_in;     /* n_members * head_dim */
     int n_latents;
     vqkvc_gain gain;
@@ -191,6 +197,16 @@ const char *vqkvc_coder_word(int coder);
 /* Adds a table of zeros; its index, or -1 with *err. */
 int vqkvc_plan_add_table(vqkvc_plan *plan, int rows, int cols, vqkvc_err *err, const char *name_fmt,
                          ...) __attribute__((format(printf, 5, 6)));
+/* The same in bytes, with scales for every scale_rows rows (which divide rows) and column. */
+int vqkvc_plan_add_bytes(vqkvc_plan *plan, int rows, int cols, int scale_rows, vqkvc_err *err,
+                         const char *name_fmt, ...) __attribute__((format(printf, 6, 7)));
+/* Rounds binary16 values [rows, cols], rows at distance ld, to a table of bytes: the largest
+ * magnitude of each column and scale_rows rows is 127 scales. */
+void vqkvc_table_round(vqkvc_table *table, const uint16_t *values, size_t ld);
+/* One value. */
+float vqkvc_table_at(const vqkvc_table *table, int row, int col);
+/* What it takes, scales included. */
+size_t vqkvc_table_size(const vqkvc_table *table);
 /* Adds a stream over the given members (copied) with n_in filled in, identity transform, no gain,
  * no runs; NULL with *err. Pointers to earlier streams (not their members and runs) are invalid
  * after it. */
@@ -257,7 +273,8 @@ vqkvc_code vqkvc_plan_json(const vqkvc_plan *plan, vqkvc_buf *out, vqkvc_err *er
  * Reading checks everything and overwrites *plan, which is empty after a failure. */
 vqkvc_code vqkvc_plan_write(const vqkvc_plan *plan, vqkvc_buf *out, vqkvc_err *err);
 vqkvc_code vqkvc_plan_read(vqkvc_plan *plan, const void *bytes, size_t n, vqkvc_err *err);
-/* Appends the values as little-endian words: what is stored and hashed. */
+/* Appends the values as little-endian words, or the scales as such and the bytes: what is stored
+ * and hashed. */
 void vqkvc_table_put(const vqkvc_table *table, vqkvc_buf *out);
 /* Hash of the bytes that vqkvc_plan_write gives. */
 vqkvc_code vqkvc_plan_hash(const vqkvc_plan *plan, vqkvc_hash *hash, vqkvc_err *err);

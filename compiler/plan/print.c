@@ -353,6 +353,7 @@ static json_t *table_json(const void *of, int i)
     put_text(&o, "name", t->name);
     put_int(&o, "rows", t->rows);
     put_int(&o, "cols", t->cols);
+    put_int(&o, "scale_rows", t->scale_rows);
     put_text(&o, "hash", hash.hex);
     return object_end(&o);
 }

@@ -1,5 +1,5 @@
-/* A plan as bytes: its JSON (print.c), a NUL, and the values of all tables in their order as
- * little-endian 16-bit words. Reading trusts nothing. */
+/* A plan as bytes: its JSON (print.c), a NUL, and the values of all tables in their order
+ * (vqkvc_table_put()). Reading trusts nothing. */
 #include "plan/plan.h"
 
 #include <float.h>
@@ -15,10 +15,14 @@
 void vqkvc_table_put(const vqkvc_table *table, vqkvc_buf *out)
 {
     size_t n = (size_t)table->rows * table->cols;
-    for (size_t i = 0; i < n; i++) {
-        uint8_t word[2] = {(uint8_t)(table->f16[i] & 0xff), (uint8_t)(table->f16[i] >> 8)};
+    const uint16_t *words = table->bytes == NULL ? table->f16 : table->scale;
+    size_t n_words = table->bytes == NULL ? n : n / (size_t)table->scale_rows;
+    for (size_t i = 0; i < n_words; i++) {
+        uint8_t word[2] = {(uint8_t)(words[i] & 0xff), (uint8_t)(words[i] >> 8)};
         vqkvc_buf_put(out, word, 2);
     }
+    if (table->bytes != NULL)
+        vqkvc_buf_put(out, table->bytes, n);
 }
 
 vqkvc_code vqkvc_plan_write(const vqkvc_plan *plan, vqkvc_buf *out, vqkvc_err *err)
@@ -313,22 +317,33 @@ static vqkvc_code read_table(const json_t *json, int i, vqkvc_plan *plan, tail *
     object o = object_open(json, err, "$.tables[%d]", i);
     const char *name = get_text(&o, "name"), *hash = get_text(&o, "hash");
     int rows = get_int(&o, "rows", 1, INT_MAX), cols = get_int(&o, "cols", 1, INT_MAX);
+    int scale_rows = get_int(&o, "scale_rows", 0, INT_MAX);
     VQKVC_TRY(object_close(&o));
-    uint64_t values = (uint64_t)rows * (uint64_t)cols;
-    if (values > rest->n / 2)
+    uint64_t values = (uint64_t)rows * (uint64_t)cols, words = values;
+    if (scale_rows > 0 && rows % scale_rows != 0)
+        return vqkvc_fail(err, VQKVC_E_FORMAT, "%s.scale_rows: %d does not divide %d rows", o.path,
+                          scale_rows, rows);
+    if (scale_rows > 0)
+        words = values / (uint64_t)scale_rows;
+    uint64_t size = words * 2 + (scale_rows > 0 ? values : 0);
+    if (values > rest->n || size > rest->n)
         return vqkvc_fail(err, VQKVC_E_FORMAT, "%s: [%d, %d] values, but %zu bytes are left",
                           o.path, rows, cols, rest->n);
-    if (strcmp(vqkvc_hash_bytes(rest->bytes, (size_t)values * 2).hex, hash) != 0)
+    if (strcmp(vqkvc_hash_bytes(rest->bytes, (size_t)size).hex, hash) != 0)
         return vqkvc_fail(err, VQKVC_E_FORMAT, "%s: the values do not have the hash %.32s", o.path,
                           hash);
-    int index = vqkvc_plan_add_table(plan, rows, cols, err, "%s", name);
+    int index = scale_rows > 0 ? vqkvc_plan_add_bytes(plan, rows, cols, scale_rows, err, "%s", name)
+                               : vqkvc_plan_add_table(plan, rows, cols, err, "%s", name);
     if (index < 0)
         return err->code;
-    for (size_t j = 0; j < values; j++)
-        plan->tables[index].f16[j] =
-            (uint16_t)(rest->bytes[2 * j] | (unsigned)rest->bytes[2 * j + 1] << 8);
-    rest->bytes += values * 2;
-    rest->n -= (size_t)values * 2;
+    const vqkvc_table *t = &plan->tables[index];
+    uint16_t *to = scale_rows > 0 ? t->scale : t->f16;
+    for (size_t j = 0; j < words; j++)
+        to[j] = (uint16_t)(rest->bytes[2 * j] | (unsigned)rest->bytes[2 * j + 1] << 8);
+    if (scale_rows > 0)
+        memcpy(t->bytes, rest->bytes + words * 2, (size_t)values);
+    rest->bytes += size;
+    rest->n -= (size_t)size;
     return VQKVC_OK;
 }
 

@@ -20,7 +20,7 @@ double *vqkvc_table_f64(const vqkvc_plan *plan, int index, vqkvc_err *err)
     size_t n = (size_t)t->rows * t->cols;
     double *values = vqkvc_alloc(n, sizeof *values, err);
     for (size_t i = 0; values != NULL && i < n; i++)
-        values[i] = vqkvc_f16_to_f32(t->f16[i]);
+        values[i] = vqkvc_table_at(t, (int)(i / (size_t)t->cols), (int)(i % (size_t)t->cols));
     return values;
 }
 
@@ -30,7 +30,7 @@ float *vqkvc_table_f32(const vqkvc_plan *plan, int index, vqkvc_err *err)
     size_t n = (size_t)t->rows * t->cols;
     float *values = vqkvc_alloc(n, sizeof *values, err);
     for (size_t i = 0; values != NULL && i < n; i++)
-        values[i] = vqkvc_f16_to_f32(t->f16[i]);
+        values[i] = vqkvc_table_at(t, (int)(i / (size_t)t->cols), (int)(i % (size_t)t->cols));
     return values;
 }
 

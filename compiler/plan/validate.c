@@ -84,18 +84,26 @@ static vqkvc_code check_table(const vqkvc_table *t, vqkvc_err *err)
 {
     REQUIRE(t->name != NULL, "it has no name");
     REQUIRE(t->rows >= 1 && t->cols >= 1 && (int64_t)t->rows * t->cols <= MAX_ROWS_COLS &&
-                t->f16 != NULL,
+                (t->f16 != NULL) != (t->bytes != NULL),
             "shape [%d, %d] is out of range", t->rows, t->cols);
     size_t n = (size_t)t->rows * t->cols;
+    if (t->bytes != NULL) {
+        REQUIRE(t->scale_rows >= 1 && t->rows % t->scale_rows == 0 && t->scale != NULL,
+                "scale_rows (%d) do not divide %d rows", t->scale_rows, t->rows);
+        n /= (size_t)t->scale_rows;
+    } else {
+        REQUIRE(t->scale_rows == 0, "scale_rows is %d, but values are binary16", t->scale_rows);
+    }
+    const uint16_t *words = t->bytes != NULL ? t->scale : t->f16;
     for (size_t i = 0; i < n; i++)
-        REQUIRE((t->f16[i] & 0x7c00u) != 0x7c00u, "value [%zu, %zu] is not finite",
-                i / (size_t)t->cols, i % (size_t)t->cols);
+        REQUIRE((words[i] & 0x7c00u) != 0x7c00u, "%s [%zu, %zu] is not finite",
+                t->bytes != NULL ? "scale" : "value", i / (size_t)t->cols, i % (size_t)t->cols);
     return VQKVC_OK;
 }
 
-/* The index is -1 (if `optional`) or names a table of exactly this shape. */
-static vqkvc_code check_shape(const vqkvc_plan *plan, int index, int optional, int64_t rows,
-                              int64_t cols, const char *what, vqkvc_err *err)
+/* The index names a table of exactly this shape, -1 none if it is optional. */
+static vqkvc_code check_rows_cols(const vqkvc_plan *plan, int index, int optional, int64_t rows,
+                                  int64_t cols, const char *what, vqkvc_err *err)
 {
     if (index == -1 && optional)
         return VQKVC_OK;
@@ -103,6 +111,28 @@ static vqkvc_code check_shape(const vqkvc_plan *plan, int index, int optional, i
     const vqkvc_table *t = &plan->tables[index];
     REQUIRE(t->rows == rows && t->cols == cols, "%s: table %s is [%d, %d], not [%lld, %lld]", what,
             t->name, t->rows, t->cols, (long long)rows, (long long)cols);
+    return VQKVC_OK;
+}
+
+/* The same of a table in binary16. */
+static vqkvc_code check_shape(const vqkvc_plan *plan, int index, int optional, int64_t rows,
+                              int64_t cols, const char *what, vqkvc_err *err)
+{
+    VQKVC_TRY(check_rows_cols(plan, index, optional, rows, cols, what, err));
+    REQUIRE(index < 0 || plan->tables[index].bytes == NULL,
+            "%s: table %s is in bytes, as only bases are", what, plan->tables[index].name);
+    return VQKVC_OK;
+}
+
+/* The bases of a stream: alike, and with scales of their own for each member if in bytes. */
+static vqkvc_code check_bases(const vqkvc_plan *plan, const vqkvc_stream *s, vqkvc_err *err)
+{
+    VQKVC_TRY(check_rows_cols(plan, s->enc, 0, s->n_in, s->n_latents, "enc", err));
+    VQKVC_TRY(check_rows_cols(plan, s->dec, 0, s->n_in, s->n_latents, "dec", err));
+    int enc = plan->tables[s->enc].scale_rows, dec = plan->tables[s->dec].scale_rows;
+    REQUIRE(enc == dec, "enc has scales for %d rows, dec for %d", enc, dec);
+    REQUIRE(enc == 0 || enc == plan->geometry.head_dim,
+            "enc: scales are for %d rows, not for a head of %d", enc, plan->geometry.head_dim);
     return VQKVC_OK;
 }
 
@@ -151,8 +181,7 @@ static vqkvc_code check_transform(const vqkvc_plan *plan, const vqkvc_stream *s,
     VQKVC_TRY(check_shape(plan, s->mean, 1, 1, s->n_in, "mean", err));
     switch (s->transform) {
     case VQKVC_TRANSFORM_BASIS:
-        VQKVC_TRY(check_shape(plan, s->enc, 0, s->n_in, s->n_latents, "enc", err));
-        return check_shape(plan, s->dec, 0, s->n_in, s->n_latents, "dec", err);
+        return check_bases(plan, s, err);
     case VQKVC_TRANSFORM_HADAMARD:
         REQUIRE((s->n_in & (s->n_in - 1)) == 0,
                 "transform is hadamard, but n_in (%d) is no power of two", s->n_in);

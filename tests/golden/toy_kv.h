@@ -19,20 +19,20 @@
  * channels, pairs (i, i + half).
  *
  * COST, bits a value (one of 96 a token): codes 7.125 + gains, landmarks, exact list 3.906 = 11.031 stored; attention
- * reads 10.208. With the exact window (first 4 tokens, latest 24 to 55) and 10784 bytes of
- * tables, at a context of 4096 tokens: 11.303. A block of 32 tokens is encoded at once, in the
+ * reads 10.208. With the exact window (first 4 tokens, latest 24 to 55) and 10560 bytes of
+ * tables, at a context of 4096 tokens: 11.299. A block of 32 tokens is encoded at once, in the
  * append that begins the step after it has left the exact window.
  *
  * FROM. weights unknown
  *       calibration none
- *       plan d597b6f53d6d99d1eddeb6adebabc011
+ *       plan 92d640851a4c4d57940161fc46d09444
  *       vqkvc emit toy
  *
  * STREAMS
  *   scheme    toy for golden (llama)
  *   geometry  3 layers, 8 heads, 1 KV heads of 16, 16 channels rotated
  *   window    first 4 and latest 24 tokens exact, blocks of 32
- *   cost      11.303 bits a value at 4096 tokens: codes 7.125, gains 0.750, window 0.053, tables 0.219 (10784 bytes); scan 10.208
+ *   cost      11.299 bits a value at 4096 tokens: codes 7.125, gains 0.750, window 0.053, tables 0.215 (10560 bytes); scan 10.208
  *   landmarks one for 8 tokens: 0.594 bits a value
  *   bound     every vector within 0.9 of its length; 12.500 % kept exactly: 2.562 bits a value
  *   stream                members           frame map      latents    gain             bits  runs
@@ -65,7 +65,7 @@
 #define TOY_KV_LANDMARKS 8 /* tokens that share a landmark; 0: none, and no top_tokens */
 #define TOY_KV_ATTENTION_SCALE 2.500000000e-01f /* 1 / sqrt(HEAD_DIM) */
 #define TOY_KV_MAX_ERROR 8.999999762e-01f /* of every vector, a part of its length; 0: no bound */
-#define TOY_KV_CODEC "d597b6f53d6d99d1eddeb6adebabc011" /* hash of the plan and all tables */
+#define TOY_KV_CODEC "92d640851a4c4d57940161fc46d09444" /* hash of the plan and all tables */
 
 #ifdef __cplusplus
 extern "C" {
@@ -299,10 +299,11 @@ typedef struct toy_kv__run {
 } toy_kv__run;
 
 typedef struct toy_kv__stream {
-    unsigned char frame, transform, gain, gain_bytes;
+    unsigned char frame, transform, gain, gain_bytes, basis_bytes;
     int n_members, first_member; /* members are rows of the concatenated input */
     int n_in, n_latents;
-    int mean, enc, dec;                  /* offsets of tables, -1: none */
+    int mean, enc, dec; /* offsets of tables, -1: none. Bases whose entries have one byte begin with
+                           their scales, binary16 [members, n_latents] */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
     int gain_tokens;                     /* that share a RANGE, or the shift of NSN */
     int outliers, spread, kept;          /* their number, table or -1, place in a block's bytes */
@@ -337,6 +338,11 @@ typedef struct toy_kv__prediction {
     int bias, map, out;       /* offsets of tables */
 } toy_kv__prediction;
 
+/* Entries of a constant table: binary16, or bytes that count the scale of their column each. */
+typedef struct toy_kv__matrix {
+    const unsigned char *values, *scale; /* scale: binary16 [columns], NULL: entries are binary16 */
+} toy_kv__matrix;
+
 /* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
  * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
  * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another. */
@@ -366,9 +372,9 @@ static inline int toy_kv__dot_pairs(const toy_kv__run *run)
 typedef struct toy_kv__byte_ops {
     /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
      * through tables. */
-    /* A basis, binary16 [n_in, n_out], with a mean [n_in] or NULL as one more column: words and
+    /* A basis [n_in, n_out] with a mean, binary16 [n_in] or NULL, as one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
-    void (*map_basis)(const unsigned char *, const unsigned char *, int, int, short *, float *);
+    void (*map_basis)(toy_kv__matrix, const unsigned char *, int, int, short *, float *);
     /* x [n] in words that count `unit` each. */
     void (*to_words)(const float *, int, float, short *);
     /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
@@ -408,7 +414,7 @@ typedef struct toy_kv__byte_ops {
 typedef struct toy_kv__dense_ops {
     /* y [n_out, BLOCK] += x [n_in, BLOCK] through a table: input i counts for output o by its entry
      * i * ld + o, or o * ld + i if `across`. */
-    void (*product)(const unsigned char *, size_t, int, int, int, const float *, float *);
+    void (*product)(toy_kv__matrix, size_t, int, int, int, const float *, float *);
     /* y [n] += a * x */
     void (*add)(size_t, float, const float *, float *);
     /* x [rows, BLOCK] = shift [BLOCK] + scale [BLOCK] * x */
@@ -459,8 +465,8 @@ typedef struct toy_kv__ops {
     void (*gains)(const unsigned char *, const unsigned char *, float *);
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
-    void (*map)(const unsigned char *, int, int, const float *, int, int, float *);
-    void (*unmap)(const unsigned char *, int, int, const float *, int, float *);
+    void (*map)(toy_kv__matrix, int, int, const float *, int, int, float *);
+    void (*unmap)(toy_kv__matrix, int, int, float *, int, float *);
     void (*fill_tables)(const toy_kv__run *, const float *, size_t, int, float *);
     float (*largest)(const float *, int, size_t);
     float (*exponentials)(float *, int, size_t, float);
@@ -587,7 +593,7 @@ static const toy_kv__run toy_kv__runs[] = {
     {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 2480, 0, 0},
     {TOY_KV__NIBBLES, 0, 2, 1, 4, 4, 8, 2, 192, 2512, 128, 0},
     {TOY_KV__NIBBLES, 0, 1, 1, 4, 8, 12, 1, 224, 2640, 128, 0},
-    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 20, 4, 240, 4608, 0, 0},
+    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 20, 4, 240, 4496, 0, 0},
     {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 8, 128, 0, 0, 0},
     {TOY_KV__BYTES, 1, 1, 1, 8, 1, 8, 8, 384, 0, 0, 1},
     {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 16, 64, 0, 0, 0},
@@ -595,25 +601,26 @@ static const toy_kv__run toy_kv__runs[] = {
     {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 8, 32, 3872, 32, 0},
     {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 4000, 0, 0},
     {TOY_KV__NIBBLES, 0, 2, 1, 4, 4, 8, 2, 192, 4032, 128, 0},
-    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 12, 4, 224, 4608, 0, 0},
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 8, 32, 4432, 32, 0},
-    {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 4560, 0, 0},
+    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 12, 4, 224, 4496, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 8, 32, 4320, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 4448, 0, 0},
     {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 16, 0, 0, 0, 0},
 };
 
-/* frame, transform, gain, its bytes; members, first; n_in, n_latents; mean, enc, dec;
+/* frame, transform, gain, bytes of it, of the basis; members, first; n_in, n_latents; mean, enc, dec;
  * gains, width, table, tokens; outliers, spread, place; first run, runs; bytes, start */
 static const toy_kv__stream toy_kv__streams[] = {
-    {TOY_KV__BLOCKWISE, TOY_KV__BASIS, TOY_KV__RMS, 1, 3, 0, 48, 24, 0, 48, 1200, 1, 24, 4624, 1, 0, -1, 32, 0, 5, 304, 0}, /* shared */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__ABSMAX, 2, 1, 3, 16, 16, 2768, -1, -1, 2, 8, 0, 1, 0, -1, 128, 5, 2, 640, 304}, /* own */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__RMS, 2, 1, 4, 16, 16, 2784, -1, -1, 1, 16, 0, 1, 0, -1, 64, 7, 1, 576, 944}, /* own */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 5, 16, 16, 2800, -1, -1, 0, 16, 0, 1, 0, -1, 0, 8, 1, 512, 1520}, /* own */
-    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 6, 32, 16, 2816, 2848, 3360, 1, 16, 4880, 1, 0, -1, 32, 9, 4, 288, 2032}, /* shared */
-    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 1, 8, 16, 8, 4160, 4176, 4304, 1, 8, 5136, 1, 0, -1, 32, 13, 2, 192, 2320}, /* shared */
-    {TOY_KV__POST, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 1, 9, 16, 16, 4592, -1, -1, 0, 16, 0, 1, 0, -1, 0, 15, 1, 512, 2512}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 3, 0, 48, 24, 0, 48, 1200, 1, 24, 4512, 1, 0, -1, 32, 0, 5, 304, 0}, /* shared */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__ABSMAX, 2, 2, 1, 3, 16, 16, 2768, -1, -1, 2, 8, 0, 1, 0, -1, 128, 5, 2, 640, 304}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__RMS, 2, 2, 1, 4, 16, 16, 2784, -1, -1, 1, 16, 0, 1, 0, -1, 64, 7, 1, 576, 944}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 2, 1, 5, 16, 16, 2800, -1, -1, 0, 16, 0, 1, 0, -1, 0, 8, 1, 512, 1520}, /* own */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 2, 6, 32, 16, 2816, 2848, 3360, 1, 16, 4768, 1, 0, -1, 32, 9, 4, 288, 2032}, /* shared */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 1, 1, 8, 16, 8, 4160, 4176, 4248, 1, 8, 5024, 1, 0, -1, 32, 13, 2, 192, 2320}, /* shared */
+    {TOY_KV__POST, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 2, 1, 9, 16, 16, 4480, -1, -1, 0, 16, 0, 1, 0, -1, 0, 15, 1, 512, 2512}, /* own */
 };
 
-/* Bases, means and codebooks: binary16, four to a little-endian word. */
+/* Bases, means and codebooks: binary16, four to a little-endian word; or scales in
+ * binary16 and bytes. */
 static const uint64_t toy_kv__tables[] = {
     /* mean [1, 48] */
     0xac951da23565a741u, 0xb68c3612b6d73598u, 0xb3569b80349a30d3u, 0x2ef9b438b395b78cu,
@@ -893,24 +900,18 @@ static const uint64_t toy_kv__tables[] = {
     0xba2ebd55bd893e18u, 0x3b113c80bc17bc8du, 0x3c4cb88cb921bcadu, 0x3b0cbd22351b3b60u,
     /* mean [1, 16] */
     0xa5ddb54bb1603513u, 0x2d0d36772d2434a6u, 0x284f30d3b6292a98u, 0x3054aca0344ab4c9u,
-    /* enc [16, 8] */
-    0x24f2b220b1ebb260u, 0x22e033cdafbdac24u, 0x24352df1b5f9aeb0u, 0x32ccabd5b58d2434u,
-    0x33b429603258b38du, 0x37112ab1b5b6346eu, 0x386b3055b4da2f69u, 0xb5872abba46f2cdeu,
-    0xb01cb6d93019b7c7u, 0xb23aad4db62828b2u, 0x34aa3646263db6a7u, 0xb414345bafdab38bu,
-    0x341026ee360d2e34u, 0xb339b7722ffa2388u, 0x30172c4c362c30c1u, 0x35f535cd1fc0a74au,
-    0x366eb501b4c93432u, 0x3260339b28dcb246u, 0x3003b124348f3671u, 0xb4db33f1b65e3740u,
-    0x2ca5311e32feb2b1u, 0xb080340d304eb214u, 0xa76a346cb4ce30a2u, 0x2f87b522b4d2304eu,
-    0xaffab40bb436aee8u, 0xb53532b331e03562u, 0xb4fdb15090c93486u, 0xaa643404b17db68du,
-    0xb2863402ae05aebcu, 0x302334ae357d382au, 0x3575b7611b42b288u, 0x33a9b10c35492cd7u,
-    /* dec [16, 8] */
-    0x24f2b220b1ebb260u, 0x22e033cdafbdac24u, 0x24352df1b5f9aeb0u, 0x32ccabd5b58d2434u,
-    0x33b429603258b38du, 0x37112ab1b5b6346eu, 0x386b3055b4da2f69u, 0xb5872abba46f2cdeu,
-    0xb01cb6d93019b7c7u, 0xb23aad4db62828b2u, 0x34aa3646263db6a7u, 0xb414345bafdab38bu,
-    0x341026ee360d2e34u, 0xb339b7722ffa2388u, 0x30172c4c362c30c1u, 0x35f535cd1fc0a74au,
-    0x366eb501b4c93432u, 0x3260339b28dcb246u, 0x3003b124348f3671u, 0xb4db33f1b65e3740u,
-    0x2ca5311e32feb2b1u, 0xb080340d304eb214u, 0xa76a346cb4ce30a2u, 0x2f87b522b4d2304eu,
-    0xaffab40bb436aee8u, 0xb53532b331e03562u, 0xb4fdb15090c93486u, 0xaa643404b17db68du,
-    0xb2863402ae05aebcu, 0x302334ae357d382au, 0x3575b7611b42b288u, 0x33a9b10c35492cd7u,
+    /* enc [16, 8]: scales, then bytes */
+    0x1c741b701a381bd7u, 0x1b1f1b811a6b1c32u, 0x0443d9f004cbc3ccu, 0x3def9104041a85e5u,
+    0x7f0e8e44370c41c2u, 0x9d0efa137f259c1eu, 0xc8e98509e28a2a81u, 0xb74ad9c6436c0893u,
+    0xbf8128043a077d19u, 0x6b6302f91d127f27u, 0x39410cd05caa9e44u, 0xa944816f1dd45e69u,
+    0xd8452bd2112c48c9u, 0x22a8a021f94c9d26u, 0xa2393b52e3baa9e4u, 0xf244c99cb8d2004au,
+    0x25506d7fd145e1e5u, 0x45d569124e8101cbu,
+    /* dec [16, 8]: scales, then bytes */
+    0x1c741b701a381bd7u, 0x1b1f1b811a6b1c32u, 0x0443d9f004cbc3ccu, 0x3def9104041a85e5u,
+    0x7f0e8e44370c41c2u, 0x9d0efa137f259c1eu, 0xc8e98509e28a2a81u, 0xb74ad9c6436c0893u,
+    0xbf8128043a077d19u, 0x6b6302f91d127f27u, 0x39410cd05caa9e44u, 0xa944816f1dd45e69u,
+    0xd8452bd2112c48c9u, 0x22a8a021f94c9d26u, 0xa2393b52e3baa9e4u, 0xf244c99cb8d2004au,
+    0x25506d7fd145e1e5u, 0x45d569124e8101cbu,
     /* book [8, 16] */
     0xbd6133aa3927ba9eu, 0xbd98b301b922b7b8u, 0xb91bbb601ce6b7dbu, 0x3520bc8f3db63c28u,
     0xbc31ba79bc0cb07fu, 0x39b6329f3d8cafc6u, 0xb96d3c8a3c68bd02u, 0x3c52b6ac3ca83afeu,
@@ -1030,6 +1031,35 @@ static inline float toy_kv__half_at(const unsigned char *p, size_t i)
 static inline const unsigned char *toy_kv__table(int offset)
 {
     return (const unsigned char *)toy_kv__tables + 2 * (size_t)offset;
+}
+
+/* A table of binary16 from its i-th value on. */
+static inline toy_kv__matrix toy_kv__halves(int offset, size_t i)
+{
+    toy_kv__matrix m;
+    m.values = toy_kv__table(offset) + 2 * i;
+    m.scale = NULL;
+    return m;
+}
+
+/* Entry i of a table as it stands: in bytes, without the scale of its column. */
+static inline float toy_kv__raw_at(const toy_kv__matrix *m, size_t i)
+{
+    return m->scale == NULL ? toy_kv__half_at(m->values, i) : (float)(signed char)m->values[i];
+}
+
+/* One member's rows of a stream's basis, enc or dec. */
+static inline toy_kv__matrix toy_kv__basis(const toy_kv__stream *s, int offset, int member)
+{
+    toy_kv__matrix m = toy_kv__halves(offset, 0);
+    size_t latents = (size_t)s->n_latents, rows = (size_t)member * TOY_KV_HEAD_DIM;
+    if (s->basis_bytes == 2) {
+        m.values += 2 * rows * latents;
+        return m;
+    }
+    m.scale = m.values + 2 * (size_t)member * latents;
+    m.values += 2 * (size_t)s->n_members * latents + rows * latents;
+    return m;
 }
 
 static inline double toy_kv__rope_freq(int pair)
@@ -1198,6 +1228,10 @@ static inline float toy_kv__loadu8_portable(const unsigned char *p)
 {
     return (float)*p;
 }
+static inline float toy_kv__loads8_portable(const unsigned char *p)
+{
+    return (float)(signed char)*p;
+}
 static inline float toy_kv__add_portable(float a, float b)
 {
     return a + b;
@@ -1333,8 +1367,24 @@ TOY_KV__TARGET_portable static inline void toy_kv__widen_portable(const unsigned
         x[j] = toy_kv__half_at(row, (size_t)j);
 }
 
-TOY_KV__TARGET_portable static void toy_kv__product_portable(const unsigned char *table, size_t ld, int across,
-                                               int n_in, int n_out, const float *x, float *y)
+/* x [n] of fp32 from entries of a table: the i-th on, the first of them in column `col`. */
+TOY_KV__TARGET_portable static inline void toy_kv__unpack_portable(const toy_kv__matrix *m, size_t i, size_t col,
+                                                     int n, float *x)
+{
+    int j = 0;
+    if (m->scale == NULL) {
+        toy_kv__widen_portable(m->values + 2 * i, n, x);
+        return;
+    }
+    for (; j + TOY_KV__LANES_portable <= n; j += TOY_KV__LANES_portable)
+        toy_kv__store_portable(x + j, toy_kv__mul_portable(toy_kv__loads8_portable(m->values + i + j),
+                                             toy_kv__loadh_portable(m->scale + 2 * (col + (size_t)j))));
+    for (; j < n; j++)
+        x[j] = toy_kv__raw_at(m, i + (size_t)j) * toy_kv__half_at(m->scale, col + (size_t)j);
+}
+
+TOY_KV__TARGET_portable static void toy_kv__product_portable(toy_kv__matrix table, size_t ld, int across, int n_in,
+                                               int n_out, const float *x, float *y)
 {
     float coef[TOY_KV__STRIP_portable * TOY_KV__DEPTH_portable];
     int i, o, k, first;
@@ -1345,11 +1395,11 @@ TOY_KV__TARGET_portable static void toy_kv__product_portable(const unsigned char
             int n = n_in - first < TOY_KV__DEPTH_portable ? n_in - first : TOY_KV__DEPTH_portable;
             const float *src = x + (size_t)first * TOY_KV_BLOCK;
             for (k = 0; k < m && across; k++)
-                toy_kv__widen_portable(table + 2 * ((size_t)(o + k) * ld + (size_t)first), n,
-                                coef + k * TOY_KV__DEPTH_portable);
+                toy_kv__unpack_portable(&table, (size_t)(o + k) * ld + (size_t)first, (size_t)first, n,
+                                 coef + k * TOY_KV__DEPTH_portable);
             for (i = 0; i < n && !across; i++)
-                toy_kv__widen_portable(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
-                                coef + i * TOY_KV__STRIP_portable);
+                toy_kv__unpack_portable(&table, (size_t)(first + i) * ld + (size_t)o, (size_t)o, m,
+                                 coef + i * TOY_KV__STRIP_portable);
             for (k = 0; k < m; k += TOY_KV__N_OUTS_portable) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
@@ -1731,10 +1781,141 @@ static const toy_kv__code_ops toy_kv__code_portable = {
 };
 
 #undef TOY_KV__ROWS4
+/* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
+ * latents back to channels. */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* LANES entries of a table from the i-th on, without scales. `bytes`: a constant. */
+TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__entries_portable(const toy_kv__matrix *m, size_t i,
+                                                              const int bytes)
+{
+    return bytes ? toy_kv__loads8_portable(m->values + i) : toy_kv__loadh_portable(m->values + 2 * i);
+}
+
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__map_entries_portable(const toy_kv__matrix *table, const int bytes,
+                                                         int n_in, int n_out, const float *x,
+                                                         int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + TOY_KV__LANES_portable <= n_out; j += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable scale =
+            bytes ? toy_kv__loadh_portable(table->scale + 2 * (size_t)j) : toy_kv__set1_portable(1.0f);
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                toy_kv__vf_portable b =
+                    toy_kv__entries_portable(table, (size_t)d * (size_t)n_out + (size_t)j, bytes);
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(xd[k * ldx]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__store_portable(y + (size_t)(r + k) * (size_t)n_out + j, toy_kv__mul_portable(scale, a##k));
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = toy_kv__fma_portable(
+                    toy_kv__set1_portable(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    toy_kv__entries_portable(table, (size_t)d * (size_t)n_out + (size_t)j, bytes), a);
+            toy_kv__store_portable(y + (size_t)r * (size_t)n_out + j, toy_kv__mul_portable(scale, a));
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       toy_kv__raw_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + (size_t)j] =
+                bytes ? sum * toy_kv__half_at(table->scale, (size_t)j) : sum;
+        }
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out]: the query map. */
+TOY_KV__TARGET_portable static void toy_kv__map_portable(toy_kv__matrix table, int n_in, int n_out, const float *x,
+                                           int ldx, int rows, float *y)
+{
+    if (table.scale != NULL)
+        toy_kv__map_entries_portable(&table, 1, n_in, n_out, x, ldx, rows, y);
+    else
+        toy_kv__map_entries_portable(&table, 0, n_in, n_out, x, ldx, rows, y);
+}
+
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const toy_kv__matrix *table,
+                                                           const int bytes, int n_out, int n_in,
+                                                           const float *y, int rows, float *o)
+{
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        size_t row = (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_portable <= n_in; j += TOY_KV__LANES_portable) {
+                toy_kv__vf_portable b = toy_kv__entries_portable(table, row + (size_t)j, bytes);
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_portable(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__raw_at(table, row + (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+            float sum;
+            for (j = 0; j + TOY_KV__LANES_portable <= n_in; j += TOY_KV__LANES_portable)
+                a = toy_kv__fma_portable(toy_kv__load_portable(x + j),
+                                  toy_kv__entries_portable(table, row + (size_t)j, bytes), a);
+            sum = toy_kv__hsum_portable(a);
+            for (; j < n_in; j++)
+                sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
+            o[r * n_out + d] += sum;
+        }
+    }
+}
+
+/* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
+ * holds is scaled on the way. */
+TOY_KV__TARGET_portable static void toy_kv__unmap_portable(toy_kv__matrix table, int n_out, int n_in, float *y,
+                                             int rows, float *o)
+{
+    int r, j;
+    if (table.scale == NULL) {
+        toy_kv__unmap_entries_portable(&table, 0, n_out, n_in, y, rows, o);
+        return;
+    }
+    for (r = 0; r < rows; r++)
+        for (j = 0; j < n_in; j++)
+            y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
+    toy_kv__unmap_entries_portable(&table, 1, n_out, n_in, y, rows, o);
+}
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round scale2 (x * 2^n, n integral) hsum hmax
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -1974,85 +2155,6 @@ TOY_KV__TARGET_portable static float toy_kv__dot_row_portable(const unsigned cha
     for (; j < n; j++)
         sum += x[j] * toy_kv__half_at(row, (size_t)j);
     return sum;
-}
-
-/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
-TOY_KV__TARGET_portable static void toy_kv__map_portable(const unsigned char *table, int n_in, int n_out,
-                                           const float *x, int ldx, int rows, float *y)
-{
-    int r, j, d;
-    for (j = 0; j + TOY_KV__LANES_portable <= n_out; j += TOY_KV__LANES_portable) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                toy_kv__vf_portable b =
-                    toy_kv__loadh_portable(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(xd[k * ldx]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) toy_kv__store_portable(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-            for (d = 0; d < n_in; d++)
-                a = toy_kv__fma_portable(
-                    toy_kv__set1_portable(x[(size_t)r * (size_t)ldx + (size_t)d]),
-                    toy_kv__loadh_portable(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
-            toy_kv__store_portable(y + (size_t)r * (size_t)n_out + j, a);
-        }
-    }
-    for (; j < n_out; j++)
-        for (r = 0; r < rows; r++) {
-            float sum = 0.0f;
-            for (d = 0; d < n_in; d++)
-                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
-                       toy_kv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
-            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
-        }
-}
-
-/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
- * channels. */
-TOY_KV__TARGET_portable static void toy_kv__unmap_portable(const unsigned char *table, int n_out, int n_in,
-                                             const float *y, int rows, float *o)
-{
-    int d, r, j;
-    for (d = 0; d < n_out; d++) {
-        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (j = 0; j + TOY_KV__LANES_portable <= n_in; j += TOY_KV__LANES_portable) {
-                toy_kv__vf_portable b = toy_kv__loadh_portable(row + 2 * j);
-#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(x + k * n_in + j), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) sum[k] = toy_kv__hsum_portable(a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (; j < n_in; j++) {
-                float b = toy_kv__half_at(row, (size_t)j);
-#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++)
-            o[r * n_out + d] += toy_kv__dot_row_portable(row, n_in, y + (size_t)r * (size_t)n_in);
-    }
 }
 
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
@@ -2322,6 +2424,11 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__loadu8_avx2(const unsigned char
 {
     return _mm256_cvtepi32_ps(
         _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__loads8_avx2(const unsigned char *p)
+{
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
 }
 TOY_KV__TARGET_avx2 static inline __m256 toy_kv__add_avx2(__m256 a, __m256 b)
 {
@@ -2814,8 +2921,24 @@ TOY_KV__TARGET_avx2 static inline void toy_kv__widen_avx2(const unsigned char *r
         x[j] = toy_kv__half_at(row, (size_t)j);
 }
 
-TOY_KV__TARGET_avx2 static void toy_kv__product_avx2(const unsigned char *table, size_t ld, int across,
-                                               int n_in, int n_out, const float *x, float *y)
+/* x [n] of fp32 from entries of a table: the i-th on, the first of them in column `col`. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__unpack_avx2(const toy_kv__matrix *m, size_t i, size_t col,
+                                                     int n, float *x)
+{
+    int j = 0;
+    if (m->scale == NULL) {
+        toy_kv__widen_avx2(m->values + 2 * i, n, x);
+        return;
+    }
+    for (; j + TOY_KV__LANES_avx2 <= n; j += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(x + j, toy_kv__mul_avx2(toy_kv__loads8_avx2(m->values + i + j),
+                                             toy_kv__loadh_avx2(m->scale + 2 * (col + (size_t)j))));
+    for (; j < n; j++)
+        x[j] = toy_kv__raw_at(m, i + (size_t)j) * toy_kv__half_at(m->scale, col + (size_t)j);
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__product_avx2(toy_kv__matrix table, size_t ld, int across, int n_in,
+                                               int n_out, const float *x, float *y)
 {
     float coef[TOY_KV__STRIP_avx2 * TOY_KV__DEPTH_avx2];
     int i, o, k, first;
@@ -2826,11 +2949,11 @@ TOY_KV__TARGET_avx2 static void toy_kv__product_avx2(const unsigned char *table,
             int n = n_in - first < TOY_KV__DEPTH_avx2 ? n_in - first : TOY_KV__DEPTH_avx2;
             const float *src = x + (size_t)first * TOY_KV_BLOCK;
             for (k = 0; k < m && across; k++)
-                toy_kv__widen_avx2(table + 2 * ((size_t)(o + k) * ld + (size_t)first), n,
-                                coef + k * TOY_KV__DEPTH_avx2);
+                toy_kv__unpack_avx2(&table, (size_t)(o + k) * ld + (size_t)first, (size_t)first, n,
+                                 coef + k * TOY_KV__DEPTH_avx2);
             for (i = 0; i < n && !across; i++)
-                toy_kv__widen_avx2(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
-                                coef + i * TOY_KV__STRIP_avx2);
+                toy_kv__unpack_avx2(&table, (size_t)(first + i) * ld + (size_t)o, (size_t)o, m,
+                                 coef + i * TOY_KV__STRIP_avx2);
             for (k = 0; k < m; k += TOY_KV__N_OUTS_avx2) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
@@ -3212,10 +3335,141 @@ static const toy_kv__code_ops toy_kv__code_avx2 = {
 };
 
 #undef TOY_KV__ROWS4
+/* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
+ * latents back to channels. */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* LANES entries of a table from the i-th on, without scales. `bytes`: a constant. */
+TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__entries_avx2(const toy_kv__matrix *m, size_t i,
+                                                              const int bytes)
+{
+    return bytes ? toy_kv__loads8_avx2(m->values + i) : toy_kv__loadh_avx2(m->values + 2 * i);
+}
+
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__map_entries_avx2(const toy_kv__matrix *table, const int bytes,
+                                                         int n_in, int n_out, const float *x,
+                                                         int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + TOY_KV__LANES_avx2 <= n_out; j += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 scale =
+            bytes ? toy_kv__loadh_avx2(table->scale + 2 * (size_t)j) : toy_kv__set1_avx2(1.0f);
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                toy_kv__vf_avx2 b =
+                    toy_kv__entries_avx2(table, (size_t)d * (size_t)n_out + (size_t)j, bytes);
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(xd[k * ldx]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__store_avx2(y + (size_t)(r + k) * (size_t)n_out + j, toy_kv__mul_avx2(scale, a##k));
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = toy_kv__fma_avx2(
+                    toy_kv__set1_avx2(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    toy_kv__entries_avx2(table, (size_t)d * (size_t)n_out + (size_t)j, bytes), a);
+            toy_kv__store_avx2(y + (size_t)r * (size_t)n_out + j, toy_kv__mul_avx2(scale, a));
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       toy_kv__raw_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + (size_t)j] =
+                bytes ? sum * toy_kv__half_at(table->scale, (size_t)j) : sum;
+        }
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out]: the query map. */
+TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(toy_kv__matrix table, int n_in, int n_out, const float *x,
+                                           int ldx, int rows, float *y)
+{
+    if (table.scale != NULL)
+        toy_kv__map_entries_avx2(&table, 1, n_in, n_out, x, ldx, rows, y);
+    else
+        toy_kv__map_entries_avx2(&table, 0, n_in, n_out, x, ldx, rows, y);
+}
+
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv__matrix *table,
+                                                           const int bytes, int n_out, int n_in,
+                                                           const float *y, int rows, float *o)
+{
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        size_t row = (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx2 <= n_in; j += TOY_KV__LANES_avx2) {
+                toy_kv__vf_avx2 b = toy_kv__entries_avx2(table, row + (size_t)j, bytes);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx2(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__raw_at(table, row + (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+            float sum;
+            for (j = 0; j + TOY_KV__LANES_avx2 <= n_in; j += TOY_KV__LANES_avx2)
+                a = toy_kv__fma_avx2(toy_kv__load_avx2(x + j),
+                                  toy_kv__entries_avx2(table, row + (size_t)j, bytes), a);
+            sum = toy_kv__hsum_avx2(a);
+            for (; j < n_in; j++)
+                sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
+            o[r * n_out + d] += sum;
+        }
+    }
+}
+
+/* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
+ * holds is scaled on the way. */
+TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(toy_kv__matrix table, int n_out, int n_in, float *y,
+                                             int rows, float *o)
+{
+    int r, j;
+    if (table.scale == NULL) {
+        toy_kv__unmap_entries_avx2(&table, 0, n_out, n_in, y, rows, o);
+        return;
+    }
+    for (r = 0; r < rows; r++)
+        for (j = 0; j < n_in; j++)
+            y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
+    toy_kv__unmap_entries_avx2(&table, 1, n_out, n_in, y, rows, o);
+}
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round scale2 (x * 2^n, n integral) hsum hmax
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -3455,85 +3709,6 @@ TOY_KV__TARGET_avx2 static float toy_kv__dot_row_avx2(const unsigned char *row, 
     for (; j < n; j++)
         sum += x[j] * toy_kv__half_at(row, (size_t)j);
     return sum;
-}
-
-/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
-TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(const unsigned char *table, int n_in, int n_out,
-                                           const float *x, int ldx, int rows, float *y)
-{
-    int r, j, d;
-    for (j = 0; j + TOY_KV__LANES_avx2 <= n_out; j += TOY_KV__LANES_avx2) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                toy_kv__vf_avx2 b =
-                    toy_kv__loadh_avx2(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(xd[k * ldx]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) toy_kv__store_avx2(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-            for (d = 0; d < n_in; d++)
-                a = toy_kv__fma_avx2(
-                    toy_kv__set1_avx2(x[(size_t)r * (size_t)ldx + (size_t)d]),
-                    toy_kv__loadh_avx2(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
-            toy_kv__store_avx2(y + (size_t)r * (size_t)n_out + j, a);
-        }
-    }
-    for (; j < n_out; j++)
-        for (r = 0; r < rows; r++) {
-            float sum = 0.0f;
-            for (d = 0; d < n_in; d++)
-                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
-                       toy_kv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
-            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
-        }
-}
-
-/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
- * channels. */
-TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(const unsigned char *table, int n_out, int n_in,
-                                             const float *y, int rows, float *o)
-{
-    int d, r, j;
-    for (d = 0; d < n_out; d++) {
-        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (j = 0; j + TOY_KV__LANES_avx2 <= n_in; j += TOY_KV__LANES_avx2) {
-                toy_kv__vf_avx2 b = toy_kv__loadh_avx2(row + 2 * j);
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(x + k * n_in + j), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx2(a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (; j < n_in; j++) {
-                float b = toy_kv__half_at(row, (size_t)j);
-#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++)
-            o[r * n_out + d] += toy_kv__dot_row_avx2(row, n_in, y + (size_t)r * (size_t)n_in);
-    }
 }
 
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
@@ -3814,6 +3989,12 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__loadu8_avx512(const unsigned 
         TOY_KV__ALL_avx512, _mm512_maskz_cvtepu8_epi32(
                               TOY_KV__ALL_avx512, _mm_loadu_si128((const __m128i *)(const void *)p)));
 }
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__loads8_avx512(const unsigned char *p)
+{
+    return _mm512_maskz_cvtepi32_ps(
+        TOY_KV__ALL_avx512, _mm512_maskz_cvtepi8_epi32(
+                              TOY_KV__ALL_avx512, _mm_loadu_si128((const __m128i *)(const void *)p)));
+}
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__add_avx512(__m512 a, __m512 b)
 {
     return _mm512_add_ps(a, b);
@@ -3924,22 +4105,37 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__transpose_avx512(const unsigned
 
 #if TOY_KV_BLOCK >= 64
 
-/* Columns i .. i + 15 of a basis row; the mean where they end. */
-TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const unsigned char *table,
+/* Which of columns i .. i + 15 are the basis's: the mean and what is behind it are not. */
+TOY_KV__INLINE_avx512 __mmask16 toy_kv__map_real_avx512(int n_out, int i)
+{
+    int left = n_out - i;
+    return left < 16 ? (__mmask16)((1u << left) - 1u) : TOY_KV__ALL_avx512;
+}
+
+/* Columns i .. i + 15 of a basis row, without scales; the mean where they end. */
+TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const toy_kv__matrix *table,
                                                 const unsigned char *mean, int d, int n_out, int i)
 {
     int left = n_out - i;
-    __mmask16 real = left < 16 ? (__mmask16)((1u << left) - 1u) : TOY_KV__ALL_avx512;
-    __m256i half = _mm256_maskz_loadu_epi16(
-        real, (const void *)(table + 2 * ((size_t)d * (size_t)n_out + (size_t)i)));
-    __m512 x = _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, half);
+    __mmask16 real = toy_kv__map_real_avx512(n_out, i);
+    size_t at = (size_t)d * (size_t)n_out + (size_t)i;
+    __m512 x;
+    if (table->scale != NULL)
+        x = _mm512_maskz_cvtepi32_ps(
+            TOY_KV__ALL_avx512,
+            _mm512_maskz_cvtepi8_epi32(
+                TOY_KV__ALL_avx512, _mm_maskz_loadu_epi8(real, (const void *)(table->values + at))));
+    else
+        x = _mm512_maskz_cvtph_ps(
+            TOY_KV__ALL_avx512,
+            _mm256_maskz_loadu_epi16(real, (const void *)(table->values + 2 * at)));
     if (left < 16 && mean != NULL)
         x = _mm512_mask_mov_ps(x, (__mmask16)(1u << left),
                                _mm512_set1_ps(toy_kv__half_at(mean, (size_t)d)));
     return x;
 }
 
-TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(const unsigned char *table,
+TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(toy_kv__matrix table,
                                                        const unsigned char *mean, int n_in,
                                                        int n_out, short *words, float *scale)
 {
@@ -3949,13 +4145,22 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(const unsigned char *
         __mmask16 some;
         for (d = 0; d < n_in; d++)
             high =
-                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(table, mean, d, n_out, i)));
+                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(&table, mean, d, n_out, i)));
+        if (table.scale != NULL) /* bytes are words of 16 units, exactly */
+            high = _mm512_mask_mov_ps(high, toy_kv__map_real_avx512(n_out, i),
+                                      _mm512_set1_ps(TOY_KV__MAP_TOP / 16.0f));
         some = _mm512_cmp_ps_mask(high, _mm512_setzero_ps(), _CMP_GT_OQ);
         factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(TOY_KV__MAP_TOP), high);
+        if (table.scale != NULL) {
+            __mmask16 real = toy_kv__map_real_avx512(n_out, i);
+            __m256i half = _mm256_maskz_loadu_epi16(real, (const void *)(table.scale + 2 * i));
+            high =
+                _mm512_mask_mul_ps(high, real, high, _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, half));
+        }
         _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / TOY_KV__MAP_TOP)));
         for (d = 0; d < n_in; d += 2, words += 32) {
-            __m512 x = toy_kv__map_row_avx512(table, mean, d, n_out, i);
-            __m512 y = toy_kv__map_row_avx512(table, mean, d + 1, n_out, i);
+            __m512 x = toy_kv__map_row_avx512(&table, mean, d, n_out, i);
+            __m512 y = toy_kv__map_row_avx512(&table, mean, d + 1, n_out, i);
             __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
             __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
             _mm512_storeu_si512((void *)words,
@@ -4689,8 +4894,24 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__widen_avx512(const unsigned cha
         x[j] = toy_kv__half_at(row, (size_t)j);
 }
 
-TOY_KV__TARGET_avx512 static void toy_kv__product_avx512(const unsigned char *table, size_t ld, int across,
-                                               int n_in, int n_out, const float *x, float *y)
+/* x [n] of fp32 from entries of a table: the i-th on, the first of them in column `col`. */
+TOY_KV__TARGET_avx512 static inline void toy_kv__unpack_avx512(const toy_kv__matrix *m, size_t i, size_t col,
+                                                     int n, float *x)
+{
+    int j = 0;
+    if (m->scale == NULL) {
+        toy_kv__widen_avx512(m->values + 2 * i, n, x);
+        return;
+    }
+    for (; j + TOY_KV__LANES_avx512 <= n; j += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(x + j, toy_kv__mul_avx512(toy_kv__loads8_avx512(m->values + i + j),
+                                             toy_kv__loadh_avx512(m->scale + 2 * (col + (size_t)j))));
+    for (; j < n; j++)
+        x[j] = toy_kv__raw_at(m, i + (size_t)j) * toy_kv__half_at(m->scale, col + (size_t)j);
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__product_avx512(toy_kv__matrix table, size_t ld, int across, int n_in,
+                                               int n_out, const float *x, float *y)
 {
     float coef[TOY_KV__STRIP_avx512 * TOY_KV__DEPTH_avx512];
     int i, o, k, first;
@@ -4701,11 +4922,11 @@ TOY_KV__TARGET_avx512 static void toy_kv__product_avx512(const unsigned char *ta
             int n = n_in - first < TOY_KV__DEPTH_avx512 ? n_in - first : TOY_KV__DEPTH_avx512;
             const float *src = x + (size_t)first * TOY_KV_BLOCK;
             for (k = 0; k < m && across; k++)
-                toy_kv__widen_avx512(table + 2 * ((size_t)(o + k) * ld + (size_t)first), n,
-                                coef + k * TOY_KV__DEPTH_avx512);
+                toy_kv__unpack_avx512(&table, (size_t)(o + k) * ld + (size_t)first, (size_t)first, n,
+                                 coef + k * TOY_KV__DEPTH_avx512);
             for (i = 0; i < n && !across; i++)
-                toy_kv__widen_avx512(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
-                                coef + i * TOY_KV__STRIP_avx512);
+                toy_kv__unpack_avx512(&table, (size_t)(first + i) * ld + (size_t)o, (size_t)o, m,
+                                 coef + i * TOY_KV__STRIP_avx512);
             for (k = 0; k < m; k += TOY_KV__N_OUTS_avx512) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
@@ -5087,10 +5308,141 @@ static const toy_kv__code_ops toy_kv__code_avx512 = {
 };
 
 #undef TOY_KV__ROWS4
+/* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
+ * latents back to channels. */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* LANES entries of a table from the i-th on, without scales. `bytes`: a constant. */
+TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__entries_avx512(const toy_kv__matrix *m, size_t i,
+                                                              const int bytes)
+{
+    return bytes ? toy_kv__loads8_avx512(m->values + i) : toy_kv__loadh_avx512(m->values + 2 * i);
+}
+
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__map_entries_avx512(const toy_kv__matrix *table, const int bytes,
+                                                         int n_in, int n_out, const float *x,
+                                                         int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + TOY_KV__LANES_avx512 <= n_out; j += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 scale =
+            bytes ? toy_kv__loadh_avx512(table->scale + 2 * (size_t)j) : toy_kv__set1_avx512(1.0f);
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                toy_kv__vf_avx512 b =
+                    toy_kv__entries_avx512(table, (size_t)d * (size_t)n_out + (size_t)j, bytes);
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(xd[k * ldx]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__store_avx512(y + (size_t)(r + k) * (size_t)n_out + j, toy_kv__mul_avx512(scale, a##k));
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = toy_kv__fma_avx512(
+                    toy_kv__set1_avx512(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    toy_kv__entries_avx512(table, (size_t)d * (size_t)n_out + (size_t)j, bytes), a);
+            toy_kv__store_avx512(y + (size_t)r * (size_t)n_out + j, toy_kv__mul_avx512(scale, a));
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       toy_kv__raw_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + (size_t)j] =
+                bytes ? sum * toy_kv__half_at(table->scale, (size_t)j) : sum;
+        }
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out]: the query map. */
+TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(toy_kv__matrix table, int n_in, int n_out, const float *x,
+                                           int ldx, int rows, float *y)
+{
+    if (table.scale != NULL)
+        toy_kv__map_entries_avx512(&table, 1, n_in, n_out, x, ldx, rows, y);
+    else
+        toy_kv__map_entries_avx512(&table, 0, n_in, n_out, x, ldx, rows, y);
+}
+
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy_kv__matrix *table,
+                                                           const int bytes, int n_out, int n_in,
+                                                           const float *y, int rows, float *o)
+{
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        size_t row = (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_avx512 <= n_in; j += TOY_KV__LANES_avx512) {
+                toy_kv__vf_avx512 b = toy_kv__entries_avx512(table, row + (size_t)j, bytes);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx512(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__raw_at(table, row + (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+            float sum;
+            for (j = 0; j + TOY_KV__LANES_avx512 <= n_in; j += TOY_KV__LANES_avx512)
+                a = toy_kv__fma_avx512(toy_kv__load_avx512(x + j),
+                                  toy_kv__entries_avx512(table, row + (size_t)j, bytes), a);
+            sum = toy_kv__hsum_avx512(a);
+            for (; j < n_in; j++)
+                sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
+            o[r * n_out + d] += sum;
+        }
+    }
+}
+
+/* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
+ * holds is scaled on the way. */
+TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(toy_kv__matrix table, int n_out, int n_in, float *y,
+                                             int rows, float *o)
+{
+    int r, j;
+    if (table.scale == NULL) {
+        toy_kv__unmap_entries_avx512(&table, 0, n_out, n_in, y, rows, o);
+        return;
+    }
+    for (r = 0; r < rows; r++)
+        for (j = 0; j < n_in; j++)
+            y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
+    toy_kv__unmap_entries_avx512(&table, 1, n_out, n_in, y, rows, o);
+}
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round scale2 (x * 2^n, n integral) hsum hmax
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -5330,85 +5682,6 @@ TOY_KV__TARGET_avx512 static float toy_kv__dot_row_avx512(const unsigned char *r
     for (; j < n; j++)
         sum += x[j] * toy_kv__half_at(row, (size_t)j);
     return sum;
-}
-
-/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
-TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(const unsigned char *table, int n_in, int n_out,
-                                           const float *x, int ldx, int rows, float *y)
-{
-    int r, j, d;
-    for (j = 0; j + TOY_KV__LANES_avx512 <= n_out; j += TOY_KV__LANES_avx512) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                toy_kv__vf_avx512 b =
-                    toy_kv__loadh_avx512(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(xd[k * ldx]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) toy_kv__store_avx512(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-            for (d = 0; d < n_in; d++)
-                a = toy_kv__fma_avx512(
-                    toy_kv__set1_avx512(x[(size_t)r * (size_t)ldx + (size_t)d]),
-                    toy_kv__loadh_avx512(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
-            toy_kv__store_avx512(y + (size_t)r * (size_t)n_out + j, a);
-        }
-    }
-    for (; j < n_out; j++)
-        for (r = 0; r < rows; r++) {
-            float sum = 0.0f;
-            for (d = 0; d < n_in; d++)
-                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
-                       toy_kv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
-            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
-        }
-}
-
-/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
- * channels. */
-TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(const unsigned char *table, int n_out, int n_in,
-                                             const float *y, int rows, float *o)
-{
-    int d, r, j;
-    for (d = 0; d < n_out; d++) {
-        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (j = 0; j + TOY_KV__LANES_avx512 <= n_in; j += TOY_KV__LANES_avx512) {
-                toy_kv__vf_avx512 b = toy_kv__loadh_avx512(row + 2 * j);
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(x + k * n_in + j), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx512(a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (; j < n_in; j++) {
-                float b = toy_kv__half_at(row, (size_t)j);
-#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++)
-            o[r * n_out + d] += toy_kv__dot_row_avx512(row, n_in, y + (size_t)r * (size_t)n_in);
-    }
 }
 
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
@@ -5672,6 +5945,12 @@ static inline float32x4_t toy_kv__loadu8_neon(const unsigned char *p)
     memcpy(&four, p, 4);
     return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
 }
+static inline float32x4_t toy_kv__loads8_neon(const unsigned char *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four))))));
+}
 static inline float32x4_t toy_kv__add_neon(float32x4_t a, float32x4_t b)
 {
     return vaddq_f32(a, b);
@@ -5841,8 +6120,24 @@ TOY_KV__TARGET_neon static inline void toy_kv__widen_neon(const unsigned char *r
         x[j] = toy_kv__half_at(row, (size_t)j);
 }
 
-TOY_KV__TARGET_neon static void toy_kv__product_neon(const unsigned char *table, size_t ld, int across,
-                                               int n_in, int n_out, const float *x, float *y)
+/* x [n] of fp32 from entries of a table: the i-th on, the first of them in column `col`. */
+TOY_KV__TARGET_neon static inline void toy_kv__unpack_neon(const toy_kv__matrix *m, size_t i, size_t col,
+                                                     int n, float *x)
+{
+    int j = 0;
+    if (m->scale == NULL) {
+        toy_kv__widen_neon(m->values + 2 * i, n, x);
+        return;
+    }
+    for (; j + TOY_KV__LANES_neon <= n; j += TOY_KV__LANES_neon)
+        toy_kv__store_neon(x + j, toy_kv__mul_neon(toy_kv__loads8_neon(m->values + i + j),
+                                             toy_kv__loadh_neon(m->scale + 2 * (col + (size_t)j))));
+    for (; j < n; j++)
+        x[j] = toy_kv__raw_at(m, i + (size_t)j) * toy_kv__half_at(m->scale, col + (size_t)j);
+}
+
+TOY_KV__TARGET_neon static void toy_kv__product_neon(toy_kv__matrix table, size_t ld, int across, int n_in,
+                                               int n_out, const float *x, float *y)
 {
     float coef[TOY_KV__STRIP_neon * TOY_KV__DEPTH_neon];
     int i, o, k, first;
@@ -5853,11 +6148,11 @@ TOY_KV__TARGET_neon static void toy_kv__product_neon(const unsigned char *table,
             int n = n_in - first < TOY_KV__DEPTH_neon ? n_in - first : TOY_KV__DEPTH_neon;
             const float *src = x + (size_t)first * TOY_KV_BLOCK;
             for (k = 0; k < m && across; k++)
-                toy_kv__widen_neon(table + 2 * ((size_t)(o + k) * ld + (size_t)first), n,
-                                coef + k * TOY_KV__DEPTH_neon);
+                toy_kv__unpack_neon(&table, (size_t)(o + k) * ld + (size_t)first, (size_t)first, n,
+                                 coef + k * TOY_KV__DEPTH_neon);
             for (i = 0; i < n && !across; i++)
-                toy_kv__widen_neon(table + 2 * ((size_t)(first + i) * ld + (size_t)o), m,
-                                coef + i * TOY_KV__STRIP_neon);
+                toy_kv__unpack_neon(&table, (size_t)(first + i) * ld + (size_t)o, (size_t)o, m,
+                                 coef + i * TOY_KV__STRIP_neon);
             for (k = 0; k < m; k += TOY_KV__N_OUTS_neon) {
                 float *dst = y + (size_t)(o + k) * TOY_KV_BLOCK;
                 if (across)
@@ -6239,10 +6534,141 @@ static const toy_kv__code_ops toy_kv__code_neon = {
 };
 
 #undef TOY_KV__ROWS4
+/* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
+ * latents back to channels. */
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* LANES entries of a table from the i-th on, without scales. `bytes`: a constant. */
+TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__entries_neon(const toy_kv__matrix *m, size_t i,
+                                                              const int bytes)
+{
+    return bytes ? toy_kv__loads8_neon(m->values + i) : toy_kv__loadh_neon(m->values + 2 * i);
+}
+
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__map_entries_neon(const toy_kv__matrix *table, const int bytes,
+                                                         int n_in, int n_out, const float *x,
+                                                         int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + TOY_KV__LANES_neon <= n_out; j += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon scale =
+            bytes ? toy_kv__loadh_neon(table->scale + 2 * (size_t)j) : toy_kv__set1_neon(1.0f);
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                toy_kv__vf_neon b =
+                    toy_kv__entries_neon(table, (size_t)d * (size_t)n_out + (size_t)j, bytes);
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(xd[k * ldx]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__store_neon(y + (size_t)(r + k) * (size_t)n_out + j, toy_kv__mul_neon(scale, a##k));
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = toy_kv__fma_neon(
+                    toy_kv__set1_neon(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    toy_kv__entries_neon(table, (size_t)d * (size_t)n_out + (size_t)j, bytes), a);
+            toy_kv__store_neon(y + (size_t)r * (size_t)n_out + j, toy_kv__mul_neon(scale, a));
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       toy_kv__raw_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + (size_t)j] =
+                bytes ? sum * toy_kv__half_at(table->scale, (size_t)j) : sum;
+        }
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out]: the query map. */
+TOY_KV__TARGET_neon static void toy_kv__map_neon(toy_kv__matrix table, int n_in, int n_out, const float *x,
+                                           int ldx, int rows, float *y)
+{
+    if (table.scale != NULL)
+        toy_kv__map_entries_neon(&table, 1, n_in, n_out, x, ldx, rows, y);
+    else
+        toy_kv__map_entries_neon(&table, 0, n_in, n_out, x, ldx, rows, y);
+}
+
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv__matrix *table,
+                                                           const int bytes, int n_out, int n_in,
+                                                           const float *y, int rows, float *o)
+{
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        size_t row = (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (j = 0; j + TOY_KV__LANES_neon <= n_in; j += TOY_KV__LANES_neon) {
+                toy_kv__vf_neon b = toy_kv__entries_neon(table, row + (size_t)j, bytes);
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(x + k * n_in + j), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) sum[k] = toy_kv__hsum_neon(a##k);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (; j < n_in; j++) {
+                float b = toy_kv__raw_at(table, row + (size_t)j);
+#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; r < rows; r++) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+            float sum;
+            for (j = 0; j + TOY_KV__LANES_neon <= n_in; j += TOY_KV__LANES_neon)
+                a = toy_kv__fma_neon(toy_kv__load_neon(x + j),
+                                  toy_kv__entries_neon(table, row + (size_t)j, bytes), a);
+            sum = toy_kv__hsum_neon(a);
+            for (; j < n_in; j++)
+                sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
+            o[r * n_out + d] += sum;
+        }
+    }
+}
+
+/* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
+ * holds is scaled on the way. */
+TOY_KV__TARGET_neon static void toy_kv__unmap_neon(toy_kv__matrix table, int n_out, int n_in, float *y,
+                                             int rows, float *o)
+{
+    int r, j;
+    if (table.scale == NULL) {
+        toy_kv__unmap_entries_neon(&table, 0, n_out, n_in, y, rows, o);
+        return;
+    }
+    for (r = 0; r < rows; r++)
+        for (j = 0; j < n_in; j++)
+            y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
+    toy_kv__unmap_entries_neon(&table, 1, n_out, n_in, y, rows, o);
+}
+
+#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 (from bytes) add mul fma max
- *                       round scale2 (x * 2^n, n integral) hsum hmax
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
  *   gather(table, bytes): binary16 values of a table at LANES byte codes
@@ -6482,85 +6908,6 @@ TOY_KV__TARGET_neon static float toy_kv__dot_row_neon(const unsigned char *row, 
     for (; j < n; j++)
         sum += x[j] * toy_kv__half_at(row, (size_t)j);
     return sum;
-}
-
-/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out] of binary16: the query map. */
-TOY_KV__TARGET_neon static void toy_kv__map_neon(const unsigned char *table, int n_in, int n_out,
-                                           const float *x, int ldx, int rows, float *y)
-{
-    int r, j, d;
-    for (j = 0; j + TOY_KV__LANES_neon <= n_out; j += TOY_KV__LANES_neon) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                toy_kv__vf_neon b =
-                    toy_kv__loadh_neon(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j));
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(xd[k * ldx]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) toy_kv__store_neon(y + (size_t)(r + k) * (size_t)n_out + j, a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-            for (d = 0; d < n_in; d++)
-                a = toy_kv__fma_neon(
-                    toy_kv__set1_neon(x[(size_t)r * (size_t)ldx + (size_t)d]),
-                    toy_kv__loadh_neon(table + 2 * ((size_t)d * (size_t)n_out + (size_t)j)), a);
-            toy_kv__store_neon(y + (size_t)r * (size_t)n_out + j, a);
-        }
-    }
-    for (; j < n_out; j++)
-        for (r = 0; r < rows; r++) {
-            float sum = 0.0f;
-            for (d = 0; d < n_in; d++)
-                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
-                       toy_kv__half_at(table, (size_t)d * (size_t)n_out + (size_t)j);
-            y[(size_t)r * (size_t)n_out + (size_t)j] = sum;
-        }
-}
-
-/* o [rows, n_out] += table [n_out, n_in] of binary16 times y [rows, n_in]: latents back to
- * channels. */
-TOY_KV__TARGET_neon static void toy_kv__unmap_neon(const unsigned char *table, int n_out, int n_in,
-                                             const float *y, int rows, float *o)
-{
-    int d, r, j;
-    for (d = 0; d < n_out; d++) {
-        const unsigned char *row = table + 2 * (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (j = 0; j + TOY_KV__LANES_neon <= n_in; j += TOY_KV__LANES_neon) {
-                toy_kv__vf_neon b = toy_kv__loadh_neon(row + 2 * j);
-#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(x + k * n_in + j), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) sum[k] = toy_kv__hsum_neon(a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (; j < n_in; j++) {
-                float b = toy_kv__half_at(row, (size_t)j);
-#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++)
-            o[r * n_out + d] += toy_kv__dot_row_neon(row, n_in, y + (size_t)r * (size_t)n_in);
-    }
 }
 
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
@@ -7180,8 +7527,8 @@ static void toy_kv__add_member(const toy_kv__ops *ops, const toy_kv__stream *s, 
 {
     int d, row = member * TOY_KV_HEAD_DIM;
     if (s->transform == TOY_KV__BASIS)
-        ops->dense->product(toy_kv__table(s->dec + row * s->n_latents), (size_t)s->n_latents, 1,
-                            s->n_latents, TOY_KV_HEAD_DIM, z, out);
+        ops->dense->product(toy_kv__basis(s, s->dec, member), (size_t)s->n_latents, 1, s->n_latents,
+                            TOY_KV_HEAD_DIM, z, out);
     else
         ops->dense->add((size_t)TOY_KV_HEAD_DIM * TOY_KV_BLOCK, sign, z + (size_t)row * TOY_KV_BLOCK,
                         out);
@@ -7334,19 +7681,19 @@ static void toy_kv__predict(const toy_kv__ops *ops, const toy_kv__room *room, in
         size_t row = (size_t)s * TOY_KV__WIDTH;
         for (h = head; h < head + n_heads && p->per_head; h++)
             ops->dense->product(
-                toy_kv__table(p->map) + 2 * (row + (size_t)h * TOY_KV_HEAD_DIM) * TOY_KV_HEAD_DIM,
+                toy_kv__halves(p->map, (row + (size_t)h * TOY_KV_HEAD_DIM) * TOY_KV_HEAD_DIM),
                 TOY_KV_HEAD_DIM, 0, TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, x + (size_t)h * TOY_KV__HEAD_FLOATS,
                 out + (size_t)(h - head) * TOY_KV__HEAD_FLOATS);
         if (p->rank > 0)
-            ops->dense->product(toy_kv__table(p->map) + 2 * row * (size_t)p->rank, (size_t)p->rank, 0,
+            ops->dense->product(toy_kv__halves(p->map, row * (size_t)p->rank), (size_t)p->rank, 0,
                                 TOY_KV__WIDTH, p->rank, x, room->hidden);
         else if (!p->per_head)
-            ops->dense->product(toy_kv__table(p->map) + 2 * (row * TOY_KV__WIDTH + (size_t)first),
+            ops->dense->product(toy_kv__halves(p->map, row * TOY_KV__WIDTH + (size_t)first),
                                 TOY_KV__WIDTH, 0, TOY_KV__WIDTH, n, x, out);
     }
     if (p->rank > 0)
-        ops->dense->product(toy_kv__table(p->out + first), TOY_KV__WIDTH, 0, p->rank, n, room->hidden,
-                            out);
+        ops->dense->product(toy_kv__halves(p->out, (size_t)first), TOY_KV__WIDTH, 0, p->rank, n,
+                            room->hidden, out);
 }
 
 /* out [HEAD_DIM, BLOCK] += sign * what one stream holds of a head. */
@@ -7959,8 +8306,10 @@ static void toy_kv__encode_stream(toy_kv__coding *c, int stream)
     toy_kv__gather_rest(c, stream);
     if (s->transform == TOY_KV__BASIS) {
         memset(z, 0, sizeof(float) * (size_t)s->n_latents * TOY_KV_BLOCK);
-        c->ops->dense->product(toy_kv__table(s->enc), (size_t)s->n_latents, 0, s->n_in, s->n_latents,
-                               c->x, z);
+        for (i = 0; i < s->n_members; i++)
+            c->ops->dense->product(toy_kv__basis(s, s->enc, i), (size_t)s->n_latents, 0,
+                                   TOY_KV_HEAD_DIM, s->n_latents,
+                                   c->x + (size_t)i * TOY_KV__HEAD_FLOATS, z);
     } else if (s->transform == TOY_KV__HADAMARD) {
         toy_kv__hadamard_tile(c->ops, z, s->n_in);
     }
@@ -8585,7 +8934,7 @@ static void toy_kv__fill_maps(toy_kv__pass *a)
         const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
         int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
         a->ops->bytes->map_basis(
-            toy_kv__table(s->dec + row * s->n_latents),
+            toy_kv__basis(s, s->dec, a->k_uses[u].member),
             s->mean < 0 ? NULL : toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, s->n_latents,
             a->map_words + (size_t)a->map_columns * TOY_KV_HEAD_DIM, a->map_scale + a->map_columns);
         a->map_columns += TOY_KV__COLUMNS(s->n_latents);
@@ -8622,8 +8971,8 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
         a->bias[r] += a->ops->dot_row(toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM,
                                       a->turned + r * TOY_KV_HEAD_DIM);
     if (s->transform == TOY_KV__BASIS) {
-        a->ops->map(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
-                    a->turned, TOY_KV_HEAD_DIM, a->rows, a->y);
+        a->ops->map(toy_kv__basis(s, s->dec, member), TOY_KV_HEAD_DIM, s->n_latents, a->turned,
+                    TOY_KV_HEAD_DIM, a->rows, a->y);
         return;
     }
     memset(a->y, 0, sizeof(float) * (size_t)a->rows * (size_t)s->n_latents);
@@ -8966,7 +9315,7 @@ static void toy_kv__collect(toy_kv__pass *a)
         bin = toy_kv__collect_latents(a, s, first, bin);
         first += (size_t)s->n_latents;
         if (s->transform == TOY_KV__BASIS)
-            a->ops->unmap(toy_kv__table(s->dec + row * s->n_latents), TOY_KV_HEAD_DIM, s->n_latents,
+            a->ops->unmap(toy_kv__basis(s, s->dec, a->v_uses[u].member), TOY_KV_HEAD_DIM, s->n_latents,
                           a->y, a->rows, a->o);
         for (r = 0; r < a->rows; r++) {
             float *o = a->o + r * TOY_KV_HEAD_DIM;

@@ -1,0 +1,131 @@
+/* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
+ * latents back to channels. */
+
+#define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* LANES entries of a table from the i-th on, without scales. `bytes`: a constant. */
+VQKV__TARGET_ISA static inline vqkv__vf_ISA vqkv__entries_ISA(const vqkv__matrix *m, size_t i,
+                                                              const int bytes)
+{
+    return bytes ? vqkv__loads8_ISA(m->values + i) : vqkv__loadh_ISA(m->values + 2 * i);
+}
+
+VQKV__TARGET_ISA VQKV__INLINE void vqkv__map_entries_ISA(const vqkv__matrix *table, const int bytes,
+                                                         int n_in, int n_out, const float *x,
+                                                         int ldx, int rows, float *y)
+{
+    int r, j, d;
+    for (j = 0; j + VQKV__LANES_ISA <= n_out; j += VQKV__LANES_ISA) {
+        vqkv__vf_ISA scale =
+            bytes ? vqkv__loadh_ISA(table->scale + 2 * (size_t)j) : vqkv__set1_ISA(1.0f);
+        for (r = 0; r + 4 <= rows; r += 4) {
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (d = 0; d < n_in; d++) {
+                vqkv__vf_ISA b =
+                    vqkv__entries_ISA(table, (size_t)d * (size_t)n_out + (size_t)j, bytes);
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__set1_ISA(xd[k * ldx]), b, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k)                                                                                 \
+    vqkv__store_ISA(y + (size_t)(r + k) * (size_t)n_out + j, vqkv__mul_ISA(scale, a##k));
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        for (; r < rows; r++) {
+            vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+            for (d = 0; d < n_in; d++)
+                a = vqkv__fma_ISA(
+                    vqkv__set1_ISA(x[(size_t)r * (size_t)ldx + (size_t)d]),
+                    vqkv__entries_ISA(table, (size_t)d * (size_t)n_out + (size_t)j, bytes), a);
+            vqkv__store_ISA(y + (size_t)r * (size_t)n_out + j, vqkv__mul_ISA(scale, a));
+        }
+    }
+    for (; j < n_out; j++)
+        for (r = 0; r < rows; r++) {
+            float sum = 0.0f;
+            for (d = 0; d < n_in; d++)
+                sum += x[(size_t)r * (size_t)ldx + (size_t)d] *
+                       vqkv__raw_at(table, (size_t)d * (size_t)n_out + (size_t)j);
+            y[(size_t)r * (size_t)n_out + (size_t)j] =
+                bytes ? sum * vqkv__half_at(table->scale, (size_t)j) : sum;
+        }
+}
+
+/* y [rows, n_out] = x [rows, n_in] * table [n_in, n_out]: the query map. */
+VQKV__TARGET_ISA static void vqkv__map_ISA(vqkv__matrix table, int n_in, int n_out, const float *x,
+                                           int ldx, int rows, float *y)
+{
+    if (table.scale != NULL)
+        vqkv__map_entries_ISA(&table, 1, n_in, n_out, x, ldx, rows, y);
+    else
+        vqkv__map_entries_ISA(&table, 0, n_in, n_out, x, ldx, rows, y);
+}
+
+VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *table,
+                                                           const int bytes, int n_out, int n_in,
+                                                           const float *y, int rows, float *o)
+{
+    int d, r, j;
+    for (d = 0; d < n_out; d++) {
+        size_t row = (size_t)d * (size_t)n_in;
+        for (r = 0; r + 4 <= rows; r += 4) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            float sum[4];
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (j = 0; j + VQKV__LANES_ISA <= n_in; j += VQKV__LANES_ISA) {
+                vqkv__vf_ISA b = vqkv__entries_ISA(table, row + (size_t)j, bytes);
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(x + k * n_in + j), b, a##k);
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k) sum[k] = vqkv__hsum_ISA(a##k);
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (; j < n_in; j++) {
+                float b = vqkv__raw_at(table, row + (size_t)j);
+#define VQKV__X(k) sum[k] += x[k * n_in + j] * b;
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k) o[(r + k) * n_out + d] += sum[k];
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+        for (; r < rows; r++) {
+            const float *x = y + (size_t)r * (size_t)n_in;
+            vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
+            float sum;
+            for (j = 0; j + VQKV__LANES_ISA <= n_in; j += VQKV__LANES_ISA)
+                a = vqkv__fma_ISA(vqkv__load_ISA(x + j),
+                                  vqkv__entries_ISA(table, row + (size_t)j, bytes), a);
+            sum = vqkv__hsum_ISA(a);
+            for (; j < n_in; j++)
+                sum += x[j] * vqkv__raw_at(table, row + (size_t)j);
+            o[r * n_out + d] += sum;
+        }
+    }
+}
+
+/* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
+ * holds is scaled on the way. */
+VQKV__TARGET_ISA static void vqkv__unmap_ISA(vqkv__matrix table, int n_out, int n_in, float *y,
+                                             int rows, float *o)
+{
+    int r, j;
+    if (table.scale == NULL) {
+        vqkv__unmap_entries_ISA(&table, 0, n_out, n_in, y, rows, o);
+        return;
+    }
+    for (r = 0; r < rows; r++)
+        for (j = 0; j < n_in; j++)
+            y[(size_t)r * (size_t)n_in + (size_t)j] *= vqkv__half_at(table.scale, (size_t)j);
+    vqkv__unmap_entries_ISA(&table, 1, n_out, n_in, y, rows, o);
+}
+
+#undef VQKV__ROWS4
