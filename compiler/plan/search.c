@@ -20,7 +20,6 @@ typedef struct search {
     vqkvc_design *best;
     int gain;        /* nibbles of a stream's gain */
     int tables_at;   /* as in vqkvc_auto_params */
-    int least;       /* nibbles of one code of an own stream */
     long total;      /* nibbles of a token */
     double per_bits; /* nibbles to bits a value */
 } search;
@@ -31,6 +30,7 @@ typedef struct trial {
     int *own, *share;
     int n_max;
     int fixed;         /* of own streams */
+    int least;         /* nibbles of one code of one, with its part of the tables */
     int *fixed_shared; /* [n_scopes] */
 } trial;
 
@@ -42,6 +42,12 @@ static int fixed(const search *s, int d)
 {
     int tables = s->gain > 0 ? GAIN_VALUES : 0;
     return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * (d + tables) / s->tables_at) : 0);
+}
+
+/* Nibbles of one code of one channel of a stream over d channels, with its part of the tables. */
+static int least_code(const search *s, int d)
+{
+    return 1 + (int)ceil(vqkvc_allocate_table(d, s->tables_at));
 }
 
 static void trial_free(trial *t, const vqkvc_grouping *w)
@@ -67,7 +73,7 @@ static void pay_fixed(const double *curve, int n_max, int nibbles, double *paid)
 static vqkvc_code trial_make(trial *t, const search *s, const vqkvc_grouping *w, vqkvc_err *err)
 {
     int dim = s->c->geometry.head_dim, d = w->own_heads * dim;
-    *t = (trial){.fixed = fixed(s, d)};
+    *t = (trial){.fixed = fixed(s, d), .least = least_code(s, d)};
     t->n_max = t->fixed + (int)((2 + vqkvc_allocate_table(d, s->tables_at)) * d);
     t->fixed_shared = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->fixed_shared, err);
     t->curves = vqkvc_alloc((size_t)w->n_own, sizeof *t->curves, err);
@@ -150,7 +156,7 @@ static vqkvc_code try_share(const search *s, const vqkvc_grouping *w, trial *t, 
     long left = s->total - settle(w->n_scopes, t->fixed_shared, 0, t->share), least = 0;
     for (int i = 0, first = 0; i < w->n_scopes; i++)
         for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, first++) {
-            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + s->least;
+            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + t->least;
             least += t->own[first];
         }
     if (left < least)
@@ -220,7 +226,7 @@ static void infeasible(const search *s, vqkvc_err *err)
     vqkvc_fail(err, VQKVC_E_INFEASIBLE,
                "no plan has at most %.3g bits a value%s: a stream takes %d bits a token at least, "
                "and every value must be in one",
-               s->params->bits, reads, 4 * (s->gain + s->least));
+               s->params->bits, reads, 4 * (s->gain + least_code(s, s->c->geometry.head_dim)));
 }
 
 vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
@@ -235,7 +241,6 @@ vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
                 .arena = arena,
                 .best = best,
                 .tables_at = params->tables_at,
-                .least = 1 + (int)(vqkvc_allocate_table(g->head_dim, params->tables_at) + 0.5),
                 .gain = params->no_gain ? 0 : VQKVC_GAIN_BITS / 4,
                 .total = (long)floor(params->bits * values / 4),
                 .per_bits = 4 / values};
