@@ -26,7 +26,6 @@ typedef struct search {
     vqkvc_design *best;
     int gain;         /* nibbles of a stream's gain */
     int tables_at;    /* as in vqkvc_auto_params */
-    int least;        /* nibbles of one code of an own stream */
     long total;       /* nibbles of a token */
     double per_bits;  /* nibbles to bits a value */
     double *least_ns; /* of what was tried, where it was too much */
@@ -36,11 +35,12 @@ typedef struct search {
 typedef struct trial {
     double **curves, **paid;   /* [n_own], [n_scopes]: own and shared curves, gains included */
     double **times, **ns_paid; /* the same of the time they take; NULL: no cost model is given */
-    double **priced;           /* the larger of the two: error and time at a price */
+    double **priced;           /* room for either: error and time at a price */
     int *own, *share;
     int *made_for; /* [n_scopes] shares that the own curves are of; made_for[0] < 0: of none */
     int n_max;
     int fixed;         /* of own streams */
+    int least;         /* nibbles of one code of one, with its part of the tables */
     int *fixed_shared; /* [n_scopes] */
 } trial;
 
@@ -52,6 +52,12 @@ static int fixed(const search *s, int d)
 {
     int tables = s->gain > 0 ? GAIN_VALUES : 0;
     return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * (d + tables) / s->tables_at) : 0);
+}
+
+/* Nibbles of one code of one channel of a stream over d channels, with its part of the tables. */
+static int least_code(const search *s, int d)
+{
+    return 1 + (int)ceil(vqkvc_allocate_table(d, s->tables_at));
 }
 
 static void free_rows(double **rows, int n)
@@ -124,7 +130,7 @@ static void pay_shared(trial *t, const search *s, const vqkvc_grouping *w)
 static vqkvc_code trial_make(trial *t, const search *s, const vqkvc_grouping *w, vqkvc_err *err)
 {
     int dim = s->c->geometry.head_dim, d = w->own_heads * dim;
-    *t = (trial){.fixed = fixed(s, d)};
+    *t = (trial){.fixed = fixed(s, d), .least = least_code(s, d)};
     t->n_max = t->fixed + (int)((2 + vqkvc_allocate_table(d, s->tables_at)) * d);
     t->fixed_shared = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->fixed_shared, err);
     t->own = vqkvc_alloc((size_t)w->n_own, sizeof *t->own, err);
@@ -267,7 +273,7 @@ static vqkvc_code try_price(const search *s, const vqkvc_grouping *w, trial *t, 
     long left = s->total - settle(w->n_scopes, t->fixed_shared, 0, t->share), least = 0;
     for (int i = 0, first = 0; i < w->n_scopes; i++)
         for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, first++) {
-            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + s->least;
+            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + t->least;
             least += t->own[first];
         }
     if (left < least)
@@ -392,7 +398,7 @@ static void infeasible(const search *s, vqkvc_err *err)
     vqkvc_fail(err, VQKVC_E_INFEASIBLE,
                "no plan has at most %.3g bits a value%s: a stream takes %d bits a token at least, "
                "and every value must be in one",
-               s->params->bits, reads, 4 * (s->gain + s->least));
+               s->params->bits, reads, 4 * (s->gain + least_code(s, s->c->geometry.head_dim)));
 }
 
 vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
@@ -408,7 +414,6 @@ vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
                 .best = best,
                 .least_ns = &least_ns,
                 .tables_at = params->tables_at,
-                .least = 1 + (int)(vqkvc_allocate_table(g->head_dim, params->tables_at) + 0.5),
                 .gain = params->no_gain ? 0 : VQKVC_GAIN_BITS / 4,
                 .total = (long)floor(params->bits * values / 4),
                 .per_bits = 4 / values};
