@@ -82,7 +82,7 @@ cuda: deps ## compile emitted CUDA headers for every GPU, where nvcc is; registe
 	@+$(MAKE) --no-print-directory all >&2
 	@scripts/cuda.sh $(CUDA_SM)
 
-bench-cuda: deps ## check and time decoding on the GPU that is there (results, not tests)
+bench-cuda: deps ## check and time decoding, prefill and encoding on the GPU that is there (results, not tests)
 	@+$(MAKE) --no-print-directory all >&2
 	@scripts/bench_cuda.sh
 

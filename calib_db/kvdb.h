@@ -44,7 +44,7 @@ typedef struct kvdb_model {
  * adapters, grids, plans and headers: they differ by kind. */
 typedef struct kvdb_artifact {
     const char *kind;   /* "capture", "capture-shard", "sensitivity", "loss", "basis", "codebook",
-                           "predictor", "grid", "report", "request", "plan", "header" */
+                           "predictor", "grid", "report", "request", "cost-model", "plan", "header" */
     const char *recipe; /* unique together with kind */
     vqkvc_hash content; /* blob */
     vqkvc_hash model;   /* weights hash, or "" for what belongs to no model */

@@ -151,7 +151,8 @@ static void vqkv__attend_head(const vqkv__job *job, vqkv__pass *a, int head,
     for (row = 0; row < rows; row += a->rows) {
         vqkv__load_rows(job, a, head, row);
         a->choice = choices == NULL || choices->all ? NULL : choices;
-        choices += choices != NULL;
+        if (choices != NULL)
+            choices++;
         if (a->position[a->rows - 1] < last)
             a->last = a->position[a->rows - 1] + 1;
         vqkv__attend_rows(a);

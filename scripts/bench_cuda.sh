@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds, checks and times decoding through emitted CUDA headers on the GPU that is there: one layer of
+# Builds, checks and times decoding, prefill and encoding through emitted CUDA headers on the GPU that is there: one layer of
 # 32 query heads and 8 KV heads of 128 channels. PyTorch's fp16 attention follows where python3 has
 # torch. Skips, and says so, without nvcc or a GPU.
 set -euo pipefail

@@ -14,6 +14,8 @@ set -uo pipefail
 limit=${TEST_TIMEOUT:-600}
 jobs=${TEST_JOBS:-$(nproc)}
 passed=0 failed=0 skipped=0
+# A thread each, since as many programs run as there are cores. Tests of threads ask for theirs.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # timeout(1) puts a program into a process group of its own, which an interrupt here does not reach.
 stop() {

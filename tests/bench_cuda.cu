@@ -1,9 +1,12 @@
-/* bench_cuda.cu - decoding on the GPU that is there: checked against attention in double, then timed.
+/* bench_cuda.cu - decoding, prefill and encoding on the GPU that is there: attention is timed and
+ * checked against attention in double.
  *
- *     nvcc -std=c++17 -O3 -DCUDA_HEADER='"x.cuh"' -Itests bench_cuda.cu      (scripts/bench_cuda.sh)
+ *     nvcc -std=c++17 -O3 -DCUDA_HEADER='"x.cuh"' -Itests bench_cuda.cu (scripts/bench_cuda.sh)
  *
- * The prefix is bench_kv. One line a batch and context: microseconds, and bytes of codes read in a
- * second as a part of what a device copy moves in the same run. */
+ * The prefix is bench_kv. Decoding, one line a batch and context: microseconds of a layer, and
+ * bytes of codes read in a second as a part of what a device copy moves in the same run. Prefill,
+ * one line a context: the same for the latest QUERIES tokens at once. Encoding: all blocks of a
+ * sequence. */
 #define BENCH_KV_CUDA_IMPLEMENTATION
 #include CUDA_HEADER
 
@@ -86,9 +89,8 @@ static double copy_bandwidth()
 {
     constexpr size_t n = static_cast<size_t>(1) << 28;
     buffer<unsigned char> a(n), b(n);
-    double us = median_us([&] {
-        must(cudaMemcpyAsync(b.p, a.p, n, cudaMemcpyDeviceToDevice), "device copy");
-    });
+    double us = median_us(
+        [&] { must(cudaMemcpyAsync(b.p, a.p, n, cudaMemcpyDeviceToDevice), "device copy"); });
     return 2e6 * static_cast<double>(n) / us;
 }
 
@@ -158,9 +160,9 @@ struct cache {
     }
 };
 
-/* Attention of sequence 0 in layer 0 against attention in double over what is read back; the
- * largest error. */
-static double check(const cache &c, int n, const float *q, const std::vector<float> &out)
+/* Attention of the latest token of sequence 0 in layer 0 against attention in double over what is
+ * read back; the largest error. q, out: [heads, HEAD_DIM] of this token. */
+static double check(const cache &c, int n, const float *q, const float *out)
 {
     size_t size = static_cast<size_t>(n) * kv::head_dim;
     buffer<float> tokens(size);
@@ -179,17 +181,19 @@ static double check(const cache &c, int n, const float *q, const std::vector<flo
         for (int g = 0; g < kv::group; g++) {
             size_t at = static_cast<size_t>(head * kv::group + g) * kv::head_dim;
             check_attend(&plain, kv::head_dim, n - 1, q + at, k.data(), val.data(), ref.data());
-            worst = std::max(worst, check_error(kv::head_dim, out.data() + at, ref.data()));
+            worst = std::max(worst, check_error(kv::head_dim, out + at, ref.data()));
         }
     }
     return worst;
 }
 
-/* One line; false where results are wrong. */
-static bool measure(int n_seq, int n_ctx, double copied)
+/* One line: the latest n_q tokens of each sequence; false where results are wrong. */
+static bool measure(int n_seq, int n_ctx, int n_q, double copied)
 {
-    size_t size = static_cast<size_t>(n_seq) * kv::n_heads * kv::head_dim;
-    size_t bytes = kv::attend_workspace(n_seq, 1, {}, 0);
+    size_t token = static_cast<size_t>(kv::n_heads) * kv::head_dim;
+    size_t size = static_cast<size_t>(n_seq) * static_cast<size_t>(n_q) * token;
+    size_t last = static_cast<size_t>(n_q - 1) * token; /* of sequence 0 */
+    size_t bytes = kv::attend_workspace(n_seq, n_q, {}, 0);
     cache c(n_seq, n_ctx);
     buffer<float> q(size), out(size);
     buffer<unsigned char> room(bytes);
@@ -198,7 +202,7 @@ static bool measure(int n_seq, int n_ctx, double copied)
     q.put(queries);
     c.state.get(&state);
     double us = median_us([&] {
-        must(kv::attend(c.v, 0, nullptr, n_seq, 1, q.p, out.p, kv::type::f32, nullptr, {}, 0,
+        must(kv::attend(c.v, 0, nullptr, n_seq, n_q, q.p, out.p, kv::type::f32, nullptr, {}, 0,
                         room.p, bytes, nullptr),
              "attend");
     });
@@ -206,25 +210,50 @@ static bool measure(int n_seq, int n_ctx, double copied)
     double read = static_cast<double>(n_seq) * state[0] *
                   static_cast<double>(kv::pool_bytes(c.v) / static_cast<size_t>(c.v.n_blocks)) /
                   kv::n_layers * 1e6 / us;
-    double error = check(c, state[2], queries.data(), results);
+    double error = check(c, state[2], queries.data() + last, results.data() + last);
     printf("%6d %8d %10.1f us %8.1f GB/s %6.1f %% of copy   error %.1e\n", n_seq, n_ctx, us,
            read / 1e9, 100 * read / copied, error);
     return error <= ATTEND_BOUND;
 }
 
+/* One line: every block of one sequence, all layers of the plan. */
+static void measure_encoding(int n_ctx)
+{
+    cache c(1, n_ctx);
+    size_t bytes = kv::seal_workspace(c.v.n_blocks);
+    buffer<kv::seal_job> jobs(static_cast<size_t>(c.v.n_blocks));
+    buffer<unsigned char> room(bytes);
+    std::vector<kv::seal_job> list;
+    for (int b = 0; b < c.v.n_blocks; b++)
+        list.push_back(kv::seal_job{0, 0, b});
+    jobs.put(list);
+    double us = median_us(
+        [&] { must(kv::seal(c.v, jobs.p, c.v.n_blocks, {}, room.p, bytes, nullptr), "seal"); });
+    double tokens = static_cast<double>(c.v.n_blocks) * kv::block;
+    printf("%6d %8d %10.1f us %8.1f ns a token and layer\n", 1, n_ctx, us,
+           1000 * us / tokens / kv::n_layers);
+}
+
 int main()
 {
+    constexpr int queries = 512;
     static const int batches[] = {1, 16, 64}, contexts[] = {4096, 32768, 131072};
     double copied = copy_bandwidth();
     size_t unused = 0, total = 0;
     bool good = true;
     must(cudaMemGetInfo(&unused, &total), "memory");
-    printf("device copy %.1f GB/s\n batch  context\n", copied / 1e9);
+    printf("device copy %.1f GB/s\ndecoding\n batch  context\n", copied / 1e9);
     for (int n_seq : batches)
         for (int n_ctx : contexts) {
             kv::view v = numbers(n_seq, n_ctx);
             if (kv::pool_bytes(v) + 2 * kv::exact_bytes(v) < unused / 2)
-                good = measure(n_seq, n_ctx, copied) && good;
+                good = measure(n_seq, n_ctx, 1, copied) && good;
         }
+    printf("prefill: %d queries a sequence\n", queries);
+    for (int n_ctx : {4096, 32768})
+        good = measure(1, n_ctx, queries, copied) && good;
+    printf("encoding\n");
+    for (int n_ctx : {4096, 32768})
+        measure_encoding(n_ctx);
     return !good;
 }

@@ -36,7 +36,7 @@ static inline void make_folder(void)
     snprintf(folder, sizeof folder, "/tmp/vqkvc-cli-XXXXXX");
     cr_assert_not_null(mkdtemp(folder));
     unsetenv("VQKVC_DB");
-    setenv("CC", "tests/quick_cc.sh", 1);
+    setenv("CC", "sh tests/quick_cc.sh", 1);
 }
 
 /* How many files of the folder have `part` in their names. */

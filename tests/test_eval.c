@@ -65,7 +65,7 @@ static vqkvc_codec load(const char *scheme, vqkvc_buf header)
 /* Headers are compiled in a third of the time. */
 static void compile_quickly(void)
 {
-    setenv("CC", "tests/quick_cc.sh", 1);
+    setenv("CC", "sh tests/quick_cc.sh", 1);
 }
 
 TestSuite(eval, .init = compile_quickly);

@@ -49,7 +49,7 @@ Test(header, bytes_do_not_depend_on_threads_or_runs)
     for (int i = 0; i < N_TOY_CASES; i++) {
         vqkvc_buf first = {0};
         emit(&toy_cases[i], "toy_kv", &first);
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = 1; threads <= 3; threads += 2) {
             vqkvc_buf again = {0};
             omp_set_num_threads(threads);
             emit(&toy_cases[i], "toy_kv", &again);
@@ -187,8 +187,9 @@ Test(header, counts_that_descriptors_cannot_hold_are_refused)
 
 /* ---- compilers ---- */
 
-/* A compiler, its options, and whether it reads the header as C. Both warn by what they see on the
- * way to optimized code, gcc more than clang: what is optimized is what may differ. */
+/* A compiler, its options, and whether it reads the header as C. gcc finds part of what it warns
+ * about while it optimizes; clang does not, but refuses what no target can do when it makes code.
+ */
 typedef struct compilation {
     char program[12], options[32];
     int is_c;
@@ -201,7 +202,7 @@ static compilation compilations[] = {{"gcc", "-std=c99 -O2", 1},
                                      {"clang", "-std=c99 -O2", 1},
                                      {"clang", "-std=c11 -O0", 1},
                                      {"clang", "-std=c11 -O0 -DTOY_KV_NO_SIMD", 1},
-                                     {"clang++", "-x c++ -std=c++11 -O2", 0}};
+                                     {"clang++", "-x c++ -std=c++11 -O0", 0}};
 
 ParameterizedTestParameters(header, is_clean)
 {
@@ -242,7 +243,7 @@ Test(header, two_prefixes_and_two_units_make_one_program)
                              "        other_kv_size(&b, &n) != OTHER_KV_OK || m == n ||\n"
                              "        TOY_KV_HEAD_DIM == OTHER_KV_HEAD_DIM;\n"
                              "}\n");
-    cr_assert_eq(shell(0, "gcc -std=c99 -O0 " STRICT "-c both.c -o both.o"), 0);
+    cr_assert_eq(shell(0, "gcc -std=c99 -Og " STRICT "-c both.c -o both.o"), 0);
     cr_assert_eq(shell(0, "g++ -std=c++11 " STRICT "main.cpp both.o -lm -o main && ./main"), 0);
 }
 

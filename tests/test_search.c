@@ -75,6 +75,25 @@ Test(search, tables_that_count_leave_wide_sharing)
     vqkvc_capture_free(&c);
 }
 
+/* At rates that barely pay for a stream's tables, no stream is left without a channel. */
+Test(search, streams_that_pay_for_their_tables_code_something)
+{
+    vqkvc_err err = {0};
+    vqkvc_capture c = simulate("2x4x4x32");
+    for (int tenths = 1; tenths <= 7; tenths += 2) {
+        vqkvc_plan plan;
+        vqkvc_auto_params p = {.bits = tenths / 10.0, .max_scan = 5.5, .tables_at = 256};
+        vqkvc_code code = plan_of(&c, &p, NULL, &plan, &err);
+        if (code == VQKVC_E_INFEASIBLE) {
+            err = (vqkvc_err){0};
+            continue;
+        }
+        OK(code);
+        vqkvc_plan_free(&plan);
+    }
+    vqkvc_capture_free(&c);
+}
+
 Test(search, impossible_limits_are_told_apart_from_wrong_ones)
 {
     vqkvc_plan plan;

@@ -6,6 +6,8 @@
 #include "base/file.h"
 #include "command/commands.h"
 #include "command/pipeline.h"
+#include "command/time_store.h"
+#include "eval/calibrate.h"
 #include "eval/speed.h"
 #include "eval/speed_encode.h"
 #include "eval/synthetic.h"
@@ -24,6 +26,8 @@ typedef struct bench {
     vqkvc_timing timings[MAX_SCHEMES];
     vqkvc_encode_timing encoding[MAX_SCHEMES];
     vqkvc_speed speed;
+    vqkvc_time_model model; /* head_dim 0: none is given */
+    double predicted[MAX_SCHEMES], least[MAX_SCHEMES];
 } bench;
 
 static vqkvc_code load_scheme(bench *b, int i, vqkvc_err *err)
@@ -35,6 +39,7 @@ static vqkvc_code load_scheme(bench *b, int i, vqkvc_err *err)
     VQKVC_TRY(vqkvc_synthetic_plan(&plan, &b->g, b->names[i], b->options->block, err));
     vqkvc_plan_cost(&plan, b->options->context, &cost);
     b->scan_bits[i] = cost.scan_bits;
+    b->predicted[i] = b->model.head_dim > 0 ? vqkvc_time_predict(&b->model, &plan) : -1;
     if (vqkvc_emit_plan(&plan, "vqkvc bench", "bench_kv", &b->arena, &prefix, &header, err) ==
         VQKVC_OK)
         vqkvc_codec_load(&b->codecs[i], b->names[i], header.data, header.len, err);
@@ -111,6 +116,40 @@ static void put_writing(const bench *b, vqkvc_buf *text)
     }
 }
 
+/* What the cost model says, next to what is measured as the model was. */
+static void put_predicted(const bench *b, vqkvc_buf *text)
+{
+    if (b->model.head_dim == 0)
+        return;
+    vqkvc_buf_puts(text, "\nscheme      cost model, ns  measured, ns  model / measured\n");
+    for (int i = 0; i < b->n; i++)
+        if (b->predicted[i] >= 0)
+            vqkvc_buf_printf(text, "%-10s  %14.2f  %12.2f  %16.2f\n", b->names[i], b->predicted[i],
+                             b->least[i], b->predicted[i] / b->least[i]);
+}
+
+/* The mean over layers of the least time. */
+static vqkvc_code time_like_model(bench *b, const vqkvc_log *log, vqkvc_err *err)
+{
+    const vqkvc_options *o = b->options;
+    vqkvc_calibration options = {
+        .context = o->context, .isa = vqkvc_isa_of(o), .seed = o->seed, .log = log};
+    const vqkvc_geometry *g[MAX_SCHEMES];
+    double *ns[MAX_SCHEMES];
+    if (b->model.head_dim == 0)
+        return VQKVC_OK;
+    for (int i = 0; i < b->n; i++) {
+        g[i] = &b->g;
+        ns[i] = vqkvc_arena_alloc(&b->arena, (size_t)b->g.n_layers, sizeof *ns[i], err);
+    }
+    if (err->code == VQKVC_OK)
+        vqkvc_calibrate(b->n, g, b->codecs, &options, ns, err);
+    for (int i = 0; i < b->n && err->code == VQKVC_OK; i++)
+        for (int l = 0; l < b->g.n_layers; l++)
+            b->least[i] += ns[i][l] / b->g.n_layers;
+    return err->code;
+}
+
 static void put_tables(const bench *b, vqkvc_buf *text, vqkvc_buf *csv)
 {
     const vqkvc_options *o = b->options;
@@ -167,6 +206,7 @@ static vqkvc_code print_results(const bench *b, vqkvc_err *err)
     const vqkvc_options *o = b->options;
     vqkvc_buf text = {0}, csv = {0}, figures = {0};
     put_tables(b, &text, &csv);
+    put_predicted(b, &text);
     put_figures(b, &figures);
     if (text.failed || csv.failed || figures.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for the table");
@@ -188,8 +228,31 @@ static vqkvc_code time_writing(bench *b, vqkvc_err *err)
     return VQKVC_OK;
 }
 
+/* --calibrate: prints the model. */
+static vqkvc_code run_calibration(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err)
+{
+    vqkvc_time_shape shape = {.head_dim = o->head_dim,
+                              .group = o->query_group,
+                              .isa = vqkvc_isa_of(o),
+                              .context = o->context,
+                              .seed = o->seed};
+    vqkvc_time_model m;
+    vqkvc_buf text = {0};
+    int found;
+    VQKVC_TRY(vqkvc_time_find(NULL, &shape, 0, log, &m, &found, NULL, err));
+    vqkvc_time_print(&m, &text);
+    if (text.failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a cost model");
+    else
+        puts(text.data);
+    free(text.data);
+    return err->code;
+}
+
 static vqkvc_code run_bench(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err)
 {
+    if (o->calibrate_time)
+        return run_calibration(o, log, err);
     bench *b = vqkvc_alloc(1, sizeof *b, err);
     if (b == NULL)
         return err->code;
@@ -201,10 +264,12 @@ static vqkvc_code run_bench(const vqkvc_options *o, const vqkvc_log *log, vqkvc_
                                    .isa = vqkvc_isa_of(o),
                                    .seed = o->seed,
                                    .log = log};
-    if (load_schemes(b, err) == VQKVC_OK &&
+    if (o->cost_model != NULL)
+        vqkvc_time_given(o->cost_model, &b->g, &b->model, err);
+    if (err->code == VQKVC_OK && load_schemes(b, err) == VQKVC_OK &&
         vqkvc_speed_measure(&b->g, b->n, b->subjects, b->scan_bits, &options, b->timings, &b->speed,
                             err) == VQKVC_OK &&
-        time_writing(b, err) == VQKVC_OK)
+        time_writing(b, err) == VQKVC_OK && time_like_model(b, log, err) == VQKVC_OK)
         print_results(b, err);
     for (int i = 0; i < b->n; i++)
         vqkvc_codec_free(&b->codecs[i]);
@@ -226,7 +291,8 @@ const vqkvc_command vqkvc_command_bench = {
         "encoding included) and attention of the latest 32 tokens at once. Schemes: auto1 to auto4 "
         "(own streams, keys rotated), auto2b (keys "
         "rotated within their block), auto2s (2 bits stored, 5.3 read: streams shared by the "
-        "layers), and the baselines.",
+        "layers), and the baselines. With --calibrate it measures the cost model of attention for "
+        "the shape and prints it, for --cost-model of build on another machine.",
     .examples = "  vqkvc bench\n"
                 "  vqkvc bench --schemes auto2,q4_0 --head-dim 64 --group 8 --isa avx2\n",
     .groups = {vqkvc_options_bench, vqkvc_options_run, vqkvc_options_table, vqkvc_options_general},

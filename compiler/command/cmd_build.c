@@ -7,6 +7,7 @@
 #include "command/commands.h"
 #include "command/describe.h"
 #include "command/pipeline.h"
+#include "command/time_store.h"
 #include "eval/table.h"
 
 enum { COST_CONTEXT = 4096 };
@@ -63,7 +64,8 @@ static vqkvc_code write_depfile(const vqkvc_options *o, const char *output, vqkv
 
 /* ---- the summary ---- */
 
-static void put_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *out)
+/* ns: of attention by the cost model, negative where that is not known. */
+static void put_summary(const vqkvc_pipeline *p, const char *output, double ns, vqkvc_buf *out)
 {
     const char *vectors = vqkvc_vectors_word(&p->plan);
     vqkvc_cost cost;
@@ -86,13 +88,16 @@ static void put_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *
         vqkvc_buf_puts(out, "attention works on the codes: nothing is rebuilt\n");
     else
         vqkvc_buf_printf(out, "attention rebuilds vectors before queries meet them: %s\n", vectors);
+    if (ns >= 0)
+        vqkvc_buf_printf(
+            out, "attention takes %.1f ns a cached token and KV head by the cost model\n", ns);
     if (p->model_path != NULL && strcmp(output, "-") != 0 &&
         strcmp(p->options->target, "cuda") != 0)
         vqkvc_buf_printf(out, "next: vqkvc eval %s --header %s\n", p->model_path, output);
 }
 
-static vqkvc_code put_json_summary(const vqkvc_pipeline *p, const char *output, vqkvc_buf *out,
-                                   vqkvc_err *err)
+static vqkvc_code put_json_summary(const vqkvc_pipeline *p, const char *output, double ns,
+                                   vqkvc_buf *out, vqkvc_err *err)
 {
     vqkvc_cost cost;
     vqkvc_plan_cost(&p->plan, COST_CONTEXT, &cost);
@@ -103,6 +108,8 @@ static vqkvc_code put_json_summary(const vqkvc_pipeline *p, const char *output, 
     json_object_set_new(o, "header_bytes", json_integer((json_int_t)p->header.len));
     json_object_set_new(o, "vectors", json_string(vqkvc_vectors_word(&p->plan)));
     json_object_set_new(o, "cost", vqkvc_cost_to_json(&cost));
+    if (ns >= 0)
+        json_object_set_new(o, "predicted_ns", json_real(ns));
     return vqkvc_put_json(o, out, err);
 }
 
@@ -110,10 +117,12 @@ static vqkvc_code put_json_summary(const vqkvc_pipeline *p, const char *output, 
 static vqkvc_code print_summary(const vqkvc_pipeline *p, const char *output, vqkvc_err *err)
 {
     vqkvc_buf text = {0};
+    double ns;
+    VQKVC_TRY(vqkvc_time_of_plan(p->db, p->options, &p->plan, p->log, &ns, err));
     if (p->options->json)
-        put_json_summary(p, output, &text, err);
+        put_json_summary(p, output, ns, &text, err);
     else
-        put_summary(p, output, &text);
+        put_summary(p, output, ns, &text);
     if (text.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for the summary");
     else if (strcmp(output, "-") == 0)

@@ -7,6 +7,7 @@
 #include "command/pipeline.h"
 #include "command/report.h"
 #include "command/stored.h"
+#include "command/time_store.h"
 
 static const vqkvc_option show_option[] = {
     {.name = "show",
@@ -16,15 +17,21 @@ static const vqkvc_option show_option[] = {
      .help = "print a plan of the store, by row id or beginning of a hash (default: none)"},
     {.name = NULL}};
 
-/* The plan's JSON with the report, if there is one, as one more field. */
-static vqkvc_code put_json(const vqkvc_plan *plan, json_t *report, vqkvc_buf *out, vqkvc_err *err)
+/* The plan's JSON with the report, if there is one, and its predicted time, if that is known, as
+ * further fields. */
+static vqkvc_code put_json(const vqkvc_plan *plan, json_t *report, double ns, vqkvc_buf *out,
+                           vqkvc_err *err)
 {
     vqkvc_buf plain = {0};
-    VQKVC_TRY(vqkvc_plan_json(plan, json_array_size(report) > 0 ? &plain : out, err));
-    if (json_array_size(report) == 0)
+    int more = json_array_size(report) > 0 || ns >= 0;
+    VQKVC_TRY(vqkvc_plan_json(plan, more ? &plain : out, err));
+    if (!more)
         return VQKVC_OK;
     json_t *all = json_loadb(plain.data, plain.len, 0, NULL);
-    json_object_set(all, "report", report);
+    if (json_array_size(report) > 0)
+        json_object_set(all, "report", report);
+    if (ns >= 0)
+        json_object_set_new(all, "predicted_ns", json_real(ns));
     char *text = json_dumps(all, JSON_SORT_KEYS | JSON_COMPACT | JSON_REAL_PRECISION(17));
     if (text != NULL)
         vqkvc_buf_puts(out, text);
@@ -36,14 +43,18 @@ static vqkvc_code put_json(const vqkvc_plan *plan, json_t *report, vqkvc_buf *ou
     return err->code;
 }
 
-/* report may be NULL. */
-static vqkvc_code print_plan(const vqkvc_plan *plan, json_t *report, int json, vqkvc_err *err)
+/* report may be NULL; ns: of attention by the cost model, negative where that is not known. */
+static vqkvc_code print_plan(const vqkvc_plan *plan, json_t *report, double ns, int json,
+                             vqkvc_err *err)
 {
     vqkvc_buf text = {0};
     if (json) {
-        put_json(plan, report, &text, err);
+        put_json(plan, report, ns, &text, err);
     } else {
         vqkvc_plan_print(plan, &text);
+        if (ns >= 0)
+            vqkvc_buf_printf(
+                &text, "attention by the cost model: %.2f ns a cached token and KV head\n", ns);
         vqkvc_report_print(report, &text);
     }
     if (text.failed)
@@ -54,17 +65,19 @@ static vqkvc_code print_plan(const vqkvc_plan *plan, json_t *report, int json, v
     return err->code;
 }
 
-static vqkvc_code show_plan(const vqkvc_options *o, vqkvc_err *err)
+static vqkvc_code show_plan(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err)
 {
     kvdb *db = NULL;
     vqkvc_plan plan = {0};
     json_t *report = NULL;
+    double ns;
     if (o->n_args > 0 || o->no_db)
         return vqkvc_fail(err, VQKVC_E_USAGE, "plan: --show takes neither a model nor --no-db");
     if (vqkvc_store_open(&db, o, KVDB_READ_ONLY, err) == VQKVC_OK &&
         vqkvc_stored_plan(db, o->show, &plan, NULL, NULL, err) == VQKVC_OK &&
-        vqkvc_stored_report(db, o->show, &report, err) == VQKVC_OK)
-        print_plan(&plan, report, o->json, err);
+        vqkvc_stored_report(db, o->show, &report, err) == VQKVC_OK &&
+        vqkvc_time_of_plan(db, o, &plan, log, &ns, err) == VQKVC_OK)
+        print_plan(&plan, report, ns, o->json, err);
     json_decref(report);
     vqkvc_plan_free(&plan);
     kvdb_close(db);
@@ -74,11 +87,13 @@ static vqkvc_code show_plan(const vqkvc_options *o, vqkvc_err *err)
 static vqkvc_code run_plan(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err)
 {
     vqkvc_pipeline p = {0};
+    double ns;
     if (o->show != NULL)
-        return show_plan(o, err);
+        return show_plan(o, log, err);
     if (vqkvc_pipeline_open(&p, o, 0, log, err) == VQKVC_OK &&
-        vqkvc_pipeline_plan(&p, err) == VQKVC_OK)
-        print_plan(&p.plan, p.report, o->json, err);
+        vqkvc_pipeline_plan(&p, err) == VQKVC_OK &&
+        vqkvc_time_of_plan(p.db, p.options, &p.plan, log, &ns, err) == VQKVC_OK)
+        print_plan(&p.plan, p.report, ns, o->json, err);
     vqkvc_pipeline_close(&p, err);
     return err->code;
 }

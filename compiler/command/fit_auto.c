@@ -5,6 +5,7 @@
 
 #include "command/eval_text.h"
 #include "command/keep.h"
+#include "command/time_store.h"
 #include "eval/sensitivity.h"
 #include "plan/fit_stream.h"
 
@@ -109,11 +110,11 @@ static vqkvc_code probe(const vqkvc_scheme_input *in, vqkvc_arena *arena, vqkvc_
 
 /* ---- parameters ---- */
 
-/* Un-rotated keys compress best, but attention must rebuild them. */
+/* Un-rotated keys compress best, but attention must rebuild them: without any limit only. */
 static vqkvc_frame frame_of(const vqkvc_options *o)
 {
     if (strcmp(o->frame, "best") == 0)
-        return o->max_scan > 0 ? VQKVC_FRAME_BLOCK : VQKVC_FRAME_PRE;
+        return o->max_scan > 0 || o->max_ns > 0 ? VQKVC_FRAME_BLOCK : VQKVC_FRAME_PRE;
     return strcmp(o->frame, "post") == 0  ? VQKVC_FRAME_POST
            : strcmp(o->frame, "pre") == 0 ? VQKVC_FRAME_PRE
                                           : VQKVC_FRAME_BLOCK;
@@ -140,6 +141,7 @@ static int leave_out(const char *word, size_t n, vqkvc_auto_params *p, int *prob
         p->layers_shared = i == 3 ? 1 : p->layers_shared;
         p->separate_heads |= i == 3 || i == 4;
         p->frame = i == 5 ? VQKVC_FRAME_POST : p->frame;
+        p->any_frame &= i != 5;
         return 1;
     }
     return 0;
@@ -166,14 +168,16 @@ static vqkvc_code params_of(const vqkvc_options *o, vqkvc_auto_params *p, int *g
                             vqkvc_err *err)
 {
     *groups = o->probes;
-    *p =
-        (vqkvc_auto_params){.bits = o->bits,
-                            .max_scan = o->max_scan > 0 ? o->max_scan : -1,
-                            .layers_shared = o->layers_shared,
-                            .tables_at = o->tables_at,
-                            .frame = frame_of(o),
-                            .window = {.n_sink = o->sink, .n_recent = o->recent, .block = o->block},
-                            .seed = o->seed};
+    *p = (vqkvc_auto_params){
+        .bits = o->bits,
+        .max_scan = o->max_scan > 0 ? o->max_scan : -1,
+        .layers_shared = o->layers_shared,
+        .tables_at = o->tables_at,
+        .max_ns = o->max_ns,
+        .any_frame = o->max_ns > 0 && o->block == 0 && strcmp(o->frame, "best") == 0,
+        .frame = frame_of(o),
+        .window = {.n_sink = o->sink, .n_recent = o->recent, .block = o->block},
+        .seed = o->seed};
     return leave_out_all(o->without, p, groups, err);
 }
 
@@ -181,7 +185,14 @@ vqkvc_code vqkvc_fit_auto_check(const vqkvc_options *o, const vqkvc_geometry *g,
 {
     vqkvc_auto_params params;
     int groups;
+    vqkvc_time_model time;
     VQKVC_TRY(params_of(o, &params, &groups, err));
+    if (o->cost_model != NULL)
+        VQKVC_TRY(vqkvc_time_given(o->cost_model, g, &time, err));
+    else if (o->max_ns > 0 && o->import_path != NULL)
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "--max-ns with --import wants --cost-model: the shape of heads is not "
+                          "known before the dump is read");
     return g != NULL ? vqkvc_auto_check(&params, g, err) : VQKVC_OK;
 }
 
@@ -192,6 +203,11 @@ vqkvc_code vqkvc_fit_auto(const vqkvc_scheme_input *in, vqkvc_plan *plan, vqkvc_
     vqkvc_sensitivity sensitivity = {0};
     VQKVC_TRY(params_of(in->options, &params, &sensitivity.groups, err));
     VQKVC_TRY(vqkvc_auto_check(&params, in->geometry, err));
+    vqkvc_time_model time;
+    if (in->options->max_ns > 0) {
+        VQKVC_TRY(vqkvc_time_given(in->options->cost_model, in->geometry, &time, err));
+        params.time = &time;
+    }
     if (probe(in, &arena, &sensitivity, &params, err) == VQKVC_OK && vqkvc_seeks(in->options))
         vqkvc_seek_bits(in, &params, plan, err);
     else if (err->code == VQKVC_OK)

@@ -57,7 +57,8 @@ typedef struct vqkvc_options {
     double max_error;
     int landmarks, top_tokens;
     int group, rank, grid, per_head, anchor_every, anchor_bits;
-    double bits, max_scan, max_kl, max_ppl;
+    double bits, max_scan, max_ns, max_kl, max_ppl;
+    const char *cost_model;
     int layers_shared, tables_at, probes, beam, branches, block, sink, recent;
     /* output */
     const char *prefix, *output, *target, *depfile, *show;
@@ -70,7 +71,7 @@ typedef struct vqkvc_options {
     const char *rates, *long_text, *isa, *csv, *svg;
     int ablations, any_scan;
     /* bench */
-    int head_dim, query_group, kv_heads, bench_layers, repeats, workers;
+    int head_dim, query_group, kv_heads, bench_layers, repeats, workers, calibrate_time;
     unsigned given;
     /* arguments that are no options, in order */
     int n_args;

@@ -37,6 +37,25 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .mark = VQKVC_GIVEN_AUTO,
      .help = "of auto: bits a value that attention may read; none (or 0) is no limit, and lets "
              "attention rebuild keys"},
+    {.name = "max-ns",
+     .arg = "NS",
+     .type = VQKVC_OPT_NUMBER,
+     .offset = VQKVC_AT(max_ns),
+     .low = 0,
+     .high = 1e6,
+     .zero = "none",
+     .fallback = "none",
+     .mark = VQKVC_GIVEN_AUTO,
+     .help = "of auto: nanoseconds that attention may take per cached token and KV head, by the "
+             "cost model, which is measured at first use (seconds) and kept in the store; none (or "
+             "0) is no limit"},
+    {.name = "cost-model",
+     .arg = "MODEL",
+     .type = VQKVC_OPT_TEXT,
+     .offset = VQKVC_AT(cost_model),
+     .mark = VQKVC_GIVEN_AUTO,
+     .help = "of auto: the cost model to go by, as `vqkvc bench --calibrate` prints it: the same "
+             "plan then comes of it on every machine (default: this machine's)"},
     {.name = "max-kl",
      .arg = "X",
      .type = VQKVC_OPT_NUMBER,

@@ -13,13 +13,14 @@
 #include "command/keep.h"
 #include "command/report.h"
 #include "command/schemes.h"
+#include "command/time_store.h"
 #include "gen/gen.h"
 #include "plan/bounded.h"
 #include "plan/fit_stream.h"
 
 /* To be raised with any change that makes another plan from the same capture, options and fitted
  * parts (search, allocation, costs, presets), so that no store passes an old plan off for it. */
-#define PLANNER_VERSION "plan v5"
+#define PLANNER_VERSION "plan v6"
 
 /* ---- opening ---- */
 
@@ -130,8 +131,35 @@ static vqkvc_code name_capture(vqkvc_pipeline *p, vqkvc_err *err)
     return err->code;
 }
 
+/* A limit of time goes by a cost model: where none is given, that of this machine takes its place
+ * in the options, so that recipe and command line of the plan hold it. */
+static vqkvc_code find_time(vqkvc_pipeline *p, vqkvc_err *err)
+{
+    const vqkvc_options *o = p->options;
+    vqkvc_time_shape shape;
+    vqkvc_time_model m;
+    vqkvc_buf text = {0};
+    int found;
+    p->time_hash = (vqkvc_hash){""};
+    if ((vqkvc_scheme_of(o)->takes & VQKVC_GIVEN_AUTO) == 0 || o->max_ns <= 0 ||
+        o->cost_model != NULL || p->geometry.n_layers == 0)
+        return VQKVC_OK;
+    shape = vqkvc_time_shape_of(&p->geometry);
+    VQKVC_TRY(vqkvc_time_find(p->db, &shape, 0, p->log, &m, &found, &p->time_hash, err));
+    vqkvc_time_print(&m, &text);
+    p->timed = *o;
+    p->timed.cost_model =
+        text.failed ? NULL : vqkvc_arena_strndup(&p->arena, text.data, text.len, err);
+    p->options = &p->timed;
+    free(text.data);
+    return p->timed.cost_model != NULL
+               ? VQKVC_OK
+               : vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a cost model");
+}
+
 static vqkvc_code name_plan(vqkvc_pipeline *p, vqkvc_err *err)
 {
+    VQKVC_TRY(find_time(p, err));
     p->plan_recipe =
         vqkvc_plan_recipe(p->options, p->model != NULL ? &p->geometry.weights_hash : NULL,
                           &p->capture_hash, &p->source, &p->arena, err);
@@ -312,7 +340,7 @@ static vqkvc_code keep_plan(vqkvc_pipeline *p, const vqkvc_buf *bytes, vqkvc_err
     vqkvc_hash report = {0};
     size_t n = 0;
     vqkvc_buf request = {0};
-    vqkvc_hash *parents = vqkvc_alloc((size_t)plan->n_parents + 3, sizeof *parents, err);
+    vqkvc_hash *parents = vqkvc_alloc((size_t)plan->n_parents + 4, sizeof *parents, err);
     vqkvc_pipeline_command(p->options, &request);
     if (request.failed)
         vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a command line");
@@ -325,6 +353,8 @@ static vqkvc_code keep_plan(vqkvc_pipeline *p, const vqkvc_buf *bytes, vqkvc_err
             parents[n++] = p->capture_hash;
         if (report.hex[0] != '\0')
             parents[n++] = report;
+        if (p->time_hash.hex[0] != '\0')
+            parents[n++] = p->time_hash;
         for (int i = 0; i < plan->n_parents; i++)
             parents[n++] = plan->parents[i];
         vqkvc_store_keep(p->db, "plan", p->plan_recipe, weights, n, parents, bytes, err);

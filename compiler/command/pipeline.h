@@ -15,7 +15,9 @@
 #include "plan/plan.h"
 
 typedef struct vqkvc_pipeline {
-    const vqkvc_options *options; /* borrowed */
+    const vqkvc_options *options; /* borrowed, or `timed` */
+    vqkvc_options timed;          /* the same with the cost model that was measured */
+    vqkvc_hash time_hash;         /* of the recipe of that model; "": none was needed */
     const vqkvc_log *log;
     vqkvc_arena arena; /* owns the strings below */
     kvdb *db;          /* NULL: nothing is kept */

@@ -246,24 +246,52 @@ static void read_log(const char *dir, const char *log, char words[MAX_LOG])
     words[n] = '\0';
 }
 
+static const char *compiler(void)
+{
+    const char *cc = getenv("CC");
+    return cc != NULL && cc[strspn(cc, " ")] != '\0' ? cc : "cc";
+}
+
+/* The words of $CC into argv [MAX_WORDS], their number to *n; they lie in words [size]. */
+static vqkvc_code compiler_words(char *words, size_t size, char **argv, int *n, vqkvc_err *err)
+{
+    const char *cc = compiler();
+    char *rest = NULL;
+    *n = 0;
+    if (strlen(cc) >= size)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "CC: too long");
+    memcpy(words, cc, strlen(cc) + 1);
+    for (char *w = strtok_r(words, " ", &rest); w != NULL; w = strtok_r(NULL, " ", &rest)) {
+        if (*n == MAX_WORDS)
+            return vqkvc_fail(err, VQKVC_E_USAGE, "CC: more than %d words", MAX_WORDS);
+        argv[(*n)++] = w;
+    }
+    return VQKVC_OK;
+}
+
+/* Runs the compiler in the private directory; its output goes to the file `log`. */
+static vqkvc_code run_compiler(const char *dir, char **argv, const char *log, int *status,
+                               vqkvc_err *err)
+{
+    char setting[MAX_DIR + 8];
+    snprintf(setting, sizeof setting, "TMPDIR=%s", dir);
+    char **env = environment_for(setting, err);
+    if (env == NULL)
+        return err->code;
+    vqkvc_code code = run_logged(argv, env, log, status, err);
+    free(env);
+    VQKVC_TRY(code);
+    return vqkvc_interrupted() ? vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted") : VQKVC_OK;
+}
+
 static vqkvc_code compile_in(const char *name, const char *dir, vqkvc_err *err)
 {
     static const char *const flags[] = {"-std=c99", "-O2", "-fPIC", "-shared", "-w", "-o"};
     enum { N_FLAGS = sizeof flags / sizeof *flags };
-    const char *cc = getenv("CC");
-    char words[256], setting[MAX_DIR + 8], object[MAX_PATH], source[MAX_PATH], log[MAX_PATH];
-    char *argv[MAX_WORDS + N_FLAGS + 4], *rest = NULL, text[MAX_LOG];
-    int n = 0, status = 0;
-    if (cc == NULL || cc[strspn(cc, " ")] == '\0')
-        cc = "cc";
-    if (strlen(cc) >= sizeof words)
-        return vqkvc_fail(err, VQKVC_E_USAGE, "CC: too long");
-    memcpy(words, cc, strlen(cc) + 1);
-    for (char *w = strtok_r(words, " ", &rest); w != NULL; w = strtok_r(NULL, " ", &rest)) {
-        if (n == MAX_WORDS)
-            return vqkvc_fail(err, VQKVC_E_USAGE, "CC: more than %d words", MAX_WORDS);
-        argv[n++] = w;
-    }
+    char words[256], object[MAX_PATH], source[MAX_PATH], log[MAX_PATH];
+    char *argv[MAX_WORDS + N_FLAGS + 4], text[MAX_LOG];
+    int n, status = 0;
+    VQKVC_TRY(compiler_words(words, sizeof words, argv, &n, err));
     path_in(object, dir, "codec.so");
     path_in(source, dir, "shim.c");
     path_in(log, dir, "log");
@@ -273,20 +301,28 @@ static vqkvc_code compile_in(const char *name, const char *dir, vqkvc_err *err)
     argv[n++] = source;
     argv[n++] = (char *)(uintptr_t) "-lm";
     argv[n] = NULL;
-    snprintf(setting, sizeof setting, "TMPDIR=%s", dir);
-    char **env = environment_for(setting, err);
-    if (env == NULL)
-        return err->code;
-    vqkvc_code code = run_logged(argv, env, log, &status, err);
-    free(env);
-    VQKVC_TRY(code);
-    if (vqkvc_interrupted())
-        return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted");
+    VQKVC_TRY(run_compiler(dir, argv, log, &status, err));
     if (status == 0)
         return VQKVC_OK;
     read_log(dir, log, text);
-    return vqkvc_fail(err, VQKVC_E_FORMAT, "%s: the C compiler '%s' refuses it: %s", name, cc,
-                      text[0] != '\0' ? text : "(it says nothing)");
+    return vqkvc_fail(err, VQKVC_E_FORMAT, "%s: the C compiler '%s' refuses it: %s", name,
+                      compiler(), text[0] != '\0' ? text : "(it says nothing)");
+}
+
+vqkvc_code vqkvc_compiler_version(char *text, size_t size, vqkvc_err *err)
+{
+    char words[256], dir[MAX_DIR], log[MAX_PATH], all[MAX_LOG] = "", *argv[MAX_WORDS + 2];
+    int n, status = 0;
+    VQKVC_TRY(compiler_words(words, sizeof words, argv, &n, err));
+    argv[n++] = (char *)(uintptr_t) "--version";
+    argv[n] = NULL;
+    VQKVC_TRY(make_directory(dir, err));
+    path_in(log, dir, "log");
+    if (run_compiler(dir, argv, log, &status, err) == VQKVC_OK)
+        read_log(dir, log, all);
+    remove_directory(dir);
+    snprintf(text, size, "%.*s", (int)strcspn(all, "|"), all);
+    return err->code;
 }
 
 /* ---- loading ---- */

@@ -30,6 +30,8 @@ vqkvc_code vqkvc_codec_load_file(vqkvc_codec *codec, const char *path, vqkvc_err
 /* Fails with E_USAGE, naming the field, if the codec was made for another shape of model. */
 vqkvc_code vqkvc_codec_check(const vqkvc_codec *codec, const char *name, const vqkvc_geometry *g,
                              vqkvc_err *err);
+/* The first line that the compiler says of itself into text [size]; cut where it does not fit. */
+vqkvc_code vqkvc_compiler_version(char *text, size_t size, vqkvc_err *err);
 /* Unloads the code; caches over it must be gone. */
 void vqkvc_codec_free(vqkvc_codec *codec);
 

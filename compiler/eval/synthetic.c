@@ -24,6 +24,15 @@ typedef struct recipe {
     pattern own[2], shared[2]; /* K, V */
 } recipe;
 
+/* One layer of a plan to calibrate on: so many streams of a pattern for keys and for values. */
+typedef struct mix {
+    vqkvc_frame frame; /* of keys */
+    struct {
+        int streams;
+        const pattern *pattern;
+    } parts[2]; /* K, V */
+} mix;
+
 static const recipe recipes[] = {
     {"auto1",
      VQKVC_FRAME_POST,
@@ -51,6 +60,41 @@ static const recipe recipes[] = {
      {{4, {{36, 1, 1}, {22, 2, 1}, {13, 4, 1}, {7, 8, 1}}},
       {4, {{8, 1, 1}, {25, 2, 1}, {7, 4, 1}, {3, 8, 1}}}}},
 };
+
+/* Codes of one width each, few codes, and codes of several widths, of which auto makes most. Every
+ * run scales down to heads of 16 channels. */
+static const pattern ones = {1, {{64, 1, 1}}}, twos = {1, {{32, 2, 1}}}, fours = {1, {{16, 4, 1}}},
+                     eights = {1, {{8, 8, 1}}}, few = {1, {{24, 1, 1}}},
+                     fine = {3, {{16, 1, 1}, {8, 2, 1}, {4, 4, 1}}},
+                     coarse = {3, {{8, 1, 1}, {4, 2, 1}, {4, 8, 1}}};
+
+/* One thing at a time, beside as little as can be, so that each term of the model shows in the
+ * difference of two layers. */
+static const mix mixes[] = {
+    {VQKVC_FRAME_POST, {{1, &few}, {1, &few}}},
+    {VQKVC_FRAME_POST, {{1, &ones}, {1, &few}}},
+    {VQKVC_FRAME_POST, {{1, &twos}, {1, &few}}},
+    {VQKVC_FRAME_POST, {{1, &fours}, {1, &few}}},
+    {VQKVC_FRAME_POST, {{1, &eights}, {1, &few}}},
+    {VQKVC_FRAME_POST, {{3, &fine}, {1, &few}}},
+    {VQKVC_FRAME_POST, {{1, &few}, {1, &ones}}},
+    {VQKVC_FRAME_POST, {{1, &few}, {1, &twos}}},
+    {VQKVC_FRAME_POST, {{1, &few}, {1, &fours}}},
+    {VQKVC_FRAME_POST, {{1, &few}, {1, &eights}}},
+    {VQKVC_FRAME_POST, {{1, &few}, {3, &coarse}}},
+    {VQKVC_FRAME_BLOCK, {{1, &few}, {1, &few}}},
+    {VQKVC_FRAME_BLOCK, {{1, &ones}, {1, &few}}},
+    {VQKVC_FRAME_BLOCK, {{1, &twos}, {1, &few}}},
+    {VQKVC_FRAME_BLOCK, {{1, &fours}, {1, &few}}},
+    {VQKVC_FRAME_BLOCK, {{1, &eights}, {1, &few}}},
+    {VQKVC_FRAME_BLOCK, {{3, &fine}, {2, &coarse}}},
+    {VQKVC_FRAME_BLOCK, {{4, &coarse}, {2, &fine}}},
+    {VQKVC_FRAME_PRE, {{1, &few}, {1, &few}}},
+    {VQKVC_FRAME_PRE, {{1, &eights}, {1, &few}}},
+    {VQKVC_FRAME_PRE, {{2, &fine}, {1, &few}}},
+};
+
+enum { N_MIXES = sizeof mixes / sizeof *mixes };
 
 vqkvc_geometry vqkvc_synthetic_geometry(int n_layers, int n_kv_heads, int group, int head_dim)
 {
@@ -124,8 +168,26 @@ static vqkvc_code add_runs(vqkvc_plan *plan, vqkvc_stream *s, const pattern *p, 
     return err->code;
 }
 
-static vqkvc_code add_stream(vqkvc_plan *plan, const recipe *r, const pattern *p, vqkvc_part part,
-                             int layer, int n, int head, vqkvc_err *err)
+/* Tables of the basis for the last stream: its own, or, to keep a header small, those of an earlier
+ * stream of its shape. */
+static void add_transform(vqkvc_plan *plan, int alike, vqkvc_err *err)
+{
+    vqkvc_stream *s = &plan->streams[plan->n_streams - 1];
+    for (const vqkvc_stream *other = plan->streams; alike && other < s; other++)
+        if (other->n_in == s->n_in && other->n_latents == s->n_latents) {
+            s->mean = other->mean;
+            s->enc = other->enc;
+            s->dec = other->dec;
+            return;
+        }
+    s->mean = add_table(plan, 1, s->n_in, 0.1, err);
+    s->enc = add_basis(plan, s, err);
+    s->dec = add_basis(plan, s, err);
+}
+
+/* One stream over layers layer .. layer + n - 1 of a head. frame: of keys. */
+static vqkvc_code add_stream(vqkvc_plan *plan, vqkvc_frame frame, const pattern *p, vqkvc_part part,
+                             int layer, int n, int head, int alike, vqkvc_err *err)
 {
     vqkvc_member members[VQKVC_MAX_LAYERS];
     if (p->n == 0)
@@ -135,14 +197,12 @@ static vqkvc_code add_stream(vqkvc_plan *plan, const recipe *r, const pattern *p
     vqkvc_stream *s = vqkvc_plan_add_stream(plan, n > 1 ? "shared" : "own", n, members, err);
     if (s == NULL)
         return err->code;
-    s->frame = part == VQKVC_PART_K ? r->frame : VQKVC_FRAME_POST;
+    s->frame = part == VQKVC_PART_K ? frame : VQKVC_FRAME_POST;
     s->n_latents = 0;
     for (int i = 0; i < p->n; i++)
         s->n_latents += scaled(&plan->geometry, p->runs[i].groups) * p->runs[i].width;
     s->transform = VQKVC_TRANSFORM_BASIS;
-    s->mean = add_table(plan, 1, s->n_in, 0.1, err);
-    s->enc = add_basis(plan, s, err);
-    s->dec = add_basis(plan, s, err);
+    add_transform(plan, alike, err);
     s->gain = VQKVC_GAIN_RMS;
     s->gain_bits = 8;
     s->gain_width = s->n_latents;
@@ -156,11 +216,11 @@ static vqkvc_code add_streams(vqkvc_plan *plan, const recipe *r, vqkvc_err *err)
     const vqkvc_geometry *g = &plan->geometry;
     for (int part = 0; part < 2; part++)
         for (int head = 0; head < g->n_kv_heads; head++) {
-            VQKVC_TRY(
-                add_stream(plan, r, &r->shared[part], (vqkvc_part)part, 0, g->n_layers, head, err));
+            VQKVC_TRY(add_stream(plan, r->frame, &r->shared[part], (vqkvc_part)part, 0, g->n_layers,
+                                 head, 0, err));
             for (int layer = 0; layer < g->n_layers; layer++)
-                VQKVC_TRY(
-                    add_stream(plan, r, &r->own[part], (vqkvc_part)part, layer, 1, head, err));
+                VQKVC_TRY(add_stream(plan, r->frame, &r->own[part], (vqkvc_part)part, layer, 1,
+                                     head, 0, err));
         }
     return vqkvc_plan_validate(plan, err);
 }
@@ -180,4 +240,32 @@ vqkvc_code vqkvc_synthetic_plan(vqkvc_plan *plan, const vqkvc_geometry *g, const
         return err->code;
     }
     return vqkvc_plan_preset(plan, g, scheme, &window, err);
+}
+
+static vqkvc_code add_mix(vqkvc_plan *plan, int layer, vqkvc_err *err)
+{
+    const mix *m = &mixes[layer];
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < m->parts[part].streams; i++)
+            VQKVC_TRY(add_stream(plan, m->frame, m->parts[part].pattern, (vqkvc_part)part, layer, 1,
+                                 0, 1, err));
+    return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_synthetic_mixes(vqkvc_plan *plan, int group, int head_dim, int block,
+                                 vqkvc_err *err)
+{
+    *plan = (vqkvc_plan){.geometry = vqkvc_synthetic_geometry(N_MIXES, 1, group, head_dim),
+                         .scheme = "mixes",
+                         .n_sink = 4,
+                         .n_recent = 32,
+                         .block = block};
+    for (int layer = 0; layer < N_MIXES; layer++)
+        if (add_mix(plan, layer, err) != VQKVC_OK)
+            break;
+    if (err->code == VQKVC_OK)
+        vqkvc_plan_validate(plan, err);
+    if (err->code != VQKVC_OK)
+        vqkvc_plan_free(plan);
+    return err->code;
 }

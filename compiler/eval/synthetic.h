@@ -16,4 +16,10 @@ vqkvc_geometry vqkvc_synthetic_geometry(int n_layers, int n_kv_heads, int group,
 vqkvc_code vqkvc_synthetic_plan(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
                                 int block, vqkvc_err *err);
 
+/* A plan to calibrate a cost model of attention on: one KV head, and in every layer another mix of
+ * frames, widths of codes and numbers of streams, so that each layer by itself is a measurement.
+ * *plan as above. */
+vqkvc_code vqkvc_synthetic_mixes(vqkvc_plan *plan, int group, int head_dim, int block,
+                                 vqkvc_err *err);
+
 #endif

@@ -132,20 +132,54 @@ double vqkvc_allocate_table(int d, int tables_at)
     return tables_at > 0 ? (2.0 * d * 8.25 + 16 * 16) / (4.0 * tables_at) : 0;
 }
 
-vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, double table, int n_max, double *curve,
-                                vqkvc_err *err)
+vqkvc_layout_run vqkvc_allocate_option(int o)
+{
+    return (vqkvc_layout_run){.width = options[o].width, .stages = options[o].stages, .groups = 1};
+}
+
+/* How many groups of each option the best layout of i channels with j nibbles has. */
+static void grid_trace(const grid *g, int i, int j, int *counts)
+{
+    for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
+        counts[o] = 0;
+    for (int o = VQKVC_LAYOUT_RUNS - 1; o >= 0 && i > 0;) {
+        if (!g->used[o][cell(g, i, j)]) {
+            o--;
+            continue;
+        }
+        counts[o]++;
+        i -= options[o].width;
+        j -= group_size(g, o, i);
+    }
+}
+
+vqkvc_code vqkvc_allocate_priced(int d, const double *lambda, double table, int n_max,
+                                 const double *each, double *curve, double *cost, vqkvc_err *err)
 {
     grid g;
-    int channels;
+    int channels, counts[VQKVC_LAYOUT_RUNS];
     if (grid_fill(&g, d, lambda, table, n_max, err) == VQKVC_OK)
         for (int j = 0; j <= n_max; j++) {
-            curve[j] = grid_end(&g, lambda, j, &channels);
+            double error = grid_end(&g, lambda, j, &channels);
+            curve[j] = error;
             /* More nibbles than are of use are left unused. */
             if (j > 0 && curve[j] > curve[j - 1])
                 curve[j] = curve[j - 1];
+            if (cost == NULL)
+                continue;
+            cost[j] = isinf(error) && j > 0 ? cost[j - 1] : 0;
+            grid_trace(&g, isinf(error) ? 0 : channels, j, counts);
+            for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
+                cost[j] += counts[o] * each[o];
         }
     grid_free(&g);
     return err->code;
+}
+
+vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, double table, int n_max, double *curve,
+                                vqkvc_err *err)
+{
+    return vqkvc_allocate_priced(d, lambda, table, n_max, NULL, curve, NULL, err);
 }
 
 vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, double table, int n_nibbles,
@@ -154,21 +188,13 @@ vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, double table, int 
     grid g;
     memset(layout, 0, sizeof *layout);
     if (grid_fill(&g, d, lambda, table, n_nibbles, err) == VQKVC_OK) {
-        int counts[VQKVC_LAYOUT_RUNS] = {0}, i, j = n_nibbles;
+        int counts[VQKVC_LAYOUT_RUNS], i, j = n_nibbles;
         layout->distortion = grid_end(&g, lambda, j, &i);
         while (j > 1 && isinf(layout->distortion))
             layout->distortion = grid_end(&g, lambda, --j, &i);
         layout->n_channels = i;
         layout->n_nibbles = j;
-        for (int o = VQKVC_LAYOUT_RUNS - 1; o >= 0 && i > 0;) {
-            if (!g.used[o][cell(&g, i, j)]) {
-                o--;
-                continue;
-            }
-            counts[o]++;
-            i -= options[o].width;
-            j -= group_size(&g, o, i);
-        }
+        grid_trace(&g, i, j, counts);
         for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
             if (counts[o] > 0)
                 layout->runs[layout->n_runs++] = (vqkvc_layout_run){

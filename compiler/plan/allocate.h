@@ -11,6 +11,9 @@ typedef struct vqkvc_layout_run {
 
 enum { VQKVC_LAYOUT_RUNS = 5 }; /* two nibbles a channel; one for 1, 2, 4, 8 channels */
 
+/* One group of option o < VQKVC_LAYOUT_RUNS, in the order of that list. */
+vqkvc_layout_run vqkvc_allocate_option(int o);
+
 typedef struct vqkvc_layout {
     int n_runs, n_channels, n_nibbles;
     vqkvc_layout_run runs[VQKVC_LAYOUT_RUNS];
@@ -27,6 +30,9 @@ double vqkvc_allocate_table(int d, int tables_at);
  * of that width. */
 vqkvc_code vqkvc_allocate_curve(int d, const double *lambda, double table, int n_max, double *curve,
                                 vqkvc_err *err);
+/* The same, and what the layouts cost when a group of option o costs each[o]: cost [n_max + 1]. */
+vqkvc_code vqkvc_allocate_priced(int d, const double *lambda, double table, int n_max,
+                                 const double *each, double *curve, double *cost, vqkvc_err *err);
 /* The layout that reaches curve[n_nibbles]. At least one channel is coded. */
 vqkvc_code vqkvc_allocate_layout(int d, const double *lambda, double table, int n_nibbles,
                                  vqkvc_layout *layout, vqkvc_err *err);

@@ -7,6 +7,8 @@
 #include "plan/fit_stream.h"
 #include "plan/search.h"
 
+enum { MOST_SEARCHES = 6 /* until a fitted plan keeps its time */ };
+
 static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
 {
     vqkvc_auto_params p = *given;
@@ -190,6 +192,120 @@ static vqkvc_code make_metrics(const vqkvc_capture *c, const vqkvc_auto_params *
     return vqkvc_metrics_turn(c, p->frame, p->window.block, m, err);
 }
 
+/* Fits all streams of a design. */
+static vqkvc_code fit_design(vqkvc_plan *plan, const vqkvc_capture *c, const vqkvc_auto_params *p,
+                             const vqkvc_design *design, const vqkvc_metrics *metrics,
+                             const vqkvc_fit_store *store, vqkvc_err *err)
+{
+    vqkvc_progress progress;
+    vqkvc_progress_begin(&progress, store->log, "fit", "scopes", (uint64_t)design->n_scopes);
+    for (int i = 0; i < design->n_scopes && err->code == VQKVC_OK; i++) {
+        if (vqkvc_interrupted())
+            vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted while fitting");
+        else
+            fit_scope(
+                &(scope_fit){
+                    .plan = plan, .c = c, .p = p, .scope = &design->scopes[i], .store = store},
+                metrics, err);
+        vqkvc_progress_step(&progress, (uint64_t)i + 1);
+    }
+    if (err->code == VQKVC_OK)
+        vqkvc_progress_end(&progress, (uint64_t)design->n_scopes);
+    return err->code;
+}
+
+/* Searches and fits once. */
+static vqkvc_code make_plan(vqkvc_plan *plan, const vqkvc_capture *c, const vqkvc_auto_params *p,
+                            const vqkvc_metrics *metrics, vqkvc_arena *arena,
+                            const vqkvc_fit_store *store, vqkvc_err *err)
+{
+    vqkvc_design design;
+    memset(plan, 0, sizeof *plan);
+    plan->geometry = c->geometry;
+    plan->n_sink = p->window.n_sink;
+    plan->n_recent = p->window.n_recent;
+    plan->block = p->window.block;
+    plan->calibration = store->parent;
+    snprintf(plan->scheme, sizeof plan->scheme, "auto%.4g", p->bits);
+    VQKVC_TRY(vqkvc_search(c, p, metrics, arena, store->log, &design, err));
+    vqkvc_say(store->log, 1,
+              "auto: %d layers and %d heads share; %.3f bits stored, %.3f read; predicted "
+              "loss %.4g",
+              design.layers_shared, design.heads_shared, design.bits, design.scan, design.loss);
+    return fit_design(plan, c, p, &design, metrics, store, err);
+}
+
+/* The search knows spectra, not what k-means and the basis of the samples make of them: where the
+ * fitted plan takes longer than was predicted, the next one is sought with that much less time. */
+static vqkvc_code make_in_time(vqkvc_plan *plan, const vqkvc_capture *c, const vqkvc_auto_params *p,
+                               const vqkvc_metrics *metrics, vqkvc_arena *arena,
+                               const vqkvc_fit_store *store, vqkvc_err *err)
+{
+    vqkvc_auto_params tighter = *p;
+    double ns = 0;
+    for (int i = 0; i < MOST_SEARCHES; i++) {
+        VQKVC_TRY(make_plan(plan, c, &tighter, metrics, arena, store, err));
+        ns = p->time != NULL ? vqkvc_time_predict(p->time, plan) : 0;
+        if (p->max_ns <= 0 || ns <= p->max_ns)
+            return VQKVC_OK;
+        vqkvc_say(store->log, 1, "auto: the fitted plan takes %.3f ns, %.3f are allowed", ns,
+                  p->max_ns);
+        tighter.max_ns *= p->max_ns / ns * 0.995;
+        vqkvc_plan_free(plan);
+    }
+    return vqkvc_fail(err, VQKVC_E_INFEASIBLE,
+                      "no fitted plan keeps %.4g ns a cached token and KV head: the last of %d "
+                      "takes %.4g",
+                      p->max_ns, MOST_SEARCHES, ns);
+}
+
+/* Frames that a limit of time may call for, the quickest last: longer blocks turn queries less
+ * often, keys rotated by their positions never. */
+static const struct {
+    vqkvc_frame frame;
+    int block;
+} candidates[] = {{VQKVC_FRAME_BLOCK, 64},
+                  {VQKVC_FRAME_BLOCK, 128},
+                  {VQKVC_FRAME_BLOCK, 256},
+                  {VQKVC_FRAME_POST, 64}};
+
+/* Sets frame and block of *p to those whose design loses least. */
+static vqkvc_code choose_frame(const vqkvc_capture *c, vqkvc_auto_params *p, const vqkvc_log *log,
+                               vqkvc_err *err)
+{
+    vqkvc_err none = {0};
+    int best = -1;
+    double loss = 0;
+    for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
+        vqkvc_arena arena = {0};
+        vqkvc_err mine = {0};
+        vqkvc_metrics metrics;
+        vqkvc_design design;
+        p->frame = candidates[i].frame;
+        p->window.block = candidates[i].block;
+        if (make_metrics(c, p, &arena, &metrics, &mine) == VQKVC_OK &&
+            vqkvc_search(c, p, &metrics, &arena, log, &design, &mine) == VQKVC_OK) {
+            vqkvc_say(log, 1, "auto: keys %s, block %d: %.3f bits, %.2f ns, predicted loss %.4g",
+                      vqkvc_frame_word((int)p->frame), p->window.block, design.bits, design.ns,
+                      design.loss);
+            if (best < 0 || design.loss < loss) {
+                best = (int)i;
+                loss = design.loss;
+            }
+        }
+        vqkvc_arena_free(&arena);
+        if (mine.code == VQKVC_E_INFEASIBLE)
+            none = mine;
+        else if (mine.code != VQKVC_OK)
+            return vqkvc_fail(err, mine.code, "%s", mine.msg);
+    }
+    if (best < 0)
+        return vqkvc_fail(err, none.code, "%s", none.msg);
+    p->frame = candidates[best].frame;
+    p->window.block = candidates[best].block;
+    return VQKVC_OK;
+}
+
 vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
                            const vqkvc_auto_params *params, kvdb *db, const vqkvc_hash *parent,
                            const vqkvc_log *log, vqkvc_err *err)
@@ -197,43 +313,17 @@ vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
     vqkvc_auto_params p = with_defaults(params);
     vqkvc_arena arena = {0};
     vqkvc_metrics metrics;
-    vqkvc_design design;
-    vqkvc_progress progress;
     memset(plan, 0, sizeof *plan);
     VQKVC_TRY(check(capture, &p, err));
-    plan->geometry = capture->geometry;
-    plan->n_sink = p.window.n_sink;
-    plan->n_recent = p.window.n_recent;
-    plan->block = p.window.block;
-    plan->calibration = *parent;
-    snprintf(plan->scheme, sizeof plan->scheme, "auto%.4g", p.bits);
+    if (p.any_frame && p.time != NULL && p.max_ns > 0)
+        VQKVC_TRY(choose_frame(capture, &p, log, err));
     vqkvc_fit_store store = {.db = db,
                              .model = capture->geometry.weights_hash,
                              .parent = *parent,
                              .settings = settings_text(&p, &arena, err),
                              .log = log};
-    if (err->code == VQKVC_OK && make_metrics(capture, &p, &arena, &metrics, err) == VQKVC_OK &&
-        vqkvc_search(capture, &p, &metrics, &arena, log, &design, err) == VQKVC_OK) {
-        vqkvc_say(log, 1,
-                  "auto: %d layers and %d heads share; %.3f bits stored, %.3f read; predicted "
-                  "loss %.4g",
-                  design.layers_shared, design.heads_shared, design.bits, design.scan, design.loss);
-        vqkvc_progress_begin(&progress, log, "fit", "scopes", (uint64_t)design.n_scopes);
-        for (int i = 0; i < design.n_scopes && err->code == VQKVC_OK; i++) {
-            if (vqkvc_interrupted())
-                vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted while fitting");
-            else
-                fit_scope(&(scope_fit){.plan = plan,
-                                       .c = capture,
-                                       .p = &p,
-                                       .scope = &design.scopes[i],
-                                       .store = &store},
-                          &metrics, err);
-            vqkvc_progress_step(&progress, (uint64_t)i + 1);
-        }
-        if (err->code == VQKVC_OK)
-            vqkvc_progress_end(&progress, (uint64_t)design.n_scopes);
-    }
+    if (err->code == VQKVC_OK && make_metrics(capture, &p, &arena, &metrics, err) == VQKVC_OK)
+        make_in_time(plan, capture, &p, &metrics, &arena, &store, err);
     vqkvc_arena_free(&arena);
     if (err->code == VQKVC_OK)
         vqkvc_plan_validate(plan, err);

@@ -9,10 +9,16 @@
 #include "capture/capture.h"
 #include "plan/calibration.h"
 #include "plan/plan.h"
+#include "plan/time_model.h"
 
 typedef struct vqkvc_auto_params {
-    double bits;       /* a value: codes and gains together; 0: 2 */
-    double max_scan;   /* bits a value that attention may read; 0: 5.5; negative: no limit */
+    double bits;     /* a value: codes and gains together; 0: 2 */
+    double max_scan; /* bits a value that attention may read; 0: 5.5; negative: no limit */
+    double max_ns;   /* nanoseconds that attention may take per cached token and KV head, by the
+                        cost model; 0: no limit */
+    const vqkvc_time_model *time; /* NULL: none, and no limit of time */
+    int any_frame;     /* with max_ns: of block frames of 64, 128 and 256 tokens and keys rotated by
+                          their positions, what loses least; frame and block are not looked at */
     int layers_shared; /* layers that share a stream, at most 1024 / head_dim; 0: chosen; 1: none */
     int separate_heads; /* no stream over several heads */
     int no_gain;        /* no gains */
@@ -32,7 +38,7 @@ vqkvc_code vqkvc_auto_check(const vqkvc_auto_params *params, const vqkvc_geometr
 /* Fits and freezes a plan from a capture. Fitted streams are looked up in and put into db (may be
  * NULL) under recipes that begin with capture_recipe, so that a build that was interrupted goes on
  * where it was. parent: the recipe hash of the capture. Fails with VQKVC_E_INFEASIBLE if no plan
- * keeps bits and max_scan. */
+ * keeps bits, max_scan and max_ns. */
 vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
                            const vqkvc_auto_params *params, kvdb *db, const vqkvc_hash *parent,
                            const vqkvc_log *log, vqkvc_err *err);

@@ -8,7 +8,13 @@
 #include "plan/allocate.h"
 #include "plan/spectra.h"
 
-enum { STEPS = 48 /* sizes of the shared streams that are tried of a grouping */ };
+enum {
+    STEPS = 48, /* sizes of the shared streams that are tried of a grouping */
+    PRICES = 8  /* prices of time that are tried where a size takes too long */
+};
+
+/* Prices of time are sought within this factor of the loss over the time that no price gives. */
+static const double price_range = 1000;
 
 /* Sizes of streams are in nibbles, with their gains, and with their tables where these count: the
  * first few nibbles of a stream code nothing, see fixed(). */
@@ -18,19 +24,23 @@ typedef struct search {
     const vqkvc_metrics *metrics;
     vqkvc_arena *arena;
     vqkvc_design *best;
-    int gain;        /* nibbles of a stream's gain */
-    int tables_at;   /* as in vqkvc_auto_params */
-    int least;       /* nibbles of one code of an own stream */
-    long total;      /* nibbles of a token */
-    double per_bits; /* nibbles to bits a value */
+    int gain;         /* nibbles of a stream's gain */
+    int tables_at;    /* as in vqkvc_auto_params */
+    long total;       /* nibbles of a token */
+    double per_bits;  /* nibbles to bits a value */
+    double *least_ns; /* of what was tried, where it was too much */
 } search;
 
 /* Scratch of one grouping: arrays over own streams and scopes. */
 typedef struct trial {
-    double **curves, **paid; /* [n_own], [n_scopes]: own and shared curves, gains included */
+    double **curves, **paid;   /* [n_own], [n_scopes]: own and shared curves, gains included */
+    double **times, **ns_paid; /* the same of the time they take; NULL: no cost model is given */
+    double **priced;           /* room for either: error and time at a price */
     int *own, *share;
+    int *made_for; /* [n_scopes] shares that the own curves are of; made_for[0] < 0: of none */
     int n_max;
     int fixed;         /* of own streams */
+    int least;         /* nibbles of one code of one, with its part of the tables */
     int *fixed_shared; /* [n_scopes] */
 } trial;
 
@@ -44,16 +54,43 @@ static int fixed(const search *s, int d)
     return s->gain + (s->tables_at > 0 ? (int)ceil(4.0 * (d + tables) / s->tables_at) : 0);
 }
 
+/* Nibbles of one code of one channel of a stream over d channels, with its part of the tables. */
+static int least_code(const search *s, int d)
+{
+    return 1 + (int)ceil(vqkvc_allocate_table(d, s->tables_at));
+}
+
+static void free_rows(double **rows, int n)
+{
+    for (int i = 0; rows != NULL && i < n; i++)
+        free(rows[i]);
+    free(rows);
+}
+
+/* [n][length] */
+static double **make_rows(int n, int length, vqkvc_err *err)
+{
+    double **rows = vqkvc_alloc((size_t)n, sizeof *rows, err);
+    for (int i = 0; i < n && err->code == VQKVC_OK; i++)
+        rows[i] = vqkvc_alloc((size_t)length, sizeof(double), err);
+    return rows;
+}
+
+static int larger(int a, int b)
+{
+    return a > b ? a : b;
+}
+
 static void trial_free(trial *t, const vqkvc_grouping *w)
 {
-    for (int i = 0; t->curves != NULL && i < w->n_own; i++)
-        free(t->curves[i]);
-    for (int i = 0; t->paid != NULL && i < w->n_scopes; i++)
-        free(t->paid[i]);
-    free(t->curves);
-    free(t->paid);
+    free_rows(t->curves, w->n_own);
+    free_rows(t->times, w->n_own);
+    free_rows(t->paid, w->n_scopes);
+    free_rows(t->ns_paid, w->n_scopes);
+    free_rows(t->priced, larger(w->n_own, w->n_scopes));
     free(t->own);
     free(t->share);
+    free(t->made_for);
     free(t->fixed_shared);
 }
 
@@ -64,23 +101,51 @@ static void pay_fixed(const double *curve, int n_max, int nibbles, double *paid)
         paid[j] = curve[j > nibbles ? j - nibbles : 0];
 }
 
+/* The same of time: a stream that is there takes `ns` whatever it codes. */
+static void pay_time(const double *time, int n_max, int nibbles, double ns, double *paid)
+{
+    for (int j = n_max; j >= 0; j--)
+        paid[j] = j > nibbles ? ns + time[j - nibbles] : 0;
+}
+
+static double stream_ns(const search *s, const vqkvc_scope *scope, int own)
+{
+    vqkvc_time_readers r = vqkvc_scope_readers(scope, s->params, own);
+    return vqkvc_time_stream(s->params->time, &r);
+}
+
+/* What is fixed of the shared streams, paid for in their curves. */
+static void pay_shared(trial *t, const search *s, const vqkvc_grouping *w)
+{
+    for (int i = 0; i < w->n_scopes; i++) {
+        const vqkvc_scope *scope = &w->scopes[i];
+        int nibbles = fixed(s, vqkvc_scope_members(scope) * s->c->geometry.head_dim);
+        t->fixed_shared[i] = nibbles;
+        pay_fixed(w->curve[i], w->n_max, nibbles, t->paid[i]);
+        if (w->time != NULL)
+            pay_time(w->time[i], w->n_max, nibbles, stream_ns(s, scope, 0), t->ns_paid[i]);
+    }
+}
+
 static vqkvc_code trial_make(trial *t, const search *s, const vqkvc_grouping *w, vqkvc_err *err)
 {
     int dim = s->c->geometry.head_dim, d = w->own_heads * dim;
-    *t = (trial){.fixed = fixed(s, d)};
+    *t = (trial){.fixed = fixed(s, d), .least = least_code(s, d)};
     t->n_max = t->fixed + (int)((2 + vqkvc_allocate_table(d, s->tables_at)) * d);
     t->fixed_shared = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->fixed_shared, err);
-    t->curves = vqkvc_alloc((size_t)w->n_own, sizeof *t->curves, err);
-    t->paid = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->paid, err);
     t->own = vqkvc_alloc((size_t)w->n_own, sizeof *t->own, err);
     t->share = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->share, err);
-    for (int i = 0; i < w->n_own && err->code == VQKVC_OK; i++)
-        t->curves[i] = vqkvc_alloc((size_t)t->n_max + 1, sizeof(double), err);
-    for (int i = 0; i < w->n_scopes && err->code == VQKVC_OK; i++) {
-        t->paid[i] = vqkvc_alloc((size_t)w->n_max + 1, sizeof(double), err);
-        t->fixed_shared[i] = fixed(s, vqkvc_scope_members(&w->scopes[i]) * dim);
-        if (t->paid[i] != NULL)
-            pay_fixed(w->curve[i], w->n_max, t->fixed_shared[i], t->paid[i]);
+    t->made_for = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->made_for, err);
+    t->curves = make_rows(w->n_own, t->n_max + 1, err);
+    t->paid = make_rows(w->n_scopes, w->n_max + 1, err);
+    if (w->time != NULL && err->code == VQKVC_OK) {
+        t->times = make_rows(w->n_own, t->n_max + 1, err);
+        t->ns_paid = make_rows(w->n_scopes, w->n_max + 1, err);
+        t->priced = make_rows(larger(w->n_own, w->n_scopes), larger(t->n_max, w->n_max) + 1, err);
+    }
+    if (err->code == VQKVC_OK) {
+        t->made_for[0] = -1;
+        pay_shared(t, s, w);
     }
     return err->code;
 }
@@ -121,54 +186,160 @@ static long settle(int n, const int *nibbles, int all, int *share)
     return used;
 }
 
+/* How often a token's codes of a stream are read: where keys are rebuilt that is done once for all
+ * heads of a layer. */
+static int readers(const search *s, const vqkvc_scope *scope, int own)
+{
+    vqkvc_time_readers r = vqkvc_scope_readers(scope, s->params, own);
+    return r.part == VQKVC_PART_K && r.frame == VQKVC_FRAME_PRE ? r.layers : r.members;
+}
+
 /* Whether every value is in a stream, and what attention reads, in nibbles a token. */
-static int covers(const vqkvc_grouping *w, const trial *t, double *scan)
+static int covers(const search *s, const vqkvc_grouping *w, const trial *t, double *scan)
 {
     const int *own = t->own;
     int all = 1;
     *scan = 0;
     for (int i = 0; i < w->n_scopes; i++) {
         const vqkvc_scope *scope = &w->scopes[i];
-        *scan += (double)t->share[i] * vqkvc_scope_members(scope);
+        *scan += (double)t->share[i] * readers(s, scope, 0);
         for (int j = 0; j < vqkvc_scope_own(scope); j++, own++) {
-            *scan += (double)*own * scope->own_heads;
+            *scan += (double)*own * readers(s, scope, 1);
             all = all && (*own > 0 || t->share[i] > 0);
         }
     }
     return all;
 }
 
-/* Evaluates one grouping with `nibbles` a shared stream on average. */
-static vqkvc_code try_share(const search *s, const vqkvc_grouping *w, trial *t, long nibbles,
-                            vqkvc_err *err)
+/* What attention takes, in ns a token and KV head; 0 without a cost model. */
+static double time_of(const search *s, const vqkvc_grouping *w, const trial *t)
+{
+    const vqkvc_geometry *g = &s->c->geometry;
+    int heads = g->n_layers * g->n_kv_heads;
+    if (t->times == NULL)
+        return 0;
+    double ns = vqkvc_time_heads(s->params->time, s->params->frame, &s->params->window, heads);
+    for (int i = 0; i < w->n_scopes; i++)
+        ns += t->ns_paid[i][t->share[i]];
+    for (int i = 0; i < w->n_own; i++)
+        ns += t->times[i][t->own[i]];
+    return ns / heads;
+}
+
+/* vqkvc_allocate_shares() on errors and, at a price, times: both [n][n_max + 1]. */
+static vqkvc_code allocate(trial *t, int n, int n_max, double *const *errors, double *const *times,
+                           double price, long total, int *share, vqkvc_err *err)
+{
+    double *const *curves = errors;
+    if (price > 0) {
+        curves = t->priced;
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j <= n_max; j++)
+                curves[i][j] = errors[i][j] + price * times[i][j];
+    }
+    return vqkvc_allocate_shares(n, n_max, (const double *const *)curves, total, share, err);
+}
+
+/* Curves of the own streams beside the shares at hand. */
+static vqkvc_code make_own(const search *s, const vqkvc_grouping *w, trial *t, vqkvc_err *err)
+{
+    size_t bytes = (size_t)w->n_scopes * sizeof *t->share;
+    if (memcmp(t->made_for, t->share, bytes) == 0)
+        return VQKVC_OK;
+    VQKVC_TRY(vqkvc_grouping_own(w, s->c, s->params, t->share, t->n_max - t->fixed, t->curves,
+                                 t->times, err));
+    for (int i = 0, at = 0; i < w->n_scopes; i++)
+        for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, at++) {
+            pay_fixed(t->curves[at], t->n_max, t->fixed, t->curves[at]);
+            if (t->times != NULL)
+                pay_time(t->times[at], t->n_max, t->fixed, stream_ns(s, &w->scopes[i], 1),
+                         t->times[at]);
+        }
+    memcpy(t->made_for, t->share, bytes);
+    return VQKVC_OK;
+}
+
+/* One grouping with `nibbles` a shared stream on average, where a nanosecond costs `price`: *found
+ * is what comes of it, apart from scopes; *possible, whether it keeps bits and scan. */
+static vqkvc_code try_price(const search *s, const vqkvc_grouping *w, trial *t, long nibbles,
+                            double price, vqkvc_design *found, int *possible, vqkvc_err *err)
 {
     double scan, limit = s->params->max_scan;
-    vqkvc_design found = {0};
+    *found = (vqkvc_design){0};
+    *possible = 0;
     memset(t->share, 0, (size_t)w->n_scopes * sizeof *t->share);
-    VQKVC_TRY(vqkvc_allocate_shares(w->n_scopes, w->n_max, (const double *const *)t->paid,
-                                    nibbles * w->n_scopes, t->share, err));
+    VQKVC_TRY(allocate(t, w->n_scopes, w->n_max, t->paid, t->ns_paid, price, nibbles * w->n_scopes,
+                       t->share, err));
     long left = s->total - settle(w->n_scopes, t->fixed_shared, 0, t->share), least = 0;
     for (int i = 0, first = 0; i < w->n_scopes; i++)
         for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, first++) {
-            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + s->least;
+            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + t->least;
             least += t->own[first];
         }
     if (left < least)
         return VQKVC_OK;
-    VQKVC_TRY(vqkvc_grouping_own(w, s->c, t->share, t->n_max - t->fixed, t->curves, err));
-    for (int i = 0; i < w->n_own; i++)
-        pay_fixed(t->curves[i], t->n_max, t->fixed, t->curves[i]);
-    VQKVC_TRY(vqkvc_allocate_shares(w->n_own, t->n_max, (const double *const *)t->curves, left,
-                                    t->own, err));
-    found.bits = s->per_bits * (double)(s->total - left + settle(w->n_own, NULL, t->fixed, t->own));
-    if (!covers(w, t, &scan) || (limit > 0 && scan * s->per_bits > limit + 1e-9))
+    VQKVC_TRY(make_own(s, w, t, err));
+    VQKVC_TRY(allocate(t, w->n_own, t->n_max, t->curves, t->times, price, left, t->own, err));
+    found->bits =
+        s->per_bits * (double)(s->total - left + settle(w->n_own, NULL, t->fixed, t->own));
+    if (!covers(s, w, t, &scan) || (limit > 0 && scan * s->per_bits > limit + 1e-9))
         return VQKVC_OK;
-    found.scan = scan * s->per_bits;
+    *possible = 1;
+    found->scan = scan * s->per_bits;
+    found->ns = time_of(s, w, t);
     for (int i = 0; i < w->n_own; i++)
-        found.loss += t->curves[i][t->own[i]];
-    if (s->best->n_scopes == 0 || found.loss < s->best->loss)
-        return keep_best(s, w, t, &found, err);
+        found->loss += t->curves[i][t->own[i]];
     return VQKVC_OK;
+}
+
+static int in_time(const search *s, const vqkvc_design *found)
+{
+    return s->params->max_ns <= 0 || found->ns <= s->params->max_ns;
+}
+
+static int better(const search *s, const vqkvc_design *found)
+{
+    return s->best->n_scopes == 0 || found->loss < s->best->loss;
+}
+
+/* The least price of time that keeps the limit, by bisection, for a size that takes too long
+ * without: `free` is what that gave. */
+static vqkvc_code squeeze(const search *s, const vqkvc_grouping *w, trial *t, long nibbles,
+                          const vqkvc_design *free, vqkvc_err *err)
+{
+    vqkvc_design found;
+    int possible;
+    double middle = free->loss / (free->ns * s->c->geometry.n_layers * s->c->geometry.n_kv_heads);
+    double low = middle / price_range, high = middle * price_range, price = high;
+    for (int i = 0; i < PRICES; i++, price = sqrt(low * high)) {
+        VQKVC_TRY(try_price(s, w, t, nibbles, price, &found, &possible, err));
+        int keeps = possible && in_time(s, &found);
+        if (keeps && better(s, &found))
+            VQKVC_TRY(keep_best(s, w, t, &found, err));
+        if (i == 0 && possible)
+            *s->least_ns = fmin(*s->least_ns, found.ns);
+        if (i == 0 && !keeps)
+            break;
+        if (keeps)
+            high = price;
+        else
+            low = price;
+    }
+    return VQKVC_OK;
+}
+
+/* Evaluates one grouping with `nibbles` a shared stream on average. */
+static vqkvc_code try_share(const search *s, const vqkvc_grouping *w, trial *t, long nibbles,
+                            vqkvc_err *err)
+{
+    vqkvc_design found;
+    int possible;
+    VQKVC_TRY(try_price(s, w, t, nibbles, 0, &found, &possible, err));
+    /* Time only takes from what a size can do. */
+    if (!possible || !better(s, &found))
+        return VQKVC_OK;
+    return in_time(s, &found) ? keep_best(s, w, t, &found, err)
+                              : squeeze(s, w, t, nibbles, &found, err);
 }
 
 /* All sizes of the shared streams of one grouping; none where it has no more than one member. */
@@ -217,10 +388,17 @@ static void infeasible(const search *s, vqkvc_err *err)
     char reads[48] = "";
     if (s->params->max_scan > 0)
         snprintf(reads, sizeof reads, " and reads at most %.3g", s->params->max_scan);
+    if (isfinite(*s->least_ns)) {
+        vqkvc_fail(err, VQKVC_E_INFEASIBLE,
+                   "no plan has at most %.3g bits a value%s in %.4g ns a cached token and KV head: "
+                   "the least that was found takes %.4g",
+                   s->params->bits, reads, s->params->max_ns, *s->least_ns);
+        return;
+    }
     vqkvc_fail(err, VQKVC_E_INFEASIBLE,
                "no plan has at most %.3g bits a value%s: a stream takes %d bits a token at least, "
                "and every value must be in one",
-               s->params->bits, reads, 4 * (s->gain + s->least));
+               s->params->bits, reads, 4 * (s->gain + least_code(s, s->c->geometry.head_dim)));
 }
 
 vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
@@ -228,14 +406,14 @@ vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
                         vqkvc_design *best, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &c->geometry;
-    double values = 2.0 * g->n_layers * g->n_kv_heads * g->head_dim;
+    double values = 2.0 * g->n_layers * g->n_kv_heads * g->head_dim, least_ns = INFINITY;
     search s = {.c = c,
                 .params = params,
                 .metrics = metrics,
                 .arena = arena,
                 .best = best,
+                .least_ns = &least_ns,
                 .tables_at = params->tables_at,
-                .least = 1 + (int)(vqkvc_allocate_table(g->head_dim, params->tables_at) + 0.5),
                 .gain = params->no_gain ? 0 : VQKVC_GAIN_BITS / 4,
                 .total = (long)floor(params->bits * values / 4),
                 .per_bits = 4 / values};

@@ -41,6 +41,7 @@ typedef struct vqkvc_design {
     vqkvc_scope *scopes;
     double loss;       /* predicted, in the units of the metrics */
     double bits, scan; /* a value */
+    double ns;         /* of attention per cached token and KV head; 0: no cost model is given */
 } vqkvc_design;
 
 enum {
@@ -50,8 +51,8 @@ enum {
     VQKVC_MOST_JOINED = 1024
 };
 
-/* The design of least predicted loss within params->bits and params->max_scan; fails with
- * VQKVC_E_INFEASIBLE if none keeps both. Lives in arena. */
+/* The design of least predicted loss within params->bits, params->max_scan and params->max_ns;
+ * fails with VQKVC_E_INFEASIBLE if none keeps them. Lives in arena. */
 vqkvc_code vqkvc_search(const vqkvc_capture *c, const vqkvc_auto_params *params,
                         const vqkvc_metrics *metrics, vqkvc_arena *arena, const vqkvc_log *log,
                         vqkvc_design *best, vqkvc_err *err);

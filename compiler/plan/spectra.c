@@ -23,11 +23,37 @@ void vqkvc_grouping_free(vqkvc_grouping *w)
             free(w->lambda[i]);
         if (w->curve != NULL)
             free(w->curve[i]);
+        if (w->time != NULL)
+            free(w->time[i]);
     }
     free(w->scopes);
     free(w->u);
     free(w->lambda);
     free(w->curve);
+    free(w->time);
+}
+
+vqkvc_time_readers vqkvc_scope_readers(const vqkvc_scope *s, const vqkvc_auto_params *params,
+                                       int own)
+{
+    int members = own ? s->own_heads : vqkvc_scope_members(s);
+    return (vqkvc_time_readers){.part = s->part,
+                                .frame = params->frame,
+                                .block = params->window.block,
+                                .members = members,
+                                .layers = own ? 1 : s->n_layers};
+}
+
+/* vqkvc_allocate_priced() by the cost model, where there is one: time [n_max + 1], else NULL. */
+static vqkvc_code curve_of(const vqkvc_auto_params *params, const vqkvc_scope *s, int own, int d,
+                           const double *lambda, int tables_at, int n_max, double *curve,
+                           double *time, vqkvc_err *err)
+{
+    double each[VQKVC_LAYOUT_RUNS] = {0}, table = vqkvc_allocate_table(d, tables_at);
+    vqkvc_time_readers r = vqkvc_scope_readers(s, params, own);
+    if (time != NULL)
+        vqkvc_time_groups(params->time, &r, each);
+    return vqkvc_allocate_priced(d, lambda, table, n_max, each, curve, time, err);
 }
 
 static const double *metric_of(const vqkvc_member *m, const vqkvc_geometry *g,
@@ -51,6 +77,8 @@ static vqkvc_code scope_spectrum(vqkvc_grouping *w, int i, const vqkvc_capture *
     w->u[i] = vqkvc_alloc(n_in * n_in, sizeof *w->u[i], err);
     w->lambda[i] = vqkvc_alloc(n_in, sizeof *w->lambda[i], err);
     w->curve[i] = vqkvc_alloc((size_t)w->n_max + 1, sizeof *w->curve[i], err);
+    if (w->time != NULL)
+        w->time[i] = vqkvc_alloc((size_t)w->n_max + 1, sizeof *w->time[i], err);
     if (err->code == VQKVC_OK) {
         vqkvc_scope_list(s, members);
         for (int m = 0; m < n; m++)
@@ -61,9 +89,8 @@ static vqkvc_code scope_spectrum(vqkvc_grouping *w, int i, const vqkvc_capture *
                 VQKVC_OK &&
             vqkvc_fit_spectrum((int)n_in, c->geometry.head_dim, w->u[i], metric, VQKVC_METRIC_RIDGE,
                                w->lambda[i], err) == VQKVC_OK)
-            vqkvc_allocate_curve((int)n_in, w->lambda[i],
-                                 vqkvc_allocate_table((int)n_in, w->tables_at), w->n_max,
-                                 w->curve[i], err);
+            curve_of(params, s, 0, (int)n_in, w->lambda[i], w->tables_at, w->n_max, w->curve[i],
+                     w->time != NULL ? w->time[i] : NULL, err);
     }
     free(members);
     free(x);
@@ -84,6 +111,8 @@ vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
     w->u = vqkvc_alloc(n, sizeof *w->u, err);
     w->lambda = vqkvc_alloc(n, sizeof *w->lambda, err);
     w->curve = vqkvc_alloc(n, sizeof *w->curve, err);
+    if (params->time != NULL)
+        w->time = vqkvc_alloc(n, sizeof *w->time, err);
     if (err->code != VQKVC_OK)
         return err->code;
     for (int part = 0; part < 2; part++)
@@ -113,57 +142,58 @@ vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
     return err->code;
 }
 
-/* Curve of own stream `own` of scope i, given the errors of the shared stream's latents. What the
- * shared stream leaves of whitened channels has the covariance U' D U, which takes no maps and no
- * metric. */
-static vqkvc_code own_curve(const vqkvc_grouping *w, int i, int own, const vqkvc_geometry *g,
-                            const double *distortion, int n_max, double *curve, vqkvc_err *err)
+/* Spectrum [own_heads * head_dim] of own stream `own` of scope i, given the errors of the shared
+ * stream's latents. What the shared stream leaves of whitened channels has the covariance U' D U,
+ * which takes no maps and no metric. */
+static vqkvc_code own_spectrum(const vqkvc_grouping *w, int i, int own, int head_dim,
+                               const double *distortion, double *lambda, vqkvc_err *err)
 {
-    int dim = w->own_heads * g->head_dim;
-    size_t n_in = (size_t)vqkvc_scope_members(&w->scopes[i]) * (size_t)g->head_dim;
+    int dim = w->own_heads * head_dim;
+    size_t n_in = (size_t)vqkvc_scope_members(&w->scopes[i]) * (size_t)head_dim;
     size_t n = (size_t)dim, at = (size_t)own * n;
     double *left = vqkvc_alloc(n_in * n, sizeof *left, err);
     double *cov = vqkvc_alloc(n * n, sizeof *cov, err);
-    double *lambda = vqkvc_alloc(n, sizeof *lambda, err);
     if (err->code == VQKVC_OK) {
         for (size_t j = 0; j < n_in; j++)
             for (size_t r = 0; r < n; r++)
                 left[j * n + r] = sqrt(distortion[j]) * w->u[i][j * n_in + at + r];
         vqkvc_dgemm_gram_add(dim, (int)n_in, left, n, cov, n);
-        if (vqkvc_eigenvalues_symmetric(dim, cov, lambda, err) == VQKVC_OK) {
+        if (vqkvc_eigenvalues_symmetric(dim, cov, lambda, err) == VQKVC_OK)
             for (int j = 0; j < dim; j++)
                 lambda[j] = fmax(lambda[j], 0);
-            vqkvc_allocate_curve(dim, lambda, vqkvc_allocate_table(dim, w->tables_at), n_max, curve,
-                                 err);
-        }
     }
     free(left);
     free(cov);
+    return err->code;
+}
+
+/* The own curves of one scope; times may be NULL. */
+static vqkvc_code scope_own(const vqkvc_grouping *w, int i, const vqkvc_auto_params *params,
+                            int head_dim, int share, int n_max, double **curves, double **times,
+                            vqkvc_err *err)
+{
+    const vqkvc_scope *s = &w->scopes[i];
+    int n_in = vqkvc_scope_members(s) * head_dim, dim = w->own_heads * head_dim;
+    vqkvc_layout layout = {0};
+    double *distortion = vqkvc_alloc((size_t)n_in, sizeof *distortion, err);
+    double *lambda = vqkvc_alloc((size_t)dim, sizeof *lambda, err);
+    if (err->code == VQKVC_OK && share > 0)
+        vqkvc_allocate_layout(n_in, w->lambda[i], vqkvc_allocate_table(n_in, w->tables_at), share,
+                              &layout, err);
+    if (err->code == VQKVC_OK)
+        vqkvc_layout_distortions(&layout, n_in, w->lambda[i], distortion);
+    for (int own = 0; own < vqkvc_scope_own(s) && err->code == VQKVC_OK; own++)
+        if (own_spectrum(w, i, own, head_dim, distortion, lambda, err) == VQKVC_OK)
+            curve_of(params, s, 1, dim, lambda, w->tables_at, n_max, curves[own],
+                     times != NULL ? times[own] : NULL, err);
+    free(distortion);
     free(lambda);
     return err->code;
 }
 
-/* The own curves of one scope. */
-static vqkvc_code scope_own(const vqkvc_grouping *w, int i, const vqkvc_geometry *g, int share,
-                            int n_max, double **curves, vqkvc_err *err)
-{
-    const double *lambda = w->lambda[i];
-    int n_in = vqkvc_scope_members(&w->scopes[i]) * g->head_dim;
-    vqkvc_layout layout = {0};
-    double *distortion = vqkvc_alloc((size_t)n_in, sizeof *distortion, err);
-    if (distortion != NULL && share > 0)
-        vqkvc_allocate_layout(n_in, lambda, vqkvc_allocate_table(n_in, w->tables_at), share,
-                              &layout, err);
-    if (err->code == VQKVC_OK)
-        vqkvc_layout_distortions(&layout, n_in, lambda, distortion);
-    for (int own = 0; own < vqkvc_scope_own(&w->scopes[i]) && err->code == VQKVC_OK; own++)
-        own_curve(w, i, own, g, distortion, n_max, curves[own], err);
-    free(distortion);
-    return err->code;
-}
-
-vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c, const int *share,
-                              int n_max, double **curves, vqkvc_err *err)
+vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c,
+                              const vqkvc_auto_params *params, const int *share, int n_max,
+                              double **curves, double **times, vqkvc_err *err)
 {
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < w->n_scopes; i++) {
@@ -171,7 +201,8 @@ vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c, c
         int before = 0;
         for (int j = 0; j < i; j++)
             before += vqkvc_scope_own(&w->scopes[j]);
-        if (scope_own(w, i, &c->geometry, share[i], n_max, curves + before, &mine) != VQKVC_OK)
+        if (scope_own(w, i, params, c->geometry.head_dim, share[i], n_max, curves + before,
+                      times != NULL ? times + before : NULL, &mine) != VQKVC_OK)
 #pragma omp critical
             vqkvc_fail(err, mine.code, "%s", mine.msg);
     }

@@ -16,6 +16,8 @@ typedef struct vqkvc_grouping {
     double **u;                 /* [n_scopes][n_in, n_in] latents in its rows, whitened */
     double **lambda;            /* [n_scopes][n_in] their variances */
     double **curve;             /* [n_scopes][n_max + 1] error by nibbles of the shared stream */
+    double **time; /* [n_scopes][n_max + 1] what attention takes for its codes, in ns a token of all
+                      readers; NULL: no cost model is given */
 } vqkvc_grouping;
 
 /* n_max: nibbles of a shared stream at most. The caller frees with vqkvc_grouping_free(), after a
@@ -26,8 +28,14 @@ vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
 void vqkvc_grouping_free(vqkvc_grouping *w);
 
 /* The curves of all own streams, scope by scope, [n_own][n_max + 1], when scope i's shared stream
- * has share[i] nibbles. */
-vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c, const int *share,
-                              int n_max, double **curves, vqkvc_err *err);
+ * has share[i] nibbles; and the time of their codes, times of the same shape, where there is a cost
+ * model (else NULL). */
+vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c,
+                              const vqkvc_auto_params *params, const int *share, int n_max,
+                              double **curves, double **times, vqkvc_err *err);
+
+/* Who reads the shared stream of a scope, or one of its own streams. */
+vqkvc_time_readers vqkvc_scope_readers(const vqkvc_scope *s, const vqkvc_auto_params *params,
+                                       int own);
 
 #endif

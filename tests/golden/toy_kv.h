@@ -9674,7 +9674,8 @@ static void toy_kv__attend_head(const toy_kv__job *job, toy_kv__pass *a, int hea
     for (row = 0; row < rows; row += a->rows) {
         toy_kv__load_rows(job, a, head, row);
         a->choice = choices == NULL || choices->all ? NULL : choices;
-        choices += choices != NULL;
+        if (choices != NULL)
+            choices++;
         if (a->position[a->rows - 1] < last)
             a->last = a->position[a->rows - 1] + 1;
         toy_kv__attend_rows(a);
