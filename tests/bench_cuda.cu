@@ -169,7 +169,7 @@ static double check(const cache &c, int n, const float *q, const float *out)
     buffer<unsigned char> room(kv::read_workspace());
     std::vector<float> k(size), val(size);
     std::vector<double> ref(kv::head_dim);
-    check_attention plain = {static_cast<double>(BENCH_KV_ATTENTION_SCALE), 0, 0, nullptr};
+    check_attention plain = {static_cast<double>(BENCH_KV_ATTENTION_SCALE), 0, 0, nullptr, nullptr};
     double worst = 0;
     for (int head = 0; head < kv::n_kv_heads; head++) {
         for (int which = 0; which < 2; which++) {
