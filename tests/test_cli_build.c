@@ -70,6 +70,22 @@ Test(cli_build, the_summary_says_what_attention_rebuilds)
     cr_assert_not_null(strstr(r.out.data, "attention rebuilds vectors"), "%s", r.out.data);
 }
 
+/* --target both is the C header as ever, and beside it what --target cuda writes. */
+Test(cli_build, a_target_says_which_headers_are_written)
+{
+    result r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "-o", in("c.h"));
+    expect(&r, 0, NULL);
+    r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "--target", "both", "-o", in("b.h"));
+    expect(&r, 0, NULL);
+    expect_same(in("c.h"), in("b.h"));
+    r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "--target", "cuda", "-o", in("g.cuh"));
+    expect(&r, 0, NULL);
+    cr_assert_null(strstr(r.out.data, "--header"));
+    expect_same(in("b.cuh"), in("g.cuh"));
+    r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "--target", "both", "-o", "-");
+    expect(&r, 2, "--target both wants a file");
+}
+
 Test(cli_build, the_prefix_names_every_symbol)
 {
     result r = RUN("build", MODEL, "--scheme", "f16", "--no-db", "--prefix", "other_kv", "-o", "-");
