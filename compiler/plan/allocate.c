@@ -125,11 +125,12 @@ static double grid_end(const grid *g, const double *lambda, int j, int *channels
     return least;
 }
 
-double vqkvc_allocate_table(int d, int tables_at)
+double vqkvc_allocate_table(int d, int head_dim, int tables_at)
 {
-    /* A column of enc and one of dec in bytes, with a binary16 scale for each head of about 64, and
-     * 16 codewords in binary16. */
-    return tables_at > 0 ? (2.0 * d * 8.25 + 16 * 16) / (4.0 * tables_at) : 0;
+    /* A column of enc and one of dec in bytes, with a binary16 scale for each head, and 16
+     * codewords in binary16. */
+    double bits = 2.0 * d * (8 + 16.0 / head_dim) + 16 * 16;
+    return tables_at > 0 ? bits / (4.0 * tables_at) : 0;
 }
 
 vqkvc_layout_run vqkvc_allocate_option(int o)

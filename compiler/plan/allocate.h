@@ -22,7 +22,7 @@ typedef struct vqkvc_layout {
 
 /* Where tables count, a channel that is coded takes `table` nibbles of a token for its part of the
  * tables (vqkvc_allocate_table()); 0 otherwise. All sizes in nibbles hold these as well. */
-double vqkvc_allocate_table(int d, int tables_at);
+double vqkvc_allocate_table(int d, int head_dim, int tables_at);
 
 /* Expected squared error of coding channels of variances lambda [d] (descending) with 0 .. n_max
  * nibbles: curve [n_max + 1]. Dynamic programming over (channels, nibbles); a group of w channels

@@ -360,7 +360,7 @@ vqkvc_code vqkvc_fit_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec, int
             parent.hex);
         vqkvc_stream *s = NULL;
         if (books != NULL &&
-            vqkvc_allocate_layout(n_in, b.lambda, vqkvc_allocate_table(n_in, spec->tables_at),
+            vqkvc_allocate_layout(n_in, b.lambda, vqkvc_allocate_table(n_in, dim, spec->tables_at),
                                   spec->n_nibbles, &layout, err) == VQKVC_OK)
             s = add_stream(plan, spec, &b, &layout, err);
         if (s != NULL &&

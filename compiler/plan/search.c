@@ -57,7 +57,7 @@ static int fixed(const search *s, int d)
 /* Nibbles of one code of one channel of a stream over d channels, with its part of the tables. */
 static int least_code(const search *s, int d)
 {
-    return 1 + (int)ceil(vqkvc_allocate_table(d, s->tables_at));
+    return 1 + (int)ceil(vqkvc_allocate_table(d, s->c->geometry.head_dim, s->tables_at));
 }
 
 static void free_rows(double **rows, int n)
@@ -131,7 +131,7 @@ static vqkvc_code trial_make(trial *t, const search *s, const vqkvc_grouping *w,
 {
     int dim = s->c->geometry.head_dim, d = w->own_heads * dim;
     *t = (trial){.fixed = fixed(s, d), .least = least_code(s, d)};
-    t->n_max = t->fixed + (int)((2 + vqkvc_allocate_table(d, s->tables_at)) * d);
+    t->n_max = t->fixed + (int)((2 + vqkvc_allocate_table(d, dim, s->tables_at)) * d);
     t->fixed_shared = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->fixed_shared, err);
     t->own = vqkvc_alloc((size_t)w->n_own, sizeof *t->own, err);
     t->share = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->share, err);
@@ -354,7 +354,8 @@ static vqkvc_code try_grouping(const search *s, int layers, int heads, int own_h
     long scopes = 2L * ((g->n_layers + layers - 1) / layers) * (g->n_kv_heads / heads);
     long n_in = (long)layers * heads * g->head_dim, top = shares ? 4 * s->total / scopes : 0;
     /* More than two nibbles a channel are of no use, nor is more than four times a fair share. */
-    long most = (long)((2 + vqkvc_allocate_table((int)n_in, s->tables_at)) * (double)n_in);
+    long most =
+        (long)((2 + vqkvc_allocate_table((int)n_in, g->head_dim, s->tables_at)) * (double)n_in);
     top = top < most ? top : most;
     long step = top / STEPS > 0 ? top / STEPS : 1;
     if (vqkvc_grouping_make(&w, s->c, s->params, s->metrics, (int)top, err) == VQKVC_OK &&

@@ -46,10 +46,10 @@ vqkvc_time_readers vqkvc_scope_readers(const vqkvc_scope *s, const vqkvc_auto_pa
 
 /* vqkvc_allocate_priced() by the cost model, where there is one: time [n_max + 1], else NULL. */
 static vqkvc_code curve_of(const vqkvc_auto_params *params, const vqkvc_scope *s, int own, int d,
-                           const double *lambda, int tables_at, int n_max, double *curve,
+                           const double *lambda, double table, int n_max, double *curve,
                            double *time, vqkvc_err *err)
 {
-    double each[VQKVC_LAYOUT_RUNS] = {0}, table = vqkvc_allocate_table(d, tables_at);
+    double each[VQKVC_LAYOUT_RUNS] = {0};
     vqkvc_time_readers r = vqkvc_scope_readers(s, params, own);
     if (time != NULL)
         vqkvc_time_groups(params->time, &r, each);
@@ -89,8 +89,9 @@ static vqkvc_code scope_spectrum(vqkvc_grouping *w, int i, const vqkvc_capture *
                 VQKVC_OK &&
             vqkvc_fit_spectrum((int)n_in, c->geometry.head_dim, w->u[i], metric, VQKVC_METRIC_RIDGE,
                                w->lambda[i], err) == VQKVC_OK)
-            curve_of(params, s, 0, (int)n_in, w->lambda[i], w->tables_at, w->n_max, w->curve[i],
-                     w->time != NULL ? w->time[i] : NULL, err);
+            curve_of(params, s, 0, (int)n_in, w->lambda[i],
+                     vqkvc_allocate_table((int)n_in, c->geometry.head_dim, w->tables_at), w->n_max,
+                     w->curve[i], w->time != NULL ? w->time[i] : NULL, err);
     }
     free(members);
     free(x);
@@ -178,14 +179,15 @@ static vqkvc_code scope_own(const vqkvc_grouping *w, int i, const vqkvc_auto_par
     double *distortion = vqkvc_alloc((size_t)n_in, sizeof *distortion, err);
     double *lambda = vqkvc_alloc((size_t)dim, sizeof *lambda, err);
     if (err->code == VQKVC_OK && share > 0)
-        vqkvc_allocate_layout(n_in, w->lambda[i], vqkvc_allocate_table(n_in, w->tables_at), share,
-                              &layout, err);
+        vqkvc_allocate_layout(n_in, w->lambda[i],
+                              vqkvc_allocate_table(n_in, head_dim, w->tables_at), share, &layout,
+                              err);
     if (err->code == VQKVC_OK)
         vqkvc_layout_distortions(&layout, n_in, w->lambda[i], distortion);
     for (int own = 0; own < vqkvc_scope_own(s) && err->code == VQKVC_OK; own++)
         if (own_spectrum(w, i, own, head_dim, distortion, lambda, err) == VQKVC_OK)
-            curve_of(params, s, 1, dim, lambda, w->tables_at, n_max, curves[own],
-                     times != NULL ? times[own] : NULL, err);
+            curve_of(params, s, 1, dim, lambda, vqkvc_allocate_table(dim, head_dim, w->tables_at),
+                     n_max, curves[own], times != NULL ? times[own] : NULL, err);
     free(distortion);
     free(lambda);
     return err->code;
