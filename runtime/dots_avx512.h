@@ -119,9 +119,13 @@ VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const
         if (width == 1) {
             const unsigned char *a = codes + 2 * p * bytes;
             const unsigned char *b = 2 * p + 1 < run->planes ? a + bytes : a;
-            __m512i x =
-                _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
-            x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+            __m512i x;
+            if (VQKV_BLOCK == 64 && a != b) { /* they lie side by side */
+                x = _mm512_loadu_si512((const void *)a);
+            } else {
+                x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+                x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+            }
             v[0] = _mm512_permutexvar_epi8(pick0, x);
             v[1] = _mm512_permutexvar_epi8(pick1, x);
             v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, second, 0xea);
