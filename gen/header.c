@@ -81,6 +81,7 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_part(out, "vec_avx512", prefix, NULL);
     gen_part(out, "maps_avx512", prefix, NULL);
     gen_part(out, "dots_avx512", prefix, NULL);
+    gen_part(out, "sums_avx512", prefix, NULL);
     gen_part(out, "bytes_avx512", prefix, NULL);
     gen_part(out, "dense", prefix, "avx512");
     gen_part(out, "codes", prefix, "avx512");

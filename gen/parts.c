@@ -20,6 +20,7 @@
     X(bytes_avx2)                                                                                  \
     X(maps_avx512)                                                                                 \
     X(dots_avx512)                                                                                 \
+    X(sums_avx512)                                                                                 \
     X(bytes_avx512)                                                                                \
     X(dispatch)                                                                                    \
     X(wide)                                                                                        \

@@ -42,63 +42,92 @@ static void vqkv__fill_books(vqkv__pass *a)
     }
 }
 
-/* s [rows, BLOCK] of a block through the score tables. */
-static void vqkv__score_block(vqkv__pass *a, int block, float *scores)
+/* Scores of one run of planes that no byte kernel takes, added to a->part [n, rows, BLOCK]; returns
+ * the end of its tables in lut. */
+static const float *vqkv__score_run(vqkv__pass *a, const unsigned char *const *codes, int n,
+                                    const vqkv__run *run, const float *lut)
 {
-    int u, i, r, t, planes = 0, first = 0;
-    const float *lut = a->lut, *wide = a->wide;
+    int b, nibbles = run->coder == VQKV__NIBBLES;
+    float *s = a->part;
+    for (b = 0; b < n; b++, s += a->rows * VQKV_BLOCK) {
+        if (nibbles)
+            a->ops->score_nibbles(codes[b] + run->codes, run->planes, lut, a->rows, s);
+        else
+            a->ops->score_scalars(codes[b] + run->codes, run->planes, run->coder == VQKV__HALVES,
+                                  lut, a->rows, s);
+    }
+    return lut + run->planes * a->rows * (nibbles ? 16 : 1);
+}
+
+/* The gains of n blocks for one group of latents of a stream: a->gain [n, BLOCK]. */
+static void vqkv__read_tile(vqkv__pass *a, const vqkv__stream *s, const unsigned char *const *codes,
+                            int n, int group)
+{
+    int b;
+    for (b = 0; b < n; b++)
+        vqkv__read_gains(a->ops, s, codes[b], group, a->gain + b * VQKV_BLOCK);
+}
+
+/* scores [n, rows, BLOCK] of n blocks through the same score tables. What runs of one gain add up
+ * to is set by the first of them, or begins at 0 where its kernel can only add. */
+static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n, float *scores)
+{
+    int u, i, b, planes = 0, first = 0, add = 0;
+    const int step = a->rows * VQKV_BLOCK;
+    const float *lut = a->lut, *wide = a->wide, *bias = a->bias;
     const char *packed = (const char *)a->packed;
     const short *table = a->dot_table, *words = a->dot_words;
     const float *unit = a->dot_unit;
-    for (r = 0; r < a->rows; r++) {
-        float bias = a->bias[r]; /* by itself, so that the loop is vectorized */
-        for (t = 0; t < VQKV_BLOCK; t++)
-            scores[r * VQKV_BLOCK + t] = bias;
-    }
+    const vqkv__byte_ops *ops = a->ops->bytes;
+    const unsigned char *codes[VQKV__TILE];
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const vqkv__stream *s = &vqkv__streams[stream];
-        const unsigned char *codes = vqkv__codes(a->kv, stream, block);
-        float *dst = s->gain == VQKV__NO_GAIN ? scores : a->part;
+        for (b = 0; b < n; b++)
+            codes[b] = vqkv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
-            int opens = i == 0 || run[-1].gain != run->gain;
-            int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
-            if (dst == a->part && opens)
-                memset(a->part, 0, sizeof(float) * (size_t)a->rows * VQKV_BLOCK);
+            int dots = vqkv__dots(a, run);
+            if (i == 0 || run[-1].gain != run->gain)
+                add = 0;
             if (!vqkv__continues(a, s, i)) {
                 planes = 0;
                 first = run->codes;
             }
             planes += run->planes;
-            if (vqkv__dots(a, run)) {
+            if (!add && !dots && (run->coder != VQKV__NIBBLES || !a->k_bytes)) {
+                memset(a->part, 0, sizeof(float) * (size_t)(n * step));
+                add = 1;
+            }
+            if (dots) {
                 int pairs = vqkv__dot_pairs(run);
-                a->ops->bytes->dot_scores(codes + run->codes, run, table, words, unit, a->rows,
-                                          dst);
+                ops->dot_scores(codes, (size_t)run->codes, n, run, table, words, unit, a->rows, add,
+                                a->part);
                 table += 32 * pairs;
                 words += a->rows * 2 * pairs;
                 unit += a->rows;
+                add = 1;
             } else if (run->coder == VQKV__WIDE) {
-                vqkv__score_wide(run, codes + run->codes, wide, a->rows, dst);
+                for (b = 0; b < n; b++)
+                    vqkv__score_wide(run, codes[b] + run->codes, wide, a->rows, a->part + b * step);
                 wide += (size_t)run->planes << run->bits;
-            } else if (run->coder != VQKV__NIBBLES) {
-                a->ops->score_scalars(codes + run->codes, run->planes, run->coder == VQKV__HALVES,
-                                      lut, a->rows, dst);
-                lut += run->planes * a->rows;
-            } else if (!a->k_bytes) {
-                a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
-                lut += run->planes * a->rows * 16;
+            } else if (run->coder != VQKV__NIBBLES || !a->k_bytes) {
+                lut = vqkv__score_run(a, codes, n, run, lut);
             } else if (!vqkv__continues(a, s, i + 1)) {
                 const vqkv__packed *head = (const vqkv__packed *)(const void *)packed;
                 packed += sizeof *head;
-                a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,
-                                     a->rows, dst);
-                packed += (size_t)a->rows * 64 * (size_t)((planes + 3) / 4 + head->wide);
+                ops->score(codes, (size_t)first, n, planes, head, (const signed char *)packed,
+                           a->rows, add, a->part);
+                packed += head->bytes;
+                add = 1;
             }
-            if (dst == a->part && closes) {
-                vqkv__read_gains(a->ops, s, codes, run->gain, a->gain);
-                a->ops->scale_rows(a->gain, a->part, a->rows, 1, scores);
-            }
+            if (i < s->n_runs - 1 && run[1].gain == run->gain)
+                continue;
+            vqkv__read_tile(a, s, codes, n, run->gain);
+            for (b = 0; b < n; b++)
+                a->ops->gain_scores(a->gain + b * VQKV_BLOCK, a->part + b * step, bias, a->rows,
+                                    scores + b * step);
+            bias = NULL;
         }
     }
 }
@@ -118,6 +147,14 @@ static void vqkv__sum_run(vqkv__pass *a, const unsigned char *const *codes, int 
     }
 }
 
+/* a->part [n, rows, BLOCK] = the probabilities times the gains at hand. */
+static void vqkv__scale_tile(vqkv__pass *a, int n)
+{
+    int b, step = a->rows * VQKV_BLOCK;
+    for (b = 0; b < n; b++)
+        a->ops->scale_rows(a->gain + b * VQKV_BLOCK, a->s + b * step, a->rows, a->part + b * step);
+}
+
 /* Adds probability * value of the n blocks of a tile, in latents. a->s holds the probabilities;
  * fine: one of them is so large that 8 bits would not do. */
 static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int fine)
@@ -129,41 +166,38 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
     const signed char *book_bytes = (const signed char *)a->book;
     unsigned char *rest = a->bytes + VQKV__TILE_FLOATS;
     float *acc = a->acc, *bins = a->bins;
-    int u, i, b, r, packed;
+    int u, i, b, r, packed = 0, scaled = 0; /* the weights at hand are in a->bytes, in a->part */
     for (u = 0; u < a->n_v_uses; u++) {
         int stream = a->v_uses[u].stream;
         const vqkv__stream *s = &vqkv__streams[stream];
-        const float *p = a->s;
-        packed = 0; /* the weights at hand are in a->bytes */
         for (b = 0; b < n; b++)
             codes[b] = vqkv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
             float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
-            int opens = i == 0 || run[-1].gain != run->gain;
-            if (s->gain != VQKV__NO_GAIN && opens) {
-                for (b = 0; b < n; b++) {
-                    int at = b * a->rows * VQKV_BLOCK;
-                    vqkv__read_gains(a->ops, s, codes[b], run->gain, a->gain);
-                    a->ops->scale_rows(a->gain, a->s + at, a->rows, 0, a->part + at);
-                }
-                p = a->part;
-                packed = 0;
+            int in_bytes = run->coder == VQKV__NIBBLES && a->in_bytes;
+            if (i == 0 || run[-1].gain != run->gain) {
+                vqkv__read_tile(a, s, codes, n, run->gain);
+                packed = scaled = 0;
+            }
+            if (!in_bytes && !scaled) {
+                vqkv__scale_tile(a, n);
+                scaled = 1;
             }
             if (run->coder == VQKV__WIDE) {
                 for (b = 0; b < n; b++)
-                    vqkv__sum_wide(run, codes[b] + run->codes, p + b * a->rows * VQKV_BLOCK,
+                    vqkv__sum_wide(run, codes[b] + run->codes, a->part + b * a->rows * VQKV_BLOCK,
                                    a->rows, bins);
                 bins += (size_t)run->planes << run->bits;
                 continue;
             }
-            if (run->coder != VQKV__NIBBLES || !a->in_bytes) {
-                vqkv__sum_run(a, codes, n, run, book, p, dst);
+            if (!in_bytes) {
+                vqkv__sum_run(a, codes, n, run, book, a->part, dst);
                 book += run->coder == VQKV__NIBBLES ? run->planes * run->width * 16 : 0;
                 continue;
             }
             if (!packed) {
-                ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
+                ops->pack_weights(a->s, a->gain, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
                     rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;

@@ -5,6 +5,9 @@
 #define VQKV__HELD_MOST (((size_t)1 << 18) / VQKV__NODE_FLOATS)
 #define VQKV__HELD                                                                                 \
     (VQKV__HELD_MOST < 1 ? 1 : VQKV__HELD_MOST < VQKV__TILE ? (int)VQKV__HELD_MOST : VQKV__TILE)
+/* Blocks that are scored together where they have the same score tables: few enough that their
+ * scores stay in the first-level cache. */
+#define VQKV__TOGETHER 2
 /* Queries that meet a block while it is held. */
 #define VQKV__QUERIES      32
 #define VQKV__STATE_FLOATS VQKV__ROOM(2 * VQKV__QUERIES * VQKV_N_HEADS)
@@ -71,6 +74,21 @@ VQKV__INLINE void vqkv__prefetch(const vqkv__pass *a, const vqkv__use *uses, int
     }
 }
 
+/* Asks for what comes next while blocks b .. b + m - 1 of the tile's n are scored: codes of keys
+ * some blocks ahead, and those of these blocks' values. Inlined as well. */
+VQKV__INLINE void vqkv__prefetch_blocks(const vqkv__pass *a, int b, int m, int n, int n_sealed)
+{
+    for (; m > 0; m--, b++) {
+        /* behind the tile the next blocks are a guess, right unless chunks were chosen */
+        int over = b + VQKV__AHEAD - (n - 1);
+        int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + VQKV__AHEAD];
+        if (a->k_tile == NULL && ahead < n_sealed)
+            vqkv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
+        if (a->v_tile == NULL)
+            vqkv__prefetch(a, a->v_uses, a->n_v_uses, a->tile[b].block, 0);
+    }
+}
+
 /* A rebuilt block: [HEAD_DIM, BLOCK]. */
 static inline const float *vqkv__held(const vqkv__pass *a, const float *tile, int j)
 {
@@ -91,7 +109,7 @@ static void vqkv__collect_held(vqkv__pass *a)
 
 static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
 {
-    int j = 0, b, n, previous = -1, ready = 0, seen;
+    int j = 0, b, k, m, n, previous = -1, ready = 0, seen;
     while ((n = vqkv__next_tile(a, n_sealed, &j)) > 0) {
         if (!a->coded) {
             memset(a->acc, 0,
@@ -105,16 +123,13 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                 vqkv__fill_maps(a);
         }
         a->coded = 1;
-        for (b = 0; b < n; b++) {
+        for (b = 0; b < n; b += m) {
             vqkv__entry entry = a->tile[b];
-            /* behind the tile the next blocks are a guess, right unless chunks were chosen */
-            int over = b + VQKV__AHEAD - (n - 1);
-            int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + VQKV__AHEAD];
             float *scores = a->s + b * a->rows * VQKV_BLOCK;
-            if (a->k_tile == NULL && ahead < n_sealed)
-                vqkv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
-            if (a->v_tile == NULL)
-                vqkv__prefetch(a, a->v_uses, a->n_v_uses, entry.block, 0);
+            m = a->k_frame == VQKV__BLOCKWISE || a->k_tile != NULL ? 1
+                : n - b < VQKV__TOGETHER                           ? n - b
+                                                                   : VQKV__TOGETHER;
+            vqkv__prefetch_blocks(a, b, m, n, n_sealed);
             if (a->k_tile != NULL) {
                 a->ops->dense->score(vqkv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
                                      scores);
@@ -130,10 +145,10 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                                                      (size_t)a->map_columns);
             else if (a->k_frame == VQKV__BLOCKWISE || !ready)
                 vqkv__fill_tables(a, NULL);
-            vqkv__score_block(a, entry.block, scores);
-            if (VQKV__KEEPS)
-                vqkv__score_kept(a->kv, a->ops, a->layer, a->head, entry.block, a->q, a->rows,
-                                 scores);
+            vqkv__score_blocks(a, a->tile + b, m, scores);
+            for (k = 0; k < m && VQKV__KEEPS; k++)
+                vqkv__score_kept(a->kv, a->ops, a->layer, a->head, a->tile[b + k].block, a->q,
+                                 a->rows, scores + k * a->rows * VQKV_BLOCK);
             ready = 1;
             previous = a->batches && b % VQKV__MAP_BLOCKS != VQKV__MAP_BLOCKS - 1 ? previous
                                                                                   : entry.position;

@@ -29,9 +29,9 @@ VQKV__TARGET_avx2 static inline float vqkv__reach_avx2(const float *x, __m256 *s
     return vqkv__hmax_avx2(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
 }
 
-VQKV__TARGET_avx2 static size_t vqkv__pack_tables_avx2(const float *lut, int planes, int rows,
-                                                       const float *energy, vqkv__packed *head,
-                                                       signed char *out)
+VQKV__TARGET_avx2 static void vqkv__pack_tables_avx2(const float *lut, int planes, int rows,
+                                                     const float *energy, vqkv__packed *head,
+                                                     signed char *out)
 {
     int q, r, p, quads = (planes + 3) / 4;
     head->wide = 0;
@@ -86,7 +86,7 @@ VQKV__TARGET_avx2 static size_t vqkv__pack_tables_avx2(const float *lut, int pla
             }
             out += wide ? 64 : 0;
         }
-    return (size_t)rows * 64 * (size_t)(quads + head->wide);
+    head->bytes = rows * 64 * (quads + head->wide);
 }
 
 /* Sums of bytes under way: of 16-bit words that hold two each, and of their high halves. */
@@ -101,9 +101,9 @@ VQKV__INLINE_avx2 void vqkv__add_codes_avx2(vqkv__wordsum_avx2 *sum, __m256i tab
     sum->high = _mm256_add_epi16(sum->high, _mm256_srli_epi16(x, 8));
 }
 
-/* dst [32] += scale * (the sums - bias). */
+/* dst [32] = (add ? dst : 0) + scale * (the sums - bias). */
 VQKV__INLINE_avx2 void vqkv__flush_avx2(const vqkv__wordsum_avx2 *sum, int bias, float scale,
-                                        float *dst)
+                                        int add, float *dst)
 {
     __m256i even = _mm256_sub_epi16(sum->all, _mm256_slli_epi16(sum->high, 8));
     __m256i part[2];
@@ -119,7 +119,8 @@ VQKV__INLINE_avx2 void vqkv__flush_avx2(const vqkv__wordsum_avx2 *sum, int bias,
             float *to = dst + 16 * k + 8 * i;
             __m256 x = _mm256_cvtepi32_ps(
                 _mm256_sub_epi32(_mm256_cvtepu16_epi32(words), _mm256_set1_epi32(bias)));
-            _mm256_storeu_ps(to, _mm256_fmadd_ps(x, _mm256_set1_ps(scale), _mm256_loadu_ps(to)));
+            __m256 old = add ? _mm256_loadu_ps(to) : _mm256_setzero_ps();
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(x, _mm256_set1_ps(scale), old));
         }
 }
 
@@ -127,7 +128,7 @@ VQKV__INLINE_avx2 void vqkv__flush_avx2(const vqkv__wordsum_avx2 *sum, int bias,
  * planes, so that no sum leaves 16 bits. */
 VQKV__INLINE_avx2 void vqkv__score_planes_avx2(const unsigned char *codes, int n,
                                                const signed char *tables, size_t step, int flip,
-                                               float scale, float *s)
+                                               float scale, int add, float *s)
 {
     const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(flip ? -128 : 0);
     int c, p;
@@ -144,14 +145,16 @@ VQKV__INLINE_avx2 void vqkv__score_planes_avx2(const unsigned char *codes, int n
             vqkv__add_codes_avx2(&low, t, _mm256_and_si256(x, nibble));
             vqkv__add_codes_avx2(&high, t, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
         }
-        vqkv__flush_avx2(&low, flip ? 128 * n : 0, scale, s + 32 * c);
-        vqkv__flush_avx2(&high, flip ? 128 * n : 0, scale, s + VQKV_BLOCK / 2 + 32 * c);
+        vqkv__flush_avx2(&low, flip ? 128 * n : 0, scale, add, s + 32 * c);
+        vqkv__flush_avx2(&high, flip ? 128 * n : 0, scale, add, s + VQKV_BLOCK / 2 + 32 * c);
     }
 }
 
-VQKV__TARGET_avx2 static void vqkv__score_bytes_avx2(const unsigned char *codes, int planes,
-                                                     const vqkv__packed *head,
-                                                     const signed char *tables, int rows, float *s)
+/* One block. */
+VQKV__TARGET_avx2 static void vqkv__score_one_avx2(const unsigned char *codes, int planes,
+                                                   const vqkv__packed *head,
+                                                   const signed char *tables, int rows, int add,
+                                                   float *s)
 {
     int r, p, n, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
     for (r = 0; r < rows; r++, s += VQKV_BLOCK) {
@@ -160,17 +163,30 @@ VQKV__TARGET_avx2 static void vqkv__score_bytes_avx2(const unsigned char *codes,
             const signed char *t = tables + (size_t)(p / 4) * step + (size_t)r * 128;
             const unsigned char *from = codes + (size_t)p * (VQKV_BLOCK / 2);
             n = wide - p < 256 ? wide - p : 256;
-            vqkv__score_planes_avx2(from, n, t, step, 1, 256.0f * head->scale[2 * r], s);
-            vqkv__score_planes_avx2(from, n, t + 64, step, 0, head->scale[2 * r], s);
+            vqkv__score_planes_avx2(from, n, t, step, 1, 256.0f * head->scale[2 * r], add || p > 0,
+                                    s);
+            vqkv__score_planes_avx2(from, n, t + 64, step, 0, head->scale[2 * r], 1, s);
         }
         for (p = wide; p < planes; p += 256) {
             const signed char *t = tables + (size_t)head->wide * step + (size_t)r * 64 +
                                    (size_t)((p - wide) / 4) * (size_t)rows * 64;
             n = planes - p < 256 ? planes - p : 256;
             vqkv__score_planes_avx2(codes + (size_t)p * (VQKV_BLOCK / 2), n, t, (size_t)rows * 64,
-                                    1, head->scale[2 * r + 1], s);
+                                    1, head->scale[2 * r + 1], add || p > 0, s);
         }
     }
+}
+
+VQKV__TARGET_avx2 static void vqkv__score_bytes_avx2(const unsigned char *const *codes,
+                                                     size_t offset, int blocks, int planes,
+                                                     const vqkv__packed *head,
+                                                     const signed char *tables, int rows, int add,
+                                                     float *s)
+{
+    int b;
+    for (b = 0; b < blocks; b++)
+        vqkv__score_one_avx2(codes[b] + offset, planes, head, tables, rows, add,
+                             s + b * rows * VQKV_BLOCK);
 }
 
 VQKV__TARGET_avx2 static void vqkv__pack_books_avx2(const float *book, int n, signed char *out,
@@ -187,9 +203,9 @@ VQKV__TARGET_avx2 static void vqkv__pack_books_avx2(const float *book, int n, si
     }
 }
 
-VQKV__TARGET_avx2 static void vqkv__pack_weights_avx2(const float *w, int blocks, int rows,
-                                                      unsigned char *out, unsigned char *rest,
-                                                      float *scale)
+VQKV__TARGET_avx2 static void vqkv__pack_weights_avx2(const float *p, const float *gain, int blocks,
+                                                      int rows, unsigned char *out,
+                                                      unsigned char *rest, float *scale)
 {
     /* Thresholds as in the AVX-512 kernel; 126 keeps a dithered weight below 127. */
     static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
@@ -197,20 +213,24 @@ VQKV__TARGET_avx2 static void vqkv__pack_weights_avx2(const float *w, int blocks
                                      0.21875f, 0.71875f, 0.46875f, 0.96875f};
     int b, r, t, i;
     for (r = 0; r < rows; r++) {
-        float top = 0.0f, factor, x[16], left[16];
+        __m256 high = _mm256_setzero_ps();
+        float top, factor, x[16], left[16];
         for (b = 0; b < blocks; b++)
             for (t = 0; t < VQKV_BLOCK; t += 8) {
                 size_t at = ((size_t)b * (size_t)rows + (size_t)r) * VQKV_BLOCK + (size_t)t;
-                float m = vqkv__hmax_avx2(_mm256_loadu_ps(w + at));
-                top = m > top ? m : top;
+                high =
+                    _mm256_max_ps(high, _mm256_mul_ps(_mm256_loadu_ps(p + at),
+                                                      _mm256_loadu_ps(gain + b * VQKV_BLOCK + t)));
             }
+        top = vqkv__hmax_avx2(high);
         scale[r] = top / 126.0f;
         factor = top > 0.0f ? 126.0f / top : 0.0f;
         for (b = 0; b < blocks; b++)
             for (t = 0; t < VQKV_BLOCK; t += 16) {
                 size_t at = ((size_t)b * (size_t)rows + (size_t)r) * VQKV_BLOCK + (size_t)t;
                 for (i = 0; i < 16; i += 8) {
-                    __m256 y = _mm256_mul_ps(_mm256_loadu_ps(w + at + i), _mm256_set1_ps(factor));
+                    __m256 y = _mm256_mul_ps(_mm256_loadu_ps(p + at + i), _mm256_set1_ps(factor));
+                    y = _mm256_mul_ps(y, _mm256_loadu_ps(gain + b * VQKV_BLOCK + t + i));
                     __m256 down = _mm256_floor_ps(
                         rest != NULL ? y : _mm256_add_ps(y, _mm256_loadu_ps(dither + i)));
                     _mm256_storeu_ps(x + i, down);

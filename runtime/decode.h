@@ -121,7 +121,7 @@ static void vqkv__apply_shifts(const vqkv__ops *ops, const vqkv__stream *s,
                 (size_t)(group * s->gain_width + c));
         ops->dense->affine(inner, shift, 1, vqkv__row(z, c));
     }
-    ops->scale_rows(outer, z, s->gain_width, 0, z);
+    ops->scale_rows(outer, z, s->gain_width, z);
 }
 
 static void vqkv__apply_gains(const vqkv__ops *ops, const vqkv__stream *s,
@@ -142,7 +142,7 @@ static void vqkv__apply_gains(const vqkv__ops *ops, const vqkv__stream *s,
             vqkv__apply_shifts(ops, s, codes, group, rows);
         } else {
             vqkv__read_gains(ops, s, codes, group, gain);
-            ops->scale_rows(gain, rows, s->gain_width, 0, rows);
+            ops->scale_rows(gain, rows, s->gain_width, rows);
         }
     }
 }

@@ -83,12 +83,14 @@ VQKV__TARGET_avx512 static void vqkv__dot_queries_avx512(const vqkv__run *run, c
     }
 }
 
-/* The dword at pair p of a row's words. */
-VQKV__TARGET_avx512 static inline __m512i vqkv__dot_pair_avx512(const short *words, int p)
+/* dst [16] = (add ? dst : 0) + f * sum */
+VQKV__INLINE_avx512 void vqkv__flush_avx512(__m512i sum, __m512 f, int add, float *dst)
 {
-    int32_t two;
-    memcpy(&two, words + 2 * p, 4);
-    return _mm512_set1_epi32(two);
+    __m512 x = _mm512_cvtepi32_ps(sum);
+    if (add)
+        _mm512_storeu_ps(dst, _mm512_fmadd_ps(x, f, _mm512_loadu_ps(dst)));
+    else
+        _mm512_storeu_ps(dst, _mm512_mul_ps(x, f));
 }
 
 /* n rows, a constant where it is called, from row r on; tokens of chunk c: 32 and, half a block
@@ -96,7 +98,7 @@ VQKV__TARGET_avx512 static inline __m512i vqkv__dot_pair_avx512(const short *wor
 VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const vqkv__run *run,
                                                const short *table, const short *words,
                                                const float *unit, int r, const int n, int c,
-                                               const int width, float *s)
+                                               const int width, int add, float *s)
 {
     const int bytes = VQKV_BLOCK / 2, pairs = vqkv__dot_pairs(run);
     const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
@@ -117,9 +119,13 @@ VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const
         if (width == 1) {
             const unsigned char *a = codes + 2 * p * bytes;
             const unsigned char *b = 2 * p + 1 < run->planes ? a + bytes : a;
-            __m512i x =
-                _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
-            x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+            __m512i x;
+            if (VQKV_BLOCK == 64 && a != b) { /* they lie side by side */
+                x = _mm512_loadu_si512((const void *)a);
+            } else {
+                x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+                x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+            }
             v[0] = _mm512_permutexvar_epi8(pick0, x);
             v[1] = _mm512_permutexvar_epi8(pick1, x);
             v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, second, 0xea);
@@ -141,7 +147,7 @@ VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            __m512i y = vqkv__dot_pair_avx512(words + k * 2 * pairs, p);
+            __m512i y = vqkv__four_bytes_avx512(words + k * 2 * pairs + 2 * p);
 #pragma GCC unroll 4
             for (i = 0; i < 4; i++)
                 vqkv__add_words_avx512(&sum[k][i], v[i], y);
@@ -151,32 +157,34 @@ VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const
     for (k = 0; k < n; k++) {
         __m512 f = _mm512_set1_ps(unit[r + k]);
 #pragma GCC unroll 4
-        for (i = 0; i < 4; i++) {
-            float *dst = s + (r + k) * VQKV_BLOCK + i / 2 * (VQKV_BLOCK / 2) + 32 * c + i % 2 * 16;
-            _mm512_storeu_ps(
-                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
-        }
+        for (i = 0; i < 4; i++)
+            vqkv__flush_avx512(sum[k][i], f, add,
+                               s + (r + k) * VQKV_BLOCK + i / 2 * (VQKV_BLOCK / 2) + 32 * c +
+                                   i % 2 * 16);
     }
 }
 
-VQKV__TARGET_avx512 static void vqkv__dot_scores_avx512(const unsigned char *codes,
+VQKV__TARGET_avx512 static void vqkv__dot_scores_avx512(const unsigned char *const *codes,
+                                                        size_t offset, int blocks,
                                                         const vqkv__run *run, const short *table,
                                                         const short *words, const float *unit,
-                                                        int rows, float *s)
+                                                        int rows, int add, float *s)
 {
-    int c, r;
-#define VQKV__DOT(n)                                                                               \
-    (run->width == 1 ? vqkv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 1, s)        \
-                     : vqkv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 2, s))
-    for (c = 0; c < VQKV_BLOCK / 64; c++) {
-        for (r = 0; r + 4 <= rows; r += 4)
-            VQKV__DOT(4);
-        for (; r + 2 <= rows; r += 2)
-            VQKV__DOT(2);
-        for (; r < rows; r++)
-            VQKV__DOT(1);
-    }
+    int b, c, r;
+#define VQKV__X(n, width)                                                                          \
+    vqkv__dot_rows_avx512(codes[b] + offset, run, table, words, unit, r, n, c, width, add, s)
+#define VQKV__DOT(n) (run->width == 1 ? VQKV__X(n, 1) : VQKV__X(n, 2))
+    for (b = 0; b < blocks; b++, s += rows * VQKV_BLOCK)
+        for (c = 0; c < VQKV_BLOCK / 64; c++) {
+            for (r = 0; r + 4 <= rows; r += 4)
+                VQKV__DOT(4);
+            for (; r + 2 <= rows; r += 2)
+                VQKV__DOT(2);
+            for (; r < rows; r++)
+                VQKV__DOT(1);
+        }
 #undef VQKV__DOT
+#undef VQKV__X
 }
 
 #endif /* VQKV_BLOCK >= 64 */

@@ -170,7 +170,7 @@ static void vqkv__encode_plain(const vqkv__ops *ops, const vqkv__stream *s, unsi
                      : kept != 0.0f       ? vqkv__inverse(exact)
                                           : 0.0f;
     }
-    ops->scale_rows(inverse, rows, s->gain_width, 0, rows);
+    ops->scale_rows(inverse, rows, s->gain_width, rows);
 }
 
 /* levels: codewords of uniform codes; 0: others. */
@@ -213,7 +213,7 @@ static void vqkv__divide_rms(const vqkv__ops *ops, const vqkv__stream *s, unsign
     vqkv__group_rms(ops, s, group, z, mask, gain);
     for (t = 0; t < VQKV_BLOCK; t++)
         gain[t] = vqkv__inverse(vqkv__store_half(plane + 2 * t, gain[t]));
-    ops->scale_rows(gain, rows, s->gain_width, 0, rows);
+    ops->scale_rows(gain, rows, s->gain_width, rows);
 }
 
 static void vqkv__encode_shifts(const vqkv__ops *ops, const vqkv__stream *s, unsigned char *codes,

@@ -1,6 +1,6 @@
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
@@ -10,22 +10,23 @@
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
  * four at a time, so that a plane is unpacked once for four queries. */
 
-/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+/* exp(x) for x <= 0, down to x = -87, where it stays: relative error below 2e-7 near 0 and below
+ * 6e-8 |x| elsewhere, so that no sum of them errs by more than the first. A polynomial for 2^r with
+ * the least relative error on [-1/2, 1/2], its terms in pairs: what waits for operands fills the
+ * processor's queues, so that a long chain is slower than one product more. */
 VQKV__TARGET_ISA static inline vqkv__vf_ISA vqkv__exp_ISA(vqkv__vf_ISA x)
 {
-    vqkv__vf_ISA n, r, y;
-    x = vqkv__max_ISA(x, vqkv__set1_ISA(-87.0f));
-    n = vqkv__round_ISA(vqkv__mul_ISA(x, vqkv__set1_ISA(1.44269504f)));
-    r = vqkv__fma_ISA(n, vqkv__set1_ISA(-0.693359375f), x);
-    r = vqkv__fma_ISA(n, vqkv__set1_ISA(2.12194440e-4f), r);
-    y = vqkv__set1_ISA(1.98756915e-4f);
-    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(1.39819995e-3f));
-    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(8.33345190e-3f));
-    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(4.16657962e-2f));
-    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(1.66666657e-1f));
-    y = vqkv__fma_ISA(y, r, vqkv__set1_ISA(5.00000000e-1f));
-    y = vqkv__fma_ISA(vqkv__mul_ISA(y, r), r, vqkv__add_ISA(r, vqkv__set1_ISA(1.0f)));
-    return vqkv__scale2_ISA(y, n);
+    vqkv__vf_ISA n, r, square, low, high;
+    x = vqkv__mul_ISA(vqkv__max_ISA(x, vqkv__set1_ISA(-87.0f)), vqkv__set1_ISA(1.44269504f));
+    n = vqkv__round_ISA(x);
+    r = vqkv__sub_ISA(x, n);
+    square = vqkv__mul_ISA(r, r);
+    low = vqkv__fma_ISA(vqkv__set1_ISA(0.693147004f), r, vqkv__set1_ISA(1.0f));
+    high = vqkv__fma_ISA(vqkv__set1_ISA(0.0555073358f), r, vqkv__set1_ISA(0.240222424f));
+    x = vqkv__fma_ISA(vqkv__set1_ISA(0.00132647273f), r, vqkv__set1_ISA(0.00967151299f));
+    high = vqkv__fma_ISA(x, square, high);
+    low = vqkv__fma_ISA(high, square, low);
+    return vqkv__scale2_ISA(low, n);
 }
 
 #define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -193,18 +194,36 @@ VQKV__TARGET_ISA static void vqkv__sum_scalars_ISA(const unsigned char *codes, i
     }
 }
 
-/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 VQKV__TARGET_ISA static void vqkv__scale_rows_ISA(const float *gain, const float *src, int rows,
-                                                  int add, float *dst)
+                                                  float *dst)
 {
     int r, t;
     for (r = 0; r < rows; r++)
         for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
             int i = r * VQKV_BLOCK + t;
-            vqkv__vf_ISA base = add ? vqkv__load_ISA(dst + i) : vqkv__set1_ISA(0.0f);
             vqkv__store_ISA(dst + i,
-                            vqkv__fma_ISA(vqkv__load_ISA(gain + t), vqkv__load_ISA(src + i), base));
+                            vqkv__mul_ISA(vqkv__load_ISA(gain + t), vqkv__load_ISA(src + i)));
         }
+}
+
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+VQKV__TARGET_ISA static void vqkv__gain_scores_ISA(const float *gain, const float *part,
+                                                   const float *bias, int rows, float *s)
+{
+    int r, t;
+    for (r = 0; r < rows; r++, part += VQKV_BLOCK, s += VQKV_BLOCK) {
+        if (bias != NULL) {
+            vqkv__vf_ISA base = vqkv__set1_ISA(bias[r]);
+            for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
+                vqkv__store_ISA(
+                    s + t, vqkv__fma_ISA(vqkv__load_ISA(gain + t), vqkv__load_ISA(part + t), base));
+            continue;
+        }
+        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
+            vqkv__store_ISA(s + t, vqkv__fma_ISA(vqkv__load_ISA(gain + t), vqkv__load_ISA(part + t),
+                                                 vqkv__load_ISA(s + t)));
+    }
 }
 
 /* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
@@ -456,11 +475,11 @@ VQKV__TARGET_ISA static int vqkv__nearest_wide_ISA(const unsigned char *book, in
 
 static const vqkv__ops vqkv__ops_ISA = {
     VQKV__LANES_ISA,       vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA,  vqkv__score_scalars_ISA,
-    vqkv__sum_scalars_ISA, vqkv__scale_rows_ISA,    vqkv__gains_ISA,        vqkv__add_row_ISA,
-    vqkv__dot_row_ISA,     vqkv__map_ISA,           vqkv__unmap_ISA,        vqkv__fill_tables_ISA,
-    vqkv__largest_ISA,     vqkv__exponentials_ISA,  vqkv__exact_scores_ISA, vqkv__exact_sums_ISA,
-    vqkv__reduce_ISA,      vqkv__shrink_ISA,        vqkv__nearest_wide_ISA, VQKV__BYTE_OPS_ISA,
-    &vqkv__dense_ISA,      &vqkv__code_ISA,
+    vqkv__sum_scalars_ISA, vqkv__scale_rows_ISA,    vqkv__gain_scores_ISA,  vqkv__gains_ISA,
+    vqkv__add_row_ISA,     vqkv__dot_row_ISA,       vqkv__map_ISA,          vqkv__unmap_ISA,
+    vqkv__fill_tables_ISA, vqkv__largest_ISA,       vqkv__exponentials_ISA, vqkv__exact_scores_ISA,
+    vqkv__exact_sums_ISA,  vqkv__reduce_ISA,        vqkv__shrink_ISA,       vqkv__nearest_wide_ISA,
+    VQKV__BYTE_OPS_ISA,    &vqkv__dense_ISA,        &vqkv__code_ISA,
 };
 
 #undef VQKV__ROWS4

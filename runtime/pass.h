@@ -39,7 +39,7 @@ typedef struct vqkv__pass {
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
-    float *gain;          /* [BLOCK] */
+    float *gain;          /* [TILE, BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
     float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
@@ -83,7 +83,7 @@ typedef struct vqkv__pass {
      VQKV__ROOM((size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                   \
      VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
-     VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV_BLOCK) +                                  \
+     VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV__TILE * VQKV_BLOCK) +                     \
      VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2)
 
 static float *vqkv__take(float **room, size_t n)
@@ -117,7 +117,7 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->acc = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16);
     a->s = vqkv__take(&room, VQKV__TILE_FLOATS);
     a->part = vqkv__take(&room, VQKV__TILE_FLOATS);
-    a->gain = vqkv__take(&room, VQKV_BLOCK);
+    a->gain = vqkv__take(&room, VQKV__TILE * VQKV_BLOCK);
     a->bytes = (unsigned char *)vqkv__take(&room, VQKV__TILE_FLOATS / 2);
     a->step = vqkv__take(&room, VQKV_N_ROT + 1);
     a->cs = vqkv__take(&room, VQKV_N_ROT + 1);

@@ -232,8 +232,9 @@ static void vqkv__fill_tables(vqkv__pass *a, const float *mapped)
             if (a->k_bytes && run->coder == VQKV__NIBBLES && !vqkv__continues(a, s, i + 1)) {
                 vqkv__packed *head = (vqkv__packed *)(void *)packed;
                 packed += sizeof *head;
-                packed += a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
-                                                     (signed char *)packed);
+                a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
+                                           (signed char *)packed);
+                packed += head->bytes;
                 lut = start;
             }
         }

@@ -76,11 +76,14 @@ typedef struct vqkv__matrix {
 
 /* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
  * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
- * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another. */
+ * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another, and there
+ * on AVX-512 as many times that as its plane's step says: [MAX_ROWS, 4] bytes behind each quad. */
 typedef struct vqkv__packed {
     int wide;
+    int bytes;                      /* of the tables */
+    int32_t offset[VQKV__MAX_ROWS]; /* what quads of 8 bits add up to more than they should */
     float scale[2 * VQKV__MAX_ROWS];
-    char pad[64 - (sizeof(int) + sizeof(float) * 2 * VQKV__MAX_ROWS) % 64];
+    char pad[64 - (2 * sizeof(int) + (sizeof(int32_t) + 2 * sizeof(float)) * VQKV__MAX_ROWS) % 64];
 } vqkv__packed;
 
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
@@ -118,20 +121,23 @@ typedef struct vqkv__byte_ops {
      * units [rows]; adds to energy [rows] the mean square that the run's scores will have. */
     void (*dot_queries)(const vqkv__run *, const float *, const float *, size_t, int, short *,
                         float *, float *);
-    /* s [rows, BLOCK] += the scores of a run: codes, table, words, units. */
-    void (*dot_scores)(const unsigned char *, const vqkv__run *, const short *, const short *,
-                       const float *, int, float *);
+    /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of a run: block pointers, offset of the
+     * run in each, table, words, units. */
+    void (*dot_scores)(const unsigned char *const *, size_t, int, const vqkv__run *, const short *,
+                       const short *, const float *, int, int, float *);
     /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
-     * are added to theirs. Returns the bytes written to out. */
-    size_t (*pack_tables)(const float *, int, int, const float *, vqkv__packed *, signed char *);
-    /* s [rows, BLOCK] += the scores of consecutive planes. */
-    void (*score)(const unsigned char *, int, const vqkv__packed *, const signed char *, int,
-                  float *);
+     * are added to theirs. */
+    void (*pack_tables)(const float *, int, int, const float *, vqkv__packed *, signed char *);
+    /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of consecutive planes: block pointers,
+     * offset of the first plane in each. */
+    void (*score)(const unsigned char *const *, size_t, int, int, const vqkv__packed *,
+                  const signed char *, int, int, float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
-    /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / rest. */
-    void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
+    /* Weights p [blocks, rows, BLOCK] * gain [blocks, BLOCK] >= 0 of fp32 to 8 bits with a scale a
+     * row; if `rest` is not NULL, it gets what is left, in units of scale / rest. */
+    void (*pack_weights)(const float *, const float *, int, int, unsigned char *, unsigned char *,
+                         float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const vqkv__run *, const signed char *,
@@ -192,7 +198,8 @@ typedef struct vqkv__ops {
                         float *, size_t);
     void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
     void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
-    void (*scale_rows)(const float *, const float *, int, int, float *);
+    void (*scale_rows)(const float *, const float *, int, float *);
+    void (*gain_scores)(const float *, const float *, const float *, int, float *);
     void (*gains)(const unsigned char *, const unsigned char *, float *);
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);

@@ -47,6 +47,10 @@ VQKV__TARGET_avx2 static inline __m256 vqkv__add_avx2(__m256 a, __m256 b)
 {
     return _mm256_add_ps(a, b);
 }
+VQKV__TARGET_avx2 static inline __m256 vqkv__sub_avx2(__m256 a, __m256 b)
+{
+    return _mm256_sub_ps(a, b);
+}
 VQKV__TARGET_avx2 static inline __m256 vqkv__mul_avx2(__m256 a, __m256 b)
 {
     return _mm256_mul_ps(a, b);

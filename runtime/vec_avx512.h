@@ -32,6 +32,14 @@ VQKV__INLINE_avx512 void vqkv__add_words_avx512(__m512i *sum, __m512i a, __m512i
     __asm__("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
 }
 
+/* Four bytes in each lane. */
+VQKV__INLINE_avx512 __m512i vqkv__four_bytes_avx512(const void *p)
+{
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+
 VQKV__TARGET_avx512 static inline __m512 vqkv__set1_avx512(float x)
 {
     return _mm512_set1_ps(x);
@@ -64,6 +72,10 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__loads8_avx512(const unsigned char
 VQKV__TARGET_avx512 static inline __m512 vqkv__add_avx512(__m512 a, __m512 b)
 {
     return _mm512_add_ps(a, b);
+}
+VQKV__TARGET_avx512 static inline __m512 vqkv__sub_avx512(__m512 a, __m512 b)
+{
+    return _mm512_sub_ps(a, b);
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__mul_avx512(__m512 a, __m512 b)
 {

@@ -42,6 +42,10 @@ static inline float32x4_t vqkv__add_neon(float32x4_t a, float32x4_t b)
 {
     return vaddq_f32(a, b);
 }
+static inline float32x4_t vqkv__sub_neon(float32x4_t a, float32x4_t b)
+{
+    return vsubq_f32(a, b);
+}
 static inline float32x4_t vqkv__mul_neon(float32x4_t a, float32x4_t b)
 {
     return vmulq_f32(a, b);

@@ -38,6 +38,10 @@ static inline float vqkv__add_portable(float a, float b)
 {
     return a + b;
 }
+static inline float vqkv__sub_portable(float a, float b)
+{
+    return a - b;
+}
 static inline float vqkv__mul_portable(float a, float b)
 {
     return a * b;

@@ -345,11 +345,14 @@ typedef struct toy_kv__matrix {
 
 /* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
  * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
- * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another. */
+ * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another, and there
+ * on AVX-512 as many times that as its plane's step says: [MAX_ROWS, 4] bytes behind each quad. */
 typedef struct toy_kv__packed {
     int wide;
+    int bytes;                      /* of the tables */
+    int32_t offset[TOY_KV__MAX_ROWS]; /* what quads of 8 bits add up to more than they should */
     float scale[2 * TOY_KV__MAX_ROWS];
-    char pad[64 - (sizeof(int) + sizeof(float) * 2 * TOY_KV__MAX_ROWS) % 64];
+    char pad[64 - (2 * sizeof(int) + (sizeof(int32_t) + 2 * sizeof(float)) * TOY_KV__MAX_ROWS) % 64];
 } toy_kv__packed;
 
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
@@ -387,20 +390,23 @@ typedef struct toy_kv__byte_ops {
      * units [rows]; adds to energy [rows] the mean square that the run's scores will have. */
     void (*dot_queries)(const toy_kv__run *, const float *, const float *, size_t, int, short *,
                         float *, float *);
-    /* s [rows, BLOCK] += the scores of a run: codes, table, words, units. */
-    void (*dot_scores)(const unsigned char *, const toy_kv__run *, const short *, const short *,
-                       const float *, int, float *);
+    /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of a run: block pointers, offset of the
+     * run in each, table, words, units. */
+    void (*dot_scores)(const unsigned char *const *, size_t, int, const toy_kv__run *, const short *,
+                       const short *, const float *, int, int, float *);
     /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
-     * are added to theirs. Returns the bytes written to out. */
-    size_t (*pack_tables)(const float *, int, int, const float *, toy_kv__packed *, signed char *);
-    /* s [rows, BLOCK] += the scores of consecutive planes. */
-    void (*score)(const unsigned char *, int, const toy_kv__packed *, const signed char *, int,
-                  float *);
+     * are added to theirs. */
+    void (*pack_tables)(const float *, int, int, const float *, toy_kv__packed *, signed char *);
+    /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of consecutive planes: block pointers,
+     * offset of the first plane in each. */
+    void (*score)(const unsigned char *const *, size_t, int, int, const toy_kv__packed *,
+                  const signed char *, int, int, float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
-    /* Weights [blocks, rows, BLOCK] >= 0 of fp32 to 8 bits with a scale a row; if `rest` is not
-     * NULL, it gets what is left, in units of scale / rest. */
-    void (*pack_weights)(const float *, int, int, unsigned char *, unsigned char *, float *);
+    /* Weights p [blocks, rows, BLOCK] * gain [blocks, BLOCK] >= 0 of fp32 to 8 bits with a scale a
+     * row; if `rest` is not NULL, it gets what is left, in units of scale / rest. */
+    void (*pack_weights)(const float *, const float *, int, int, unsigned char *, unsigned char *,
+                         float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each. */
     void (*sum)(const unsigned char *const *, size_t, int, const toy_kv__run *, const signed char *,
@@ -461,7 +467,8 @@ typedef struct toy_kv__ops {
                         float *, size_t);
     void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
     void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
-    void (*scale_rows)(const float *, const float *, int, int, float *);
+    void (*scale_rows)(const float *, const float *, int, float *);
+    void (*gain_scores)(const float *, const float *, const float *, int, float *);
     void (*gains)(const unsigned char *, const unsigned char *, float *);
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
@@ -1236,6 +1243,10 @@ static inline float toy_kv__add_portable(float a, float b)
 {
     return a + b;
 }
+static inline float toy_kv__sub_portable(float a, float b)
+{
+    return a - b;
+}
 static inline float toy_kv__mul_portable(float a, float b)
 {
     return a * b;
@@ -1914,7 +1925,7 @@ TOY_KV__TARGET_portable static void toy_kv__unmap_portable(toy_kv__matrix table,
 #undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
@@ -1924,22 +1935,23 @@ TOY_KV__TARGET_portable static void toy_kv__unmap_portable(toy_kv__matrix table,
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
  * four at a time, so that a plane is unpacked once for four queries. */
 
-/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+/* exp(x) for x <= 0, down to x = -87, where it stays: relative error below 2e-7 near 0 and below
+ * 6e-8 |x| elsewhere, so that no sum of them errs by more than the first. A polynomial for 2^r with
+ * the least relative error on [-1/2, 1/2], its terms in pairs: what waits for operands fills the
+ * processor's queues, so that a long chain is slower than one product more. */
 TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__exp_portable(toy_kv__vf_portable x)
 {
-    toy_kv__vf_portable n, r, y;
-    x = toy_kv__max_portable(x, toy_kv__set1_portable(-87.0f));
-    n = toy_kv__round_portable(toy_kv__mul_portable(x, toy_kv__set1_portable(1.44269504f)));
-    r = toy_kv__fma_portable(n, toy_kv__set1_portable(-0.693359375f), x);
-    r = toy_kv__fma_portable(n, toy_kv__set1_portable(2.12194440e-4f), r);
-    y = toy_kv__set1_portable(1.98756915e-4f);
-    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(1.39819995e-3f));
-    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(8.33345190e-3f));
-    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(4.16657962e-2f));
-    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(1.66666657e-1f));
-    y = toy_kv__fma_portable(y, r, toy_kv__set1_portable(5.00000000e-1f));
-    y = toy_kv__fma_portable(toy_kv__mul_portable(y, r), r, toy_kv__add_portable(r, toy_kv__set1_portable(1.0f)));
-    return toy_kv__scale2_portable(y, n);
+    toy_kv__vf_portable n, r, square, low, high;
+    x = toy_kv__mul_portable(toy_kv__max_portable(x, toy_kv__set1_portable(-87.0f)), toy_kv__set1_portable(1.44269504f));
+    n = toy_kv__round_portable(x);
+    r = toy_kv__sub_portable(x, n);
+    square = toy_kv__mul_portable(r, r);
+    low = toy_kv__fma_portable(toy_kv__set1_portable(0.693147004f), r, toy_kv__set1_portable(1.0f));
+    high = toy_kv__fma_portable(toy_kv__set1_portable(0.0555073358f), r, toy_kv__set1_portable(0.240222424f));
+    x = toy_kv__fma_portable(toy_kv__set1_portable(0.00132647273f), r, toy_kv__set1_portable(0.00967151299f));
+    high = toy_kv__fma_portable(x, square, high);
+    low = toy_kv__fma_portable(high, square, low);
+    return toy_kv__scale2_portable(low, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -2107,18 +2119,36 @@ TOY_KV__TARGET_portable static void toy_kv__sum_scalars_portable(const unsigned 
     }
 }
 
-/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 TOY_KV__TARGET_portable static void toy_kv__scale_rows_portable(const float *gain, const float *src, int rows,
-                                                  int add, float *dst)
+                                                  float *dst)
 {
     int r, t;
     for (r = 0; r < rows; r++)
         for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
             int i = r * TOY_KV_BLOCK + t;
-            toy_kv__vf_portable base = add ? toy_kv__load_portable(dst + i) : toy_kv__set1_portable(0.0f);
             toy_kv__store_portable(dst + i,
-                            toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(src + i), base));
+                            toy_kv__mul_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(src + i)));
         }
+}
+
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+TOY_KV__TARGET_portable static void toy_kv__gain_scores_portable(const float *gain, const float *part,
+                                                   const float *bias, int rows, float *s)
+{
+    int r, t;
+    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
+        if (bias != NULL) {
+            toy_kv__vf_portable base = toy_kv__set1_portable(bias[r]);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+                toy_kv__store_portable(
+                    s + t, toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(part + t), base));
+            continue;
+        }
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+            toy_kv__store_portable(s + t, toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(part + t),
+                                                 toy_kv__load_portable(s + t)));
+    }
 }
 
 /* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
@@ -2370,11 +2400,11 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned 
 
 static const toy_kv__ops toy_kv__ops_portable = {
     TOY_KV__LANES_portable,       toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable,  toy_kv__score_scalars_portable,
-    toy_kv__sum_scalars_portable, toy_kv__scale_rows_portable,    toy_kv__gains_portable,        toy_kv__add_row_portable,
-    toy_kv__dot_row_portable,     toy_kv__map_portable,           toy_kv__unmap_portable,        toy_kv__fill_tables_portable,
-    toy_kv__largest_portable,     toy_kv__exponentials_portable,  toy_kv__exact_scores_portable, toy_kv__exact_sums_portable,
-    toy_kv__reduce_portable,      toy_kv__shrink_portable,        toy_kv__nearest_wide_portable, TOY_KV__BYTE_OPS_portable,
-    &toy_kv__dense_portable,      &toy_kv__code_portable,
+    toy_kv__sum_scalars_portable, toy_kv__scale_rows_portable,    toy_kv__gain_scores_portable,  toy_kv__gains_portable,
+    toy_kv__add_row_portable,     toy_kv__dot_row_portable,       toy_kv__map_portable,          toy_kv__unmap_portable,
+    toy_kv__fill_tables_portable, toy_kv__largest_portable,       toy_kv__exponentials_portable, toy_kv__exact_scores_portable,
+    toy_kv__exact_sums_portable,  toy_kv__reduce_portable,        toy_kv__shrink_portable,       toy_kv__nearest_wide_portable,
+    TOY_KV__BYTE_OPS_portable,    &toy_kv__dense_portable,        &toy_kv__code_portable,
 };
 
 #undef TOY_KV__ROWS4
@@ -2433,6 +2463,10 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__loads8_avx2(const unsigned char
 TOY_KV__TARGET_avx2 static inline __m256 toy_kv__add_avx2(__m256 a, __m256 b)
 {
     return _mm256_add_ps(a, b);
+}
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__sub_avx2(__m256 a, __m256 b)
+{
+    return _mm256_sub_ps(a, b);
 }
 TOY_KV__TARGET_avx2 static inline __m256 toy_kv__mul_avx2(__m256 a, __m256 b)
 {
@@ -2579,9 +2613,9 @@ TOY_KV__TARGET_avx2 static inline float toy_kv__reach_avx2(const float *x, __m25
     return toy_kv__hmax_avx2(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
 }
 
-TOY_KV__TARGET_avx2 static size_t toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
-                                                       const float *energy, toy_kv__packed *head,
-                                                       signed char *out)
+TOY_KV__TARGET_avx2 static void toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
+                                                     const float *energy, toy_kv__packed *head,
+                                                     signed char *out)
 {
     int q, r, p, quads = (planes + 3) / 4;
     head->wide = 0;
@@ -2636,7 +2670,7 @@ TOY_KV__TARGET_avx2 static size_t toy_kv__pack_tables_avx2(const float *lut, int
             }
             out += wide ? 64 : 0;
         }
-    return (size_t)rows * 64 * (size_t)(quads + head->wide);
+    head->bytes = rows * 64 * (quads + head->wide);
 }
 
 /* Sums of bytes under way: of 16-bit words that hold two each, and of their high halves. */
@@ -2651,9 +2685,9 @@ TOY_KV__INLINE_avx2 void toy_kv__add_codes_avx2(toy_kv__wordsum_avx2 *sum, __m25
     sum->high = _mm256_add_epi16(sum->high, _mm256_srli_epi16(x, 8));
 }
 
-/* dst [32] += scale * (the sums - bias). */
+/* dst [32] = (add ? dst : 0) + scale * (the sums - bias). */
 TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const toy_kv__wordsum_avx2 *sum, int bias, float scale,
-                                        float *dst)
+                                        int add, float *dst)
 {
     __m256i even = _mm256_sub_epi16(sum->all, _mm256_slli_epi16(sum->high, 8));
     __m256i part[2];
@@ -2669,7 +2703,8 @@ TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const toy_kv__wordsum_avx2 *sum, int
             float *to = dst + 16 * k + 8 * i;
             __m256 x = _mm256_cvtepi32_ps(
                 _mm256_sub_epi32(_mm256_cvtepu16_epi32(words), _mm256_set1_epi32(bias)));
-            _mm256_storeu_ps(to, _mm256_fmadd_ps(x, _mm256_set1_ps(scale), _mm256_loadu_ps(to)));
+            __m256 old = add ? _mm256_loadu_ps(to) : _mm256_setzero_ps();
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(x, _mm256_set1_ps(scale), old));
         }
 }
 
@@ -2677,7 +2712,7 @@ TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const toy_kv__wordsum_avx2 *sum, int
  * planes, so that no sum leaves 16 bits. */
 TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, int n,
                                                const signed char *tables, size_t step, int flip,
-                                               float scale, float *s)
+                                               float scale, int add, float *s)
 {
     const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(flip ? -128 : 0);
     int c, p;
@@ -2694,14 +2729,16 @@ TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, i
             toy_kv__add_codes_avx2(&low, t, _mm256_and_si256(x, nibble));
             toy_kv__add_codes_avx2(&high, t, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
         }
-        toy_kv__flush_avx2(&low, flip ? 128 * n : 0, scale, s + 32 * c);
-        toy_kv__flush_avx2(&high, flip ? 128 * n : 0, scale, s + TOY_KV_BLOCK / 2 + 32 * c);
+        toy_kv__flush_avx2(&low, flip ? 128 * n : 0, scale, add, s + 32 * c);
+        toy_kv__flush_avx2(&high, flip ? 128 * n : 0, scale, add, s + TOY_KV_BLOCK / 2 + 32 * c);
     }
 }
 
-TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *codes, int planes,
-                                                     const toy_kv__packed *head,
-                                                     const signed char *tables, int rows, float *s)
+/* One block. */
+TOY_KV__TARGET_avx2 static void toy_kv__score_one_avx2(const unsigned char *codes, int planes,
+                                                   const toy_kv__packed *head,
+                                                   const signed char *tables, int rows, int add,
+                                                   float *s)
 {
     int r, p, n, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
     for (r = 0; r < rows; r++, s += TOY_KV_BLOCK) {
@@ -2710,17 +2747,30 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *co
             const signed char *t = tables + (size_t)(p / 4) * step + (size_t)r * 128;
             const unsigned char *from = codes + (size_t)p * (TOY_KV_BLOCK / 2);
             n = wide - p < 256 ? wide - p : 256;
-            toy_kv__score_planes_avx2(from, n, t, step, 1, 256.0f * head->scale[2 * r], s);
-            toy_kv__score_planes_avx2(from, n, t + 64, step, 0, head->scale[2 * r], s);
+            toy_kv__score_planes_avx2(from, n, t, step, 1, 256.0f * head->scale[2 * r], add || p > 0,
+                                    s);
+            toy_kv__score_planes_avx2(from, n, t + 64, step, 0, head->scale[2 * r], 1, s);
         }
         for (p = wide; p < planes; p += 256) {
             const signed char *t = tables + (size_t)head->wide * step + (size_t)r * 64 +
                                    (size_t)((p - wide) / 4) * (size_t)rows * 64;
             n = planes - p < 256 ? planes - p : 256;
             toy_kv__score_planes_avx2(codes + (size_t)p * (TOY_KV_BLOCK / 2), n, t, (size_t)rows * 64,
-                                    1, head->scale[2 * r + 1], s);
+                                    1, head->scale[2 * r + 1], add || p > 0, s);
         }
     }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *const *codes,
+                                                     size_t offset, int blocks, int planes,
+                                                     const toy_kv__packed *head,
+                                                     const signed char *tables, int rows, int add,
+                                                     float *s)
+{
+    int b;
+    for (b = 0; b < blocks; b++)
+        toy_kv__score_one_avx2(codes[b] + offset, planes, head, tables, rows, add,
+                             s + b * rows * TOY_KV_BLOCK);
 }
 
 TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n, signed char *out,
@@ -2737,9 +2787,9 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n
     }
 }
 
-TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *w, int blocks, int rows,
-                                                      unsigned char *out, unsigned char *rest,
-                                                      float *scale)
+TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *p, const float *gain, int blocks,
+                                                      int rows, unsigned char *out,
+                                                      unsigned char *rest, float *scale)
 {
     /* Thresholds as in the AVX-512 kernel; 126 keeps a dithered weight below 127. */
     static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
@@ -2747,20 +2797,24 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *w, int bl
                                      0.21875f, 0.71875f, 0.46875f, 0.96875f};
     int b, r, t, i;
     for (r = 0; r < rows; r++) {
-        float top = 0.0f, factor, x[16], left[16];
+        __m256 high = _mm256_setzero_ps();
+        float top, factor, x[16], left[16];
         for (b = 0; b < blocks; b++)
             for (t = 0; t < TOY_KV_BLOCK; t += 8) {
                 size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-                float m = toy_kv__hmax_avx2(_mm256_loadu_ps(w + at));
-                top = m > top ? m : top;
+                high =
+                    _mm256_max_ps(high, _mm256_mul_ps(_mm256_loadu_ps(p + at),
+                                                      _mm256_loadu_ps(gain + b * TOY_KV_BLOCK + t)));
             }
+        top = toy_kv__hmax_avx2(high);
         scale[r] = top / 126.0f;
         factor = top > 0.0f ? 126.0f / top : 0.0f;
         for (b = 0; b < blocks; b++)
             for (t = 0; t < TOY_KV_BLOCK; t += 16) {
                 size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
                 for (i = 0; i < 16; i += 8) {
-                    __m256 y = _mm256_mul_ps(_mm256_loadu_ps(w + at + i), _mm256_set1_ps(factor));
+                    __m256 y = _mm256_mul_ps(_mm256_loadu_ps(p + at + i), _mm256_set1_ps(factor));
+                    y = _mm256_mul_ps(y, _mm256_loadu_ps(gain + b * TOY_KV_BLOCK + t + i));
                     __m256 down = _mm256_floor_ps(
                         rest != NULL ? y : _mm256_add_ps(y, _mm256_loadu_ps(dither + i)));
                     _mm256_storeu_ps(x + i, down);
@@ -3468,7 +3522,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(toy_kv__matrix table, int n_o
 #undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
@@ -3478,22 +3532,23 @@ TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(toy_kv__matrix table, int n_o
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
  * four at a time, so that a plane is unpacked once for four queries. */
 
-/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+/* exp(x) for x <= 0, down to x = -87, where it stays: relative error below 2e-7 near 0 and below
+ * 6e-8 |x| elsewhere, so that no sum of them errs by more than the first. A polynomial for 2^r with
+ * the least relative error on [-1/2, 1/2], its terms in pairs: what waits for operands fills the
+ * processor's queues, so that a long chain is slower than one product more. */
 TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__exp_avx2(toy_kv__vf_avx2 x)
 {
-    toy_kv__vf_avx2 n, r, y;
-    x = toy_kv__max_avx2(x, toy_kv__set1_avx2(-87.0f));
-    n = toy_kv__round_avx2(toy_kv__mul_avx2(x, toy_kv__set1_avx2(1.44269504f)));
-    r = toy_kv__fma_avx2(n, toy_kv__set1_avx2(-0.693359375f), x);
-    r = toy_kv__fma_avx2(n, toy_kv__set1_avx2(2.12194440e-4f), r);
-    y = toy_kv__set1_avx2(1.98756915e-4f);
-    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(1.39819995e-3f));
-    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(8.33345190e-3f));
-    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(4.16657962e-2f));
-    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(1.66666657e-1f));
-    y = toy_kv__fma_avx2(y, r, toy_kv__set1_avx2(5.00000000e-1f));
-    y = toy_kv__fma_avx2(toy_kv__mul_avx2(y, r), r, toy_kv__add_avx2(r, toy_kv__set1_avx2(1.0f)));
-    return toy_kv__scale2_avx2(y, n);
+    toy_kv__vf_avx2 n, r, square, low, high;
+    x = toy_kv__mul_avx2(toy_kv__max_avx2(x, toy_kv__set1_avx2(-87.0f)), toy_kv__set1_avx2(1.44269504f));
+    n = toy_kv__round_avx2(x);
+    r = toy_kv__sub_avx2(x, n);
+    square = toy_kv__mul_avx2(r, r);
+    low = toy_kv__fma_avx2(toy_kv__set1_avx2(0.693147004f), r, toy_kv__set1_avx2(1.0f));
+    high = toy_kv__fma_avx2(toy_kv__set1_avx2(0.0555073358f), r, toy_kv__set1_avx2(0.240222424f));
+    x = toy_kv__fma_avx2(toy_kv__set1_avx2(0.00132647273f), r, toy_kv__set1_avx2(0.00967151299f));
+    high = toy_kv__fma_avx2(x, square, high);
+    low = toy_kv__fma_avx2(high, square, low);
+    return toy_kv__scale2_avx2(low, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -3661,18 +3716,36 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_scalars_avx2(const unsigned char *co
     }
 }
 
-/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 TOY_KV__TARGET_avx2 static void toy_kv__scale_rows_avx2(const float *gain, const float *src, int rows,
-                                                  int add, float *dst)
+                                                  float *dst)
 {
     int r, t;
     for (r = 0; r < rows; r++)
         for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
             int i = r * TOY_KV_BLOCK + t;
-            toy_kv__vf_avx2 base = add ? toy_kv__load_avx2(dst + i) : toy_kv__set1_avx2(0.0f);
             toy_kv__store_avx2(dst + i,
-                            toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(src + i), base));
+                            toy_kv__mul_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(src + i)));
         }
+}
+
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+TOY_KV__TARGET_avx2 static void toy_kv__gain_scores_avx2(const float *gain, const float *part,
+                                                   const float *bias, int rows, float *s)
+{
+    int r, t;
+    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
+        if (bias != NULL) {
+            toy_kv__vf_avx2 base = toy_kv__set1_avx2(bias[r]);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+                toy_kv__store_avx2(
+                    s + t, toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(part + t), base));
+            continue;
+        }
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+            toy_kv__store_avx2(s + t, toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(part + t),
+                                                 toy_kv__load_avx2(s + t)));
+    }
 }
 
 /* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
@@ -3924,11 +3997,11 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *bo
 
 static const toy_kv__ops toy_kv__ops_avx2 = {
     TOY_KV__LANES_avx2,       toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2,  toy_kv__score_scalars_avx2,
-    toy_kv__sum_scalars_avx2, toy_kv__scale_rows_avx2,    toy_kv__gains_avx2,        toy_kv__add_row_avx2,
-    toy_kv__dot_row_avx2,     toy_kv__map_avx2,           toy_kv__unmap_avx2,        toy_kv__fill_tables_avx2,
-    toy_kv__largest_avx2,     toy_kv__exponentials_avx2,  toy_kv__exact_scores_avx2, toy_kv__exact_sums_avx2,
-    toy_kv__reduce_avx2,      toy_kv__shrink_avx2,        toy_kv__nearest_wide_avx2, TOY_KV__BYTE_OPS_avx2,
-    &toy_kv__dense_avx2,      &toy_kv__code_avx2,
+    toy_kv__sum_scalars_avx2, toy_kv__scale_rows_avx2,    toy_kv__gain_scores_avx2,  toy_kv__gains_avx2,
+    toy_kv__add_row_avx2,     toy_kv__dot_row_avx2,       toy_kv__map_avx2,          toy_kv__unmap_avx2,
+    toy_kv__fill_tables_avx2, toy_kv__largest_avx2,       toy_kv__exponentials_avx2, toy_kv__exact_scores_avx2,
+    toy_kv__exact_sums_avx2,  toy_kv__reduce_avx2,        toy_kv__shrink_avx2,       toy_kv__nearest_wide_avx2,
+    TOY_KV__BYTE_OPS_avx2,    &toy_kv__dense_avx2,        &toy_kv__code_avx2,
 };
 
 #undef TOY_KV__ROWS4
@@ -3966,6 +4039,14 @@ TOY_KV__INLINE_avx512 void toy_kv__add_words_avx512(__m512i *sum, __m512i a, __m
     __asm__("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
 }
 
+/* Four bytes in each lane. */
+TOY_KV__INLINE_avx512 __m512i toy_kv__four_bytes_avx512(const void *p)
+{
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__set1_avx512(float x)
 {
     return _mm512_set1_ps(x);
@@ -3998,6 +4079,10 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__loads8_avx512(const unsigned 
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__add_avx512(__m512 a, __m512 b)
 {
     return _mm512_add_ps(a, b);
+}
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__sub_avx512(__m512 a, __m512 b)
+{
+    return _mm512_sub_ps(a, b);
 }
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__mul_avx512(__m512 a, __m512 b)
 {
@@ -4333,12 +4418,14 @@ TOY_KV__TARGET_avx512 static void toy_kv__dot_queries_avx512(const toy_kv__run *
     }
 }
 
-/* The dword at pair p of a row's words. */
-TOY_KV__TARGET_avx512 static inline __m512i toy_kv__dot_pair_avx512(const short *words, int p)
+/* dst [16] = (add ? dst : 0) + f * sum */
+TOY_KV__INLINE_avx512 void toy_kv__flush_avx512(__m512i sum, __m512 f, int add, float *dst)
 {
-    int32_t two;
-    memcpy(&two, words + 2 * p, 4);
-    return _mm512_set1_epi32(two);
+    __m512 x = _mm512_cvtepi32_ps(sum);
+    if (add)
+        _mm512_storeu_ps(dst, _mm512_fmadd_ps(x, f, _mm512_loadu_ps(dst)));
+    else
+        _mm512_storeu_ps(dst, _mm512_mul_ps(x, f));
 }
 
 /* n rows, a constant where it is called, from row r on; tokens of chunk c: 32 and, half a block
@@ -4346,7 +4433,7 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__dot_pair_avx512(const short 
 TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, const toy_kv__run *run,
                                                const short *table, const short *words,
                                                const float *unit, int r, const int n, int c,
-                                               const int width, float *s)
+                                               const int width, int add, float *s)
 {
     const int bytes = TOY_KV_BLOCK / 2, pairs = toy_kv__dot_pairs(run);
     const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
@@ -4367,9 +4454,13 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, c
         if (width == 1) {
             const unsigned char *a = codes + 2 * p * bytes;
             const unsigned char *b = 2 * p + 1 < run->planes ? a + bytes : a;
-            __m512i x =
-                _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
-            x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+            __m512i x;
+            if (TOY_KV_BLOCK == 64 && a != b) { /* they lie side by side */
+                x = _mm512_loadu_si512((const void *)a);
+            } else {
+                x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+                x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+            }
             v[0] = _mm512_permutexvar_epi8(pick0, x);
             v[1] = _mm512_permutexvar_epi8(pick1, x);
             v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, second, 0xea);
@@ -4391,7 +4482,7 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, c
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            __m512i y = toy_kv__dot_pair_avx512(words + k * 2 * pairs, p);
+            __m512i y = toy_kv__four_bytes_avx512(words + k * 2 * pairs + 2 * p);
 #pragma GCC unroll 4
             for (i = 0; i < 4; i++)
                 toy_kv__add_words_avx512(&sum[k][i], v[i], y);
@@ -4401,52 +4492,276 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, c
     for (k = 0; k < n; k++) {
         __m512 f = _mm512_set1_ps(unit[r + k]);
 #pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            toy_kv__flush_avx512(sum[k][i], f, add,
+                               s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c +
+                                   i % 2 * 16);
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__dot_scores_avx512(const unsigned char *const *codes,
+                                                        size_t offset, int blocks,
+                                                        const toy_kv__run *run, const short *table,
+                                                        const short *words, const float *unit,
+                                                        int rows, int add, float *s)
+{
+    int b, c, r;
+#define TOY_KV__X(n, width)                                                                          \
+    toy_kv__dot_rows_avx512(codes[b] + offset, run, table, words, unit, r, n, c, width, add, s)
+#define TOY_KV__DOT(n) (run->width == 1 ? TOY_KV__X(n, 1) : TOY_KV__X(n, 2))
+    for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK)
+        for (c = 0; c < TOY_KV_BLOCK / 64; c++) {
+            for (r = 0; r + 4 <= rows; r += 4)
+                TOY_KV__DOT(4);
+            for (; r + 2 <= rows; r += 2)
+                TOY_KV__DOT(2);
+            for (; r < rows; r++)
+                TOY_KV__DOT(1);
+        }
+#undef TOY_KV__DOT
+#undef TOY_KV__X
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
+/* Sums of values in bytes, AVX-512: what toy_kv__byte_ops promises (types.h).
+ *
+ * A plane's codes become 8-bit codewords by a byte permutation, and a dot product adds codeword
+ * times weight over tokens, for four channels and four rows at once. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Rows r .. r + n - 1 of weights p * gain in 8 bits: a `top` becomes 254. n is a constant. */
+TOY_KV__INLINE_avx512 void toy_kv__pack_rows_avx512(const float *p, const float *gain, int blocks,
+                                                int rows, int r, const int n, unsigned char *out,
+                                                unsigned char *rest, float *scale)
+{
+    /* Thresholds spread evenly over (0, 1): small weights are not all rounded away, however large
+     * the row's largest is; on average over positions, rounding keeps the sum. */
+    const __m512 dither =
+        _mm512_mul_ps(_mm512_set_ps(31, 15, 23, 7, 27, 11, 19, 3, 29, 13, 21, 5, 25, 9, 17, 1),
+                      _mm512_set1_ps(1.0f / 32.0f));
+    const int step = rows * TOY_KV_BLOCK;
+    __m512 high[4], factor[4];
+    int b, t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        high[k] = _mm512_setzero_ps();
+    for (b = 0; b < blocks; b++)
+        for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+            const float *x = p + b * step + r * TOY_KV_BLOCK + t;
+            __m512 g = _mm512_loadu_ps(gain + b * TOY_KV_BLOCK + t);
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                high[k] = toy_kv__max_avx512(high[k],
+                                           _mm512_mul_ps(g, _mm512_loadu_ps(x + k * TOY_KV_BLOCK)));
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float top = toy_kv__hmax_avx512(high[k]);
+        scale[r + k] = top / 254.0f;
+        factor[k] = _mm512_set1_ps(top > 0.0f ? 254.0f / top : 0.0f);
+    }
+    for (b = 0; b < blocks; b++)
+        for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+            size_t at = (size_t)(b * step + r * TOY_KV_BLOCK + t);
+            __m512 g = _mm512_loadu_ps(gain + b * TOY_KV_BLOCK + t);
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                __m512 x = _mm512_mul_ps(g, _mm512_loadu_ps(p + at + k * TOY_KV_BLOCK));
+                __m512 y =
+                    _mm512_fmadd_ps(x, factor[k], rest == NULL ? dither : _mm512_setzero_ps());
+                __m512i i = _mm512_cvttps_epi32(y);
+                _mm_storeu_si128((__m128i *)(void *)(out + at + k * TOY_KV_BLOCK),
+                                 _mm512_cvtusepi32_epi8(i));
+                if (rest == NULL)
+                    continue;
+                y = _mm512_mul_ps(_mm512_sub_ps(y, _mm512_cvtepi32_ps(i)), _mm512_set1_ps(255.0f));
+                _mm_storeu_si128((__m128i *)(void *)(rest + at + k * TOY_KV_BLOCK),
+                                 _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(y)));
+            }
+        }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__pack_weights_avx512(const float *p, const float *gain,
+                                                          int blocks, int rows, unsigned char *out,
+                                                          unsigned char *rest, float *scale)
+{
+    int r = 0;
+    for (; r + 4 <= rows && rest == NULL; r += 4)
+        toy_kv__pack_rows_avx512(p, gain, blocks, rows, r, 4, out, NULL, scale);
+    for (; r < rows && rest == NULL; r++)
+        toy_kv__pack_rows_avx512(p, gain, blocks, rows, r, 1, out, NULL, scale);
+    for (; r < rows; r++)
+        toy_kv__pack_rows_avx512(p, gain, blocks, rows, r, 1, out, rest, scale);
+}
+
+/* The codes of tokens t .. t + 63 of a plane, in low nibbles; bits above them are anything. */
+TOY_KV__INLINE_avx512 __m512i toy_kv__plane_codes_avx512(const unsigned char *plane, int t)
+{
+    __m512i x;
+#if TOY_KV_BLOCK == 64
+    (void)t;
+    x = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)plane));
+    return _mm512_mask_srli_epi16(x, 0xffff0000u, x, 4);
+#else
+    x = _mm512_loadu_si512((const void *)(plane + t % (TOY_KV_BLOCK / 2)));
+    return t < TOY_KV_BLOCK / 2 ? x : _mm512_srli_epi16(x, 4);
+#endif
+}
+
+/* Where four channels lie: the first token of their planes in a block, and their latents. */
+typedef struct toy_kv__four {
+    size_t plane[4];
+    size_t latent[4];
+} toy_kv__four;
+
+/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. */
+static inline toy_kv__four toy_kv__four_of(const toy_kv__run *run, size_t offset, int c, int n)
+{
+    toy_kv__four four;
+    int i;
+    for (i = 0; i < 4; i++) {
+        int channel = c + i < n ? c + i : n - 1, plane = channel, latent = channel;
+        if (run->width == 2)
+            plane = channel / 2;
+        else if (run->width > 2)
+            plane = channel / run->width;
+        if (run->stages > 1)
+            latent = plane / run->stages * run->width + channel - plane * run->width;
+        four.plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
+        four.latent[i] = (size_t)latent;
+    }
+    return four;
+}
+
+/* Four channels, `each` of them of one plane, `real` of them there, for n rows from row r on; each
+ * and n are constants. The codewords of a channel stand four times in a register, so that bits
+ * above a nibble do not count. */
+TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *codes, int blocks,
+                                               const toy_kv__four *four, const int each, int real,
+                                               const signed char *book, const float *book_scale,
+                                               const unsigned char *weights, const float *scale,
+                                               int rows, int r, const int n, float *acc,
+                                               size_t stride)
+{
+    __m512i sum[4][4], table[4];
+    const unsigned char *w = weights + (size_t)r * TOY_KV_BLOCK;
+    int b, k, t, i;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        table[i] = _mm512_broadcast_i32x4(_mm_loadu_si128(
+            (const __m128i *)(const void *)(book + 16 * (i < real ? i : real - 1))));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][i] = _mm512_setzero_si512();
+    }
+    for (b = 0; b < blocks; b++, w += (size_t)rows * TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK; t += 64) {
+            __m512i x = toy_kv__plane_codes_avx512(codes[b] + four->plane[0], t), v[4];
+            v[0] = _mm512_permutexvar_epi8(x, table[0]);
+#pragma GCC unroll 4
+            for (i = 1; i < 4; i++) {
+                if (i % each == 0)
+                    x = toy_kv__plane_codes_avx512(codes[b] + four->plane[i], t);
+                v[i] = _mm512_permutexvar_epi8(x, table[i]);
+            }
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                __m512i p = _mm512_loadu_si512((const void *)(w + k * TOY_KV_BLOCK + t));
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_avx512(&sum[k][i], p, v[i]);
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        const __m512 f = _mm512_set1_ps(scale[r + k]);
+        float *dst = acc + (size_t)(r + k) * stride * 16;
+#pragma GCC unroll 4
         for (i = 0; i < 4; i++) {
-            float *dst = s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c + i % 2 * 16;
-            _mm512_storeu_ps(
-                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
+            float *to = dst + four->latent[i] * 16;
+            __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]), f);
+            if (i < real)
+                _mm512_storeu_ps(
+                    to, _mm512_fmadd_ps(x, _mm512_set1_ps(book_scale[i]), _mm512_loadu_ps(to)));
         }
     }
 }
 
-TOY_KV__TARGET_avx512 static void toy_kv__dot_scores_avx512(const unsigned char *codes,
-                                                        const toy_kv__run *run, const short *table,
-                                                        const short *words, const float *unit,
-                                                        int rows, float *s)
+/* All channels of a run, `each` of every four of one plane. */
+TOY_KV__INLINE_avx512 void toy_kv__sum_run_avx512(const unsigned char *const *codes, size_t offset,
+                                              int blocks, const toy_kv__run *run, const int each,
+                                              const signed char *book, const float *book_scale,
+                                              const unsigned char *weights, const float *scale,
+                                              int rows, float *acc, size_t stride)
 {
-    int c, r;
-#define TOY_KV__DOT(n)                                                                               \
-    (run->width == 1 ? toy_kv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 1, s)        \
-                     : toy_kv__dot_rows_avx512(codes, run, table, words, unit, r, n, c, 2, s))
-    for (c = 0; c < TOY_KV_BLOCK / 64; c++) {
+    int c, r, n = run->planes * run->width;
+    for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
+        toy_kv__four four = toy_kv__four_of(run, offset, c, n);
+        int real = n - c < 4 ? n - c : 4;
+#define TOY_KV__SUM(n_rows)                                                                          \
+    toy_kv__sum_rows_avx512(codes, blocks, &four, each, real, book, book_scale, weights, scale,      \
+                          rows, r, n_rows, acc, stride)
         for (r = 0; r + 4 <= rows; r += 4)
-            TOY_KV__DOT(4);
+            TOY_KV__SUM(4);
         for (; r + 2 <= rows; r += 2)
-            TOY_KV__DOT(2);
+            TOY_KV__SUM(2);
         for (; r < rows; r++)
-            TOY_KV__DOT(1);
+            TOY_KV__SUM(1);
+#undef TOY_KV__SUM
     }
-#undef TOY_KV__DOT
+}
+
+TOY_KV__TARGET_avx512 static void
+toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blocks,
+                       const toy_kv__run *run, const signed char *book, const float *book_scale,
+                       const unsigned char *weights, const float *scale, int rows, float *acc,
+                       size_t stride)
+{
+#define TOY_KV__X(each)                                                                              \
+    toy_kv__sum_run_avx512(codes, offset, blocks, run, each, book, book_scale, weights, scale, rows, \
+                         acc, stride)
+    if (run->width % 4 == 0)
+        TOY_KV__X(4);
+    else if (run->width == 2)
+        TOY_KV__X(2);
+    else
+        TOY_KV__X(1);
+#undef TOY_KV__X
 }
 
 #endif /* TOY_KV_BLOCK >= 64 */
 /* Byte kernels, AVX-512 with VBMI and VNNI: what toy_kv__byte_ops promises (types.h).
  *
  * Scores: the planes of four codes are interleaved in registers, so that one byte permutation looks
- * up four planes of sixteen tokens and one dot product with ones adds them. Sums: a plane's codes
- * become 8-bit codewords by a shuffle, and a dot product adds codeword times weight over tokens. */
+ * up four planes of sixteen tokens and one dot product adds them: with ones, or, where entries have
+ * 8 bits, with the step of each plane's entries. */
 
 #if TOY_KV_BLOCK >= 64
 
-/* 32 bytes of plane i of a block, i < planes; any plane's where there is none (its table is 0). */
-TOY_KV__TARGET_avx512 static inline __m512i toy_kv__two_planes_avx512(const unsigned char *codes,
-                                                                  int plane, int planes)
+/* A quad of planes from `plane` on, 32 tokens and 32 half a block later of each: [4, 32] bytes in
+ * two registers. Anything stands where no plane is: its table is 0. */
+TOY_KV__INLINE_avx512 void toy_kv__quad_avx512(const unsigned char *codes, int plane, int planes,
+                                           __m512i *low, __m512i *high)
 {
     const int bytes = TOY_KV_BLOCK / 2;
-    const unsigned char *a = codes + (plane < planes ? plane : 0) * bytes;
-    const unsigned char *b = codes + (plane + 1 < planes ? plane + 1 : 0) * bytes;
-    __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
-    return _mm512_inserti64x4(low, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+    const unsigned char *p = codes + plane * bytes;
+#if TOY_KV_BLOCK == 64 /* planes lie side by side */
+    if (plane + 4 <= planes) {
+        *low = _mm512_loadu_si512((const void *)p);
+        *high = _mm512_loadu_si512((const void *)(p + 64));
+        return;
+    }
+#endif
+    *low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    *low = _mm512_inserti64x4(
+        *low,
+        _mm256_loadu_si256((const __m256i *)(const void *)(plane + 1 < planes ? p + bytes : p)), 1);
+    p = plane + 2 < planes ? p + 2 * bytes : p;
+    *high = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    *high = _mm512_inserti64x4(
+        *high,
+        _mm256_loadu_si256((const __m256i *)(const void *)(plane + 3 < planes ? p + bytes : p)), 1);
 }
 
 /* The interleaving of bytes first .. first + 15 of four planes: byte 4 t + i is plane i's. */
@@ -4462,7 +4777,7 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__interleave_avx512(int first)
 TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes, int planes,
                                                  const toy_kv__packed *head,
                                                  const signed char *tables, int rows, int r,
-                                                 const int n, float *s)
+                                                 const int n, int add, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
@@ -4476,10 +4791,11 @@ TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes,
         for (k = 0; k < n; k++)
             high[k][0] = high[k][1] = sum[k][0] = sum[k][1] = _mm512_setzero_si512();
         for (q = 0; q < head->wide; q++, t += (size_t)rows * 128) {
-            __m512i x = _mm512_permutex2var_epi8(toy_kv__two_planes_avx512(p, 4 * q, planes), pick,
-                                                 toy_kv__two_planes_avx512(p, 4 * q + 2, planes));
-            __m512i a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
-            __m512i b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
+            __m512i x, y, a, b;
+            toy_kv__quad_avx512(p, 4 * q, planes, &x, &y);
+            x = _mm512_permutex2var_epi8(x, pick, y);
+            a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
+            b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i h = _mm512_loadu_si512((const void *)(t + k * 128));
@@ -4497,8 +4813,8 @@ TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes,
             __m512i w0 = _mm512_add_epi32(_mm512_slli_epi32(high[k][0], 8), sum[k][0]);
             __m512i w1 = _mm512_add_epi32(_mm512_slli_epi32(high[k][1], 8), sum[k][1]);
             float *far = dst + TOY_KV_BLOCK / 2;
-            _mm512_storeu_ps(dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w0), f, _mm512_loadu_ps(dst)));
-            _mm512_storeu_ps(far, _mm512_fmadd_ps(_mm512_cvtepi32_ps(w1), f, _mm512_loadu_ps(far)));
+            toy_kv__flush_avx512(w0, f, add, dst);
+            toy_kv__flush_avx512(w1, f, add, far);
         }
     }
 }
@@ -4507,22 +4823,23 @@ TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes,
 TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *codes, int planes,
                                                    const toy_kv__packed *head,
                                                    const signed char *tables, int rows, int r,
-                                                   const int n, float *s)
+                                                   const int n, int add, float *s)
 {
-    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
-    const __m512i base = _mm512_set1_epi32(0x30201000);
+    const __m512i nibble = _mm512_set1_epi8(15), base = _mm512_set1_epi32(0x30201000);
     const __m512i pick0 = toy_kv__interleave_avx512(0), pick1 = toy_kv__interleave_avx512(16);
+    const size_t bytes = (size_t)rows * 64 + 4 * TOY_KV__MAX_ROWS;
     int c, q, k, i;
-    tables += (size_t)head->wide * (size_t)rows * 128 + (size_t)r * 64;
+    tables += (size_t)head->wide * (size_t)rows * 128;
     for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
-        const signed char *t = tables;
+        const signed char *t = tables + (size_t)r * 64;
+        const signed char *step = tables + (size_t)rows * 64 + (size_t)r * 4;
         __m512i sum[4][4];
 #pragma GCC unroll 4
         for (k = 0; k < n; k++)
-            sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
-        for (q = head->wide; q < (planes + 3) / 4; q++, t += (size_t)rows * 64) {
-            __m512i a = toy_kv__two_planes_avx512(codes, 4 * q, planes), v[4];
-            __m512i b = toy_kv__two_planes_avx512(codes, 4 * q + 2, planes);
+            sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_set1_epi32(-head->offset[r + k]);
+        for (q = head->wide; q < (planes + 3) / 4; q++, t += bytes, step += bytes) {
+            __m512i a, b, v[4];
+            toy_kv__quad_avx512(codes, 4 * q, planes, &a, &b);
             v[0] = _mm512_permutex2var_epi8(a, pick0, b);
             v[1] = _mm512_permutex2var_epi8(a, pick1, b);
             v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
@@ -4532,21 +4849,20 @@ TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *code
 #pragma GCC unroll 4
             for (k = 0; k < n; k++) {
                 __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
+                __m512i steps = toy_kv__four_bytes_avx512(step + k * 4);
 #pragma GCC unroll 4
                 for (i = 0; i < 4; i++)
-                    toy_kv__add_bytes_avx512(&sum[k][i], ones, _mm512_permutexvar_epi8(v[i], e));
+                    toy_kv__add_bytes_avx512(&sum[k][i], _mm512_permutexvar_epi8(v[i], e), steps);
             }
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
             __m512 f = _mm512_set1_ps(head->scale[2 * (r + k) + 1]);
 #pragma GCC unroll 4
-            for (i = 0; i < 4; i++) {
-                float *dst =
-                    s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c + i % 2 * 16;
-                _mm512_storeu_ps(
-                    dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
-            }
+            for (i = 0; i < 4; i++)
+                toy_kv__flush_avx512(sum[k][i], f, add,
+                                   s + (r + k) * TOY_KV_BLOCK + i / 2 * (TOY_KV_BLOCK / 2) + 32 * c +
+                                       i % 2 * 16);
         }
     }
 }
@@ -4555,106 +4871,151 @@ TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *code
 TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
                                                  const toy_kv__packed *head,
                                                  const signed char *tables, int rows, int r,
-                                                 const int n, float *s)
+                                                 const int n, int add, float *s)
 {
     if (head->wide > 0)
-        toy_kv__score_wide_avx512(codes, planes, head, tables, rows, r, n, s);
+        toy_kv__score_wide_avx512(codes, planes, head, tables, rows, r, n, add, s);
     if (head->wide < (planes + 3) / 4)
-        toy_kv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, s);
+        toy_kv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, add || head->wide > 0,
+                                  s);
 }
 
-TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char *codes, int planes,
+TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char *const *codes,
+                                                         size_t offset, int blocks, int planes,
                                                          const toy_kv__packed *head,
                                                          const signed char *tables, int rows,
-                                                         float *s)
+                                                         int add, float *s)
 {
-    int r = 0;
-    for (; r + 4 <= rows; r += 4)
-        toy_kv__score_rows_avx512(codes, planes, head, tables, rows, r, 4, s);
-    for (; r + 2 <= rows; r += 2)
-        toy_kv__score_rows_avx512(codes, planes, head, tables, rows, r, 2, s);
-    for (; r < rows; r++)
-        toy_kv__score_rows_avx512(codes, planes, head, tables, rows, r, 1, s);
+    int b, r;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_rows_avx512(codes[b] + offset, planes, head, tables, rows, r, n, add, s)
+    for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__X(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__X(2);
+        for (; r < rows; r++)
+            TOY_KV__X(1);
+    }
+#undef TOY_KV__X
 }
 
-/* Sixteen entries of fp32 times factor, rounded to 32 bits. */
+/* A table of sixteen fp32 entries times factor, rounded to 32 bits. */
 TOY_KV__TARGET_avx512 static inline __m512i toy_kv__scaled_avx512(const float *lut, float factor)
 {
     return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(lut), _mm512_set1_ps(factor)));
 }
 
-TOY_KV__TARGET_avx512 static size_t toy_kv__pack_tables_avx512(const float *lut, int planes, int rows,
-                                                           const float *energy, toy_kv__packed *head,
-                                                           signed char *out)
+/* The largest magnitude in a table. */
+TOY_KV__TARGET_avx512 static inline float toy_kv__reach_avx512(const float *lut)
 {
-    int q, r, p, quads = (planes + 3) / 4;
-    float top[TOY_KV__MAX_ROWS];
-    /* Rows share the choice of wide quads: from the last quad on, as many 8-bit ones as keep every
-     * row's rounding error within the tolerance. */
-    head->wide = quads;
-    {
-        float square[TOY_KV__MAX_ROWS];
-        for (r = 0; r < rows; r++) {
-            __m512 sum = _mm512_setzero_ps();
-            for (p = 0; p < planes; p++) {
-                __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
-                sum = _mm512_fmadd_ps(x, x, sum);
-            }
-            square[r] = energy[r] + _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of a score */
-            top[r] = 0.0f;
-        }
-        for (q = quads - 1; q >= 0; q--) {
-            int fits = 1;
-            for (r = 0; r < rows; r++) {
-                float high = top[r], limit;
-                for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
-                    __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
-                    float m = _mm512_reduce_max_ps(_mm512_abs_ps(x));
-                    high = m > high ? m : high;
-                }
-                limit = TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR * square[r];
-                /* rounding to high / 127: variance of its square / 12 a plane */
-                if (high * high / (127.0f * 127.0f * 12.0f) * (float)(planes - 4 * q) > limit)
-                    fits = 0;
-                top[r] = high;
-            }
-            if (!fits)
-                break;
-            head->wide = q;
-        }
-    }
+    return _mm512_reduce_max_ps(_mm512_abs_ps(_mm512_loadu_ps(lut)));
+}
+
+/* How many units of the widest table's 1 / 127 a step of an 8-bit table has that reaches to `high`,
+ * 1 .. 127: its entries fit 8 bits then. */
+static inline int toy_kv__steps_of(float high, float widest)
+{
+    int steps = widest > 0.0f ? (int)(127.0f * high / widest) + 1 : 1;
+    return steps < 127 ? steps : 127;
+}
+
+/* Chooses the wide quads of tables lut [planes, rows, 16]: from the last quad on, as many 8-bit
+ * ones as keep every row's rounding error within the tolerance. Rows share the choice. */
+TOY_KV__TARGET_avx512 static int toy_kv__wide_quads_avx512(const float *lut, int planes, int rows,
+                                                       const float *energy)
+{
+    int q, r, p, wide = (planes + 3) / 4;
+    float square[TOY_KV__MAX_ROWS], noise[TOY_KV__MAX_ROWS];
     for (r = 0; r < rows; r++) {
-        float narrow = 0.0f, widest = 0.0f;
+        __m512 sum = _mm512_setzero_ps();
         for (p = 0; p < planes; p++) {
             __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
-            float m = _mm512_reduce_max_ps(_mm512_abs_ps(x));
-            if (p < 4 * head->wide)
-                widest = m > widest ? m : widest;
-            else
-                narrow = m > narrow ? m : narrow;
+            sum = _mm512_fmadd_ps(x, x, sum);
         }
-        head->scale[2 * r] = widest / 32512.0f; /* 127 * 256: the high byte fits */
-        head->scale[2 * r + 1] = narrow / 127.0f;
+        square[r] = energy[r] + _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of a score */
+        noise[r] = 0.0f;
     }
-    for (q = 0; q < quads; q++)
+    for (q = wide - 1; q >= 0; q--) {
         for (r = 0; r < rows; r++) {
-            int wide = q < head->wide;
-            float scale = head->scale[2 * r + !wide];
-            float factor = scale > 0.0f ? 1.0f / scale : 0.0f;
-            for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
-                __m512i x = _mm512_setzero_si512();
-                if (p < planes)
-                    x = toy_kv__scaled_avx512(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
-                                            factor);
-                if (wide) {
-                    _mm_storeu_si128((__m128i *)(void *)(out + 64), _mm512_cvtepi32_epi8(x));
-                    x = _mm512_srai_epi32(x, 8);
-                }
-                _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8(x));
+            for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
+                float high = toy_kv__reach_avx512(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
+                noise[r] += high * high; /* times 1 / 127^2 / 12, as rounding has it */
             }
-            out += wide ? 64 : 0;
+            if (noise[r] >
+                TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR * 127.0f * 127.0f * 12.0f * square[r])
+                return wide;
         }
-    return (size_t)rows * 64 * (size_t)(quads + head->wide);
+        wide = q;
+    }
+    return wide;
+}
+
+/* A quad of row r in 16 bits: high bytes, then low ones. */
+TOY_KV__TARGET_avx512 static void toy_kv__pack_wide_avx512(const float *lut, int q, int planes,
+                                                       int rows, int r, float scale,
+                                                       signed char *out)
+{
+    int p;
+    for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
+        __m512i x = _mm512_setzero_si512();
+        if (p < planes && scale > 0.0f)
+            x = toy_kv__scaled_avx512(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
+                                    1.0f / scale);
+        _mm_storeu_si128((__m128i *)(void *)(out + 64), _mm512_cvtepi32_epi8(x));
+        _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8(_mm512_srai_epi32(x, 8)));
+    }
+}
+
+/* A quad of row r in 8 bits, 128 more than they are, and the steps of its planes; returns what they
+ * make the sum larger. */
+TOY_KV__TARGET_avx512 static int toy_kv__pack_narrow_avx512(const float *lut, int q, int planes,
+                                                        int rows, int r, float scale,
+                                                        signed char *out, signed char *step)
+{
+    int p, more = 0;
+    for (p = 4 * q; p < 4 * q + 4; p++, out += 16, step++) {
+        const float *table = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+        __m512i x = _mm512_setzero_si512();
+        *step = 0;
+        if (p < planes && scale > 0.0f) {
+            *step = (signed char)toy_kv__steps_of(toy_kv__reach_avx512(table), 127.0f * 127.0f * scale);
+            x = toy_kv__scaled_avx512(table, 1.0f / (scale * (float)*step));
+        }
+        more += 128 * *step;
+        _mm_storeu_si128((__m128i *)(void *)out,
+                         _mm512_cvtepi32_epi8(_mm512_add_epi32(x, _mm512_set1_epi32(128))));
+    }
+    return more;
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__pack_tables_avx512(const float *lut, int planes, int rows,
+                                                         const float *energy, toy_kv__packed *head,
+                                                         signed char *out)
+{
+    const signed char *start = out;
+    int q, r, p, quads = (planes + 3) / 4;
+    head->wide = toy_kv__wide_quads_avx512(lut, planes, rows, energy);
+    for (r = 0; r < rows; r++) {
+        float top[2] = {0.0f, 0.0f};
+        for (p = 0; p < planes; p++) {
+            float *high = &top[p >= 4 * head->wide];
+            float m = toy_kv__reach_avx512(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
+            *high = m > *high ? m : *high;
+        }
+        head->scale[2 * r] = top[0] / 32512.0f; /* 127 * 256: the high byte fits */
+        head->scale[2 * r + 1] = top[1] / (127.0f * 127.0f);
+        head->offset[r] = 0;
+    }
+    for (q = 0; q < head->wide; q++)
+        for (r = 0; r < rows; r++, out += 128)
+            toy_kv__pack_wide_avx512(lut, q, planes, rows, r, head->scale[2 * r], out);
+    for (; q < quads; q++, out += rows * 64 + 4 * TOY_KV__MAX_ROWS)
+        for (r = 0; r < rows; r++)
+            head->offset[r] +=
+                toy_kv__pack_narrow_avx512(lut, q, planes, rows, r, head->scale[2 * r + 1],
+                                         out + 64 * r, out + 64 * rows + 4 * r);
+    head->bytes = (int)((out - start + 63) / 64 * 64);
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const float *book, int n, signed char *out,
@@ -4668,149 +5029,6 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const float *book, i
                          _mm512_cvtepi32_epi8(
                              toy_kv__scaled_avx512(book + i * 16, top > 0.0f ? 127.0f / top : 0)));
     }
-}
-
-TOY_KV__TARGET_avx512 static void toy_kv__pack_weights_avx512(const float *w, int blocks, int rows,
-                                                          unsigned char *out, unsigned char *rest,
-                                                          float *scale)
-{
-    /* Thresholds spread evenly over (0, 1): small weights are not all rounded away, however large
-     * the row's largest is; on average over positions, rounding keeps the sum. */
-    const __m512 dither =
-        _mm512_mul_ps(_mm512_set_ps(31, 15, 23, 7, 27, 11, 19, 3, 29, 13, 21, 5, 25, 9, 17, 1),
-                      _mm512_set1_ps(1.0f / 32.0f));
-    int b, r, t;
-    for (r = 0; r < rows; r++) {
-        __m512 high = _mm512_setzero_ps(), factor;
-        float top;
-        for (b = 0; b < blocks; b++)
-            for (t = 0; t < TOY_KV_BLOCK; t += 16)
-                high = _mm512_max_ps(
-                    high,
-                    _mm512_loadu_ps(w + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + t));
-        top = _mm512_reduce_max_ps(high);
-        scale[r] = top / 254.0f;
-        factor = _mm512_set1_ps(top > 0.0f ? 254.0f / top : 0.0f);
-        for (b = 0; b < blocks; b++)
-            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
-                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-                __m512 x = _mm512_mul_ps(_mm512_loadu_ps(w + at), factor);
-                __m512i i = _mm512_cvttps_epi32(rest != NULL ? x : _mm512_add_ps(x, dither));
-                _mm_storeu_si128((__m128i *)(void *)(out + at), _mm512_cvtusepi32_epi8(i));
-                if (rest == NULL)
-                    continue;
-                x = _mm512_mul_ps(_mm512_sub_ps(x, _mm512_cvtepi32_ps(i)), _mm512_set1_ps(255.0f));
-                _mm_storeu_si128((__m128i *)(void *)(rest + at),
-                                 _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(x)));
-            }
-    }
-}
-
-/* The codes of tokens t .. t + 63 of a plane, in low nibbles. */
-TOY_KV__TARGET_avx512 static inline __m512i toy_kv__plane_codes_avx512(const unsigned char *plane,
-                                                                   int t)
-{
-    __m512i x;
-#if TOY_KV_BLOCK == 64
-    (void)t;
-    x = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)plane));
-    x = _mm512_mask_srli_epi16(x, 0xffff0000u, x, 4);
-#else
-    x = _mm512_loadu_si512((const void *)(plane + t % (TOY_KV_BLOCK / 2)));
-    x = t < TOY_KV_BLOCK / 2 ? x : _mm512_srli_epi16(x, 4);
-#endif
-    return _mm512_and_si512(x, _mm512_set1_epi8(15));
-}
-
-/* Four channels of a run from channel c on (of `n_channels`, counted plane by plane), `each` of
- * them of one plane, n rows from row r on; each and n are constants where it is called. */
-TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *codes, size_t offset,
-                                               int blocks, const toy_kv__run *run, int c,
-                                               int n_channels, const int each,
-                                               const signed char *book, const float *book_scale,
-                                               const unsigned char *weights, const float *scale,
-                                               int rows, int r, const int n, float *acc,
-                                               size_t stride)
-{
-    __m512i sum[4][4], table[4];
-    size_t plane[4];
-    int b, k, t, i;
-#pragma GCC unroll 4
-    for (i = 0; i < 4; i++) {
-        int channel = c + i < n_channels ? c + i : n_channels - 1; /* twice, and not stored */
-        table[i] = _mm512_broadcast_i32x4(
-            _mm_loadu_si128((const __m128i *)(const void *)(book + channel * 16)));
-        plane[i] = offset + (size_t)(each == 4         ? c / run->width
-                                     : each == 2       ? channel / 2
-                                     : run->width == 1 ? channel
-                                                       : channel / run->width) *
-                                (TOY_KV_BLOCK / 2);
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++)
-            sum[k][i] = _mm512_setzero_si512();
-    }
-    for (b = 0; b < blocks; b++)
-        for (t = 0; t < TOY_KV_BLOCK; t += 64) {
-            const unsigned char *w =
-                weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-            __m512i x, v[4];
-            x = toy_kv__plane_codes_avx512(codes[b] + plane[0], t);
-            v[0] = _mm512_shuffle_epi8(table[0], x);
-#pragma GCC unroll 4
-            for (i = 1; i < 4; i++) {
-                if (i % each == 0)
-                    x = toy_kv__plane_codes_avx512(codes[b] + plane[i], t);
-                v[i] = _mm512_shuffle_epi8(table[i], x);
-            }
-#pragma GCC unroll 4
-            for (k = 0; k < n; k++) {
-                __m512i p = _mm512_loadu_si512((const void *)(w + k * TOY_KV_BLOCK));
-#pragma GCC unroll 4
-                for (i = 0; i < 4; i++)
-                    toy_kv__add_bytes_avx512(&sum[k][i], p, v[i]);
-            }
-        }
-#pragma GCC unroll 4
-    for (i = 0; i < 4; i++) {
-        int latent = c + i; /* no division where there is one stage */
-        if (run->stages > 1)
-            latent = latent / run->width / run->stages * run->width + latent % run->width;
-        if (c + i >= n_channels)
-            continue;
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            float *dst = acc + ((size_t)(r + k) * stride + (size_t)latent) * 16;
-            __m512 f = _mm512_set1_ps(scale[r + k] * book_scale[c + i]);
-            _mm512_storeu_ps(
-                dst, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, _mm512_loadu_ps(dst)));
-        }
-    }
-}
-
-TOY_KV__TARGET_avx512 static void
-toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blocks,
-                       const toy_kv__run *run, const signed char *book, const float *book_scale,
-                       const unsigned char *weights, const float *scale, int rows, float *acc,
-                       size_t stride)
-{
-    int c, r, n = run->planes * run->width;
-#define TOY_KV__X(each, n_rows)                                                                      \
-    toy_kv__sum_rows_avx512(codes, offset, blocks, run, c, n, each, book, book_scale, weights,       \
-                          scale, rows, r, n_rows, acc, stride)
-#define TOY_KV__SUM(n_rows)                                                                          \
-    (run->width % 4 == 0 ? TOY_KV__X(4, n_rows)                                                      \
-     : run->width == 2   ? TOY_KV__X(2, n_rows)                                                      \
-                         : TOY_KV__X(1, n_rows))
-    for (c = 0; c < n; c += 4) {
-        for (r = 0; r + 4 <= rows; r += 4)
-            TOY_KV__SUM(4);
-        for (; r + 2 <= rows; r += 2)
-            TOY_KV__SUM(2);
-        for (; r < rows; r++)
-            TOY_KV__SUM(1);
-    }
-#undef TOY_KV__SUM
-#undef TOY_KV__X
 }
 
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
@@ -5441,7 +5659,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(toy_kv__matrix table, int
 #undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
@@ -5451,22 +5669,23 @@ TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(toy_kv__matrix table, int
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
  * four at a time, so that a plane is unpacked once for four queries. */
 
-/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+/* exp(x) for x <= 0, down to x = -87, where it stays: relative error below 2e-7 near 0 and below
+ * 6e-8 |x| elsewhere, so that no sum of them errs by more than the first. A polynomial for 2^r with
+ * the least relative error on [-1/2, 1/2], its terms in pairs: what waits for operands fills the
+ * processor's queues, so that a long chain is slower than one product more. */
 TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__exp_avx512(toy_kv__vf_avx512 x)
 {
-    toy_kv__vf_avx512 n, r, y;
-    x = toy_kv__max_avx512(x, toy_kv__set1_avx512(-87.0f));
-    n = toy_kv__round_avx512(toy_kv__mul_avx512(x, toy_kv__set1_avx512(1.44269504f)));
-    r = toy_kv__fma_avx512(n, toy_kv__set1_avx512(-0.693359375f), x);
-    r = toy_kv__fma_avx512(n, toy_kv__set1_avx512(2.12194440e-4f), r);
-    y = toy_kv__set1_avx512(1.98756915e-4f);
-    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(1.39819995e-3f));
-    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(8.33345190e-3f));
-    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(4.16657962e-2f));
-    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(1.66666657e-1f));
-    y = toy_kv__fma_avx512(y, r, toy_kv__set1_avx512(5.00000000e-1f));
-    y = toy_kv__fma_avx512(toy_kv__mul_avx512(y, r), r, toy_kv__add_avx512(r, toy_kv__set1_avx512(1.0f)));
-    return toy_kv__scale2_avx512(y, n);
+    toy_kv__vf_avx512 n, r, square, low, high;
+    x = toy_kv__mul_avx512(toy_kv__max_avx512(x, toy_kv__set1_avx512(-87.0f)), toy_kv__set1_avx512(1.44269504f));
+    n = toy_kv__round_avx512(x);
+    r = toy_kv__sub_avx512(x, n);
+    square = toy_kv__mul_avx512(r, r);
+    low = toy_kv__fma_avx512(toy_kv__set1_avx512(0.693147004f), r, toy_kv__set1_avx512(1.0f));
+    high = toy_kv__fma_avx512(toy_kv__set1_avx512(0.0555073358f), r, toy_kv__set1_avx512(0.240222424f));
+    x = toy_kv__fma_avx512(toy_kv__set1_avx512(0.00132647273f), r, toy_kv__set1_avx512(0.00967151299f));
+    high = toy_kv__fma_avx512(x, square, high);
+    low = toy_kv__fma_avx512(high, square, low);
+    return toy_kv__scale2_avx512(low, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -5634,18 +5853,36 @@ TOY_KV__TARGET_avx512 static void toy_kv__sum_scalars_avx512(const unsigned char
     }
 }
 
-/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 TOY_KV__TARGET_avx512 static void toy_kv__scale_rows_avx512(const float *gain, const float *src, int rows,
-                                                  int add, float *dst)
+                                                  float *dst)
 {
     int r, t;
     for (r = 0; r < rows; r++)
         for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
             int i = r * TOY_KV_BLOCK + t;
-            toy_kv__vf_avx512 base = add ? toy_kv__load_avx512(dst + i) : toy_kv__set1_avx512(0.0f);
             toy_kv__store_avx512(dst + i,
-                            toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(src + i), base));
+                            toy_kv__mul_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(src + i)));
         }
+}
+
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+TOY_KV__TARGET_avx512 static void toy_kv__gain_scores_avx512(const float *gain, const float *part,
+                                                   const float *bias, int rows, float *s)
+{
+    int r, t;
+    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
+        if (bias != NULL) {
+            toy_kv__vf_avx512 base = toy_kv__set1_avx512(bias[r]);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+                toy_kv__store_avx512(
+                    s + t, toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(part + t), base));
+            continue;
+        }
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+            toy_kv__store_avx512(s + t, toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(part + t),
+                                                 toy_kv__load_avx512(s + t)));
+    }
 }
 
 /* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
@@ -5897,11 +6134,11 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char
 
 static const toy_kv__ops toy_kv__ops_avx512 = {
     TOY_KV__LANES_avx512,       toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512,  toy_kv__score_scalars_avx512,
-    toy_kv__sum_scalars_avx512, toy_kv__scale_rows_avx512,    toy_kv__gains_avx512,        toy_kv__add_row_avx512,
-    toy_kv__dot_row_avx512,     toy_kv__map_avx512,           toy_kv__unmap_avx512,        toy_kv__fill_tables_avx512,
-    toy_kv__largest_avx512,     toy_kv__exponentials_avx512,  toy_kv__exact_scores_avx512, toy_kv__exact_sums_avx512,
-    toy_kv__reduce_avx512,      toy_kv__shrink_avx512,        toy_kv__nearest_wide_avx512, TOY_KV__BYTE_OPS_avx512,
-    &toy_kv__dense_avx512,      &toy_kv__code_avx512,
+    toy_kv__sum_scalars_avx512, toy_kv__scale_rows_avx512,    toy_kv__gain_scores_avx512,  toy_kv__gains_avx512,
+    toy_kv__add_row_avx512,     toy_kv__dot_row_avx512,       toy_kv__map_avx512,          toy_kv__unmap_avx512,
+    toy_kv__fill_tables_avx512, toy_kv__largest_avx512,       toy_kv__exponentials_avx512, toy_kv__exact_scores_avx512,
+    toy_kv__exact_sums_avx512,  toy_kv__reduce_avx512,        toy_kv__shrink_avx512,       toy_kv__nearest_wide_avx512,
+    TOY_KV__BYTE_OPS_avx512,    &toy_kv__dense_avx512,        &toy_kv__code_avx512,
 };
 
 #undef TOY_KV__ROWS4
@@ -5954,6 +6191,10 @@ static inline float32x4_t toy_kv__loads8_neon(const unsigned char *p)
 static inline float32x4_t toy_kv__add_neon(float32x4_t a, float32x4_t b)
 {
     return vaddq_f32(a, b);
+}
+static inline float32x4_t toy_kv__sub_neon(float32x4_t a, float32x4_t b)
+{
+    return vsubq_f32(a, b);
 }
 static inline float32x4_t toy_kv__mul_neon(float32x4_t a, float32x4_t b)
 {
@@ -6667,7 +6908,7 @@ TOY_KV__TARGET_neon static void toy_kv__unmap_neon(toy_kv__matrix table, int n_o
 #undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
@@ -6677,22 +6918,23 @@ TOY_KV__TARGET_neon static void toy_kv__unmap_neon(toy_kv__matrix table, int n_o
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
  * four at a time, so that a plane is unpacked once for four queries. */
 
-/* exp(x) for x <= 0: relative error below 2e-7 down to x = -87, where it stays. */
+/* exp(x) for x <= 0, down to x = -87, where it stays: relative error below 2e-7 near 0 and below
+ * 6e-8 |x| elsewhere, so that no sum of them errs by more than the first. A polynomial for 2^r with
+ * the least relative error on [-1/2, 1/2], its terms in pairs: what waits for operands fills the
+ * processor's queues, so that a long chain is slower than one product more. */
 TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__exp_neon(toy_kv__vf_neon x)
 {
-    toy_kv__vf_neon n, r, y;
-    x = toy_kv__max_neon(x, toy_kv__set1_neon(-87.0f));
-    n = toy_kv__round_neon(toy_kv__mul_neon(x, toy_kv__set1_neon(1.44269504f)));
-    r = toy_kv__fma_neon(n, toy_kv__set1_neon(-0.693359375f), x);
-    r = toy_kv__fma_neon(n, toy_kv__set1_neon(2.12194440e-4f), r);
-    y = toy_kv__set1_neon(1.98756915e-4f);
-    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(1.39819995e-3f));
-    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(8.33345190e-3f));
-    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(4.16657962e-2f));
-    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(1.66666657e-1f));
-    y = toy_kv__fma_neon(y, r, toy_kv__set1_neon(5.00000000e-1f));
-    y = toy_kv__fma_neon(toy_kv__mul_neon(y, r), r, toy_kv__add_neon(r, toy_kv__set1_neon(1.0f)));
-    return toy_kv__scale2_neon(y, n);
+    toy_kv__vf_neon n, r, square, low, high;
+    x = toy_kv__mul_neon(toy_kv__max_neon(x, toy_kv__set1_neon(-87.0f)), toy_kv__set1_neon(1.44269504f));
+    n = toy_kv__round_neon(x);
+    r = toy_kv__sub_neon(x, n);
+    square = toy_kv__mul_neon(r, r);
+    low = toy_kv__fma_neon(toy_kv__set1_neon(0.693147004f), r, toy_kv__set1_neon(1.0f));
+    high = toy_kv__fma_neon(toy_kv__set1_neon(0.0555073358f), r, toy_kv__set1_neon(0.240222424f));
+    x = toy_kv__fma_neon(toy_kv__set1_neon(0.00132647273f), r, toy_kv__set1_neon(0.00967151299f));
+    high = toy_kv__fma_neon(x, square, high);
+    low = toy_kv__fma_neon(high, square, low);
+    return toy_kv__scale2_neon(low, n);
 }
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
@@ -6860,18 +7102,36 @@ TOY_KV__TARGET_neon static void toy_kv__sum_scalars_neon(const unsigned char *co
     }
 }
 
-/* dst [rows, BLOCK] = (add ? dst : 0) + gain [BLOCK] * src [rows, BLOCK] */
+/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 TOY_KV__TARGET_neon static void toy_kv__scale_rows_neon(const float *gain, const float *src, int rows,
-                                                  int add, float *dst)
+                                                  float *dst)
 {
     int r, t;
     for (r = 0; r < rows; r++)
         for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
             int i = r * TOY_KV_BLOCK + t;
-            toy_kv__vf_neon base = add ? toy_kv__load_neon(dst + i) : toy_kv__set1_neon(0.0f);
             toy_kv__store_neon(dst + i,
-                            toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(src + i), base));
+                            toy_kv__mul_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(src + i)));
         }
+}
+
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+TOY_KV__TARGET_neon static void toy_kv__gain_scores_neon(const float *gain, const float *part,
+                                                   const float *bias, int rows, float *s)
+{
+    int r, t;
+    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
+        if (bias != NULL) {
+            toy_kv__vf_neon base = toy_kv__set1_neon(bias[r]);
+            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+                toy_kv__store_neon(
+                    s + t, toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(part + t), base));
+            continue;
+        }
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+            toy_kv__store_neon(s + t, toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(part + t),
+                                                 toy_kv__load_neon(s + t)));
+    }
 }
 
 /* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
@@ -7123,11 +7383,11 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *bo
 
 static const toy_kv__ops toy_kv__ops_neon = {
     TOY_KV__LANES_neon,       toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon,  toy_kv__score_scalars_neon,
-    toy_kv__sum_scalars_neon, toy_kv__scale_rows_neon,    toy_kv__gains_neon,        toy_kv__add_row_neon,
-    toy_kv__dot_row_neon,     toy_kv__map_neon,           toy_kv__unmap_neon,        toy_kv__fill_tables_neon,
-    toy_kv__largest_neon,     toy_kv__exponentials_neon,  toy_kv__exact_scores_neon, toy_kv__exact_sums_neon,
-    toy_kv__reduce_neon,      toy_kv__shrink_neon,        toy_kv__nearest_wide_neon, TOY_KV__BYTE_OPS_neon,
-    &toy_kv__dense_neon,      &toy_kv__code_neon,
+    toy_kv__sum_scalars_neon, toy_kv__scale_rows_neon,    toy_kv__gain_scores_neon,  toy_kv__gains_neon,
+    toy_kv__add_row_neon,     toy_kv__dot_row_neon,       toy_kv__map_neon,          toy_kv__unmap_neon,
+    toy_kv__fill_tables_neon, toy_kv__largest_neon,       toy_kv__exponentials_neon, toy_kv__exact_scores_neon,
+    toy_kv__exact_sums_neon,  toy_kv__reduce_neon,        toy_kv__shrink_neon,       toy_kv__nearest_wide_neon,
+    TOY_KV__BYTE_OPS_neon,    &toy_kv__dense_neon,        &toy_kv__code_neon,
 };
 
 #undef TOY_KV__ROWS4
@@ -7440,7 +7700,7 @@ static void toy_kv__apply_shifts(const toy_kv__ops *ops, const toy_kv__stream *s
                 (size_t)(group * s->gain_width + c));
         ops->dense->affine(inner, shift, 1, toy_kv__row(z, c));
     }
-    ops->scale_rows(outer, z, s->gain_width, 0, z);
+    ops->scale_rows(outer, z, s->gain_width, z);
 }
 
 static void toy_kv__apply_gains(const toy_kv__ops *ops, const toy_kv__stream *s,
@@ -7461,7 +7721,7 @@ static void toy_kv__apply_gains(const toy_kv__ops *ops, const toy_kv__stream *s,
             toy_kv__apply_shifts(ops, s, codes, group, rows);
         } else {
             toy_kv__read_gains(ops, s, codes, group, gain);
-            ops->scale_rows(gain, rows, s->gain_width, 0, rows);
+            ops->scale_rows(gain, rows, s->gain_width, rows);
         }
     }
 }
@@ -7976,7 +8236,7 @@ static void toy_kv__encode_plain(const toy_kv__ops *ops, const toy_kv__stream *s
                      : kept != 0.0f       ? toy_kv__inverse(exact)
                                           : 0.0f;
     }
-    ops->scale_rows(inverse, rows, s->gain_width, 0, rows);
+    ops->scale_rows(inverse, rows, s->gain_width, rows);
 }
 
 /* levels: codewords of uniform codes; 0: others. */
@@ -8019,7 +8279,7 @@ static void toy_kv__divide_rms(const toy_kv__ops *ops, const toy_kv__stream *s, 
     toy_kv__group_rms(ops, s, group, z, mask, gain);
     for (t = 0; t < TOY_KV_BLOCK; t++)
         gain[t] = toy_kv__inverse(toy_kv__store_half(plane + 2 * t, gain[t]));
-    ops->scale_rows(gain, rows, s->gain_width, 0, rows);
+    ops->scale_rows(gain, rows, s->gain_width, rows);
 }
 
 static void toy_kv__encode_shifts(const toy_kv__ops *ops, const toy_kv__stream *s, unsigned char *codes,
@@ -8672,7 +8932,7 @@ typedef struct toy_kv__pass {
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
-    float *gain;          /* [BLOCK] */
+    float *gain;          /* [TILE, BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
     float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
@@ -8716,7 +8976,7 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM((size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                   \
      TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
-     TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV_BLOCK) +                                  \
+     TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV__TILE * TOY_KV_BLOCK) +                     \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2)
 
 static float *toy_kv__take(float **room, size_t n)
@@ -8750,7 +9010,7 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
     a->s = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
     a->part = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
-    a->gain = toy_kv__take(&room, TOY_KV_BLOCK);
+    a->gain = toy_kv__take(&room, TOY_KV__TILE * TOY_KV_BLOCK);
     a->bytes = (unsigned char *)toy_kv__take(&room, TOY_KV__TILE_FLOATS / 2);
     a->step = toy_kv__take(&room, TOY_KV_N_ROT + 1);
     a->cs = toy_kv__take(&room, TOY_KV_N_ROT + 1);
@@ -9090,8 +9350,9 @@ static void toy_kv__fill_tables(toy_kv__pass *a, const float *mapped)
             if (a->k_bytes && run->coder == TOY_KV__NIBBLES && !toy_kv__continues(a, s, i + 1)) {
                 toy_kv__packed *head = (toy_kv__packed *)(void *)packed;
                 packed += sizeof *head;
-                packed += a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
-                                                     (signed char *)packed);
+                a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
+                                           (signed char *)packed);
+                packed += head->bytes;
                 lut = start;
             }
         }
@@ -9144,63 +9405,92 @@ static void toy_kv__fill_books(toy_kv__pass *a)
     }
 }
 
-/* s [rows, BLOCK] of a block through the score tables. */
-static void toy_kv__score_block(toy_kv__pass *a, int block, float *scores)
+/* Scores of one run of planes that no byte kernel takes, added to a->part [n, rows, BLOCK]; returns
+ * the end of its tables in lut. */
+static const float *toy_kv__score_run(toy_kv__pass *a, const unsigned char *const *codes, int n,
+                                    const toy_kv__run *run, const float *lut)
 {
-    int u, i, r, t, planes = 0, first = 0;
-    const float *lut = a->lut, *wide = a->wide;
+    int b, nibbles = run->coder == TOY_KV__NIBBLES;
+    float *s = a->part;
+    for (b = 0; b < n; b++, s += a->rows * TOY_KV_BLOCK) {
+        if (nibbles)
+            a->ops->score_nibbles(codes[b] + run->codes, run->planes, lut, a->rows, s);
+        else
+            a->ops->score_scalars(codes[b] + run->codes, run->planes, run->coder == TOY_KV__HALVES,
+                                  lut, a->rows, s);
+    }
+    return lut + run->planes * a->rows * (nibbles ? 16 : 1);
+}
+
+/* The gains of n blocks for one group of latents of a stream: a->gain [n, BLOCK]. */
+static void toy_kv__read_tile(toy_kv__pass *a, const toy_kv__stream *s, const unsigned char *const *codes,
+                            int n, int group)
+{
+    int b;
+    for (b = 0; b < n; b++)
+        toy_kv__read_gains(a->ops, s, codes[b], group, a->gain + b * TOY_KV_BLOCK);
+}
+
+/* scores [n, rows, BLOCK] of n blocks through the same score tables. What runs of one gain add up
+ * to is set by the first of them, or begins at 0 where its kernel can only add. */
+static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, int n, float *scores)
+{
+    int u, i, b, planes = 0, first = 0, add = 0;
+    const int step = a->rows * TOY_KV_BLOCK;
+    const float *lut = a->lut, *wide = a->wide, *bias = a->bias;
     const char *packed = (const char *)a->packed;
     const short *table = a->dot_table, *words = a->dot_words;
     const float *unit = a->dot_unit;
-    for (r = 0; r < a->rows; r++) {
-        float bias = a->bias[r]; /* by itself, so that the loop is vectorized */
-        for (t = 0; t < TOY_KV_BLOCK; t++)
-            scores[r * TOY_KV_BLOCK + t] = bias;
-    }
+    const toy_kv__byte_ops *ops = a->ops->bytes;
+    const unsigned char *codes[TOY_KV__TILE];
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
-        const unsigned char *codes = toy_kv__codes(a->kv, stream, block);
-        float *dst = s->gain == TOY_KV__NO_GAIN ? scores : a->part;
+        for (b = 0; b < n; b++)
+            codes[b] = toy_kv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-            int opens = i == 0 || run[-1].gain != run->gain;
-            int closes = i == s->n_runs - 1 || run[1].gain != run->gain;
-            if (dst == a->part && opens)
-                memset(a->part, 0, sizeof(float) * (size_t)a->rows * TOY_KV_BLOCK);
+            int dots = toy_kv__dots(a, run);
+            if (i == 0 || run[-1].gain != run->gain)
+                add = 0;
             if (!toy_kv__continues(a, s, i)) {
                 planes = 0;
                 first = run->codes;
             }
             planes += run->planes;
-            if (toy_kv__dots(a, run)) {
+            if (!add && !dots && (run->coder != TOY_KV__NIBBLES || !a->k_bytes)) {
+                memset(a->part, 0, sizeof(float) * (size_t)(n * step));
+                add = 1;
+            }
+            if (dots) {
                 int pairs = toy_kv__dot_pairs(run);
-                a->ops->bytes->dot_scores(codes + run->codes, run, table, words, unit, a->rows,
-                                          dst);
+                ops->dot_scores(codes, (size_t)run->codes, n, run, table, words, unit, a->rows, add,
+                                a->part);
                 table += 32 * pairs;
                 words += a->rows * 2 * pairs;
                 unit += a->rows;
+                add = 1;
             } else if (run->coder == TOY_KV__WIDE) {
-                toy_kv__score_wide(run, codes + run->codes, wide, a->rows, dst);
+                for (b = 0; b < n; b++)
+                    toy_kv__score_wide(run, codes[b] + run->codes, wide, a->rows, a->part + b * step);
                 wide += (size_t)run->planes << run->bits;
-            } else if (run->coder != TOY_KV__NIBBLES) {
-                a->ops->score_scalars(codes + run->codes, run->planes, run->coder == TOY_KV__HALVES,
-                                      lut, a->rows, dst);
-                lut += run->planes * a->rows;
-            } else if (!a->k_bytes) {
-                a->ops->score_nibbles(codes + run->codes, run->planes, lut, a->rows, dst);
-                lut += run->planes * a->rows * 16;
+            } else if (run->coder != TOY_KV__NIBBLES || !a->k_bytes) {
+                lut = toy_kv__score_run(a, codes, n, run, lut);
             } else if (!toy_kv__continues(a, s, i + 1)) {
                 const toy_kv__packed *head = (const toy_kv__packed *)(const void *)packed;
                 packed += sizeof *head;
-                a->ops->bytes->score(codes + first, planes, head, (const signed char *)packed,
-                                     a->rows, dst);
-                packed += (size_t)a->rows * 64 * (size_t)((planes + 3) / 4 + head->wide);
+                ops->score(codes, (size_t)first, n, planes, head, (const signed char *)packed,
+                           a->rows, add, a->part);
+                packed += head->bytes;
+                add = 1;
             }
-            if (dst == a->part && closes) {
-                toy_kv__read_gains(a->ops, s, codes, run->gain, a->gain);
-                a->ops->scale_rows(a->gain, a->part, a->rows, 1, scores);
-            }
+            if (i < s->n_runs - 1 && run[1].gain == run->gain)
+                continue;
+            toy_kv__read_tile(a, s, codes, n, run->gain);
+            for (b = 0; b < n; b++)
+                a->ops->gain_scores(a->gain + b * TOY_KV_BLOCK, a->part + b * step, bias, a->rows,
+                                    scores + b * step);
+            bias = NULL;
         }
     }
 }
@@ -9220,6 +9510,14 @@ static void toy_kv__sum_run(toy_kv__pass *a, const unsigned char *const *codes, 
     }
 }
 
+/* a->part [n, rows, BLOCK] = the probabilities times the gains at hand. */
+static void toy_kv__scale_tile(toy_kv__pass *a, int n)
+{
+    int b, step = a->rows * TOY_KV_BLOCK;
+    for (b = 0; b < n; b++)
+        a->ops->scale_rows(a->gain + b * TOY_KV_BLOCK, a->s + b * step, a->rows, a->part + b * step);
+}
+
 /* Adds probability * value of the n blocks of a tile, in latents. a->s holds the probabilities;
  * fine: one of them is so large that 8 bits would not do. */
 static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int n, int fine)
@@ -9231,41 +9529,38 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     const signed char *book_bytes = (const signed char *)a->book;
     unsigned char *rest = a->bytes + TOY_KV__TILE_FLOATS;
     float *acc = a->acc, *bins = a->bins;
-    int u, i, b, r, packed;
+    int u, i, b, r, packed = 0, scaled = 0; /* the weights at hand are in a->bytes, in a->part */
     for (u = 0; u < a->n_v_uses; u++) {
         int stream = a->v_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
-        const float *p = a->s;
-        packed = 0; /* the weights at hand are in a->bytes */
         for (b = 0; b < n; b++)
             codes[b] = toy_kv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
             float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
-            int opens = i == 0 || run[-1].gain != run->gain;
-            if (s->gain != TOY_KV__NO_GAIN && opens) {
-                for (b = 0; b < n; b++) {
-                    int at = b * a->rows * TOY_KV_BLOCK;
-                    toy_kv__read_gains(a->ops, s, codes[b], run->gain, a->gain);
-                    a->ops->scale_rows(a->gain, a->s + at, a->rows, 0, a->part + at);
-                }
-                p = a->part;
-                packed = 0;
+            int in_bytes = run->coder == TOY_KV__NIBBLES && a->in_bytes;
+            if (i == 0 || run[-1].gain != run->gain) {
+                toy_kv__read_tile(a, s, codes, n, run->gain);
+                packed = scaled = 0;
+            }
+            if (!in_bytes && !scaled) {
+                toy_kv__scale_tile(a, n);
+                scaled = 1;
             }
             if (run->coder == TOY_KV__WIDE) {
                 for (b = 0; b < n; b++)
-                    toy_kv__sum_wide(run, codes[b] + run->codes, p + b * a->rows * TOY_KV_BLOCK,
+                    toy_kv__sum_wide(run, codes[b] + run->codes, a->part + b * a->rows * TOY_KV_BLOCK,
                                    a->rows, bins);
                 bins += (size_t)run->planes << run->bits;
                 continue;
             }
-            if (run->coder != TOY_KV__NIBBLES || !a->in_bytes) {
-                toy_kv__sum_run(a, codes, n, run, book, p, dst);
+            if (!in_bytes) {
+                toy_kv__sum_run(a, codes, n, run, book, a->part, dst);
                 book += run->coder == TOY_KV__NIBBLES ? run->planes * run->width * 16 : 0;
                 continue;
             }
             if (!packed) {
-                ops->pack_weights(p, n, a->rows, a->bytes, fine ? rest : NULL, scale);
+                ops->pack_weights(a->s, a->gain, n, a->rows, a->bytes, fine ? rest : NULL, scale);
                 for (r = 0; r < a->rows; r++)
                     rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;
@@ -9335,6 +9630,9 @@ static void toy_kv__collect(toy_kv__pass *a)
 #define TOY_KV__HELD_MOST (((size_t)1 << 18) / TOY_KV__NODE_FLOATS)
 #define TOY_KV__HELD                                                                                 \
     (TOY_KV__HELD_MOST < 1 ? 1 : TOY_KV__HELD_MOST < TOY_KV__TILE ? (int)TOY_KV__HELD_MOST : TOY_KV__TILE)
+/* Blocks that are scored together where they have the same score tables: few enough that their
+ * scores stay in the first-level cache. */
+#define TOY_KV__TOGETHER 2
 /* Queries that meet a block while it is held. */
 #define TOY_KV__QUERIES      32
 #define TOY_KV__STATE_FLOATS TOY_KV__ROOM(2 * TOY_KV__QUERIES * TOY_KV_N_HEADS)
@@ -9401,6 +9699,21 @@ TOY_KV__INLINE void toy_kv__prefetch(const toy_kv__pass *a, const toy_kv__use *u
     }
 }
 
+/* Asks for what comes next while blocks b .. b + m - 1 of the tile's n are scored: codes of keys
+ * some blocks ahead, and those of these blocks' values. Inlined as well. */
+TOY_KV__INLINE void toy_kv__prefetch_blocks(const toy_kv__pass *a, int b, int m, int n, int n_sealed)
+{
+    for (; m > 0; m--, b++) {
+        /* behind the tile the next blocks are a guess, right unless chunks were chosen */
+        int over = b + TOY_KV__AHEAD - (n - 1);
+        int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + TOY_KV__AHEAD];
+        if (a->k_tile == NULL && ahead < n_sealed)
+            toy_kv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
+        if (a->v_tile == NULL)
+            toy_kv__prefetch(a, a->v_uses, a->n_v_uses, a->tile[b].block, 0);
+    }
+}
+
 /* A rebuilt block: [HEAD_DIM, BLOCK]. */
 static inline const float *toy_kv__held(const toy_kv__pass *a, const float *tile, int j)
 {
@@ -9421,7 +9734,7 @@ static void toy_kv__collect_held(toy_kv__pass *a)
 
 static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
 {
-    int j = 0, b, n, previous = -1, ready = 0, seen;
+    int j = 0, b, k, m, n, previous = -1, ready = 0, seen;
     while ((n = toy_kv__next_tile(a, n_sealed, &j)) > 0) {
         if (!a->coded) {
             memset(a->acc, 0,
@@ -9435,16 +9748,13 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                 toy_kv__fill_maps(a);
         }
         a->coded = 1;
-        for (b = 0; b < n; b++) {
+        for (b = 0; b < n; b += m) {
             toy_kv__entry entry = a->tile[b];
-            /* behind the tile the next blocks are a guess, right unless chunks were chosen */
-            int over = b + TOY_KV__AHEAD - (n - 1);
-            int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + TOY_KV__AHEAD];
             float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
-            if (a->k_tile == NULL && ahead < n_sealed)
-                toy_kv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
-            if (a->v_tile == NULL)
-                toy_kv__prefetch(a, a->v_uses, a->n_v_uses, entry.block, 0);
+            m = a->k_frame == TOY_KV__BLOCKWISE || a->k_tile != NULL ? 1
+                : n - b < TOY_KV__TOGETHER                           ? n - b
+                                                                   : TOY_KV__TOGETHER;
+            toy_kv__prefetch_blocks(a, b, m, n, n_sealed);
             if (a->k_tile != NULL) {
                 a->ops->dense->score(toy_kv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
                                      scores);
@@ -9460,10 +9770,10 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                                                      (size_t)a->map_columns);
             else if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
                 toy_kv__fill_tables(a, NULL);
-            toy_kv__score_block(a, entry.block, scores);
-            if (TOY_KV__KEEPS)
-                toy_kv__score_kept(a->kv, a->ops, a->layer, a->head, entry.block, a->q, a->rows,
-                                 scores);
+            toy_kv__score_blocks(a, a->tile + b, m, scores);
+            for (k = 0; k < m && TOY_KV__KEEPS; k++)
+                toy_kv__score_kept(a->kv, a->ops, a->layer, a->head, a->tile[b + k].block, a->q,
+                                 a->rows, scores + k * a->rows * TOY_KV_BLOCK);
             ready = 1;
             previous = a->batches && b % TOY_KV__MAP_BLOCKS != TOY_KV__MAP_BLOCKS - 1 ? previous
                                                                                   : entry.position;

@@ -1,0 +1,208 @@
+/* Sums of values in bytes, AVX-512: what vqkv__byte_ops promises (types.h).
+ *
+ * A plane's codes become 8-bit codewords by a byte permutation, and a dot product adds codeword
+ * times weight over tokens, for four channels and four rows at once. */
+
+#if VQKV_BLOCK >= 64
+
+/* Rows r .. r + n - 1 of weights p * gain in 8 bits: a `top` becomes 254. n is a constant. */
+VQKV__INLINE_avx512 void vqkv__pack_rows_avx512(const float *p, const float *gain, int blocks,
+                                                int rows, int r, const int n, unsigned char *out,
+                                                unsigned char *rest, float *scale)
+{
+    /* Thresholds spread evenly over (0, 1): small weights are not all rounded away, however large
+     * the row's largest is; on average over positions, rounding keeps the sum. */
+    const __m512 dither =
+        _mm512_mul_ps(_mm512_set_ps(31, 15, 23, 7, 27, 11, 19, 3, 29, 13, 21, 5, 25, 9, 17, 1),
+                      _mm512_set1_ps(1.0f / 32.0f));
+    const int step = rows * VQKV_BLOCK;
+    __m512 high[4], factor[4];
+    int b, t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        high[k] = _mm512_setzero_ps();
+    for (b = 0; b < blocks; b++)
+        for (t = 0; t < VQKV_BLOCK; t += 16) {
+            const float *x = p + b * step + r * VQKV_BLOCK + t;
+            __m512 g = _mm512_loadu_ps(gain + b * VQKV_BLOCK + t);
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                high[k] = vqkv__max_avx512(high[k],
+                                           _mm512_mul_ps(g, _mm512_loadu_ps(x + k * VQKV_BLOCK)));
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float top = vqkv__hmax_avx512(high[k]);
+        scale[r + k] = top / 254.0f;
+        factor[k] = _mm512_set1_ps(top > 0.0f ? 254.0f / top : 0.0f);
+    }
+    for (b = 0; b < blocks; b++)
+        for (t = 0; t < VQKV_BLOCK; t += 16) {
+            size_t at = (size_t)(b * step + r * VQKV_BLOCK + t);
+            __m512 g = _mm512_loadu_ps(gain + b * VQKV_BLOCK + t);
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                __m512 x = _mm512_mul_ps(g, _mm512_loadu_ps(p + at + k * VQKV_BLOCK));
+                __m512 y =
+                    _mm512_fmadd_ps(x, factor[k], rest == NULL ? dither : _mm512_setzero_ps());
+                __m512i i = _mm512_cvttps_epi32(y);
+                _mm_storeu_si128((__m128i *)(void *)(out + at + k * VQKV_BLOCK),
+                                 _mm512_cvtusepi32_epi8(i));
+                if (rest == NULL)
+                    continue;
+                y = _mm512_mul_ps(_mm512_sub_ps(y, _mm512_cvtepi32_ps(i)), _mm512_set1_ps(255.0f));
+                _mm_storeu_si128((__m128i *)(void *)(rest + at + k * VQKV_BLOCK),
+                                 _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(y)));
+            }
+        }
+}
+
+VQKV__TARGET_avx512 static void vqkv__pack_weights_avx512(const float *p, const float *gain,
+                                                          int blocks, int rows, unsigned char *out,
+                                                          unsigned char *rest, float *scale)
+{
+    int r = 0;
+    for (; r + 4 <= rows && rest == NULL; r += 4)
+        vqkv__pack_rows_avx512(p, gain, blocks, rows, r, 4, out, NULL, scale);
+    for (; r < rows && rest == NULL; r++)
+        vqkv__pack_rows_avx512(p, gain, blocks, rows, r, 1, out, NULL, scale);
+    for (; r < rows; r++)
+        vqkv__pack_rows_avx512(p, gain, blocks, rows, r, 1, out, rest, scale);
+}
+
+/* The codes of tokens t .. t + 63 of a plane, in low nibbles; bits above them are anything. */
+VQKV__INLINE_avx512 __m512i vqkv__plane_codes_avx512(const unsigned char *plane, int t)
+{
+    __m512i x;
+#if VQKV_BLOCK == 64
+    (void)t;
+    x = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)plane));
+    return _mm512_mask_srli_epi16(x, 0xffff0000u, x, 4);
+#else
+    x = _mm512_loadu_si512((const void *)(plane + t % (VQKV_BLOCK / 2)));
+    return t < VQKV_BLOCK / 2 ? x : _mm512_srli_epi16(x, 4);
+#endif
+}
+
+/* Where four channels lie: the first token of their planes in a block, and their latents. */
+typedef struct vqkv__four {
+    size_t plane[4];
+    size_t latent[4];
+} vqkv__four;
+
+/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. */
+static inline vqkv__four vqkv__four_of(const vqkv__run *run, size_t offset, int c, int n)
+{
+    vqkv__four four;
+    int i;
+    for (i = 0; i < 4; i++) {
+        int channel = c + i < n ? c + i : n - 1, plane = channel, latent = channel;
+        if (run->width == 2)
+            plane = channel / 2;
+        else if (run->width > 2)
+            plane = channel / run->width;
+        if (run->stages > 1)
+            latent = plane / run->stages * run->width + channel - plane * run->width;
+        four.plane[i] = offset + (size_t)plane * (VQKV_BLOCK / 2);
+        four.latent[i] = (size_t)latent;
+    }
+    return four;
+}
+
+/* Four channels, `each` of them of one plane, `real` of them there, for n rows from row r on; each
+ * and n are constants. The codewords of a channel stand four times in a register, so that bits
+ * above a nibble do not count. */
+VQKV__INLINE_avx512 void vqkv__sum_rows_avx512(const unsigned char *const *codes, int blocks,
+                                               const vqkv__four *four, const int each, int real,
+                                               const signed char *book, const float *book_scale,
+                                               const unsigned char *weights, const float *scale,
+                                               int rows, int r, const int n, float *acc,
+                                               size_t stride)
+{
+    __m512i sum[4][4], table[4];
+    const unsigned char *w = weights + (size_t)r * VQKV_BLOCK;
+    int b, k, t, i;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        table[i] = _mm512_broadcast_i32x4(_mm_loadu_si128(
+            (const __m128i *)(const void *)(book + 16 * (i < real ? i : real - 1))));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][i] = _mm512_setzero_si512();
+    }
+    for (b = 0; b < blocks; b++, w += (size_t)rows * VQKV_BLOCK)
+        for (t = 0; t < VQKV_BLOCK; t += 64) {
+            __m512i x = vqkv__plane_codes_avx512(codes[b] + four->plane[0], t), v[4];
+            v[0] = _mm512_permutexvar_epi8(x, table[0]);
+#pragma GCC unroll 4
+            for (i = 1; i < 4; i++) {
+                if (i % each == 0)
+                    x = vqkv__plane_codes_avx512(codes[b] + four->plane[i], t);
+                v[i] = _mm512_permutexvar_epi8(x, table[i]);
+            }
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                __m512i p = _mm512_loadu_si512((const void *)(w + k * VQKV_BLOCK + t));
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    vqkv__add_bytes_avx512(&sum[k][i], p, v[i]);
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        const __m512 f = _mm512_set1_ps(scale[r + k]);
+        float *dst = acc + (size_t)(r + k) * stride * 16;
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) {
+            float *to = dst + four->latent[i] * 16;
+            __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]), f);
+            if (i < real)
+                _mm512_storeu_ps(
+                    to, _mm512_fmadd_ps(x, _mm512_set1_ps(book_scale[i]), _mm512_loadu_ps(to)));
+        }
+    }
+}
+
+/* All channels of a run, `each` of every four of one plane. */
+VQKV__INLINE_avx512 void vqkv__sum_run_avx512(const unsigned char *const *codes, size_t offset,
+                                              int blocks, const vqkv__run *run, const int each,
+                                              const signed char *book, const float *book_scale,
+                                              const unsigned char *weights, const float *scale,
+                                              int rows, float *acc, size_t stride)
+{
+    int c, r, n = run->planes * run->width;
+    for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
+        vqkv__four four = vqkv__four_of(run, offset, c, n);
+        int real = n - c < 4 ? n - c : 4;
+#define VQKV__SUM(n_rows)                                                                          \
+    vqkv__sum_rows_avx512(codes, blocks, &four, each, real, book, book_scale, weights, scale,      \
+                          rows, r, n_rows, acc, stride)
+        for (r = 0; r + 4 <= rows; r += 4)
+            VQKV__SUM(4);
+        for (; r + 2 <= rows; r += 2)
+            VQKV__SUM(2);
+        for (; r < rows; r++)
+            VQKV__SUM(1);
+#undef VQKV__SUM
+    }
+}
+
+VQKV__TARGET_avx512 static void
+vqkv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blocks,
+                       const vqkv__run *run, const signed char *book, const float *book_scale,
+                       const unsigned char *weights, const float *scale, int rows, float *acc,
+                       size_t stride)
+{
+#define VQKV__X(each)                                                                              \
+    vqkv__sum_run_avx512(codes, offset, blocks, run, each, book, book_scale, weights, scale, rows, \
+                         acc, stride)
+    if (run->width % 4 == 0)
+        VQKV__X(4);
+    else if (run->width == 2)
+        VQKV__X(2);
+    else
+        VQKV__X(1);
+#undef VQKV__X
+}
+
+#endif /* VQKV_BLOCK >= 64 */
