@@ -10,8 +10,8 @@
 # that leaks.
 set -uo pipefail
 
-# Seconds a program may take.
-limit=${TEST_TIMEOUT:-600}
+# Seconds a program may take, on a busy machine too.
+limit=${TEST_TIMEOUT:-1800}
 jobs=${TEST_JOBS:-$(nproc)}
 passed=0 failed=0 skipped=0
 # A thread each, since as many programs run as there are cores. Tests of threads ask for theirs.

@@ -243,7 +243,7 @@ static void check_copies(check *c)
 
 static void load_input(check *c, const char *path)
 {
-    int32_t n;
+    int32_t n = 0;
     FILE *in = fopen(path, "rb");
     if (in == NULL || fread(&n, sizeof n, 1, in) != 1 || n < 1 || n > 4096)
         die("no input");
