@@ -2523,14 +2523,22 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__lookup_avx2(toy_kv__vt_avx2 tab
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
 /* Reads two bytes behind each entry: the constant table ends in a spare word. */
+/* Four binary16 values of a table, in one word. */
+static inline int64_t toy_kv__four_halves(const unsigned char *table, const unsigned char *codes)
+{
+    uint16_t h[4];
+    int i;
+    for (i = 0; i < 4; i++)
+        memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
+    return (int64_t)((uint64_t)h[0] | (uint64_t)h[1] << 16 | (uint64_t)h[2] << 32 |
+                     (uint64_t)h[3] << 48);
+}
+/* Loads one by one: four times as fast as the gather instruction, on Zen 5. */
 TOY_KV__TARGET_avx2 static inline __m256 toy_kv__gather_avx2(const unsigned char *table,
                                                          const unsigned char *codes)
 {
-    __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)codes));
-    __m256i words = _mm256_i32gather_epi32((const int *)(const void *)table, index, 2);
-    words = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
     return _mm256_cvtph_ps(
-        _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+        _mm_set_epi64x(toy_kv__four_halves(table, codes + 4), toy_kv__four_halves(table, codes)));
 }
 TOY_KV__TARGET_avx2 static inline void toy_kv__storeu8_avx2(unsigned char *p, __m256 x)
 {
@@ -2582,10 +2590,9 @@ TOY_KV__TARGET_avx2 static inline void toy_kv__transpose_avx2(const unsigned cha
         toy_kv__store8h_avx2(dst + dst_step, _mm_unpackhi_epi64(quad[i], quad[i + 4]));
     }
 }
-/* Byte kernels, AVX2: what toy_kv__byte_ops promises (types.h). Tables are those of the AVX-512
- * kernels. Scores: a shuffle looks up 32 tokens of a plane; sums of unsigned bytes are kept as sums
- * of 16-bit words and of their high halves. Sums: shuffled codewords times weights of 7 bits, so
- * that no pair of products leaves 16 bits. */
+/* Byte kernels, AVX2: what toy_kv__byte_ops promises (types.h). Scores: a shuffle looks up 32 tokens
+ * of a plane; 16-bit entries are summed modulo 2^16, byte by byte, in units such that no sum leaves
+ * 16 bits. Sums: shuffled codewords times weights of 7 bits, so that no pair of products does. */
 
 #if TOY_KV_BLOCK >= 64
 
@@ -2613,43 +2620,71 @@ TOY_KV__TARGET_avx2 static inline float toy_kv__reach_avx2(const float *x, __m25
     return toy_kv__hmax_avx2(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
 }
 
-TOY_KV__TARGET_avx2 static void toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
-                                                     const float *energy, toy_kv__packed *head,
-                                                     signed char *out)
+/* Planes whose scores are summed in 16 bits. */
+#define TOY_KV__CHUNK_avx2 64
+
+/* Wide quads: from the last quad on, as many 8-bit ones as are allowed. */
+TOY_KV__TARGET_avx2 static int toy_kv__wide_quads_avx2(const float *lut, int planes, int rows,
+                                                   const float *energy)
 {
-    int q, r, p, quads = (planes + 3) / 4;
-    head->wide = 0;
-    for (r = 0; r < rows; r++) { /* from the last quad on, as many 8-bit ones as are allowed */
+    int q, r, p, quads = (planes + 3) / 4, wide = 0;
+    for (r = 0; r < rows; r++) {
         __m256 square = _mm256_setzero_ps();
         float limit, top = 0.0f;
         for (p = 0; p < planes; p++)
             toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
-        /* Half of what is allowed where the strongest channels are no tables. */
-        limit = 0.5f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR *
+        /* Half the tolerance: weights of 7 bits err more than those of 8 do. */
+        limit = 0.25f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR *
                 (energy[r] + toy_kv__hsum_avx2(square) / 16.0f);
-        for (q = quads - 1; q >= head->wide; q--) {
+        for (q = quads - 1; q >= wide; q--) {
             for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
                 float m =
                     toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
                 top = m > top ? m : top;
             }
             if (top * top / (127.0f * 127.0f * 12.0f) * (float)(planes - 4 * q) > limit)
-                head->wide = q + 1;
+                wide = q + 1;
         }
     }
-    for (r = 0; r < rows; r++) {
-        float narrow = 0.0f, widest = 0.0f;
-        __m256 square = _mm256_setzero_ps();
-        for (p = 0; p < planes; p++) {
-            float m = toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
-            if (p < 4 * head->wide)
-                widest = m > widest ? m : widest;
-            else
-                narrow = m > narrow ? m : narrow;
-        }
-        head->scale[2 * r] = widest / 32512.0f;
-        head->scale[2 * r + 1] = narrow / 127.0f;
+    return wide;
+}
+
+/* What an entry of row r counts in 16 bits, and in 8 bits from plane `wide` on. */
+TOY_KV__TARGET_avx2 static void toy_kv__scales_avx2(const float *lut, int planes, int wide, int rows,
+                                                int r, float *scale)
+{
+    __m256 square = _mm256_setzero_ps();
+    float sum = 0.0f, m;
+    int p;
+    scale[0] = scale[1] = 0.0f;
+    for (p = 0; p < planes; p++) {
+        m = toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
+        sum = p % TOY_KV__CHUNK_avx2 == 0 ? m : sum + m;
+        if (p < wide)
+            scale[0] = sum > scale[0] ? sum : scale[0];
+        else
+            scale[1] = m > scale[1] ? m : scale[1];
     }
+    scale[0] /= 32767.0f - TOY_KV__CHUNK_avx2; /* rounding may add half a unit a plane */
+    scale[1] /= 127.0f;
+}
+
+/* The low bytes of sixteen words. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__store_bytes_avx2(signed char *out, __m256i x)
+{
+    x = _mm256_and_si256(x, _mm256_set1_epi16(255));
+    _mm_storeu_si128((__m128i *)(void *)out,
+                     _mm_packus_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
+                                                     const float *energy, toy_kv__packed *head,
+                                                     signed char *out)
+{
+    int q, r, p, quads = (planes + 3) / 4;
+    head->wide = toy_kv__wide_quads_avx2(lut, planes, rows, energy);
+    for (r = 0; r < rows; r++)
+        toy_kv__scales_avx2(lut, planes, 4 * head->wide, rows, r, head->scale + 2 * r);
     for (q = 0; q < quads; q++)
         for (r = 0; r < rows; r++) {
             int wide = q < head->wide;
@@ -2659,41 +2694,25 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_tables_avx2(const float *lut, int p
                 if (p < planes && scale > 0.0f)
                     x = toy_kv__sixteen_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
                                            1.0f / scale);
-                if (wide) { /* low bytes are unsigned: move them through the signed packing */
-                    __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(255));
-                    _mm_storeu_si128((__m128i *)(void *)(out + 64),
-                                     _mm_packus_epi16(_mm256_castsi256_si128(low),
-                                                      _mm256_extracti128_si256(low, 1)));
-                    x = _mm256_srai_epi16(x, 8);
+                if (wide) {
+                    toy_kv__store_bytes_avx2(out, _mm256_srli_epi16(x, 8));
+                    toy_kv__store_bytes_avx2(out + 64, x);
+                } else { /* unsigned, 128 more than they are */
+                    toy_kv__store_bytes_avx2(out, _mm256_xor_si256(x, _mm256_set1_epi16(128)));
                 }
-                _mm_storeu_si128((__m128i *)(void *)out, toy_kv__narrowed_avx2(x));
             }
             out += wide ? 64 : 0;
         }
     head->bytes = rows * 64 * (quads + head->wide);
 }
 
-/* Sums of bytes under way: of 16-bit words that hold two each, and of their high halves. */
-typedef struct toy_kv__wordsum_avx2 {
-    __m256i all, high;
-} toy_kv__wordsum_avx2;
-
-TOY_KV__INLINE_avx2 void toy_kv__add_codes_avx2(toy_kv__wordsum_avx2 *sum, __m256i table, __m256i codes)
+/* dst [32] = (add ? dst : 0) + scale * words of even tokens and of odd ones. */
+TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(__m256i even, __m256i odd, float scale, int add, float *dst)
 {
-    __m256i x = _mm256_shuffle_epi8(table, codes);
-    sum->all = _mm256_add_epi16(sum->all, x);
-    sum->high = _mm256_add_epi16(sum->high, _mm256_srli_epi16(x, 8));
-}
-
-/* dst [32] = (add ? dst : 0) + scale * (the sums - bias). */
-TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const toy_kv__wordsum_avx2 *sum, int bias, float scale,
-                                        int add, float *dst)
-{
-    __m256i even = _mm256_sub_epi16(sum->all, _mm256_slli_epi16(sum->high, 8));
     __m256i part[2];
     int i, k;
-    part[0] = _mm256_unpacklo_epi16(even, sum->high); /* tokens 0..7, 16..23 */
-    part[1] = _mm256_unpackhi_epi16(even, sum->high);
+    part[0] = _mm256_unpacklo_epi16(even, odd); /* tokens 0..7, 16..23 */
+    part[1] = _mm256_unpackhi_epi16(even, odd);
 #pragma GCC unroll 2
     for (i = 0; i < 2; i++)
 #pragma GCC unroll 2
@@ -2701,37 +2720,96 @@ TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const toy_kv__wordsum_avx2 *sum, int
             __m128i words =
                 k == 0 ? _mm256_castsi256_si128(part[i]) : _mm256_extracti128_si256(part[i], 1);
             float *to = dst + 16 * k + 8 * i;
-            __m256 x = _mm256_cvtepi32_ps(
-                _mm256_sub_epi32(_mm256_cvtepu16_epi32(words), _mm256_set1_epi32(bias)));
-            __m256 old = add ? _mm256_loadu_ps(to) : _mm256_setzero_ps();
-            _mm256_storeu_ps(to, _mm256_fmadd_ps(x, _mm256_set1_ps(scale), old));
+            __m256 x = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(words));
+            x = _mm256_mul_ps(x, _mm256_set1_ps(scale));
+            _mm256_storeu_ps(to, add ? _mm256_add_ps(x, _mm256_loadu_ps(to)) : x);
         }
 }
 
-/* Tables of n planes for one row at `step` bytes a quad; `flip`: entries are signed. At most 256
- * planes, so that no sum leaves 16 bits. */
-TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, int n,
-                                               const signed char *tables, size_t step, int flip,
-                                               float scale, int add, float *s)
+TOY_KV__INLINE_avx2 __m256i toy_kv__table_bytes_avx2(const signed char *p)
 {
-    const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(flip ? -128 : 0);
-    int c, p;
-    for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
-        toy_kv__wordsum_avx2 low, high;
-        low.all = low.high = high.all = high.high = _mm256_setzero_si256();
-        for (p = 0; p < n; p++) {
-            __m256i x = _mm256_loadu_si256(
-                (const __m256i *)(const void *)(codes + (size_t)p * (TOY_KV_BLOCK / 2)));
-            __m256i t = _mm256_xor_si256(
-                _mm256_broadcastsi128_si256(_mm_loadu_si128(
-                    (const __m128i *)(const void *)(tables + (size_t)(p / 4) * step + p % 4 * 16))),
-                sign);
-            toy_kv__add_codes_avx2(&low, t, _mm256_and_si256(x, nibble));
-            toy_kv__add_codes_avx2(&high, t, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+/* sum += x, words or bytes. Left to itself gcc 12 keeps two copies of every sum, and so most of
+ * them in memory. */
+TOY_KV__INLINE_avx2 void toy_kv__add_words_avx2(__m256i *sum, __m256i x)
+{
+    __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(x));
+}
+TOY_KV__INLINE_avx2 void toy_kv__add_bytes_avx2(__m256i *sum, __m256i x)
+{
+    __asm__("vpaddb %1, %0, %0" : "+x"(*sum) : "x"(x));
+}
+
+/* Scores of 32 tokens, the codes' low nibbles or (`second`) high ones, for n rows from row r on,
+ * through tables of planes from .. to - 1, at most CHUNK: all wide, or none; n and the flags are
+ * constants. Unsigned bytes are summed as words of two each and as their high halves; high bytes of
+ * 16-bit entries modulo 2^8, since nothing of their sums beyond that counts. */
+TOY_KV__INLINE_avx2 void toy_kv__score_rows_avx2(const unsigned char *codes, int from, int to,
+                                             const toy_kv__packed *head, const signed char *tables,
+                                             int rows, int r, const int n, const int wide,
+                                             const int second, int add, float *s)
+{
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const size_t entry = wide ? 128 : 64, step = (size_t)rows * entry;
+    __m256i all[4], odd[4], high[4];
+    int p, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        all[k] = odd[k] = high[k] = _mm256_setzero_si256();
+    tables += (size_t)r * entry;
+    for (p = from; p < to; p++) {
+        const signed char *t = tables + (size_t)((p - from) / 4) * step + p % 4 * 16;
+        __m256i x = _mm256_loadu_si256(
+            (const __m256i *)(const void *)(codes + (size_t)p * (TOY_KV_BLOCK / 2)));
+        x = _mm256_and_si256(second ? _mm256_srli_epi16(x, 4) : x, nibble);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            const signed char *e = t + (size_t)k * entry;
+            __m256i low = _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(e + (wide ? 64 : 0)), x);
+            toy_kv__add_words_avx2(&all[k], low);
+            toy_kv__add_words_avx2(&odd[k], _mm256_srli_epi16(low, 8));
+            if (wide)
+                toy_kv__add_bytes_avx2(&high[k], _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(e), x));
         }
-        toy_kv__flush_avx2(&low, flip ? 128 * n : 0, scale, add, s + 32 * c);
-        toy_kv__flush_avx2(&high, flip ? 128 * n : 0, scale, add, s + TOY_KV_BLOCK / 2 + 32 * c);
     }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m256i even = _mm256_sub_epi16(all[k], _mm256_slli_epi16(odd[k], 8));
+        if (wide) {
+            even = _mm256_add_epi16(even, _mm256_slli_epi16(high[k], 8));
+            odd[k] = _mm256_add_epi16(odd[k], _mm256_and_si256(high[k], _mm256_set1_epi16(-256)));
+        } else {
+            const __m256i bias = _mm256_set1_epi16((short)(128 * (to - from)));
+            even = _mm256_sub_epi16(even, bias);
+            odd[k] = _mm256_sub_epi16(odd[k], bias);
+        }
+        toy_kv__flush_avx2(even, odd[k], head->scale[2 * (r + k) + !wide], add,
+                         s + (r + k) * TOY_KV_BLOCK);
+    }
+}
+
+/* All rows of one block, through tables of planes from .. to - 1. */
+TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, int from, int to,
+                                               const toy_kv__packed *head, const signed char *tables,
+                                               int rows, const int wide, int add, float *s)
+{
+    int t, r;
+#define TOY_KV__X(n, second)                                                                         \
+    toy_kv__score_rows_avx2(codes + t, from, to, head, tables, rows, r, n, wide, second, add,        \
+                          s + t + second * (TOY_KV_BLOCK / 2))
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 32) {
+        for (r = 0; r + 4 <= rows; r += 4) {
+            TOY_KV__X(4, 0);
+            TOY_KV__X(4, 1);
+        }
+        for (; r < rows; r++) {
+            TOY_KV__X(1, 0);
+            TOY_KV__X(1, 1);
+        }
+    }
+#undef TOY_KV__X
 }
 
 /* One block. */
@@ -2740,24 +2818,16 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_one_avx2(const unsigned char *code
                                                    const signed char *tables, int rows, int add,
                                                    float *s)
 {
-    int r, p, n, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
-    for (r = 0; r < rows; r++, s += TOY_KV_BLOCK) {
-        size_t step = (size_t)rows * 128;
-        for (p = 0; p < wide; p += 256) {
-            const signed char *t = tables + (size_t)(p / 4) * step + (size_t)r * 128;
-            const unsigned char *from = codes + (size_t)p * (TOY_KV_BLOCK / 2);
-            n = wide - p < 256 ? wide - p : 256;
-            toy_kv__score_planes_avx2(from, n, t, step, 1, 256.0f * head->scale[2 * r], add || p > 0,
-                                    s);
-            toy_kv__score_planes_avx2(from, n, t + 64, step, 0, head->scale[2 * r], 1, s);
-        }
-        for (p = wide; p < planes; p += 256) {
-            const signed char *t = tables + (size_t)head->wide * step + (size_t)r * 64 +
-                                   (size_t)((p - wide) / 4) * (size_t)rows * 64;
-            n = planes - p < 256 ? planes - p : 256;
-            toy_kv__score_planes_avx2(codes + (size_t)p * (TOY_KV_BLOCK / 2), n, t, (size_t)rows * 64,
-                                    1, head->scale[2 * r + 1], add || p > 0, s);
-        }
+    int p, end, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
+    for (p = 0; p < planes; p = end, add = 1) {
+        int is_wide = p < wide;
+        end = p - p % TOY_KV__CHUNK_avx2 + TOY_KV__CHUNK_avx2;
+        end = end < (is_wide ? wide : planes) ? end : is_wide ? wide : planes;
+        if (is_wide)
+            toy_kv__score_planes_avx2(codes, p, end, head, tables, rows, 1, add, s);
+        else
+            toy_kv__score_planes_avx2(codes, p, end, head, tables, rows, 0, add, s);
+        tables += (size_t)((end - p + 3) / 4) * (size_t)rows * (is_wide ? 128 : 64);
     }
 }
 
@@ -2787,6 +2857,35 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n
     }
 }
 
+/* Sixteen words of what two registers of floats say, rounded down. */
+TOY_KV__TARGET_avx2 static inline __m256i toy_kv__floored_avx2(__m256 a, __m256 b)
+{
+    return _mm256_permute4x64_epi64(
+        _mm256_packs_epi32(_mm256_cvttps_epi32(a), _mm256_cvttps_epi32(b)), 0xd8);
+}
+
+/* Sixteen weights p * gain * factor, what they are added to `threshold` and rounded down; if `rest`
+ * is not NULL, it gets what is left. */
+TOY_KV__INLINE_avx2 void toy_kv__pack_sixteen_avx2(const float *p, const float *gain, __m256 factor,
+                                               const float *threshold, unsigned char *out,
+                                               unsigned char *rest)
+{
+    __m256 x[2], left[2];
+    int i;
+#pragma GCC unroll 2
+    for (i = 0; i < 2; i++) {
+        __m256 w = _mm256_mul_ps(_mm256_loadu_ps(p + 8 * i), _mm256_loadu_ps(gain + 8 * i));
+        x[i] = _mm256_fmadd_ps(w, factor, _mm256_loadu_ps(threshold + 8 * i));
+        if (rest != NULL)
+            left[i] = _mm256_fmadd_ps(_mm256_sub_ps(x[i], _mm256_floor_ps(x[i])),
+                                      _mm256_set1_ps(127.0f), _mm256_set1_ps(0.5f));
+    }
+    _mm_storeu_si128((__m128i *)(void *)out, toy_kv__narrowed_avx2(toy_kv__floored_avx2(x[0], x[1])));
+    if (rest != NULL)
+        _mm_storeu_si128((__m128i *)(void *)rest,
+                         toy_kv__narrowed_avx2(toy_kv__floored_avx2(left[0], left[1])));
+}
+
 TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *p, const float *gain, int blocks,
                                                       int rows, unsigned char *out,
                                                       unsigned char *rest, float *scale)
@@ -2795,10 +2894,11 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *p, const 
     static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
                                      0.40625f, 0.90625f, 0.09375f, 0.59375f, 0.34375f, 0.84375f,
                                      0.21875f, 0.71875f, 0.46875f, 0.96875f};
-    int b, r, t, i;
+    static const float none[16] = {0.0f};
+    int b, r, t;
     for (r = 0; r < rows; r++) {
-        __m256 high = _mm256_setzero_ps();
-        float top, factor, x[16], left[16];
+        __m256 high = _mm256_setzero_ps(), factor;
+        float top;
         for (b = 0; b < blocks; b++)
             for (t = 0; t < TOY_KV_BLOCK; t += 8) {
                 size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
@@ -2808,23 +2908,15 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *p, const 
             }
         top = toy_kv__hmax_avx2(high);
         scale[r] = top / 126.0f;
-        factor = top > 0.0f ? 126.0f / top : 0.0f;
+        factor = _mm256_set1_ps(top > 0.0f ? 126.0f / top : 0.0f);
         for (b = 0; b < blocks; b++)
             for (t = 0; t < TOY_KV_BLOCK; t += 16) {
                 size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-                for (i = 0; i < 16; i += 8) {
-                    __m256 y = _mm256_mul_ps(_mm256_loadu_ps(p + at + i), _mm256_set1_ps(factor));
-                    y = _mm256_mul_ps(y, _mm256_loadu_ps(gain + b * TOY_KV_BLOCK + t + i));
-                    __m256 down = _mm256_floor_ps(
-                        rest != NULL ? y : _mm256_add_ps(y, _mm256_loadu_ps(dither + i)));
-                    _mm256_storeu_ps(x + i, down);
-                    _mm256_storeu_ps(left + i, _mm256_sub_ps(y, down));
-                }
-                _mm_storeu_si128((__m128i *)(void *)(out + at),
-                                 toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(x, 1.0f)));
-                if (rest != NULL)
-                    _mm_storeu_si128((__m128i *)(void *)(rest + at),
-                                     toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(left, 127.0f)));
+                const float *g = gain + b * TOY_KV_BLOCK + t;
+                if (rest == NULL)
+                    toy_kv__pack_sixteen_avx2(p + at, g, factor, dither, out + at, NULL);
+                else
+                    toy_kv__pack_sixteen_avx2(p + at, g, factor, none, out + at, rest + at);
             }
     }
 }
