@@ -4998,46 +4998,74 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__scaled_avx512(const float *l
     return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(lut), _mm512_set1_ps(factor)));
 }
 
-/* The largest magnitude in a table. */
-TOY_KV__TARGET_avx512 static inline float toy_kv__reach_avx512(const float *lut)
+/* The table of plane p for row r in lut [planes, rows, 16]; 0 behind the last plane. */
+TOY_KV__TARGET_avx512 static inline __m512 toy_kv__lut_avx512(const float *lut, int p, int planes,
+                                                          int rows, int r)
 {
-    return _mm512_reduce_max_ps(_mm512_abs_ps(_mm512_loadu_ps(lut)));
+    return p < planes ? _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16)
+                      : _mm512_setzero_ps();
 }
 
-/* How many units of the widest table's 1 / 127 a step of an 8-bit table has that reaches to `high`,
- * 1 .. 127: its entries fit 8 bits then. */
-static inline int toy_kv__steps_of(float high, float widest)
+/* The largest magnitude in each of a quad's tables for row r. */
+TOY_KV__TARGET_avx512 static __m128 toy_kv__reaches_avx512(const float *lut, int q, int planes,
+                                                       int rows, int r)
 {
-    int steps = widest > 0.0f ? (int)(127.0f * high / widest) + 1 : 1;
-    return steps < 127 ? steps : 127;
+    __m512 x[4], low, high;
+    __m256 half;
+    int i;
+    for (i = 0; i < 4; i++)
+        x[i] = _mm512_abs_ps(toy_kv__lut_avx512(lut, 4 * q + i, planes, rows, r));
+    low = toy_kv__max_avx512(_mm512_maskz_unpacklo_ps(TOY_KV__ALL_avx512, x[0], x[1]),
+                           _mm512_maskz_unpackhi_ps(TOY_KV__ALL_avx512, x[0], x[1]));
+    high = toy_kv__max_avx512(_mm512_maskz_unpacklo_ps(TOY_KV__ALL_avx512, x[2], x[3]),
+                            _mm512_maskz_unpackhi_ps(TOY_KV__ALL_avx512, x[2], x[3]));
+    low = toy_kv__max_avx512(_mm512_maskz_shuffle_ps(TOY_KV__ALL_avx512, low, high, 0x44),
+                           _mm512_maskz_shuffle_ps(TOY_KV__ALL_avx512, low, high, 0xee));
+    half = _mm256_max_ps(toy_kv__low_half_avx512(low), toy_kv__high_half_avx512(low));
+    return _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-/* Chooses the wide quads of tables lut [planes, rows, 16]: from the last quad on, as many 8-bit
- * ones as keep every row's rounding error within the tolerance. Rows share the choice. */
+/* The sum and the largest of four numbers >= 0. */
+TOY_KV__TARGET_avx512 static inline float toy_kv__sum_of_four(__m128 x)
+{
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+TOY_KV__TARGET_avx512 static inline float toy_kv__top_of_four(__m128 x)
+{
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+/* Chooses the wide quads of tables lut [planes, rows, 16], which rows share: from the last quad on,
+ * as many 8-bit ones as keep every row's rounding error within the tolerance. top [rows]: the
+ * largest magnitude in the latter. */
 TOY_KV__TARGET_avx512 static int toy_kv__wide_quads_avx512(const float *lut, int planes, int rows,
-                                                       const float *energy)
+                                                       const float *energy, float *top)
 {
     int q, r, p, wide = (planes + 3) / 4;
-    float square[TOY_KV__MAX_ROWS], noise[TOY_KV__MAX_ROWS];
+    float limit[TOY_KV__MAX_ROWS], noise[TOY_KV__MAX_ROWS], high[TOY_KV__MAX_ROWS];
     for (r = 0; r < rows; r++) {
         __m512 sum = _mm512_setzero_ps();
         for (p = 0; p < planes; p++) {
-            __m512 x = _mm512_loadu_ps(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
+            __m512 x = toy_kv__lut_avx512(lut, p, planes, rows, r);
             sum = _mm512_fmadd_ps(x, x, sum);
         }
-        square[r] = energy[r] + _mm512_reduce_add_ps(sum) / 16.0f; /* mean square of a score */
-        noise[r] = 0.0f;
+        /* of the mean square of a score; rounding of a plane adds its reach^2 / 127^2 / 12 */
+        limit[r] = TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR * 127.0f * 127.0f * 12.0f *
+                   (energy[r] + toy_kv__hsum_avx512(sum) / 16.0f);
+        noise[r] = high[r] = top[r] = 0.0f;
     }
     for (q = wide - 1; q >= 0; q--) {
         for (r = 0; r < rows; r++) {
-            for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
-                float high = toy_kv__reach_avx512(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
-                noise[r] += high * high; /* times 1 / 127^2 / 12, as rounding has it */
-            }
-            if (noise[r] >
-                TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR * 127.0f * 127.0f * 12.0f * square[r])
+            __m128 reach = toy_kv__reaches_avx512(lut, q, planes, rows, r);
+            float m = toy_kv__top_of_four(reach);
+            noise[r] += toy_kv__sum_of_four(_mm_mul_ps(reach, reach));
+            if (noise[r] > limit[r])
                 return wide;
+            high[r] = m > high[r] ? m : high[r];
         }
+        memcpy(top, high, sizeof(float) * (size_t)rows);
         wide = q;
     }
     return wide;
@@ -5059,24 +5087,29 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_wide_avx512(const float *lut, int
     }
 }
 
-/* A quad of row r in 8 bits, 128 more than they are, and the steps of its planes; returns what they
- * make the sum larger. */
+/* A quad of row r in 8 bits, 128 more than they are, and the steps of its planes, 1 .. 127 times
+ * scale; returns what they make the sum larger. */
 TOY_KV__TARGET_avx512 static int toy_kv__pack_narrow_avx512(const float *lut, int q, int planes,
                                                         int rows, int r, float scale,
                                                         signed char *out, signed char *step)
 {
-    int p, more = 0;
-    for (p = 4 * q; p < 4 * q + 4; p++, out += 16, step++) {
-        const float *table = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
-        __m512i x = _mm512_setzero_si512();
-        *step = 0;
-        if (p < planes && scale > 0.0f) {
-            *step = (signed char)toy_kv__steps_of(toy_kv__reach_avx512(table), 127.0f * 127.0f * scale);
-            x = toy_kv__scaled_avx512(table, 1.0f / (scale * (float)*step));
-        }
-        more += 128 * *step;
-        _mm_storeu_si128((__m128i *)(void *)out,
-                         _mm512_cvtepi32_epi8(_mm512_add_epi32(x, _mm512_set1_epi32(128))));
+    __m128 reach = toy_kv__reaches_avx512(lut, q, planes, rows, r);
+    __m128 units = _mm_set1_ps(scale > 0.0f ? 1.0f / (127.0f * scale) : 0.0f);
+    __m128i steps = _mm_add_epi32(_mm_cvttps_epi32(_mm_mul_ps(reach, units)), _mm_set1_epi32(1));
+    float inverse[4];
+    int i, steps_of[4], more = 0;
+    steps = _mm_min_epi32(steps, _mm_set1_epi32(127));
+    _mm_storeu_si128((__m128i *)(void *)steps_of, steps);
+    _mm_storeu_ps(inverse, scale > 0.0f
+                               ? _mm_div_ps(_mm_set1_ps(1.0f / scale), _mm_cvtepi32_ps(steps))
+                               : _mm_setzero_ps());
+    for (i = 0; i < 4; i++) {
+        __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(
+            toy_kv__lut_avx512(lut, 4 * q + i, planes, rows, r), _mm512_set1_ps(inverse[i])));
+        x = _mm512_xor_si512(x, _mm512_set1_epi32(128));
+        _mm_storeu_si128((__m128i *)(void *)(out + 16 * i), _mm512_cvtepi32_epi8(x));
+        step[i] = (signed char)steps_of[i];
+        more += 128 * steps_of[i];
     }
     return more;
 }
@@ -5087,16 +5120,14 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_tables_avx512(const float *lut, i
 {
     const signed char *start = out;
     int q, r, p, quads = (planes + 3) / 4;
-    head->wide = toy_kv__wide_quads_avx512(lut, planes, rows, energy);
+    float top[TOY_KV__MAX_ROWS];
+    head->wide = toy_kv__wide_quads_avx512(lut, planes, rows, energy, top);
     for (r = 0; r < rows; r++) {
-        float top[2] = {0.0f, 0.0f};
-        for (p = 0; p < planes; p++) {
-            float *high = &top[p >= 4 * head->wide];
-            float m = toy_kv__reach_avx512(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16);
-            *high = m > *high ? m : *high;
-        }
-        head->scale[2 * r] = top[0] / 32512.0f; /* 127 * 256: the high byte fits */
-        head->scale[2 * r + 1] = top[1] / (127.0f * 127.0f);
+        __m512 high = _mm512_setzero_ps();
+        for (p = 0; p < 4 * head->wide; p++)
+            high = toy_kv__max_avx512(high, _mm512_abs_ps(toy_kv__lut_avx512(lut, p, planes, rows, r)));
+        head->scale[2 * r] = toy_kv__hmax_avx512(high) / 32512.0f; /* the high byte fits */
+        head->scale[2 * r + 1] = top[r] / (127.0f * 127.0f);
         head->offset[r] = 0;
     }
     for (q = 0; q < head->wide; q++)
