@@ -53,6 +53,23 @@ Test(byte_tables, a_column_of_zeros_stays_so)
     vqkvc_plan_free(&plan);
 }
 
+/* Columns so small that their scales are subnormal lose resolution, but not their largest. */
+Test(byte_tables, small_columns_keep_their_largest)
+{
+    for (float most = 7e-3f; most > 5e-7f; most *= 0.61f) {
+        vqkvc_plan plan = {0};
+        vqkvc_err err = {0};
+        const uint16_t values[2] = {vqkvc_f32_to_f16(most), vqkvc_f32_to_f16(-most / 2)};
+        int index = vqkvc_plan_add_bytes(&plan, 2, 1, 2, &err, "t");
+        cr_assert_geq(index, 0, "%s", err.msg);
+        vqkvc_table_round(&plan.tables[index], values, 1);
+        float got = vqkvc_table_at(&plan.tables[index], 0, 0), is = vqkvc_f16_to_f32(values[0]);
+        cr_assert_float_eq(got, is, fmaxf(6e-8f, 0.005f * is), "%g, not %g", (double)got,
+                           (double)is);
+        vqkvc_plan_free(&plan);
+    }
+}
+
 Test(byte_tables, writing_and_reading_gives_the_same_plan)
 {
     vqkvc_plan plan, back;

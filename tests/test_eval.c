@@ -429,6 +429,7 @@ static void attend_plainly(const uint16_t *k, const uint16_t *v, int n, int d, c
 Test(eval, the_yardstick_is_attention_in_every_instruction_set)
 {
     enum { MOST = 200, WIDEST = 112, GROUP = 5 };
+    static const vqkvc_isa isas[] = {VQKVC_ISA_AUTO, VQKVC_ISA_AVX2, VQKVC_ISA_PORTABLE};
     /* AVX-512 wants multiples of 16, AVX2 of 8: on any machine 20 is the portable code. */
     static const int dims[] = {64, 112, 16, 40, 24, 20}, lengths[] = {1, 3, 64, 200};
     static uint16_t k[MOST * WIDEST], v[MOST * WIDEST];
@@ -441,11 +442,11 @@ Test(eval, the_yardstick_is_attention_in_every_instruction_set)
         v[i] = vqkvc_f32_to_f16((float)vqkvc_rng_normal(&rng));
     }
     fill_normal(&rng, q, GROUP * WIDEST);
-    for (size_t c = 0; c < 6 * 4 * GROUP; c++) {
-        int d = dims[c % 6], n = lengths[c / 6 % 4], group = (int)(c / 24) + 1;
+    for (size_t c = 0; c < 3 * 6 * 4 * GROUP; c++) {
+        int d = dims[c / 3 % 6], n = lengths[c / 18 % 4], group = (int)(c / 72) + 1;
         float *scratch = vqkvc_alloc(vqkvc_attend_f16_scratch(group, d), sizeof *scratch, &err);
         cr_assert_not_null(scratch);
-        vqkvc_attend_f16(k, v, n, group, d, q, out, 0.3f, scratch);
+        vqkvc_attend_f16(k, v, n, group, d, q, out, 0.3f, isas[c % 3], scratch);
         free(scratch);
         for (int r = 0; r < group; r++) {
             attend_plainly(k, v, n, d, q + r * d, 0.3f, want);

@@ -46,14 +46,15 @@ size_t vqkvc_attend_f16_scratch(int group, int head_dim)
 }
 
 void vqkvc_attend_f16(const uint16_t *k, const uint16_t *v, int n_tokens, int group, int head_dim,
-                      const float *q, float *out, float scale, float *scratch)
+                      const float *q, float *out, float scale, vqkvc_isa isa, float *scratch)
 {
 #ifdef HAVE_X86
-    if (head_dim % 16 == 0 && vqkvc_has_avx512()) {
+    int any = isa == VQKVC_ISA_AUTO || isa == VQKVC_ISA_AVX512;
+    if (any && head_dim % 16 == 0 && vqkvc_has_avx512()) {
         attend_avx512(k, v, n_tokens, group, head_dim, q, out, scale, scratch);
         return;
     }
-    if (head_dim % 8 == 0 && vqkvc_has_avx2()) {
+    if ((any || isa == VQKVC_ISA_AVX2) && head_dim % 8 == 0 && vqkvc_has_avx2()) {
         attend_avx2(k, v, n_tokens, group, head_dim, q, out, scale, scratch);
         return;
     }

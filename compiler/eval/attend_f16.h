@@ -8,16 +8,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "eval/cache_header.h"
+
 /* Floats of scratch for a group of query heads. */
 size_t vqkvc_attend_f16_scratch(int group, int head_dim);
 
 /* k, v: [n_tokens, head_dim] binary16 of one KV head, n_tokens > 0; q, out: [group, head_dim] fp32;
- * scores are multiplied by scale. scratch: 64-byte aligned. Differs from attention in double on the
- * same values by fp32 rounding alone. */
+ * scores are multiplied by scale. isa: the best that may be used. scratch: 64-byte aligned. Differs
+ * from attention in double on the same values by fp32 rounding alone. */
 void vqkvc_attend_f16(const uint16_t *k, const uint16_t *v, int n_tokens, int group, int head_dim,
-                      const float *q, float *out, float scale, float *scratch);
+                      const float *q, float *out, float scale, vqkvc_isa isa, float *scratch);
 
-/* "avx512", "avx2" or "portable": what vqkvc_attend_f16() uses here. */
+/* "avx512", "avx2" or "portable": the best that vqkvc_attend_f16() may use here. */
 const char *vqkvc_attend_f16_isa(void);
 
 #endif

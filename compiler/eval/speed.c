@@ -252,7 +252,7 @@ static void attend_in_tree(bench *b, int yardstick, int layer, int n_q)
         size_t from = ((size_t)layer * g->n_kv_heads + h) * (size_t)b->o.context * g->head_dim;
         if (yardstick == IN_F16)
             vqkvc_attend_f16(b->k + from, b->v + from, b->o.context, group, g->head_dim, b->q, out,
-                             scale, scratch);
+                             scale, b->o.isa, scratch);
         else if (b->blocks[f] != NULL)
             vqkvc_attend_blocks(f == 0 ? VQKVC_BLOCKS_Q8_0 : VQKVC_BLOCKS_Q4_0,
                                 blocks_of(b, f, layer, h, 0, 0), blocks_of(b, f, layer, h, 1, 0),
@@ -350,6 +350,15 @@ static vqkvc_timing timing_of(const bench *b, int i, double bits, double bandwid
     return t;
 }
 
+/* What attention in tree uses when codecs are held to `isa`. */
+static const char *isa_in_tree(vqkvc_isa isa)
+{
+    const char *best = vqkvc_attend_f16_isa();
+    if (isa == VQKVC_ISA_AUTO || isa == VQKVC_ISA_AVX512)
+        return best;
+    return isa == VQKVC_ISA_AVX2 && strcmp(best, "portable") != 0 ? "avx2" : "portable";
+}
+
 static vqkvc_code run(bench *b, const double *scan_bits, vqkvc_timing *timings, vqkvc_speed *speed,
                       vqkvc_err *err)
 {
@@ -372,7 +381,7 @@ static vqkvc_code run(bench *b, const double *scan_bits, vqkvc_timing *timings, 
                            .repeats = b->o.repeats,
                            .bandwidth = b->read != 0 ? bandwidth : 0,
                            .f16 = timing_of(b, b->n + IN_F16, 16, bandwidth),
-                           .f16_isa = vqkvc_attend_f16_isa()};
+                           .f16_isa = isa_in_tree(b->o.isa)};
     if (b->blocks[0] != NULL) {
         speed->q8_0 = timing_of(b, b->n + IN_Q8_0, 8.5, bandwidth);
         speed->q4_0 = timing_of(b, b->n + IN_Q4_0, 4.5, bandwidth);
@@ -392,6 +401,8 @@ vqkvc_code vqkvc_speed_measure(const vqkvc_geometry *g, int n, const vqkvc_subje
     b.o.context = b.o.context != 0 ? b.o.context : DEFAULT_CONTEXT;
     b.o.repeats = b.o.repeats != 0 ? b.o.repeats : DEFAULT_REPEATS;
     b.o.workers = b.o.workers != 0 ? b.o.workers : 1;
+    if (b.o.workers > g->n_layers) /* the others would have nothing to do */
+        b.o.workers = g->n_layers;
     if (n < 0 || b.o.context < 1 || b.o.repeats < MIN_REPEATS || b.o.workers < 1 ||
         b.o.workers > omp_get_max_threads())
         return vqkvc_fail(err, VQKVC_E_USAGE,

@@ -23,7 +23,7 @@ typedef struct vqkvc_speed_options {
 typedef struct vqkvc_timing {
     double ns, ns_min, ns_max; /* median, least and most of the repeats */
     double floor_ns;           /* scanned bytes / bandwidth; 0: scanned bytes are not known */
-    double prefill_ns; /* a query token, when the latest 32 attend at once, causally; of fp16
+    double prefill_ns; /* a query token, when the latest 32 attend at once, causally; in tree
                           without the mask; least of three, layer 0; 0: a shorter context */
 } vqkvc_timing;
 

@@ -98,6 +98,8 @@ int vqkvc_plan_add_bytes(vqkvc_plan *plan, int rows, int cols, int scale_rows, v
     return t->bytes == NULL || t->scale == NULL ? -1 : plan->n_tables++;
 }
 
+enum { SMALLEST_NORMAL = 0x0400 /* of binary16 */ };
+
 void vqkvc_table_round(vqkvc_table *t, const uint16_t *values, size_t ld)
 {
     for (int row = 0; row < t->rows; row += t->scale_rows)
@@ -107,6 +109,9 @@ void vqkvc_table_round(vqkvc_table *t, const uint16_t *values, size_t ld)
             for (int i = 0; i < t->scale_rows; i++)
                 most = fmaxf(most, fabsf(vqkvc_f16_to_f32(from[(size_t)i * ld])));
             uint16_t half = vqkvc_f32_to_f16(most / 127);
+            if (half < SMALLEST_NORMAL && vqkvc_f16_to_f32(half) * 127 < most)
+                half++; /* subnormal steps are coarse: rounded down, they would cut off the largest
+                         */
             float scale = vqkvc_f16_to_f32(half);
             t->scale[(size_t)(row / t->scale_rows) * t->cols + col] = half;
             for (int i = 0; i < t->scale_rows; i++) {
