@@ -370,9 +370,75 @@ static void check_refusals(const caches *s)
     shim::fail_launches = false;
 }
 
+/* Jobs out of range change nothing; what sanitizers guard lies behind all of them. */
+static void check_bad_jobs()
+{
+    constexpr int far = 1 << 28;
+    caches *s = make_caches();
+    const gpu::seal_job bad[] = {{SEQS, 0, 0},         {-1, 0, 0},  {far, 0, 0},
+                                 {0, -1, 0},           {0, far, 0}, {0, s->v.seq_blocks, 0},
+                                 {0, 0, far},          {0, 0, -2},  {SEQS - 1, s->v.seq_blocks, 0},
+                                 {0, 0, s->v.n_blocks}};
+    constexpr int n = sizeof bad / sizeof *bad;
+    memory<gpu::seal_job> jobs(n);
+    memory<unsigned char> room(gpu::seal_workspace(n));
+    memcpy(jobs.p, bad, sizeof bad);
+    must(gpu::seal(s->v, jobs.p, n, {}, room.p, room.bytes, stream()), "seal");
+    EXPECT(memcmp(s->device.p, s->c.p, s->c.bytes) == 0, "a job out of range wrote");
+    delete s;
+}
+
+/* Heads of images of which one number is another are refused, whatever it is. */
+static void check_images(const caches *s)
+{
+    using head = gpu::image_head;
+    static_assert(sizeof(head) == sizeof(toy_kv), "the C header's struct");
+    auto open = [&](auto change) {
+        head h;
+        gpu::view v{};
+        memcpy(&h, s->c.p, sizeof h);
+        change(&h);
+        return gpu::open_image(&v, &h, sizeof h, s->device.p);
+    };
+    EXPECT(open([](head *) {}) == gpu::status::ok, "the image itself");
+    for (int32_t head::*number : {&head::n_seq, &head::n_ctx, &head::max_batch, &head::n_blocks,
+                                  &head::n_exact, &head::ring, &head::seq_blocks})
+        for (int32_t by : {-int32_t{BLOCK}, int32_t{BLOCK}, 1 << 28, -(1 << 28)})
+            EXPECT(open([=](head *h) { h->*number += by; }) == gpu::status::bad_image,
+                   "a number of the image is off by %d", by);
+    for (uint64_t head::*place :
+         {&head::seqs, &head::tables, &head::references, &head::exact, &head::pool, &head::bytes})
+        for (uint64_t by :
+             {uint64_t{1} << 20, ~uint64_t{0}, uint64_t{1}, ~uint64_t{63}, ~uint64_t{0} / 2})
+            EXPECT(open([=](head *h) { h->*place += by; }) == gpu::status::bad_image,
+                   "a place in the image is off by %llx", static_cast<unsigned long long>(by));
+    EXPECT(open([](head *h) { h->magic++; }) == gpu::status::bad_image, "magic");
+    gpu::view v{};
+    EXPECT(gpu::open_image(&v, s->c.p, sizeof(head), s->device.p + 64) == gpu::status::misaligned,
+           "alignment");
+}
+
+/* NaNs of either sign, with whatever payload, are still NaNs when they are stored; numbers round to
+ * nearest even. */
+static void check_stores()
+{
+    uint16_t to[2];
+    auto store = [&](gpu::type t, uint32_t bits) {
+        gpu::store_as(to, t, 1, __uint_as_float(bits));
+        return gpu::load_as(to, t, 1);
+    };
+    for (uint32_t bits : {0x7fffffffu, 0xffffffffu, 0x7fc00000u, 0x7f800001u, 0xff800001u})
+        for (gpu::type t : {gpu::type::f16, gpu::type::bf16})
+            EXPECT(isnan(store(t, bits)), "NaN %x", bits);
+    EXPECT(isinf(store(gpu::type::bf16, 0x7f800000u)), "infinity");
+    EXPECT(store(gpu::type::bf16, 0x3f808000u) == 1.0f, "a tie");
+    EXPECT(store(gpu::type::bf16, 0x3f818000u) == 1.015625f, "a tie upwards");
+}
+
 int main()
 {
     double reads = 0, attends = 0, other = 0;
+    check_stores();
     shim::shared_memory = gpu::toy_kv__shared;
     shim::only_stream = stream();
     __sanitizer_install_malloc_and_free_hooks(count_allocation, ignore_free);
@@ -388,6 +454,8 @@ int main()
         append_unrotated();
         check_capture();
         check_refusals(s);
+        check_images(s);
+        check_bad_jobs();
         delete s;
     }
     printf(

@@ -75,8 +75,13 @@ Test(cli_build, a_target_says_which_headers_are_written)
 {
     result r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "-o", in("c.h"));
     expect(&r, 0, NULL);
-    r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "--target", "both", "-o", in("b.h"));
+    r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "--target", "both", "-o", in("b.h"),
+            "--depfile", in("b.d"));
     expect(&r, 0, NULL);
+    text rule = read_text(in("b.d"));
+    vqkvc_err err = {0};
+    cr_assert_str_eq(
+        rule.data, vqkvc_arena_printf(&memory, &err, "%s %s: %s\n", in("b.h"), in("b.cuh"), MODEL));
     expect_same(in("c.h"), in("b.h"));
     r = RUN("build", MODEL, "--scheme", "q4_0", "--no-db", "--target", "cuda", "-o", in("g.cuh"));
     expect(&r, 0, NULL);

@@ -18,7 +18,7 @@ static const vqkvc_option depfile_option[] = {
      .type = VQKVC_OPT_TEXT,
      .offset = offsetof(vqkvc_options, depfile),
      .is_file = 1,
-     .help = "write a rule for make, \"OUT.h: inputs\" (default: none)"},
+     .help = "write a rule for make, \"outputs: inputs\" (default: none)"},
     {.name = NULL}};
 
 /* ---- the rule for make ---- */
@@ -34,8 +34,13 @@ static void put_make_name(vqkvc_buf *out, const char *path)
     }
 }
 
-static vqkvc_code write_depfile(const vqkvc_options *o, const char *output, vqkvc_err *err)
+static vqkvc_code write_depfile(const vqkvc_options *o, const char *output, vqkvc_arena *arena,
+                                vqkvc_err *err)
 {
+    int both = strcmp(o->target, "both") == 0;
+    const char *beside = both ? vqkvc_beside_name(output, arena, err) : NULL;
+    if (both && beside == NULL)
+        return err->code;
     const char *inputs[2 * VQKVC_MAX_WORDS + 2];
     int n = 0;
     vqkvc_buf rule = {0};
@@ -48,6 +53,10 @@ static vqkvc_code write_depfile(const vqkvc_options *o, const char *output, vqkv
     if (o->import_path != NULL)
         inputs[n++] = o->import_path;
     put_make_name(&rule, output);
+    if (beside != NULL) {
+        vqkvc_buf_puts(&rule, " ");
+        put_make_name(&rule, beside);
+    }
     vqkvc_buf_puts(&rule, ":");
     for (int i = 0; i < n; i++) {
         vqkvc_buf_puts(&rule, " ");
@@ -166,7 +175,7 @@ static vqkvc_code build(vqkvc_pipeline *p, vqkvc_err *err)
         return err->code;
     VQKVC_TRY(vqkvc_write_file(output, p->header.data, p->header.len, err));
     if (o->depfile != NULL)
-        VQKVC_TRY(write_depfile(o, output, err));
+        VQKVC_TRY(write_depfile(o, output, &p->arena, err));
     return print_summary(p, output, err);
 }
 

@@ -68,13 +68,17 @@ const char *vqkvc_output_name(const vqkvc_options *o, const char *prefix, vqkvc_
                               strcmp(o->target, "cuda") == 0 ? ".cuh" : ".h");
 }
 
-/* "x.h" as "x.cuh". */
-static vqkvc_code write_beside(const char *output, const vqkvc_buf *text, vqkvc_arena *arena,
-                               const vqkvc_log *log, vqkvc_err *err)
+const char *vqkvc_beside_name(const char *output, vqkvc_arena *arena, vqkvc_err *err)
 {
     size_t n = strlen(output);
     n -= n > 2 && strcmp(output + n - 2, ".h") == 0 ? 2 : 0;
-    const char *path = vqkvc_arena_printf(arena, err, "%.*s.cuh", (int)n, output);
+    return vqkvc_arena_printf(arena, err, "%.*s.cuh", (int)n, output);
+}
+
+static vqkvc_code write_beside(const char *output, const vqkvc_buf *text, vqkvc_arena *arena,
+                               const vqkvc_log *log, vqkvc_err *err)
+{
+    const char *path = vqkvc_beside_name(output, arena, err);
     if (path == NULL)
         return err->code;
     VQKVC_TRY(vqkvc_check_output(path, err));

@@ -70,6 +70,10 @@ vqkvc_code vqkvc_emit_plan(const vqkvc_plan *plan, const char *command, const ch
                            vqkvc_arena *arena, const char **prefix_used, vqkvc_buf *header,
                            vqkvc_err *err);
 
+/* Where --target both puts the CUDA header of an output: "x.h" as "x.cuh" (in arena). NULL: no
+ * memory. */
+const char *vqkvc_beside_name(const char *output, vqkvc_arena *arena, vqkvc_err *err);
+
 /* What --target asks for besides the C header: the CUDA header of a plan takes the place of *header
  * ("cuda"), or is written beside `output` ("both"; log says so). command, prefix: as above. */
 vqkvc_code vqkvc_emit_target(const vqkvc_options *o, const vqkvc_plan *plan, const char *command,

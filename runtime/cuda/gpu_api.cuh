@@ -54,9 +54,12 @@ size_t exact_bytes(const view &v);
 size_t pool_bytes(const view &v);
 
 /* The view of a cache whose memory (of the C header, vqkv_init) was copied to `device` as it is.
- * image: the first `bytes` bytes of that memory on the host, 256 or more. Copied back, it is a C
- * cache again with the tokens that it has by then; blocks sealed here must be counted as taken by
- * whoever keeps the free list (vqkv_save and vqkv_load on the C side do that by themselves). */
+ * image: the first `bytes` bytes of that memory on the host, 256 or more. It names no codec, unlike
+ * what vqkv_save writes: a cache of other geometry, window, block or bytes is found out, but not
+ * one of the same shape with other tables; there the caller compares VQKV_CODEC of both headers.
+ * Copied back, it is a C cache again with the tokens that it has by then; blocks sealed here must
+ * be counted as taken by whoever keeps the free list (vqkv_save and vqkv_load on the C side do that
+ * by themselves). */
 status open_image(view *v, const void *image, size_t bytes, void *device);
 
 enum class type { f32, f16, bf16 };
@@ -84,7 +87,8 @@ constexpr int blocks_due(int n_tokens, int n_sealed)
     return uncoded < block ? 0 : uncoded / block;
 }
 
-/* One block to encode: the index-th of a sequence, into a block of the pool; block -1: nothing. */
+/* One block to encode: the index-th of a sequence, into a block of the pool; block -1: nothing. So
+ * does a job whose sequence, index or block the view does not have. */
 struct seal_job {
     int seq, index, block;
 };

@@ -99,11 +99,14 @@ __device__ inline float load_as(const void *p, type t, size_t i)
     return t == type::f16 ? from_half(h) : __uint_as_float(static_cast<uint32_t>(h) << 16);
 }
 
+/* A NaN stays one: rounding would turn it into a number. */
 __device__ inline void store_as(void *p, type t, size_t i, float x)
 {
     uint32_t bits = __float_as_uint(x);
     if (t == type::f32)
         static_cast<float *>(p)[i] = x;
+    else if ((bits & 0x7fffffffu) > 0x7f800000u)
+        static_cast<uint16_t *>(p)[i] = static_cast<uint16_t>(t == type::f16 ? 0x7e00u : 0x7fc0u);
     else if (t == type::f16)
         static_cast<uint16_t *>(p)[i] = to_half(x);
     else

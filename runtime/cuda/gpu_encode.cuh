@@ -267,6 +267,13 @@ __device__ inline void encode_stream(coding *c, int stream)
     __syncthreads();
 }
 
+/* Jobs are written on the device, where nobody checks them: those out of range do nothing. */
+__device__ inline bool is_job(const view &v, const seal_job &job)
+{
+    return job.block >= 0 && job.block < v.n_blocks && job.seq >= 0 && job.seq < v.n_seq &&
+           job.index >= 0 && job.index < v.seq_blocks;
+}
+
 struct seal_jobs {
     view v;
     const seal_job *jobs;
@@ -282,7 +289,7 @@ __global__ void __launch_bounds__(threads) seal_kernel(seal_jobs a)
          i += static_cast<int>(gridDim.x)) {
         seal_job job = a.jobs[i / VQKV__N_COMPONENTS];
         const vqkv__component &part = vqkv__components[i % VQKV__N_COMPONENTS];
-        if (job.block < 0 || part.last_head < a.range.first ||
+        if (!is_job(a.v, job) || part.last_head < a.range.first ||
             part.first_head >= a.range.first + a.range.count)
             continue;
         coding c = make_coding(a.v, job, i % VQKV__N_COMPONENTS, floats);
@@ -295,7 +302,7 @@ __global__ void __launch_bounds__(threads) seal_kernel(seal_jobs a)
 __global__ void __launch_bounds__(threads) commit_kernel(view v, const seal_job *jobs, int n)
 {
     int i = static_cast<int>(blockIdx.x) * threads + static_cast<int>(threadIdx.x);
-    if (i >= n || jobs[i].block < 0)
+    if (i >= n || !is_job(v, jobs[i]))
         return;
     seal_job job = jobs[i];
     v.tables[static_cast<size_t>(job.seq) * static_cast<size_t>(v.seq_blocks) +

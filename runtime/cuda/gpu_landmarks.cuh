@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(threads) mark_kernel(seal_jobs a)
     int layer = slot / a.range.count, head = a.range.first + slot % a.range.count;
     for (int i = static_cast<int>(blockIdx.y); i < a.n; i += static_cast<int>(gridDim.y)) {
         seal_job job = a.jobs[i];
-        if (job.block < 0)
+        if (!is_job(a.v, job))
             continue;
         unsigned char *means = landmarks_of(a.v, layer, head, job.block);
         unsigned char *scales = means + chunks * head_dim;

@@ -99,6 +99,36 @@ struct image_head {
     uint64_t work, turns, bytes;
 };
 
+/* Whether n things of `size` bytes, and what aligns their end to 64, fill an image from `at` to
+ * `end`. */
+static bool fills(uint64_t at, uint64_t end, int n, uint64_t size)
+{
+    uint64_t many = static_cast<uint64_t>(n);
+    return at % 64 == 0 && at <= end && many <= (end - at) / size &&
+           end - at == (many * size + 63) / 64 * 64;
+}
+
+/* Whether the numbers and places are those that the C header gives a cache of this geometry, window
+ * and block (its kvcache.h). An exact list is another codec's: there is none here. The limits keep
+ * sums from overflowing. */
+static bool is_image(const image_head &h)
+{
+    if (h.magic != 0x31766b7176716b76u || h.n_seq < 1 || h.n_blocks < 1 || h.n_blocks > 1 << 28 ||
+        h.n_exact != 0 || h.n_ctx < 1 || h.n_ctx > 1 << 28 || h.max_batch < 1 ||
+        h.max_batch > 1 << 24 || h.seq_blocks != h.n_ctx / block + 1 ||
+        h.ring != (n_recent + h.max_batch + 2 * block - 1) / block * block)
+        return false;
+    uint64_t state = (2 + n_layers) * sizeof(int32_t);
+    uint64_t table = static_cast<uint64_t>(h.seq_blocks) * sizeof(entry);
+    uint64_t exact = static_cast<uint64_t>(n_sink + h.ring) * n_layers * 2 * n_kv_heads * head_dim *
+                     sizeof(uint16_t);
+    return h.seqs >= sizeof h && h.references <= h.exact && h.pool <= h.bytes &&
+           fills(h.seqs, h.tables, h.n_seq, state) &&
+           fills(h.tables, h.references, h.n_seq, table) &&
+           fills(h.exact, h.pool, h.n_seq, exact) &&
+           h.bytes - h.pool == static_cast<uint64_t>(h.n_blocks) * block_bytes;
+}
+
 status open_image(view *v, const void *image, size_t bytes, void *device)
 {
     image_head h;
@@ -107,23 +137,19 @@ status open_image(view *v, const void *image, size_t bytes, void *device)
     if (bytes < sizeof h)
         return status::too_small;
     memcpy(&h, image, sizeof h);
-    if (h.magic != 0x31766b7176716b76u || h.n_seq < 1 || h.n_blocks < 1 || h.seq_blocks < 1 ||
-        h.ring < 1 || h.ring % block != 0 || h.seqs > h.bytes || h.tables > h.bytes ||
-        h.exact > h.bytes || h.pool > h.bytes)
+    if (!is_image(h))
         return status::bad_image;
+    if (reinterpret_cast<uintptr_t>(device) % 256 != 0)
+        return status::misaligned;
     auto *base = static_cast<unsigned char *>(device);
-    view found{h.n_seq,
-               h.n_blocks,
-               h.seq_blocks,
-               h.ring,
-               reinterpret_cast<int32_t *>(base + h.seqs),
-               reinterpret_cast<entry *>(base + h.tables),
-               base + h.exact,
-               base + h.pool};
-    if (h.bytes - h.pool != static_cast<uint64_t>(h.n_blocks) * block_bytes ||
-        h.bytes - h.exact < exact_bytes(found))
-        return status::bad_image;
-    *v = found;
+    *v = view{h.n_seq,
+              h.n_blocks,
+              h.seq_blocks,
+              h.ring,
+              reinterpret_cast<int32_t *>(base + h.seqs),
+              reinterpret_cast<entry *>(base + h.tables),
+              base + h.exact,
+              base + h.pool};
     return status::ok;
 }
 
