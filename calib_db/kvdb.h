@@ -75,6 +75,9 @@ vqkvc_code kvdb_put_artifact(kvdb *db, kvdb_artifact *a, const void *bytes, size
 /* *found = 0 and VQKVC_OK if there is none. Strings live in arena. */
 vqkvc_code kvdb_find_artifact(kvdb *db, const char *kind, const char *recipe, vqkvc_arena *arena,
                               kvdb_artifact *a, int *found, vqkvc_err *err);
+/* Whether a recipe of this kind begins so: where the rest of it is dear to know. */
+vqkvc_code kvdb_has_artifact(kvdb *db, const char *kind, const char *beginning, int *found,
+                             vqkvc_err *err);
 vqkvc_code kvdb_put_evaluation(kvdb *db, const kvdb_evaluation *e, vqkvc_err *err);
 /* Appends the result of the evaluation with the key plan, text and label of *e (result_json is not
  * looked at). *found = 0 and VQKVC_OK if there is none. */

@@ -268,3 +268,17 @@ vqkvc_code kvdb_find_artifact(kvdb *db, const char *kind, const char *recipe, vq
     *found = find_parents(db, recipe_hash.hex, arena, a, err) == VQKVC_OK;
     return err->code;
 }
+
+vqkvc_code kvdb_has_artifact(kvdb *db, const char *kind, const char *beginning, int *found,
+                             vqkvc_err *err)
+{
+    kvdb_stmt *st = kvdb_prepare(db->sql, "look for artifacts",
+                                 "SELECT 1 FROM artifact WHERE kind = ?1 AND "
+                                 "substr(recipe, 1, length(?2)) = ?2 LIMIT 1",
+                                 err);
+    kvdb_bind_text(st, 1, kind);
+    kvdb_bind_text(st, 2, beginning);
+    *found = kvdb_step(st, err);
+    kvdb_finish(st);
+    return err->code;
+}

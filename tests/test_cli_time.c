@@ -4,6 +4,7 @@
 TestSuite(cli_time, .init = make_folder, .fini = remove_folder);
 
 #define SHAPE     "--simulate", "2x2x1x32", "--n-tokens", "1024", "--sample", "512"
+#define NARROW    "--simulate", "2x2x1x8", "--n-tokens", "1024", "--sample", "512"
 #define ATTENTION "attention by the cost model: "
 
 /* Measured once; the command in the header's banner says it, and makes the same header elsewhere
@@ -32,6 +33,29 @@ Test(cli_time, a_cost_model_is_measured_once_and_goes_with_the_plan)
     expect_same(in("a.h"), in("b.h"));
 }
 
+/* The time of a plan without a limit is one more line: neither a compiler that is not there nor
+ * heads that no model can be measured for keep a header from being made. */
+Test(cli_time, a_figure_that_cannot_be_had_fails_nothing)
+{
+    result r = RUN("plan", SHAPE, "--max-ns", "200", "--db", in("a.db"));
+    expect(&r, 0, "cost model: measured");
+    setenv("CC", "/nonexistent/cc", 1);
+    r = RUN("plan", SHAPE, "-v", "--db", in("a.db"));
+    expect(&r, 0, "cost model: not looked up: ");
+    cr_expect_null(strstr(r.out.data, ATTENTION));
+    r = RUN("build", SHAPE, "--scheme", "q8_0", "-v", "--db", in("a.db"), "-o", in("x.h"));
+    expect(&r, 0, NULL);
+    cr_expect_null(strstr(r.err.data, "not looked up"), "q8_0 has no time to look up");
+    r = RUN("build", SHAPE, "-v", "--db", in("none.db"), "-o", in("y.h"));
+    expect(&r, 0, NULL);
+    cr_expect_null(strstr(r.err.data, "not looked up"), "the compiler was run for nothing");
+    r = RUN("build", NARROW, "--db", in("a.db"), "-o", in("z.h"));
+    expect(&r, 0, NULL);
+    r = RUN("build", NARROW, "--max-ns", "200", "--db", in("a.db"), "-o", in("never.h"));
+    expect(&r, 5, "heads of 16 channels or more, not of 8");
+    cr_expect_eq(count_files("never.h"), 0);
+}
+
 Test(cli_time, wrong_models_and_impossible_limits_are_refused)
 {
     static const char terms[] = "token=1,exact=100,k=1,k1=0.1,k2=0.1,v=1,v1=0.1,v2=0.1,v4=0.1,"
@@ -49,6 +73,11 @@ Test(cli_time, wrong_models_and_impossible_limits_are_refused)
     expect(&r, 2, "offset");
     r = RUN("plan", SHAPE, "--scheme", "higgs2", "--max-ns", "9", "--no-db");
     expect(&r, 2, "belong");
+    r = RUN("bench", "--head-dim", "32", "--group", "2", "--isa", "portable", "--cost-model",
+            right);
+    expect(&r, 2, "--cost-model is of avx2, --isa asks for portable");
+    r = RUN("bench", "--calibrate", "--context", "4095");
+    expect(&r, 2, "4096 tokens or more, not 4095");
     r = RUN("plan", "--import", in("none"), "--max-ns", "9", "--no-db");
     expect(&r, 2, "wants --cost-model");
 }

@@ -62,6 +62,12 @@ Test(kvdb, artifacts_are_found_by_kind_and_recipe_after_reopening)
     cr_assert_str_eq(a.parents[0].hex, kvdb_recipe_hash("capture", "tokens=4096 seed=1").hex);
     OK(kvdb_find_artifact(db, "grid", "pca layer=3", &arena, &a, &found, &err));
     cr_assert_not(found, "the kind is part of the key");
+    OK(kvdb_has_artifact(db, "basis", "pca la", &found, &err));
+    cr_assert(found);
+    OK(kvdb_has_artifact(db, "grid", "pca la", &found, &err));
+    cr_assert_not(found);
+    OK(kvdb_has_artifact(db, "basis", "layer=3", &found, &err));
+    cr_assert_not(found, "a recipe begins with it or does not");
     kvdb_close(db);
     vqkvc_arena_free(&arena);
 }

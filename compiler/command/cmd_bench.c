@@ -12,7 +12,8 @@
 #include "eval/speed_encode.h"
 #include "eval/synthetic.h"
 
-enum { MAX_SCHEMES = 32, ENCODED_HEADS = 8 };
+/* Below this context the window of exact tokens is a good part of what is timed, or all of it. */
+enum { MAX_SCHEMES = 32, ENCODED_HEADS = 8, LEAST_CALIBRATED = 4096 };
 
 typedef struct bench {
     const vqkvc_options *options;
@@ -239,6 +240,10 @@ static vqkvc_code run_calibration(const vqkvc_options *o, const vqkvc_log *log, 
     vqkvc_time_model m;
     vqkvc_buf text = {0};
     int found;
+    if (o->context < LEAST_CALIBRATED)
+        return vqkvc_fail(err, VQKVC_E_USAGE,
+                          "bench: --calibrate wants a --context of %d tokens or more, not %d",
+                          LEAST_CALIBRATED, o->context);
     VQKVC_TRY(vqkvc_time_find(NULL, &shape, 0, log, &m, &found, NULL, err));
     vqkvc_time_print(&m, &text);
     if (text.failed)
@@ -247,6 +252,18 @@ static vqkvc_code run_calibration(const vqkvc_options *o, const vqkvc_log *log, 
         puts(text.data);
     free(text.data);
     return err->code;
+}
+
+static vqkvc_code take_model(bench *b, vqkvc_err *err)
+{
+    const vqkvc_options *o = b->options;
+    if (o->cost_model == NULL)
+        return VQKVC_OK;
+    VQKVC_TRY(vqkvc_time_given(o->cost_model, &b->g, &b->model, err));
+    if (strcmp(o->isa, "best") != 0 && strcmp(o->isa, b->model.isa) != 0)
+        return vqkvc_fail(err, VQKVC_E_USAGE, "bench: --cost-model is of %s, --isa asks for %s",
+                          b->model.isa, o->isa);
+    return VQKVC_OK;
 }
 
 static vqkvc_code run_bench(const vqkvc_options *o, const vqkvc_log *log, vqkvc_err *err)
@@ -264,9 +281,7 @@ static vqkvc_code run_bench(const vqkvc_options *o, const vqkvc_log *log, vqkvc_
                                    .isa = vqkvc_isa_of(o),
                                    .seed = o->seed,
                                    .log = log};
-    if (o->cost_model != NULL)
-        vqkvc_time_given(o->cost_model, &b->g, &b->model, err);
-    if (err->code == VQKVC_OK && load_schemes(b, err) == VQKVC_OK &&
+    if (take_model(b, err) == VQKVC_OK && load_schemes(b, err) == VQKVC_OK &&
         vqkvc_speed_measure(&b->g, b->n, b->subjects, b->scan_bits, &options, b->timings, &b->speed,
                             err) == VQKVC_OK &&
         time_writing(b, err) == VQKVC_OK && time_like_model(b, log, err) == VQKVC_OK)

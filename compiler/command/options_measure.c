@@ -278,8 +278,8 @@ const vqkvc_option vqkvc_options_bench[] = {
     {.name = "calibrate",
      .type = VQKVC_OPT_FLAG,
      .offset = VQKVC_AT(calibrate_time),
-     .help = "measure the cost model that --max-ns of build goes by, print it and do nothing else "
-             "(default: off)"},
+     .help = "measure the cost model that --max-ns of build goes by, print it and do nothing else; "
+             "wants a --context of 4096 or more (default: off)"},
     {.name = "cost-model",
      .arg = "MODEL",
      .type = VQKVC_OPT_TEXT,

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "command/keep.h"
-#include "eval/attend_f16.h"
 #include "eval/calibrate.h"
+#include "eval/header_isa.h"
 #include "eval/synthetic.h"
 
 /* Short and long ones: what is done once a block shows in their difference. */
@@ -67,28 +67,27 @@ static void processor(char *name, size_t size)
         fclose(f);
 }
 
-static const char *isa_word(vqkvc_isa isa)
+/* The beginning of recipes, which is known without making headers or asking the compiler. */
+static void put_machine(const vqkvc_time_shape *shape, vqkvc_buf *text)
 {
-    return isa == VQKVC_ISA_PORTABLE ? "portable"
-           : isa == VQKVC_ISA_AVX2   ? "avx2"
-           : isa == VQKVC_ISA_AVX512 ? "avx512"
-           : isa == VQKVC_ISA_NEON   ? "neon"
-                                     : vqkvc_attend_f16_isa();
+    char cpu[128];
+    processor(cpu, sizeof cpu);
+    vqkvc_buf_printf(text,
+                     "cost model v2;processor=%s;isa=%s;head_dim=%d;group=%d;context=%d;seed=%llu;",
+                     cpu, vqkvc_header_isa_word(shape->isa), shape->head_dim, shape->group,
+                     shape->context, (unsigned long long)shape->seed);
 }
 
 /* All that the measurement depends on: the headers hold the kernels. */
 static const char *recipe_of(const trials *t, const vqkvc_time_shape *shape, vqkvc_arena *arena,
                              vqkvc_err *err)
 {
-    char cpu[128], cc[160];
+    char cc[160];
     vqkvc_buf text = {0};
-    processor(cpu, sizeof cpu);
     if (vqkvc_compiler_version(cc, sizeof cc, err) != VQKVC_OK)
         return NULL;
-    vqkvc_buf_printf(&text, "cost model v1;processor=%s;isa=%s;compiler=%s;head_dim=%d;group=%d",
-                     cpu, isa_word(shape->isa), cc, shape->head_dim, shape->group);
-    vqkvc_buf_printf(&text, ";context=%d;seed=%llu", shape->context,
-                     (unsigned long long)shape->seed);
+    put_machine(shape, &text);
+    vqkvc_buf_printf(&text, "compiler=%s", cc);
     for (int i = 0; i < N_BLOCKS; i++)
         vqkvc_buf_printf(&text, ";header=%s",
                          vqkvc_hash_bytes(t->headers[i].data, t->headers[i].len).hex);
@@ -138,7 +137,7 @@ static vqkvc_code measure(const trials *t, const vqkvc_time_shape *shape, const 
     for (size_t i = 0; i < N_BLOCKS && ns != NULL; i++)
         ns_of[i] = ns + i * n;
     *m = (vqkvc_time_model){.head_dim = shape->head_dim, .group = shape->group};
-    snprintf(m->isa, sizeof m->isa, "%s", isa_word(shape->isa));
+    snprintf(m->isa, sizeof m->isa, "%s", vqkvc_header_isa_word(shape->isa));
     if (err->code == VQKVC_OK && terms_of(t, shape->context, terms, err) == VQKVC_OK &&
         time_trials(t, shape, log, ns_of, err) == VQKVC_OK &&
         vqkvc_time_fit((int)rows, terms, ns, m, &worst, err) == VQKVC_OK)
@@ -197,6 +196,37 @@ vqkvc_code vqkvc_time_find(kvdb *db, const vqkvc_time_shape *shape, int only_fin
     return err->code;
 }
 
+/* Whether db may have a model of this machine, as far as can be said at no cost. */
+static vqkvc_code may_have(kvdb *db, const vqkvc_time_shape *shape, int *may, vqkvc_err *err)
+{
+    vqkvc_buf text = {0};
+    put_machine(shape, &text);
+    if (text.failed)
+        vqkvc_fail(err, VQKVC_E_MEMORY, "out of memory for a recipe");
+    else
+        kvdb_has_artifact(db, "cost-model", text.data, may, err);
+    free(text.data);
+    return err->code;
+}
+
+/* What is in db of this machine. The figure is one more line for people: without it (no compiler, a
+ * damaged store) a command has done all the same, unless it is interrupted. */
+static vqkvc_code look_up(kvdb *db, const vqkvc_time_shape *shape, const vqkvc_log *log,
+                          vqkvc_time_model *m, int *found, vqkvc_err *err)
+{
+    vqkvc_err mine = {0};
+    *found = 0;
+    if (may_have(db, shape, found, &mine) == VQKVC_OK && *found)
+        vqkvc_time_find(db, shape, 1, log, m, found, NULL, &mine);
+    if (mine.code == VQKVC_E_INTERRUPTED)
+        return vqkvc_fail(err, mine.code, "%s", mine.msg);
+    if (mine.code != VQKVC_OK) {
+        vqkvc_say(log, 1, "cost model: not looked up: %s", mine.msg);
+        *found = 0;
+    }
+    return VQKVC_OK;
+}
+
 vqkvc_code vqkvc_time_given(const char *text, const vqkvc_geometry *g, vqkvc_time_model *m,
                             vqkvc_err *err)
 {
@@ -215,12 +245,13 @@ vqkvc_code vqkvc_time_of_plan(kvdb *db, const vqkvc_options *o, const vqkvc_plan
     const vqkvc_geometry *g = &plan->geometry;
     vqkvc_time_shape shape = vqkvc_time_shape_of(g);
     vqkvc_time_model m;
+    double terms[VQKVC_TIME_TERMS];
     int found = 1;
     *ns = -1;
     if (o->cost_model != NULL)
         VQKVC_TRY(vqkvc_time_given(o->cost_model, g, &m, err));
-    else if (db != NULL)
-        VQKVC_TRY(vqkvc_time_find(db, &shape, 1, log, &m, &found, NULL, err));
+    else if (db != NULL && vqkvc_time_terms(plan, -1, VQKVC_TIME_CONTEXT, terms))
+        VQKVC_TRY(look_up(db, &shape, log, &m, &found, err));
     else
         found = 0;
     if (found)

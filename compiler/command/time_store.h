@@ -32,7 +32,7 @@ vqkvc_code vqkvc_time_given(const char *text, const vqkvc_geometry *g, vqkvc_tim
 
 /* Nanoseconds per cached token and KV head that --cost-model predicts for a plan, or what db holds
  * of this machine, without measuring anything; negative where neither is there, or the model does
- * not say. */
+ * not say. What keeps db from being looked up is said on the log, and no failure. */
 vqkvc_code vqkvc_time_of_plan(kvdb *db, const vqkvc_options *o, const vqkvc_plan *plan,
                               const vqkvc_log *log, double *ns, vqkvc_err *err);
 

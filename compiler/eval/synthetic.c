@@ -7,7 +7,7 @@
 #include "base/half.h"
 #include "base/rng.h"
 
-enum { MAX_RUNS = 5, UNIT = 64 };
+enum { MAX_RUNS = 5, UNIT = 64, LEAST_DIM = 16 };
 
 /* Runs of one stream for every 64 channels of a head, widest codes first. */
 typedef struct pattern {
@@ -62,7 +62,7 @@ static const recipe recipes[] = {
 };
 
 /* Codes of one width each, few codes, and codes of several widths, of which auto makes most. Every
- * run scales down to heads of 16 channels. */
+ * run scales down to heads of LEAST_DIM channels. */
 static const pattern ones = {1, {{64, 1, 1}}}, twos = {1, {{32, 2, 1}}}, fours = {1, {{16, 4, 1}}},
                      eights = {1, {{8, 8, 1}}}, few = {1, {{24, 1, 1}}},
                      fine = {3, {{16, 1, 1}, {8, 2, 1}, {4, 4, 1}}},
@@ -260,7 +260,12 @@ vqkvc_code vqkvc_synthetic_mixes(vqkvc_plan *plan, int group, int head_dim, int 
                          .n_sink = 4,
                          .n_recent = 32,
                          .block = block};
-    for (int layer = 0; layer < N_MIXES; layer++)
+    if (head_dim < LEAST_DIM)
+        vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
+                   "the cost model of attention is measured for heads of %d channels or more, not "
+                   "of %d",
+                   LEAST_DIM, head_dim);
+    for (int layer = 0; layer < N_MIXES && err->code == VQKVC_OK; layer++)
         if (add_mix(plan, layer, err) != VQKVC_OK)
             break;
     if (err->code == VQKVC_OK)

@@ -18,7 +18,7 @@ vqkvc_code vqkvc_synthetic_plan(vqkvc_plan *plan, const vqkvc_geometry *g, const
 
 /* A plan to calibrate a cost model of attention on: one KV head, and in every layer another mix of
  * frames, widths of codes and numbers of streams, so that each layer by itself is a measurement.
- * *plan as above. */
+ * *plan as above. Fails with E_UNSUPPORTED for heads of less than 16 channels. */
 vqkvc_code vqkvc_synthetic_mixes(vqkvc_plan *plan, int group, int head_dim, int block,
                                  vqkvc_err *err);
 

@@ -242,9 +242,15 @@ static vqkvc_code make_in_time(vqkvc_plan *plan, const vqkvc_capture *c, const v
                                const vqkvc_fit_store *store, vqkvc_err *err)
 {
     vqkvc_auto_params tighter = *p;
+    vqkvc_err mine = {0};
     double ns = 0;
-    for (int i = 0; i < MOST_SEARCHES; i++) {
-        VQKVC_TRY(make_plan(plan, c, &tighter, metrics, arena, store, err));
+    int made = 0;
+    for (; made < MOST_SEARCHES; made++) {
+        make_plan(plan, c, &tighter, metrics, arena, store, &mine);
+        if (made > 0 && mine.code == VQKVC_E_INFEASIBLE)
+            break; /* it speaks of a limit that nobody set */
+        if (mine.code != VQKVC_OK)
+            return vqkvc_fail(err, mine.code, "%s", mine.msg);
         ns = p->time != NULL ? vqkvc_time_predict(p->time, plan) : 0;
         if (p->max_ns <= 0 || ns <= p->max_ns)
             return VQKVC_OK;
@@ -256,7 +262,7 @@ static vqkvc_code make_in_time(vqkvc_plan *plan, const vqkvc_capture *c, const v
     return vqkvc_fail(err, VQKVC_E_INFEASIBLE,
                       "no fitted plan keeps %.4g ns a cached token and KV head: the last of %d "
                       "takes %.4g",
-                      p->max_ns, MOST_SEARCHES, ns);
+                      p->max_ns, made, ns);
 }
 
 /* Frames that a limit of time may call for, the quickest last: longer blocks turn queries less
