@@ -238,12 +238,6 @@ INLINE_AVX2 float half_avx2(const uint8_t *block)
     return _cvtsh_ss(half);
 }
 
-INLINE_AVX2 __m128 sum4_avx2(__m256 a, __m256 b, __m256 c, __m256 e)
-{
-    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, e));
-    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-}
-
 INLINE_AVX2 void score_avx2(const int nibbles, const uint8_t *k, int n, const query *q, int r,
                             const int rows, float *s)
 {
@@ -270,7 +264,7 @@ INLINE_AVX2 void score_avx2(const int nibbles, const uint8_t *k, int n, const qu
             }
         }
         float out[LARGEST_ROWS];
-        _mm_storeu_ps(out, sum4_avx2(a[0], a[1], a[2], a[3]));
+        _mm_storeu_ps(out, add_lanes(a[0], a[1], a[2], a[3]));
         ROWS(i)
         s[i * TILE + t] = out[i] * q->unit[r + i];
     }
@@ -356,10 +350,10 @@ INLINE_VNNI void score_vnni(const int nibbles, const uint8_t *k, int n, const qu
             }
         }
         float first[LARGEST_ROWS], second[LARGEST_ROWS];
-        _mm_storeu_ps(first, sum4_avx2(_mm512_castps512_ps256(a[0]), _mm512_castps512_ps256(a[1]),
+        _mm_storeu_ps(first, add_lanes(_mm512_castps512_ps256(a[0]), _mm512_castps512_ps256(a[1]),
                                        _mm512_castps512_ps256(a[2]), _mm512_castps512_ps256(a[3])));
         _mm_storeu_ps(second,
-                      sum4_avx2(_mm512_extractf32x8_ps(a[0], 1), _mm512_extractf32x8_ps(a[1], 1),
+                      add_lanes(_mm512_extractf32x8_ps(a[0], 1), _mm512_extractf32x8_ps(a[1], 1),
                                 _mm512_extractf32x8_ps(a[2], 1), _mm512_extractf32x8_ps(a[3], 1)));
         ROWS(i)
         {

@@ -14,13 +14,6 @@ AVX2 static inline __m256 load_half8(const uint16_t *p)
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
-/* The four sums over the lanes of a, b, c and e. */
-AVX2 static inline __m128 sum4(__m256 a, __m256 b, __m256 c, __m256 e)
-{
-    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, e));
-    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-}
-
 /* Four tokens at a time; behind the last one, the last again: its scores fall outside n. */
 AVX2 static void score_avx2(const uint16_t *k, int n, int d, const float *q0, const float *q1,
                             float *s0, float *s1)
@@ -45,8 +38,8 @@ AVX2 static void score_avx2(const uint16_t *k, int n, int d, const float *q0, co
             a3 = _mm256_fmadd_ps(x, key, a3);
             b3 = _mm256_fmadd_ps(y, key, b3);
         }
-        _mm_storeu_ps(s0 + t, sum4(a0, a1, a2, a3));
-        _mm_storeu_ps(s1 + t, sum4(b0, b1, b2, b3));
+        _mm_storeu_ps(s0 + t, add_lanes(a0, a1, a2, a3));
+        _mm_storeu_ps(s1 + t, add_lanes(b0, b1, b2, b3));
     }
 }
 
@@ -111,8 +104,8 @@ AVX2 static void score4_avx2(const uint16_t *k, int n, int d, const float *q, fl
             }
         }
         float first[4], second[4];
-        _mm_storeu_ps(first, sum4(a[0], a[1], a[2], a[3]));
-        _mm_storeu_ps(second, sum4(b[0], b[1], b[2], b[3]));
+        _mm_storeu_ps(first, add_lanes(a[0], a[1], a[2], a[3]));
+        _mm_storeu_ps(second, add_lanes(b[0], b[1], b[2], b[3]));
         FOUR(r)
         {
             s[r * TILE + t] = first[r];
@@ -194,8 +187,8 @@ AVX512 static void score_avx512(const uint16_t *k, int n, int d, const float *q0
             a3 = _mm512_fmadd_ps(x, key, a3);
             b3 = _mm512_fmadd_ps(y, key, b3);
         }
-        _mm_storeu_ps(s0 + t, sum4(fold(a0), fold(a1), fold(a2), fold(a3)));
-        _mm_storeu_ps(s1 + t, sum4(fold(b0), fold(b1), fold(b2), fold(b3)));
+        _mm_storeu_ps(s0 + t, add_lanes(fold(a0), fold(a1), fold(a2), fold(a3)));
+        _mm_storeu_ps(s1 + t, add_lanes(fold(b0), fold(b1), fold(b2), fold(b3)));
     }
 }
 
@@ -264,7 +257,7 @@ AVX512 static void score4_avx512(const uint16_t *k, int n, int d, const float *q
         }
         FOUR(r)
         _mm_storeu_ps(s + r * TILE + t,
-                      sum4(fold(a[r][0]), fold(a[r][1]), fold(a[r][2]), fold(a[r][3])));
+                      add_lanes(fold(a[r][0]), fold(a[r][1]), fold(a[r][2]), fold(a[r][3])));
     }
 }
 

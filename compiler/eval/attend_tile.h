@@ -75,6 +75,13 @@ INLINE void soften(float *s, int n, int d, float *m, float *l, float *o)
 #define AVX2   __attribute__((target("avx2,fma,f16c")))
 #define AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma,f16c")))
 
+/* The four sums over the lanes of a, b, c and e. */
+AVX2 static inline __m128 add_lanes(__m256 a, __m256 b, __m256 c, __m256 e)
+{
+    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, e));
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+
 /* F16C, which clang cannot ask for, is older than AVX2: every processor with the second has it. */
 static inline int vqkvc_has_avx2(void)
 {

@@ -110,8 +110,7 @@ void vqkvc_table_round(vqkvc_table *t, const uint16_t *values, size_t ld)
                 most = fmaxf(most, fabsf(vqkvc_f16_to_f32(from[(size_t)i * ld])));
             uint16_t half = vqkvc_f32_to_f16(most / 127);
             if (half < SMALLEST_NORMAL && vqkvc_f16_to_f32(half) * 127 < most)
-                half++; /* subnormal steps are coarse: rounded down, they would cut off the largest
-                         */
+                half++; /* subnormal steps are coarse: rounded down, they would cut off the top */
             float scale = vqkvc_f16_to_f32(half);
             t->scale[(size_t)(row / t->scale_rows) * t->cols + col] = half;
             for (int i = 0; i < t->scale_rows; i++) {
