@@ -231,7 +231,7 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
 
 /* What absorbing one stream of a head takes. */
 typedef struct absorbing {
-    int lut, book, latents, runs, columns;
+    int lut, book, latents, runs, columns, groups;
     int64_t wide;
 } absorbing;
 
@@ -248,8 +248,11 @@ static void add_absorbing(const gen_lowered *low, const vqkvc_stream *s, const g
             sum->wide += (int64_t)run->planes << run->bits;
         else
             sum->lut += run->planes * (run->coder == GEN_NIBBLES ? 16 : 1);
-        if (run->coder == GEN_NIBBLES)
-            sum->book += run->planes * run->width * 16;
+        if (run->coder != GEN_NIBBLES)
+            continue;
+        sum->book += run->planes * run->width * 16;
+        sum->groups += run->width == 1 ? (run->planes + 1) / 2 /* vqkv__dot_groups() of types.h */
+                                       : (run->planes * run->width + 3) / 4;
     }
 }
 
@@ -258,6 +261,7 @@ static void note_absorbing(gen_lowered *low, int part, const absorbing *sum)
     if (part == VQKVC_PART_K) {
         low->max_lut = larger(low->max_lut, sum->lut);
         low->max_runs = larger(low->max_runs, sum->runs);
+        low->max_dot_groups = larger(low->max_dot_groups, sum->groups);
         low->max_columns = larger(low->max_columns, sum->columns);
         low->max_wide_lut = sum->wide > low->max_wide_lut ? sum->wide : low->max_wide_lut;
     } else {

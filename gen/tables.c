@@ -152,6 +152,7 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
         {"MAX_WIDE_BINS", (int)low->max_wide_bins},
         {"MAX_SUM_LATENTS", low->max_sum_latents},
         {"MAX_RUNS", low->max_runs},
+        {"MAX_DOT_GROUPS", low->max_dot_groups > 0 ? low->max_dot_groups : 1},
         {"MAX_COLUMNS", low->max_columns},
         {"MAX_STAGES", low->max_stages},
         {"MAX_BEAM", low->max_beam},

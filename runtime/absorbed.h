@@ -76,7 +76,7 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
     const int step = a->rows * VQKV_BLOCK;
     const float *lut = a->lut, *wide = a->wide, *bias = a->bias;
     const char *packed = (const char *)a->packed;
-    const short *table = a->dot_table, *words = a->dot_words;
+    const unsigned char *table = a->dot_table, *lanes = a->dot_lanes;
     const float *unit = a->dot_unit;
     const vqkv__byte_ops *ops = a->ops->bytes;
     const unsigned char *codes[VQKV__TILE];
@@ -100,12 +100,12 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
                 add = 1;
             }
             if (dots) {
-                int pairs = vqkv__dot_pairs(run);
-                ops->dot_scores(codes, (size_t)run->codes, n, run, table, words, unit, a->rows, add,
+                int groups = vqkv__dot_groups(run);
+                ops->dot_scores(codes, (size_t)run->codes, n, run, table, lanes, unit, a->rows, add,
                                 a->part);
-                table += 32 * pairs;
-                words += a->rows * 2 * pairs;
-                unit += a->rows;
+                table += 64 * groups;
+                lanes += a->rows * 4 * groups;
+                unit += 2 * a->rows;
                 add = 1;
             } else if (run->coder == VQKV__WIDE) {
                 for (b = 0; b < n; b++)

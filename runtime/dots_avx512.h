@@ -1,85 +1,111 @@
-/* Scores of codes of one or two channels, AVX-512: what vqkv__byte_ops promises (types.h).
+/* Scores of codes whose codewords meet the query, AVX-512: what vqkv__byte_ops promises (types.h).
  *
- * The codewords themselves are looked up, 16 bits each and two channels to a 32-bit lane, and meet
- * the query in a dot product: one lookup serves every row, and no table has to be filled for a
- * query. A pair is two channels: those of two planes of one channel a code, or of one plane of two.
- */
+ * The codewords themselves are looked up, and meet the query in a dot product: one lookup serves
+ * every row, and no table has to be filled for a query. A group is what one 32-bit lane adds up:
+ * two channels in 16 bits where each has codes of its own, whose errors are small, or four in
+ * 8 bits. */
 
 #if VQKV_BLOCK >= 64
 
-/* Codewords count scale / DOT_TOP; queries are rounded so that no sum leaves 32 bits. */
-#define VQKV__DOT_TOP 2047.0f
+/* The largest codeword of a channel counts so many steps, 8-bit ones 128 more than they are. Words
+ * of queries are rounded so that no sum leaves 32 bits. */
+#define VQKV__DOT_WORD_TOP 2047.0f
+#define VQKV__DOT_BYTE_TOP 127.0f
 
-/* table [pairs, 32] of 16-bit codewords: lookups for one channel a code are by words (sixteen of
- * each plane), for two by double words; scale [2 * pairs] of each channel. */
-VQKV__TARGET_avx512 static void vqkv__dot_books_avx512(const vqkv__run *run, short *table,
+static inline float vqkv__dot_top(const vqkv__run *run)
+{
+    return run->width == 1 ? VQKV__DOT_WORD_TOP : VQKV__DOT_BYTE_TOP;
+}
+
+/* Channels of a run, counted plane by plane; groups may have room for more. */
+static inline int vqkv__dot_channels(const vqkv__run *run)
+{
+    return run->planes * run->width;
+}
+
+/* table [groups, 64]: sixteen codewords of each channel; scale [4 * groups] of each. */
+VQKV__TARGET_avx512 static void vqkv__dot_books_avx512(const vqkv__run *run, unsigned char *table,
                                                        float *scale)
 {
-    int pairs = vqkv__dot_pairs(run), i, k;
-    for (i = 0; i < 2 * pairs; i++) {
-        int plane = run->width == 1 ? i : i / 2, w = run->width == 1 ? 0 : i % 2;
+    const int channels = vqkv__dot_channels(run), words = run->width == 1;
+    const int room = (words ? 2 : 4) * vqkv__dot_groups(run);
+    const float limit = vqkv__dot_top(run);
+    int c;
+    for (c = 0; c < room; c++) {
         __m512 x = _mm512_setzero_ps();
-        __m512i words;
-        int entry[16];
+        __m512i steps;
         float top;
-        if (plane < run->planes)
-            x = vqkv__loadh_avx512(vqkv__table(run->book + plane / run->stages * run->book_step +
-                                               (plane % run->stages * run->width + w) * 16));
+        if (c < channels)
+            x = vqkv__loadh_avx512(
+                vqkv__table(run->book + c / run->width / run->stages * run->book_step +
+                            (c / run->width % run->stages * run->width + c % run->width) * 16));
         top = _mm512_reduce_max_ps(_mm512_abs_ps(x));
-        scale[i] = top / VQKV__DOT_TOP;
-        words = _mm512_cvtps_epi32(
-            _mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? VQKV__DOT_TOP / top : 0.0f)));
-        _mm512_storeu_si512((void *)entry, words);
-        for (k = 0; k < 16; k++)
-            table[i / 2 * 32 + (run->width == 1 ? i % 2 * 16 + k : 2 * k + i % 2)] =
-                (short)entry[k];
+        scale[c] = top / limit;
+        steps =
+            _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f)));
+        if (words)
+            _mm256_storeu_si256((__m256i *)(void *)(table + 32 * c), _mm512_cvtepi32_epi16(steps));
+        else
+            _mm_storeu_si128((__m128i *)(void *)(table + 16 * c),
+                             _mm512_cvtepi32_epi8(_mm512_add_epi32(steps, _mm512_set1_epi32(128))));
     }
 }
 
-/* Channels i .. i + 15 of a row's latents times their scale: 0 behind the last plane's. */
+/* Channels c .. c + 15 of a row's latents times their scale: 0 behind the last. */
 VQKV__TARGET_avx512 static inline __m512
-vqkv__dot_channels_avx512(const vqkv__run *run, const float *scale, const float *y, int i)
+vqkv__dot_query_avx512(const vqkv__run *run, const float *scale, const float *y, int c)
 {
-    int n = run->planes * run->width - i, k;
+    int n = vqkv__dot_channels(run) - c, k;
     __mmask16 real = n < 16 ? (__mmask16)((1u << n) - 1u) : VQKV__ALL_avx512;
     float lane[16];
-    __m512 s = _mm512_maskz_loadu_ps(real, scale + i);
+    __m512 s = _mm512_maskz_loadu_ps(real, scale + c);
     if (run->stages == 1)
-        return _mm512_mul_ps(s, _mm512_maskz_loadu_ps(real, y + i));
+        return _mm512_mul_ps(s, _mm512_maskz_loadu_ps(real, y + c));
     for (k = 0; k < 16; k++)
-        lane[k] = k < n ? y[(i + k) / run->width / run->stages * run->width + (i + k) % run->width]
+        lane[k] = k < n ? y[(c + k) / run->width / run->stages * run->width + (c + k) % run->width]
                         : 0.0f;
     return _mm512_mul_ps(s, _mm512_loadu_ps(lane));
 }
 
-/* y [rows, stride]: queries in latents, from the run's first on; to words [rows, 2 * pairs], each
- * of which counts unit[row] of a codeword's step. The mean square of a codebook is taken to be a
- * seventh of its largest square, as it is for Gaussian channels. */
+/* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 4] and
+ * unit [rows, 2]. The mean square of a codebook is taken to be a seventh of its largest square, as
+ * it is for Gaussian channels. */
 VQKV__TARGET_avx512 static void vqkv__dot_queries_avx512(const vqkv__run *run, const float *scale,
                                                          const float *y, size_t stride, int rows,
-                                                         short *words, float *unit, float *energy)
+                                                         unsigned char *lanes, float *unit,
+                                                         float *energy)
 {
-    int n = 2 * vqkv__dot_pairs(run), r, i;
-    /* n products of at most DOT_TOP * limit stay below 2^31. */
-    float limit = 1048576.0f / (float)n;
+    const int words = run->width == 1, n = (words ? 2 : 4) * vqkv__dot_groups(run);
+    const float mean_square = vqkv__dot_top(run) * vqkv__dot_top(run) / 7.0f;
+    /* n products of at most DOT_WORD_TOP * limit stay below 2^31. */
+    float limit = words ? 1048576.0f / (float)n : 127.0f;
+    int r, i;
     limit = limit < 32767.0f ? limit : 32767.0f;
-    for (r = 0; r < rows; r++, y += stride, words += n) {
+    for (r = 0; r < rows; r++, y += stride) {
         __m512 high = _mm512_setzero_ps(), square = high, factor;
+        __m512i zero = _mm512_setzero_si512();
         float top;
         for (i = 0; i < n; i += 16) {
-            __m512 x = vqkv__dot_channels_avx512(run, scale, y, i);
+            __m512 x = vqkv__dot_query_avx512(run, scale, y, i);
             high = _mm512_max_ps(high, _mm512_abs_ps(x));
             square = _mm512_fmadd_ps(x, x, square);
         }
-        energy[r] += _mm512_reduce_add_ps(square) * (VQKV__DOT_TOP * VQKV__DOT_TOP / 7.0f);
+        energy[r] += _mm512_reduce_add_ps(square) * mean_square;
         top = _mm512_reduce_max_ps(high);
-        unit[r] = top / limit;
         factor = _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f);
         for (i = 0; i < n; i += 16) {
             __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : VQKV__ALL_avx512;
-            __m512 x = _mm512_mul_ps(vqkv__dot_channels_avx512(run, scale, y, i), factor);
-            _mm512_mask_cvtepi32_storeu_epi16((void *)(words + i), some, _mm512_cvtps_epi32(x));
+            __m512i x =
+                _mm512_cvtps_epi32(_mm512_mul_ps(vqkv__dot_query_avx512(run, scale, y, i), factor));
+            zero = _mm512_add_epi32(zero, x);
+            if (words)
+                _mm512_mask_cvtepi32_storeu_epi16((void *)(lanes + 2 * i), some, x);
+            else
+                _mm512_mask_cvtepi32_storeu_epi8((void *)(lanes + i), some, x);
         }
+        unit[2 * r] = top / limit;
+        unit[2 * r + 1] = words ? 0.0f : 128.0f * (float)_mm512_reduce_add_epi32(zero);
+        lanes += (words ? 2 : 1) * n;
     }
 }
 
@@ -93,69 +119,136 @@ VQKV__INLINE_avx512 void vqkv__flush_avx512(__m512i sum, __m512 f, int add, floa
         _mm512_storeu_ps(dst, _mm512_mul_ps(x, f));
 }
 
-/* n rows, a constant where it is called, from row r on; tokens of chunk c: 32 and, half a block
- * later, 32 more. */
-VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const vqkv__run *run,
-                                               const short *table, const short *words,
-                                               const float *unit, int r, const int n, int c,
-                                               const int width, int add, float *s)
+/* 32 bytes of each of two planes. */
+VQKV__INLINE_avx512 __m512i vqkv__two_planes_avx512(const unsigned char *a, const unsigned char *b)
 {
-    const int bytes = VQKV_BLOCK / 2, pairs = vqkv__dot_pairs(run);
-    const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
-    /* Byte 0 of a lane from the low half of a register, byte 2 from the high half. */
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i pick0 = _mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(0x00010001)),
-                                           _mm512_set1_epi32(0x00200000));
-    const __m512i pick1 = _mm512_add_epi32(pick0, _mm512_set1_epi32(0x00100010));
-    __m512i sum[4][4];
-    int p, k, i;
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++)
-        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
-    codes += 32 * c;
-    words += r * 2 * pairs;
-    for (p = 0; p < pairs; p++, table += 32) {
-        __m512i t = _mm512_loadu_si512((const void *)table), v[4];
-        if (width == 1) {
-            const unsigned char *a = codes + 2 * p * bytes;
-            const unsigned char *b = 2 * p + 1 < run->planes ? a + bytes : a;
-            __m512i x;
-            if (VQKV_BLOCK == 64 && a != b) { /* they lie side by side */
-                x = _mm512_loadu_si512((const void *)a);
-            } else {
-                x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
-                x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
-            }
-            v[0] = _mm512_permutexvar_epi8(pick0, x);
-            v[1] = _mm512_permutexvar_epi8(pick1, x);
-            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, second, 0xea);
-            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[1], 4), nibble, second, 0xea);
-            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, second, 0xea);
-            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, second, 0xea);
-#pragma GCC unroll 4
-            for (i = 0; i < 4; i++)
-                v[i] = _mm512_permutexvar_epi16(v[i], t);
-        } else {
-            const unsigned char *a = codes + p * bytes;
-            v[0] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)a));
-            v[1] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(a + 16)));
-            v[2] = _mm512_srli_epi32(v[0], 4);
-            v[3] = _mm512_srli_epi32(v[1], 4);
-#pragma GCC unroll 4
-            for (i = 0; i < 4; i++) /* bits above the low four do not count */
-                v[i] = _mm512_permutexvar_epi32(v[i], t);
-        }
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            __m512i y = vqkv__four_bytes_avx512(words + k * 2 * pairs + 2 * p);
-#pragma GCC unroll 4
-            for (i = 0; i < 4; i++)
-                vqkv__add_words_avx512(&sum[k][i], v[i], y);
-        }
-    }
+    __m512i x;
+    if (b == a + 32) /* blocks of 64: they lie side by side */
+        return _mm512_loadu_si512((const void *)a);
+    x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+    return _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+}
+
+/* In lane i of 16, four bytes: i times `step`, plus those of `first`. */
+VQKV__TARGET_avx512 static inline __m512i vqkv__dot_pick_avx512(int step, int first)
+{
+    __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(step)),
+                            _mm512_set1_epi32(first));
+}
+
+/* Adds the codewords v, 16 tokens in each, times the queries' lanes of one group. */
+VQKV__INLINE_avx512 void vqkv__dot_group_avx512(const __m512i *v, const unsigned char *lanes,
+                                                int row, const int n, const int words,
+                                                __m512i (*sum)[4])
+{
+    int k, i;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
-        __m512 f = _mm512_set1_ps(unit[r + k]);
+        __m512i y = vqkv__four_bytes_avx512(lanes + k * row);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            if (words)
+                vqkv__add_words_avx512(&sum[k][i], v[i], y);
+            else
+                vqkv__add_bytes_avx512(&sum[k][i], v[i], y);
+    }
+}
+
+/* Bytes x with codes in low nibbles, and the codes half a block later in high ones, picked to v
+ * [4] and made indices: what base adds, which says whose codeword. */
+VQKV__INLINE_avx512 void vqkv__dot_codes_avx512(__m512i x, __m512i pick0, __m512i pick1,
+                                                __m512i nibble, __m512i base, __m512i *v)
+{
+    v[0] = _mm512_permutexvar_epi8(pick0, x);
+    v[1] = _mm512_permutexvar_epi8(pick1, x);
+    v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, base, 0xea);
+    v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[1], 4), nibble, base, 0xea);
+    v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+    v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
+}
+
+/* Channels with codes of their own, two to a lane. n rows, a constant where it is called, and
+ * tokens of a chunk of each plane: 32 and, half a block later, 32 more. */
+VQKV__INLINE_avx512 void vqkv__dot_words_avx512(const unsigned char *codes, const vqkv__run *run,
+                                                const unsigned char *table,
+                                                const unsigned char *lanes, const int n,
+                                                __m512i (*sum)[4])
+{
+    const int bytes = VQKV_BLOCK / 2, groups = vqkv__dot_groups(run);
+    const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
+    /* Byte 0 of a lane from the low half of a register, byte 2 from the high half. */
+    const __m512i pick0 = vqkv__dot_pick_avx512(0x00010001, 0x00200000);
+    const __m512i pick1 = vqkv__dot_pick_avx512(0x00010001, 0x00300010);
+    int g, i;
+    for (g = 0; g < groups; g++, table += 64) {
+        const __m512i t = _mm512_loadu_si512((const void *)table);
+        const unsigned char *a = codes + 2 * g * bytes;
+        __m512i v[4];
+        vqkv__dot_codes_avx512(vqkv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a),
+                               pick0, pick1, nibble, second, v);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            v[i] = _mm512_permutexvar_epi16(v[i], t);
+        vqkv__dot_group_avx512(v, lanes + 4 * g, 4 * groups, n, 1, sum);
+    }
+}
+
+/* The same for codes of two channels, and of a multiple of four: four channels to a lane. */
+VQKV__INLINE_avx512 void vqkv__dot_bytes_avx512(const unsigned char *codes, const vqkv__run *run,
+                                                const unsigned char *table,
+                                                const unsigned char *lanes, const int n,
+                                                const int two, __m512i (*sum)[4])
+{
+    const int bytes = VQKV_BLOCK / 2, groups = vqkv__dot_groups(run);
+    const int each = two ? 1 : run->width / 4; /* groups of the same codes */
+    const __m512i nibble = _mm512_set1_epi8(15), channel = _mm512_set1_epi32(0x30201000);
+    const __m512i pick0 = vqkv__dot_pick_avx512(0x01010101, two ? 0x20200000 : 0);
+    const __m512i pick1 = vqkv__dot_pick_avx512(0x01010101, two ? 0x30301010 : 0x10101010);
+    int g, e, i;
+    for (g = 0; g < groups; g += each) {
+        __m512i x, codes_of[4], v[4];
+        if (two) {
+            const unsigned char *a = codes + 2 * g * bytes;
+            x = vqkv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a);
+        } else {
+            const unsigned char *a = codes + g / each * bytes;
+            x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+        }
+        vqkv__dot_codes_avx512(x, pick0, pick1, nibble, channel, codes_of);
+        for (e = g; e < g + each; e++, table += 64) {
+            const __m512i t = _mm512_loadu_si512((const void *)table);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++)
+                v[i] = _mm512_permutexvar_epi8(codes_of[i], t);
+            vqkv__dot_group_avx512(v, lanes + 4 * e, 4 * groups, n, 0, sum);
+        }
+    }
+}
+
+/* n rows from row r on, tokens of chunk c. */
+VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const vqkv__run *run,
+                                               const unsigned char *table,
+                                               const unsigned char *lanes, const float *unit, int r,
+                                               const int n, int c, int add, float *s)
+{
+    __m512i sum[4][4];
+    int k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] =
+            _mm512_set1_epi32(-(int)unit[2 * (r + k) + 1]);
+    codes += 32 * c;
+    lanes += r * 4 * vqkv__dot_groups(run);
+    if (run->width == 1)
+        vqkv__dot_words_avx512(codes, run, table, lanes, n, sum);
+    else if (run->width == 2)
+        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, 1, sum);
+    else
+        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, 0, sum);
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m512 f = _mm512_set1_ps(unit[2 * (r + k)]);
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++)
             vqkv__flush_avx512(sum[k][i], f, add,
@@ -164,16 +257,14 @@ VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const
     }
 }
 
-VQKV__TARGET_avx512 static void vqkv__dot_scores_avx512(const unsigned char *const *codes,
-                                                        size_t offset, int blocks,
-                                                        const vqkv__run *run, const short *table,
-                                                        const short *words, const float *unit,
-                                                        int rows, int add, float *s)
+VQKV__TARGET_avx512 static void
+vqkv__dot_scores_avx512(const unsigned char *const *codes, size_t offset, int blocks,
+                        const vqkv__run *run, const unsigned char *table,
+                        const unsigned char *lanes, const float *unit, int rows, int add, float *s)
 {
     int b, c, r;
-#define VQKV__X(n, width)                                                                          \
-    vqkv__dot_rows_avx512(codes[b] + offset, run, table, words, unit, r, n, c, width, add, s)
-#define VQKV__DOT(n) (run->width == 1 ? VQKV__X(n, 1) : VQKV__X(n, 2))
+#define VQKV__DOT(n)                                                                               \
+    vqkv__dot_rows_avx512(codes[b] + offset, run, table, lanes, unit, r, n, c, add, s)
     for (b = 0; b < blocks; b++, s += rows * VQKV_BLOCK)
         for (c = 0; c < VQKV_BLOCK / 64; c++) {
             for (r = 0; r + 4 <= rows; r += 4)
@@ -184,7 +275,6 @@ VQKV__TARGET_avx512 static void vqkv__dot_scores_avx512(const unsigned char *con
                 VQKV__DOT(1);
         }
 #undef VQKV__DOT
-#undef VQKV__X
 }
 
 #endif /* VQKV_BLOCK >= 64 */

@@ -24,10 +24,10 @@ typedef struct vqkv__pass {
     float *y;         /* [rows, MAX_LATENTS] query in latents */
     float *lut;       /* score tables of all K streams of the head */
     float *packed;    /* the same in bytes: vqkv__packed, then tables, for each run of planes */
-    short *dot_table; /* codewords of K runs that vqkv__dots() says: [pairs, 32] */
-    float *dot_scale; /* of their channels */
-    short *dot_words; /* the queries in their units, run behind run: [rows, 2 * pairs] */
-    float *dot_unit;  /* [runs, rows] */
+    unsigned char *dot_table; /* codewords of K runs that vqkv__dots() says: [groups, 64] */
+    float *dot_scale;         /* of their channels [4 * groups] */
+    unsigned char *dot_lanes; /* the queries in their units, run behind run: [rows, groups, 4] */
+    float *dot_unit;          /* [runs, rows, 2] */
     float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
     float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
     short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
@@ -58,9 +58,6 @@ typedef struct vqkv__pass {
 #define VQKV__PACKED_ROOM                                                                          \
     ((size_t)VQKV__MAX_RUNS * (sizeof(vqkv__packed) / 4 + (size_t)VQKV__MAX_ROWS * 24) +           \
      (size_t)VQKV__MAX_ROWS * VQKV__MAX_LUT / 2)
-/* A plane has 16 floats of score tables, and as dots 64 bytes of codewords, two scales and two
- * words a row; an odd plane makes a pair alone. */
-#define VQKV__MAX_DOT_PAIRS ((size_t)VQKV__MAX_LUT / 16 + VQKV__MAX_RUNS)
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define VQKV__MAX_WIDE (VQKV__MAX_WIDE_LUT + VQKV__MAX_WIDE_BINS)
@@ -75,9 +72,10 @@ typedef struct vqkv__pass {
      VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LATENTS) + VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_LUT) + \
      VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT) +                                    \
      VQKV__ROOM((size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS) + VQKV__ROOM(VQKV__PACKED_ROOM) +   \
-     VQKV__ROOM(VQKV__MAX_DOT_PAIRS * 16) + VQKV__ROOM(VQKV__MAX_DOT_PAIRS * 2) +                  \
-     VQKV__ROOM(VQKV__MAX_DOT_PAIRS * VQKV__MAX_ROWS) +                                            \
-     VQKV__ROOM(VQKV__MAX_ROWS * VQKV__MAX_RUNS) +                                                 \
+     VQKV__ROOM((size_t)VQKV__MAX_DOT_GROUPS * 16) +                                               \
+     VQKV__ROOM((size_t)VQKV__MAX_DOT_GROUPS * 4) +                                                \
+     VQKV__ROOM((size_t)VQKV__MAX_DOT_GROUPS * VQKV__MAX_ROWS) +                                   \
+     VQKV__ROOM(2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS) +                                             \
      VQKV__ROOM((size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2) + VQKV__ROOM(VQKV__MAX_COLUMNS) +   \
      VQKV__ROOM(VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2) +                           \
      VQKV__ROOM((size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                   \
@@ -104,10 +102,11 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->wide = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT);
     a->bins = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS);
     a->packed = vqkv__take(&room, VQKV__PACKED_ROOM);
-    a->dot_table = (short *)vqkv__take(&room, VQKV__MAX_DOT_PAIRS * 16);
-    a->dot_scale = vqkv__take(&room, VQKV__MAX_DOT_PAIRS * 2);
-    a->dot_words = (short *)vqkv__take(&room, VQKV__MAX_DOT_PAIRS * VQKV__MAX_ROWS);
-    a->dot_unit = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_RUNS);
+    a->dot_table = (unsigned char *)vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * 16);
+    a->dot_scale = vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * 4);
+    a->dot_lanes =
+        (unsigned char *)vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * VQKV__MAX_ROWS);
+    a->dot_unit = vqkv__take(&room, 2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS);
     a->map_words = (short *)vqkv__take(&room, (size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2);
     a->map_scale = vqkv__take(&room, VQKV__MAX_COLUMNS);
     a->map_queries =

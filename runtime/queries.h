@@ -128,14 +128,13 @@ static void vqkv__map_one(vqkv__pass *a, const vqkv__stream *s, int member)
 }
 
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
- * query of its own for each short block, tables of two channels cost more to fill than they save.
- */
+ * query of its own for each block, tables cost more to fill than they save. */
 static int vqkv__dots(const vqkv__pass *a, const vqkv__run *run)
 {
     return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
            run->coder == VQKV__NIBBLES &&
            (run->width == 1 ||
-            (run->width == 2 && a->k_frame == VQKV__BLOCKWISE && VQKV_BLOCK < 128));
+            (a->k_frame == VQKV__BLOCKWISE && (run->width == 2 || run->width % 4 == 0)));
 }
 
 /* Whether run i of a K stream goes on from the one before: the same gain, and tables of nibbles
@@ -150,7 +149,7 @@ static int vqkv__continues(const vqkv__pass *a, const vqkv__stream *s, int i)
 /* The codewords of K runs that meet queries themselves. */
 static void vqkv__fill_dots(vqkv__pass *a)
 {
-    short *table = a->dot_table;
+    unsigned char *table = a->dot_table;
     float *scale = a->dot_scale;
     int u, i;
     for (u = 0; u < a->n_k_uses; u++) {
@@ -159,8 +158,8 @@ static void vqkv__fill_dots(vqkv__pass *a)
             if (!vqkv__dots(a, &vqkv__runs[i]))
                 continue;
             a->ops->bytes->dot_books(&vqkv__runs[i], table, scale);
-            table += 32 * vqkv__dot_pairs(&vqkv__runs[i]);
-            scale += 2 * vqkv__dot_pairs(&vqkv__runs[i]);
+            table += 64 * vqkv__dot_groups(&vqkv__runs[i]);
+            scale += 4 * vqkv__dot_groups(&vqkv__runs[i]);
         }
     }
 }
@@ -190,7 +189,7 @@ static void vqkv__fill_tables(vqkv__pass *a, const float *mapped)
     float *lut = a->lut, *start = a->lut;
     size_t wide = 0;
     char *packed = (char *)a->packed;
-    short *words = a->dot_words;
+    unsigned char *lanes = a->dot_lanes;
     float *unit = a->dot_unit, energy[VQKV__MAX_ROWS];
     const float *scale = a->dot_scale;
     for (r = 0; r < a->rows; r++)
@@ -212,12 +211,12 @@ static void vqkv__fill_tables(vqkv__pass *a, const float *mapped)
                 planes = 0;
             }
             if (vqkv__dots(a, run)) {
-                int n = 2 * vqkv__dot_pairs(run);
-                a->ops->bytes->dot_queries(run, scale, y + run->first, stride, a->rows, words, unit,
+                int n = 4 * vqkv__dot_groups(run);
+                a->ops->bytes->dot_queries(run, scale, y + run->first, stride, a->rows, lanes, unit,
                                            energy);
                 scale += n;
-                words += a->rows * n;
-                unit += a->rows;
+                lanes += a->rows * n;
+                unit += 2 * a->rows;
                 continue;
             }
             if (run->coder == VQKV__WIDE) {

@@ -95,11 +95,11 @@ typedef struct vqkv__packed {
 #define VQKV__MAP_TOP    2047.0f
 #define VQKV__COLUMNS(n) (((n) + 16) / 16 * 16)
 
-/* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
- * plane of two. */
-static inline int vqkv__dot_pairs(const vqkv__run *run)
+/* Channels of a run that meet a query together, in one 32-bit lane: two in 16 bits where each has
+ * codes of its own, else four in 8 bits, since codes of more channels are less exact. */
+static inline int vqkv__dot_groups(const vqkv__run *run)
 {
-    return run->width == 1 ? (run->planes + 1) / 2 : run->planes;
+    return run->width == 1 ? (run->planes + 1) / 2 : (run->planes * run->width + 3) / 4;
 }
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
@@ -114,17 +114,19 @@ typedef struct vqkv__byte_ops {
     /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
                       int, float *);
-    /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
-     * of each channel [2 * pairs]. */
-    void (*dot_books)(const vqkv__run *, short *, float *);
-    /* Queries in latents [rows, stride], from the run's first on, to words [rows, 2 * pairs] and
-     * units [rows]; adds to energy [rows] the mean square that the run's scores will have. */
-    void (*dot_queries)(const vqkv__run *, const float *, const float *, size_t, int, short *,
-                        float *, float *);
+    /* Codewords of a run of one, two or a multiple of four channels a code: table [groups, 64]
+     * bytes and the scale of each channel [4 * groups]. */
+    void (*dot_books)(const vqkv__run *, unsigned char *, float *);
+    /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
+     * and units [rows, 2]: what a step of a score is worth, and the sum that stands for 0. Adds to
+     * energy [rows] the mean square that the run's scores will have. */
+    void (*dot_queries)(const vqkv__run *, const float *, const float *, size_t, int,
+                        unsigned char *, float *, float *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of a run: block pointers, offset of the
-     * run in each, table, words, units. */
-    void (*dot_scores)(const unsigned char *const *, size_t, int, const vqkv__run *, const short *,
-                       const short *, const float *, int, int, float *);
+     * run in each, table, lanes, units. */
+    void (*dot_scores)(const unsigned char *const *, size_t, int, const vqkv__run *,
+                       const unsigned char *, const unsigned char *, const float *, int, int,
+                       float *);
     /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
      * are added to theirs. */
     void (*pack_tables)(const float *, int, int, const float *, vqkv__packed *, signed char *);
