@@ -325,39 +325,63 @@ VQKV__TARGET_ISA static float vqkv__exponentials_ISA(float *s, int blocks, size_
     return vqkv__hsum_ISA(sum);
 }
 
-/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ */
+VQKV__TARGET_ISA static inline void vqkv__exact_four_ISA(const unsigned char *k,
+                                                         const unsigned char *l, const float *q,
+                                                         int next, float *s)
+{
+    float sum[2][4];
+    int d;
+#define VQKV__X(i) vqkv__vf_ISA a##i = vqkv__set1_ISA(0.0f), b##i = a##i;
+    VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+    for (d = 0; d + VQKV__LANES_ISA <= VQKV_HEAD_DIM; d += VQKV__LANES_ISA) {
+        vqkv__vf_ISA x = vqkv__loadh_ISA(k + 2 * d), y = vqkv__loadh_ISA(l + 2 * d);
+#define VQKV__X(i)                                                                                 \
+    {                                                                                              \
+        vqkv__vf_ISA query = vqkv__load_ISA(q + i * VQKV_HEAD_DIM + d);                            \
+        a##i = vqkv__fma_ISA(query, x, a##i);                                                      \
+        b##i = vqkv__fma_ISA(query, y, b##i);                                                      \
+    }
+        VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+    }
+    vqkv__hsum4_ISA(a0, a1, a2, a3, sum[0]);
+    vqkv__hsum4_ISA(b0, b1, b2, b3, sum[1]);
+    for (; d < VQKV_HEAD_DIM; d++) {
+        float x = vqkv__half_at(k, (size_t)d), y = vqkv__half_at(l, (size_t)d);
+#define VQKV__X(i)                                                                                 \
+    sum[0][i] += q[i * VQKV_HEAD_DIM + d] * x;                                                     \
+    sum[1][i] += q[i * VQKV_HEAD_DIM + d] * y;
+        VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+    }
+#define VQKV__X(i)                                                                                 \
+    s[i * VQKV_BLOCK] = sum[0][i];                                                                 \
+    s[i * VQKV_BLOCK + next] = sum[1][i];
+    VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
+ * at a time. */
 VQKV__TARGET_ISA static void vqkv__exact_scores_ISA(const unsigned char *k, int n, const float *q,
                                                     int rows, float *s)
 {
-    int t, r, d;
-    for (t = 0; t < n; t++, k += 2 * VQKV_HEAD_DIM) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = q + r * VQKV_HEAD_DIM;
-            float sum[4];
-#define VQKV__X(i) vqkv__vf_ISA a##i = vqkv__set1_ISA(0.0f);
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            for (d = 0; d + VQKV__LANES_ISA <= VQKV_HEAD_DIM; d += VQKV__LANES_ISA) {
-                vqkv__vf_ISA v = vqkv__loadh_ISA(k + 2 * d);
-#define VQKV__X(i) a##i = vqkv__fma_ISA(vqkv__load_ISA(x + i * VQKV_HEAD_DIM + d), v, a##i);
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            }
-#define VQKV__X(i) sum[i] = vqkv__hsum_ISA(a##i);
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            for (; d < VQKV_HEAD_DIM; d++) {
-                float v = vqkv__half_at(k, (size_t)d);
-#define VQKV__X(i) sum[i] += x[i * VQKV_HEAD_DIM + d] * v;
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            }
-#define VQKV__X(i) s[(r + i) * VQKV_BLOCK + t] = sum[i];
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
+    int t, r;
+    for (t = 0; t < n; t += 2) {
+        const unsigned char *x = k + 2 * (size_t)t * VQKV_HEAD_DIM;
+        int next = t + 1 < n;
+        const unsigned char *y = x + 2 * next * VQKV_HEAD_DIM;
+        for (r = 0; r + 4 <= rows; r += 4)
+            vqkv__exact_four_ISA(x, y, q + r * VQKV_HEAD_DIM, next, s + r * VQKV_BLOCK + t);
+        for (; r < rows; r++) {
+            s[r * VQKV_BLOCK + t] = vqkv__dot_row_ISA(x, VQKV_HEAD_DIM, q + r * VQKV_HEAD_DIM);
+            if (next)
+                s[r * VQKV_BLOCK + t + 1] =
+                    vqkv__dot_row_ISA(y, VQKV_HEAD_DIM, q + r * VQKV_HEAD_DIM);
         }
-        for (; r < rows; r++)
-            s[r * VQKV_BLOCK + t] = vqkv__dot_row_ISA(k, VQKV_HEAD_DIM, q + r * VQKV_HEAD_DIM);
     }
 }
 

@@ -79,6 +79,12 @@ VQKV__TARGET_avx2 static inline float vqkv__hsum_avx2(__m256 x)
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
+VQKV__TARGET_avx2 static inline void vqkv__hsum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d,
+                                                      float *sum)
+{
+    a = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(sum, _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
+}
 VQKV__TARGET_avx2 static inline float vqkv__hmax_avx2(__m256 x)
 {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

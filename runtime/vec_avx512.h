@@ -110,6 +110,16 @@ VQKV__TARGET_avx512 static inline float vqkv__hsum_avx512(__m512 x)
 {
     return vqkv__hsum_avx2(_mm256_add_ps(vqkv__low_half_avx512(x), vqkv__high_half_avx512(x)));
 }
+VQKV__TARGET_avx512 static inline __m256 vqkv__fold_avx512(__m512 x)
+{
+    return _mm256_add_ps(vqkv__low_half_avx512(x), vqkv__high_half_avx512(x));
+}
+VQKV__TARGET_avx512 static inline void vqkv__hsum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d,
+                                                          float *sum)
+{
+    vqkv__hsum4_avx2(vqkv__fold_avx512(a), vqkv__fold_avx512(b), vqkv__fold_avx512(c),
+                     vqkv__fold_avx512(d), sum);
+}
 VQKV__TARGET_avx512 static inline float vqkv__hmax_avx512(__m512 x)
 {
     return vqkv__hmax_avx2(_mm256_max_ps(vqkv__low_half_avx512(x), vqkv__high_half_avx512(x)));

@@ -71,6 +71,11 @@ static inline float vqkv__hsum_neon(float32x4_t x)
 {
     return vaddvq_f32(x);
 }
+static inline void vqkv__hsum4_neon(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d,
+                                    float *sum)
+{
+    vst1q_f32(sum, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
+}
 static inline float vqkv__hmax_neon(float32x4_t x)
 {
     return vmaxvq_f32(x);

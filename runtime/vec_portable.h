@@ -67,6 +67,13 @@ static inline float vqkv__hsum_portable(float x)
 {
     return x;
 }
+static inline void vqkv__hsum4_portable(float a, float b, float c, float d, float *sum)
+{
+    sum[0] = a;
+    sum[1] = b;
+    sum[2] = c;
+    sum[3] = d;
+}
 static inline float vqkv__hmax_portable(float x)
 {
     return x;
