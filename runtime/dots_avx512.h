@@ -51,62 +51,135 @@ VQKV__TARGET_avx512 static void vqkv__dot_books_avx512(const vqkv__run *run, uns
     }
 }
 
-/* Channels c .. c + 15 of a row's latents times their scale: 0 behind the last. */
-VQKV__TARGET_avx512 static inline __m512
-vqkv__dot_query_avx512(const vqkv__run *run, const float *scale, const float *y, int c)
+/* Channels c .. c + 15 of a row's latents, `real` of them there. */
+VQKV__INLINE_avx512 __m512 vqkv__dot_latents_avx512(const vqkv__run *run, const float *y, int c,
+                                                    __mmask16 real)
 {
-    int n = vqkv__dot_channels(run) - c, k;
-    __mmask16 real = n < 16 ? (__mmask16)((1u << n) - 1u) : VQKV__ALL_avx512;
     float lane[16];
-    __m512 s = _mm512_maskz_loadu_ps(real, scale + c);
+    int k;
     if (run->stages == 1)
-        return _mm512_mul_ps(s, _mm512_maskz_loadu_ps(real, y + c));
+        return _mm512_maskz_loadu_ps(real, y + c);
     for (k = 0; k < 16; k++)
-        lane[k] = k < n ? y[(c + k) / run->width / run->stages * run->width + (c + k) % run->width]
-                        : 0.0f;
-    return _mm512_mul_ps(s, _mm512_loadu_ps(lane));
+        lane[k] = real >> k & 1
+                      ? y[(c + k) / run->width / run->stages * run->width + (c + k) % run->width]
+                      : 0.0f;
+    return _mm512_loadu_ps(lane);
+}
+
+/* The first n of 16 lanes. */
+static inline __mmask16 vqkv__first_lanes(int n)
+{
+    return (__mmask16)(n < 16 ? (1u << (n < 0 ? 0 : n)) - 1u : 0xffffu);
+}
+
+/* Sums, or the largest, over the lanes of four registers. */
+VQKV__TARGET_avx512 static inline __m128i vqkv__four_sums_avx512(const __m512i *x)
+{
+    __m256i a[4];
+    int k;
+#pragma GCC unroll 4
+    for (k = 0; k < 4; k++)
+        a[k] = _mm256_add_epi32(_mm512_castsi512_si256(x[k]), _mm512_extracti64x4_epi64(x[k], 1));
+    a[0] = _mm256_hadd_epi32(_mm256_hadd_epi32(a[0], a[1]), _mm256_hadd_epi32(a[2], a[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(a[0]), _mm256_extracti128_si256(a[0], 1));
+}
+VQKV__TARGET_avx512 static inline __m128 vqkv__four_tops_avx512(const __m512 *x)
+{
+    __m256 a[4], low, high;
+    int k;
+#pragma GCC unroll 4
+    for (k = 0; k < 4; k++)
+        a[k] = _mm256_max_ps(vqkv__low_half_avx512(x[k]), vqkv__high_half_avx512(x[k]));
+    low = _mm256_max_ps(_mm256_unpacklo_ps(a[0], a[1]), _mm256_unpackhi_ps(a[0], a[1]));
+    high = _mm256_max_ps(_mm256_unpacklo_ps(a[2], a[3]), _mm256_unpackhi_ps(a[2], a[3]));
+    low = _mm256_max_ps(_mm256_shuffle_ps(low, high, 0x44), _mm256_shuffle_ps(low, high, 0xee));
+    return _mm_max_ps(_mm256_castps256_ps128(low), _mm256_extractf128_ps(low, 1));
+}
+
+/* Rows r .. r + n - 1 of queries in lanes; n is at most four. */
+VQKV__INLINE_avx512 void vqkv__dot_four_queries_avx512(const vqkv__run *run, const float *scale,
+                                                       const float *y, size_t stride, const int n,
+                                                       const int words, unsigned char *lanes,
+                                                       float *unit, float *energy)
+{
+    const int channels = vqkv__dot_channels(run);
+    const int room = (words ? 2 : 4) * vqkv__dot_groups(run);
+    /* Products of words, of at most DOT_WORD_TOP * limit, stay below 2^31. */
+    const float most = 1048576.0f / (float)room;
+    const float limit = !words ? VQKV__DOT_BYTE_TOP : most < 32767.0f ? most : 32767.0f;
+    __m512 high[4], square[4];
+    __m512i sum[4];
+    float top[4], factor[4], squares[4];
+    int zero[4], k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < 4; k++) {
+        high[k] = square[k] = _mm512_setzero_ps();
+        sum[k] = _mm512_setzero_si512();
+    }
+    for (i = 0; i < room; i += 16) {
+        const __mmask16 real = vqkv__first_lanes(channels - i);
+        const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            __m512 x =
+                _mm512_mul_ps(scales, vqkv__dot_latents_avx512(run, y + k * stride, i, real));
+            high[k] = _mm512_max_ps(high[k], _mm512_abs_ps(x));
+            square[k] = _mm512_fmadd_ps(x, x, square[k]);
+        }
+    }
+    _mm_storeu_ps(top, vqkv__four_tops_avx512(high));
+    vqkv__hsum4_avx512(square[0], square[1], square[2], square[3], squares);
+    for (k = 0; k < 4; k++)
+        factor[k] = top[k] > 0.0f ? limit / top[k] : 0.0f;
+    for (i = 0; i < room; i += 16) {
+        const __mmask16 real = vqkv__first_lanes(channels - i), some = vqkv__first_lanes(room - i);
+        const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            unsigned char *to = lanes + (words ? 2 : 1) * (k * room + i);
+            __m512 x =
+                _mm512_mul_ps(scales, vqkv__dot_latents_avx512(run, y + k * stride, i, real));
+            __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor[k])));
+            sum[k] = _mm512_add_epi32(sum[k], step);
+            if (words)
+                _mm512_mask_cvtepi32_storeu_epi16((void *)to, some, step);
+            else
+                _mm512_mask_cvtepi32_storeu_epi8((void *)to, some, step);
+        }
+    }
+    _mm_storeu_si128((__m128i *)(void *)zero, vqkv__four_sums_avx512(sum));
+    for (k = 0; k < n; k++) {
+        unit[2 * k] = top[k] / limit;
+        unit[2 * k + 1] = words ? 0.0f : 128.0f * (float)zero[k];
+        /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
+         * for Gaussian channels. */
+        energy[k] += squares[k] * (vqkv__dot_top(run) * vqkv__dot_top(run) / 7.0f);
+    }
 }
 
 /* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 4] and
- * unit [rows, 2]. The mean square of a codebook is taken to be a seventh of its largest square, as
- * it is for Gaussian channels. */
+ * unit [rows, 2]. */
 VQKV__TARGET_avx512 static void vqkv__dot_queries_avx512(const vqkv__run *run, const float *scale,
                                                          const float *y, size_t stride, int rows,
                                                          unsigned char *lanes, float *unit,
                                                          float *energy)
 {
-    const int words = run->width == 1, n = (words ? 2 : 4) * vqkv__dot_groups(run);
-    const float mean_square = vqkv__dot_top(run) * vqkv__dot_top(run) / 7.0f;
-    /* n products of at most DOT_WORD_TOP * limit stay below 2^31. */
-    float limit = words ? 1048576.0f / (float)n : 127.0f;
-    int r, i;
-    limit = limit < 32767.0f ? limit : 32767.0f;
-    for (r = 0; r < rows; r++, y += stride) {
-        __m512 high = _mm512_setzero_ps(), square = high, factor;
-        __m512i zero = _mm512_setzero_si512();
-        float top;
-        for (i = 0; i < n; i += 16) {
-            __m512 x = vqkv__dot_query_avx512(run, scale, y, i);
-            high = _mm512_max_ps(high, _mm512_abs_ps(x));
-            square = _mm512_fmadd_ps(x, x, square);
-        }
-        energy[r] += _mm512_reduce_add_ps(square) * mean_square;
-        top = _mm512_reduce_max_ps(high);
-        factor = _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f);
-        for (i = 0; i < n; i += 16) {
-            __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : VQKV__ALL_avx512;
-            __m512i x =
-                _mm512_cvtps_epi32(_mm512_mul_ps(vqkv__dot_query_avx512(run, scale, y, i), factor));
-            zero = _mm512_add_epi32(zero, x);
-            if (words)
-                _mm512_mask_cvtepi32_storeu_epi16((void *)(lanes + 2 * i), some, x);
-            else
-                _mm512_mask_cvtepi32_storeu_epi8((void *)(lanes + i), some, x);
-        }
-        unit[2 * r] = top / limit;
-        unit[2 * r + 1] = words ? 0.0f : 128.0f * (float)_mm512_reduce_add_epi32(zero);
-        lanes += (words ? 2 : 1) * n;
+    const int bytes = 4 * vqkv__dot_groups(run);
+    int r, n;
+#define VQKV__QUERIES_OF(n, words)                                                                 \
+    vqkv__dot_four_queries_avx512(run, scale, y, stride, n, words, lanes, unit + 2 * r, energy + r)
+    for (r = 0; r < rows; r += n, y += (size_t)n * stride, lanes += n * bytes) {
+        n = r + 4 <= rows ? 4 : 1;
+        if (n == 4 && run->width == 1)
+            VQKV__QUERIES_OF(4, 1);
+        else if (n == 4)
+            VQKV__QUERIES_OF(4, 0);
+        else if (run->width == 1)
+            VQKV__QUERIES_OF(1, 1);
+        else
+            VQKV__QUERIES_OF(1, 0);
     }
+#undef VQKV__QUERIES_OF
 }
 
 /* dst [16] = (add ? dst : 0) + f * sum */
