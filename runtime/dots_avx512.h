@@ -121,8 +121,8 @@ VQKV__INLINE_avx512 void vqkv__dot_four_queries_avx512(const vqkv__run *run, con
         const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            __m512 x =
-                _mm512_mul_ps(scales, vqkv__dot_latents_avx512(run, y + k * stride, i, real));
+            __m512 x = _mm512_mul_ps(
+                scales, vqkv__dot_latents_avx512(run, y + (size_t)k * stride, i, real));
             high[k] = _mm512_max_ps(high[k], _mm512_abs_ps(x));
             square[k] = _mm512_fmadd_ps(x, x, square[k]);
         }
@@ -137,8 +137,8 @@ VQKV__INLINE_avx512 void vqkv__dot_four_queries_avx512(const vqkv__run *run, con
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
             unsigned char *to = lanes + (words ? 2 : 1) * (k * room + i);
-            __m512 x =
-                _mm512_mul_ps(scales, vqkv__dot_latents_avx512(run, y + k * stride, i, real));
+            __m512 x = _mm512_mul_ps(
+                scales, vqkv__dot_latents_avx512(run, y + (size_t)k * stride, i, real));
             __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor[k])));
             sum[k] = _mm512_add_epi32(sum[k], step);
             if (words)

@@ -22,6 +22,7 @@ bench() {
 
 grep -m 1 'model name' /proc/cpuinfo || true
 bench default
+bench blocks64 --schemes auto2b,auto2s --block 64
 bench blocks256 --schemes auto2b,auto2s --block 256
 if grep -q -m 1 avx512_vnni /proc/cpuinfo; then
     bench avx2 --isa avx2 --schemes auto1,auto2,auto4

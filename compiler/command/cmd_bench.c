@@ -23,6 +23,7 @@ typedef struct bench {
     char names[MAX_SCHEMES][32];
     vqkvc_codec codecs[MAX_SCHEMES];
     vqkvc_subject subjects[MAX_SCHEMES];
+    int blocks[MAX_SCHEMES]; /* tokens that are coded together */
     double scan_bits[MAX_SCHEMES];
     vqkvc_timing timings[MAX_SCHEMES];
     vqkvc_encode_timing encoding[MAX_SCHEMES];
@@ -39,6 +40,7 @@ static vqkvc_code load_scheme(bench *b, int i, vqkvc_err *err)
     vqkvc_buf header = {0};
     VQKVC_TRY(vqkvc_synthetic_plan(&plan, &b->g, b->names[i], b->options->block, err));
     vqkvc_plan_cost(&plan, b->options->context, &cost);
+    b->blocks[i] = plan.block;
     b->scan_bits[i] = cost.scan_bits;
     b->predicted[i] = b->model.head_dim > 0 ? vqkvc_time_predict(&b->model, &plan) : -1;
     if (vqkvc_emit_plan(&plan, "vqkvc bench", "bench_kv", &b->arena, &prefix, &header, err) ==
@@ -72,17 +74,19 @@ typedef struct in_tree_row {
     const vqkvc_timing *timing;
 } in_tree_row;
 
-static void put_line(const bench *b, const char *name, double bits, const vqkvc_timing *t,
-                     const vqkvc_encode_timing *e, vqkvc_buf *text, vqkvc_buf *csv)
+/* block: 0 for none. */
+static void put_line(const bench *b, const char *name, int block, double bits,
+                     const vqkvc_timing *t, const vqkvc_encode_timing *e, vqkvc_buf *text,
+                     vqkvc_buf *csv)
 {
     const vqkvc_options *o = b->options;
     vqkvc_buf_printf(text, "%-12s %5.2f  %8.2f  %8.2f .. %-8.2f %6.2f  %5.1f %%  %6.2f\n", name,
                      bits, t->ns, t->ns_min, t->ns_max, t->floor_ns, 100 * t->floor_ns / t->ns,
                      b->speed.f16.ns / t->ns);
     vqkvc_buf_printf(csv, "%s,%s,%d,%d,%d,%d,%d,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f\n",
-                     name, o->isa, o->head_dim, o->query_group, o->context, o->block, o->workers,
-                     bits, t->ns, t->ns_min, t->ns_max, t->floor_ns, t->prefill_ns, e->decode,
-                     e->prefill, e->worst);
+                     name, o->isa, o->head_dim, o->query_group, o->context, block, o->workers, bits,
+                     t->ns, t->ns_min, t->ns_max, t->floor_ns, t->prefill_ns, e->decode, e->prefill,
+                     e->worst);
 }
 
 /* The in-tree attentions; those that were not timed have no name. */
@@ -168,9 +172,10 @@ static void put_tables(const bench *b, vqkvc_buf *text, vqkvc_buf *csv)
                    "scheme,isa,head_dim,group,context,block,workers,scan_bits,ns,ns_min,ns_max,"
                    "floor_ns,prefill_ns,append_us,append256_us,longest_us\n");
     for (int i = 0; i < b->n; i++)
-        put_line(b, b->names[i], b->scan_bits[i], &b->timings[i], &b->encoding[i], text, csv);
+        put_line(b, b->names[i], b->blocks[i], b->scan_bits[i], &b->timings[i], &b->encoding[i],
+                 text, csv);
     for (int i = 0; i < n; i++)
-        put_line(b, rows[i].name, rows[i].bits, rows[i].timing, &none, text, csv);
+        put_line(b, rows[i].name, 0, rows[i].bits, rows[i].timing, &none, text, csv);
     put_writing(b, text);
 }
 

@@ -265,8 +265,8 @@ const vqkvc_option vqkvc_options_bench[] = {
      .offset = VQKVC_AT(block),
      .low = 32,
      .high = 4096,
-     .fallback = "64",
-     .help = "tokens that are coded together"},
+     .help = "tokens that are coded together (default: the scheme's, 128 for auto2b and auto2s, "
+             "else 64)"},
     {.name = "repeats",
      .arg = "N",
      .type = VQKVC_OPT_INT,

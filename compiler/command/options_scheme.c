@@ -234,7 +234,8 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .offset = VQKVC_AT(block),
      .low = 1,
      .high = 1 << 20,
-     .help = "tokens that are coded together (default: the scheme's, 64 in most)"},
+     .help = "tokens that are coded together (default: the scheme's, 64 in most; 128 of auto with "
+             "block frames, but with --tables-at below 4096)"},
     {.name = "sink",
      .arg = "N",
      .type = VQKVC_OPT_INT,

@@ -232,8 +232,9 @@ vqkvc_code vqkvc_synthetic_plan(vqkvc_plan *plan, const vqkvc_geometry *g, const
     for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
         if (strcmp(recipes[i].name, scheme) != 0)
             continue;
-        *plan = (vqkvc_plan){
-            .geometry = *g, .n_sink = 4, .n_recent = 32, .block = block > 0 ? block : 64};
+        *plan = (vqkvc_plan){.geometry = *g, .n_sink = 4, .n_recent = 32, .block = block};
+        if (block <= 0) /* as auto does it */
+            plan->block = recipes[i].frame == VQKVC_FRAME_BLOCK ? 128 : 64;
         snprintf(plan->scheme, sizeof plan->scheme, "%s", scheme);
         if (add_streams(plan, &recipes[i], err) != VQKVC_OK)
             vqkvc_plan_free(plan);

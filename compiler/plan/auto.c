@@ -7,7 +7,15 @@
 #include "plan/fit_stream.h"
 #include "plan/search.h"
 
-enum { MOST_SEARCHES = 6 /* until a fitted plan keeps its time */ };
+enum {
+    MOST_SEARCHES = 6, /* until a fitted plan keeps its time */
+    /* Tokens that are coded together. Where queries are turned for every block, twice as many take
+     * two thirds of the time at the same fidelity (SPEED.md); but they wait in fp16 until there are
+     * enough, which is dear in a short cache. */
+    BLOCK = 64,
+    TURNED_BLOCK = 128,
+    SHORT_CACHE = 4096
+};
 
 static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
 {
@@ -20,8 +28,10 @@ static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
         p.window.n_sink = 4;
     if (p.window.n_recent <= 0)
         p.window.n_recent = 32;
-    if (p.window.block <= 0)
-        p.window.block = 64;
+    if (p.window.block <= 0) {
+        int is_short = p.tables_at > 0 && p.tables_at < SHORT_CACHE;
+        p.window.block = p.frame == VQKVC_FRAME_BLOCK && !is_short ? TURNED_BLOCK : BLOCK;
+    }
     if (p.seed == 0)
         p.seed = 1;
     return p;

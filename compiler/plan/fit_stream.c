@@ -197,6 +197,31 @@ static void normalise(vqkvc_stream *s, int n, float *z, float *weight)
     }
 }
 
+/* One channel's codewords c [16, stride] to multiples k of one step, the largest 127 of it: byte
+ * kernels hold them so (runtime/sums_avx512.h), and then lose nothing of what the encoder chose by.
+ * Of steps that round the largest to 127, the one with the least squared error. */
+static void snap_codewords(const float *c, int stride, uint16_t *book)
+{
+    enum { STEPS = 16, TOP = 127 };
+    double top = 0, best = INFINITY, step = 0;
+    for (int i = 0; i < 16; i++)
+        top = fmax(top, fabs((double)c[i * stride]));
+    for (int j = -STEPS; j <= STEPS; j++) {
+        double s = top / (TOP + 0.5 * j / STEPS), error = 0;
+        for (int i = 0; i < 16 && s > 0; i++) {
+            double off = (double)c[i * stride] - s * round((double)c[i * stride] / s);
+            error += off * off;
+        }
+        if (error < best) {
+            best = error;
+            step = s;
+        }
+    }
+    for (int i = 0; i < 16; i++)
+        book[i] =
+            vqkvc_f32_to_f16(step > 0 ? (float)(step * round((double)c[i * stride] / step)) : 0.0f);
+}
+
 /* Fits the codebooks of one group of channels: `stages` tables of 16 codewords one after the other,
  * each on what the one before has left. z: the group's first channel, rows at ldz. */
 static vqkvc_code fit_group(const vqkvc_run *run, int n, float *z, size_t ldz, const float *weight,
@@ -210,10 +235,8 @@ static vqkvc_code fit_group(const vqkvc_run *run, int n, float *z, size_t ldz, c
         if (vqkvc_fit_kmeans(n, run->width, z, ldz, weight, &params, centroids, assign, error,
                              err) != VQKVC_OK)
             break;
-        for (int c = 0; c < 16; c++)
-            for (int w = 0; w < run->width; w++)
-                book[(stage * run->width + w) * 16 + c] =
-                    vqkvc_f32_to_f16(centroids[c * run->width + w]);
+        for (int w = 0; w < run->width; w++)
+            snap_codewords(centroids + w, run->width, book + (stage * run->width + w) * 16);
         for (int i = 0; i < n; i++)
             for (int w = 0; w < run->width; w++)
                 z[(size_t)i * ldz + (size_t)w] -=

@@ -364,11 +364,11 @@ typedef struct toy_kv__packed {
 #define TOY_KV__MAP_TOP    2047.0f
 #define TOY_KV__COLUMNS(n) (((n) + 16) / 16 * 16)
 
-/* Pairs of channels that meet a query together: of two planes of one channel a code, or of one
- * plane of two. */
-static inline int toy_kv__dot_pairs(const toy_kv__run *run)
+/* Channels of a run that meet a query together, in one 32-bit lane: two in 16 bits where each has
+ * codes of its own, else four in 8 bits, since codes of more channels are less exact. */
+static inline int toy_kv__dot_groups(const toy_kv__run *run)
 {
-    return run->width == 1 ? (run->planes + 1) / 2 : run->planes;
+    return run->width == 1 ? (run->planes + 1) / 2 : (run->planes * run->width + 3) / 4;
 }
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
@@ -383,17 +383,19 @@ typedef struct toy_kv__byte_ops {
     /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
                       int, float *);
-    /* Codewords of a run of one or two channels a code: table [pairs, 32] in 16 bits and the scale
-     * of each channel [2 * pairs]. */
-    void (*dot_books)(const toy_kv__run *, short *, float *);
-    /* Queries in latents [rows, stride], from the run's first on, to words [rows, 2 * pairs] and
-     * units [rows]; adds to energy [rows] the mean square that the run's scores will have. */
-    void (*dot_queries)(const toy_kv__run *, const float *, const float *, size_t, int, short *,
-                        float *, float *);
+    /* Codewords of a run of one, two or a multiple of four channels a code: table [groups, 64]
+     * bytes and the scale of each channel [4 * groups]. */
+    void (*dot_books)(const toy_kv__run *, unsigned char *, float *);
+    /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
+     * and units [rows, 2]: what a step of a score is worth, and the sum that stands for 0. Adds to
+     * energy [rows] the mean square that the run's scores will have. */
+    void (*dot_queries)(const toy_kv__run *, const float *, const float *, size_t, int,
+                        unsigned char *, float *, float *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of a run: block pointers, offset of the
-     * run in each, table, words, units. */
-    void (*dot_scores)(const unsigned char *const *, size_t, int, const toy_kv__run *, const short *,
-                       const short *, const float *, int, int, float *);
+     * run in each, table, lanes, units. */
+    void (*dot_scores)(const unsigned char *const *, size_t, int, const toy_kv__run *,
+                       const unsigned char *, const unsigned char *, const float *, int, int,
+                       float *);
     /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
      * are added to theirs. */
     void (*pack_tables)(const float *, int, int, const float *, toy_kv__packed *, signed char *);
@@ -550,6 +552,7 @@ struct toy_kv {
 #define TOY_KV__MAX_WIDE_BINS 0
 #define TOY_KV__MAX_SUM_LATENTS 32
 #define TOY_KV__MAX_RUNS 7
+#define TOY_KV__MAX_DOT_GROUPS 11
 #define TOY_KV__MAX_COLUMNS 32
 #define TOY_KV__MAX_STAGES 2
 #define TOY_KV__MAX_BEAM 1
@@ -1271,6 +1274,13 @@ static inline float toy_kv__scale2_portable(float x, float n)
 static inline float toy_kv__hsum_portable(float x)
 {
     return x;
+}
+static inline void toy_kv__hsum4_portable(float a, float b, float c, float d, float *sum)
+{
+    sum[0] = a;
+    sum[1] = b;
+    sum[2] = c;
+    sum[3] = d;
 }
 static inline float toy_kv__hmax_portable(float x)
 {
@@ -2250,39 +2260,63 @@ TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int
     return toy_kv__hsum_portable(sum);
 }
 
-/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ */
+TOY_KV__TARGET_portable static inline void toy_kv__exact_four_portable(const unsigned char *k,
+                                                         const unsigned char *l, const float *q,
+                                                         int next, float *s)
+{
+    float sum[2][4];
+    int d;
+#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f), b##i = a##i;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable x = toy_kv__loadh_portable(k + 2 * d), y = toy_kv__loadh_portable(l + 2 * d);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable query = toy_kv__load_portable(q + i * TOY_KV_HEAD_DIM + d);                            \
+        a##i = toy_kv__fma_portable(query, x, a##i);                                                      \
+        b##i = toy_kv__fma_portable(query, y, b##i);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    toy_kv__hsum4_portable(a0, a1, a2, a3, sum[0]);
+    toy_kv__hsum4_portable(b0, b1, b2, b3, sum[1]);
+    for (; d < TOY_KV_HEAD_DIM; d++) {
+        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
+#define TOY_KV__X(i)                                                                                 \
+    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
+    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(i)                                                                                 \
+    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
+    s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
+ * at a time. */
 TOY_KV__TARGET_portable static void toy_kv__exact_scores_portable(const unsigned char *k, int n, const float *q,
                                                     int rows, float *s)
 {
-    int t, r, d;
-    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = q + r * TOY_KV_HEAD_DIM;
-            float sum[4];
-#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable) {
-                toy_kv__vf_portable v = toy_kv__loadh_portable(k + 2 * d);
-#define TOY_KV__X(i) a##i = toy_kv__fma_portable(toy_kv__load_portable(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) sum[i] = toy_kv__hsum_portable(a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (; d < TOY_KV_HEAD_DIM; d++) {
-                float v = toy_kv__half_at(k, (size_t)d);
-#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int t, r;
+    for (t = 0; t < n; t += 2) {
+        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
+        int next = t + 1 < n;
+        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
+        for (r = 0; r + 4 <= rows; r += 4)
+            toy_kv__exact_four_portable(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
+        for (; r < rows; r++) {
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_portable(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+            if (next)
+                s[r * TOY_KV_BLOCK + t + 1] =
+                    toy_kv__dot_row_portable(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
         }
-        for (; r < rows; r++)
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_portable(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
     }
 }
 
@@ -2495,6 +2529,12 @@ TOY_KV__TARGET_avx2 static inline float toy_kv__hsum_avx2(__m256 x)
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+TOY_KV__TARGET_avx2 static inline void toy_kv__hsum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d,
+                                                      float *sum)
+{
+    a = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(sum, _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
 }
 TOY_KV__TARGET_avx2 static inline float toy_kv__hmax_avx2(__m256 x)
 {
@@ -3939,39 +3979,63 @@ TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int blocks,
     return toy_kv__hsum_avx2(sum);
 }
 
-/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ */
+TOY_KV__TARGET_avx2 static inline void toy_kv__exact_four_avx2(const unsigned char *k,
+                                                         const unsigned char *l, const float *q,
+                                                         int next, float *s)
+{
+    float sum[2][4];
+    int d;
+#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f), b##i = a##i;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 x = toy_kv__loadh_avx2(k + 2 * d), y = toy_kv__loadh_avx2(l + 2 * d);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 query = toy_kv__load_avx2(q + i * TOY_KV_HEAD_DIM + d);                            \
+        a##i = toy_kv__fma_avx2(query, x, a##i);                                                      \
+        b##i = toy_kv__fma_avx2(query, y, b##i);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    toy_kv__hsum4_avx2(a0, a1, a2, a3, sum[0]);
+    toy_kv__hsum4_avx2(b0, b1, b2, b3, sum[1]);
+    for (; d < TOY_KV_HEAD_DIM; d++) {
+        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
+#define TOY_KV__X(i)                                                                                 \
+    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
+    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(i)                                                                                 \
+    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
+    s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
+ * at a time. */
 TOY_KV__TARGET_avx2 static void toy_kv__exact_scores_avx2(const unsigned char *k, int n, const float *q,
                                                     int rows, float *s)
 {
-    int t, r, d;
-    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = q + r * TOY_KV_HEAD_DIM;
-            float sum[4];
-#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2) {
-                toy_kv__vf_avx2 v = toy_kv__loadh_avx2(k + 2 * d);
-#define TOY_KV__X(i) a##i = toy_kv__fma_avx2(toy_kv__load_avx2(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) sum[i] = toy_kv__hsum_avx2(a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (; d < TOY_KV_HEAD_DIM; d++) {
-                float v = toy_kv__half_at(k, (size_t)d);
-#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int t, r;
+    for (t = 0; t < n; t += 2) {
+        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
+        int next = t + 1 < n;
+        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
+        for (r = 0; r + 4 <= rows; r += 4)
+            toy_kv__exact_four_avx2(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
+        for (; r < rows; r++) {
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx2(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+            if (next)
+                s[r * TOY_KV_BLOCK + t + 1] =
+                    toy_kv__dot_row_avx2(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
         }
-        for (; r < rows; r++)
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx2(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
     }
 }
 
@@ -4209,6 +4273,16 @@ TOY_KV__TARGET_avx512 static inline float toy_kv__hsum_avx512(__m512 x)
 {
     return toy_kv__hsum_avx2(_mm256_add_ps(toy_kv__low_half_avx512(x), toy_kv__high_half_avx512(x)));
 }
+TOY_KV__TARGET_avx512 static inline __m256 toy_kv__fold_avx512(__m512 x)
+{
+    return _mm256_add_ps(toy_kv__low_half_avx512(x), toy_kv__high_half_avx512(x));
+}
+TOY_KV__TARGET_avx512 static inline void toy_kv__hsum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d,
+                                                          float *sum)
+{
+    toy_kv__hsum4_avx2(toy_kv__fold_avx512(a), toy_kv__fold_avx512(b), toy_kv__fold_avx512(c),
+                     toy_kv__fold_avx512(d), sum);
+}
 TOY_KV__TARGET_avx512 static inline float toy_kv__hmax_avx512(__m512 x)
 {
     return toy_kv__hmax_avx2(_mm256_max_ps(toy_kv__low_half_avx512(x), toy_kv__high_half_avx512(x)));
@@ -4425,89 +4499,188 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m
 }
 
 #endif /* TOY_KV_BLOCK >= 64 */
-/* Scores of codes of one or two channels, AVX-512: what toy_kv__byte_ops promises (types.h).
+/* Scores of codes whose codewords meet the query, AVX-512: what toy_kv__byte_ops promises (types.h).
  *
- * The codewords themselves are looked up, 16 bits each and two channels to a 32-bit lane, and meet
- * the query in a dot product: one lookup serves every row, and no table has to be filled for a
- * query. A pair is two channels: those of two planes of one channel a code, or of one plane of two.
- */
+ * The codewords themselves are looked up, and meet the query in a dot product: one lookup serves
+ * every row, and no table has to be filled for a query. A group is what one 32-bit lane adds up:
+ * two channels in 16 bits where each has codes of its own, whose errors are small, or four in
+ * 8 bits. */
 
 #if TOY_KV_BLOCK >= 64
 
-/* Codewords count scale / DOT_TOP; queries are rounded so that no sum leaves 32 bits. */
-#define TOY_KV__DOT_TOP 2047.0f
+/* The largest codeword of a channel counts so many steps, 8-bit ones 128 more than they are. Words
+ * of queries are rounded so that no sum leaves 32 bits. */
+#define TOY_KV__DOT_WORD_TOP 2047.0f
+#define TOY_KV__DOT_BYTE_TOP 127.0f
 
-/* table [pairs, 32] of 16-bit codewords: lookups for one channel a code are by words (sixteen of
- * each plane), for two by double words; scale [2 * pairs] of each channel. */
-TOY_KV__TARGET_avx512 static void toy_kv__dot_books_avx512(const toy_kv__run *run, short *table,
+static inline float toy_kv__dot_top(const toy_kv__run *run)
+{
+    return run->width == 1 ? TOY_KV__DOT_WORD_TOP : TOY_KV__DOT_BYTE_TOP;
+}
+
+/* Channels of a run, counted plane by plane; groups may have room for more. */
+static inline int toy_kv__dot_channels(const toy_kv__run *run)
+{
+    return run->planes * run->width;
+}
+
+/* table [groups, 64]: sixteen codewords of each channel; scale [4 * groups] of each. */
+TOY_KV__TARGET_avx512 static void toy_kv__dot_books_avx512(const toy_kv__run *run, unsigned char *table,
                                                        float *scale)
 {
-    int pairs = toy_kv__dot_pairs(run), i, k;
-    for (i = 0; i < 2 * pairs; i++) {
-        int plane = run->width == 1 ? i : i / 2, w = run->width == 1 ? 0 : i % 2;
+    const int channels = toy_kv__dot_channels(run), words = run->width == 1;
+    const int room = (words ? 2 : 4) * toy_kv__dot_groups(run);
+    const float limit = toy_kv__dot_top(run);
+    int c;
+    for (c = 0; c < room; c++) {
         __m512 x = _mm512_setzero_ps();
-        __m512i words;
-        int entry[16];
+        __m512i steps;
         float top;
-        if (plane < run->planes)
-            x = toy_kv__loadh_avx512(toy_kv__table(run->book + plane / run->stages * run->book_step +
-                                               (plane % run->stages * run->width + w) * 16));
+        if (c < channels)
+            x = toy_kv__loadh_avx512(
+                toy_kv__table(run->book + c / run->width / run->stages * run->book_step +
+                            (c / run->width % run->stages * run->width + c % run->width) * 16));
         top = _mm512_reduce_max_ps(_mm512_abs_ps(x));
-        scale[i] = top / TOY_KV__DOT_TOP;
-        words = _mm512_cvtps_epi32(
-            _mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? TOY_KV__DOT_TOP / top : 0.0f)));
-        _mm512_storeu_si512((void *)entry, words);
-        for (k = 0; k < 16; k++)
-            table[i / 2 * 32 + (run->width == 1 ? i % 2 * 16 + k : 2 * k + i % 2)] =
-                (short)entry[k];
+        scale[c] = top / limit;
+        steps =
+            _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f)));
+        if (words)
+            _mm256_storeu_si256((__m256i *)(void *)(table + 32 * c), _mm512_cvtepi32_epi16(steps));
+        else
+            _mm_storeu_si128((__m128i *)(void *)(table + 16 * c),
+                             _mm512_cvtepi32_epi8(_mm512_add_epi32(steps, _mm512_set1_epi32(128))));
     }
 }
 
-/* Channels i .. i + 15 of a row's latents times their scale: 0 behind the last plane's. */
-TOY_KV__TARGET_avx512 static inline __m512
-toy_kv__dot_channels_avx512(const toy_kv__run *run, const float *scale, const float *y, int i)
+/* Channels c .. c + 15 of a row's latents, `real` of them there. */
+TOY_KV__INLINE_avx512 __m512 toy_kv__dot_latents_avx512(const toy_kv__run *run, const float *y, int c,
+                                                    __mmask16 real)
 {
-    int n = run->planes * run->width - i, k;
-    __mmask16 real = n < 16 ? (__mmask16)((1u << n) - 1u) : TOY_KV__ALL_avx512;
     float lane[16];
-    __m512 s = _mm512_maskz_loadu_ps(real, scale + i);
+    int k;
     if (run->stages == 1)
-        return _mm512_mul_ps(s, _mm512_maskz_loadu_ps(real, y + i));
+        return _mm512_maskz_loadu_ps(real, y + c);
     for (k = 0; k < 16; k++)
-        lane[k] = k < n ? y[(i + k) / run->width / run->stages * run->width + (i + k) % run->width]
-                        : 0.0f;
-    return _mm512_mul_ps(s, _mm512_loadu_ps(lane));
+        lane[k] = real >> k & 1
+                      ? y[(c + k) / run->width / run->stages * run->width + (c + k) % run->width]
+                      : 0.0f;
+    return _mm512_loadu_ps(lane);
 }
 
-/* y [rows, stride]: queries in latents, from the run's first on; to words [rows, 2 * pairs], each
- * of which counts unit[row] of a codeword's step. The mean square of a codebook is taken to be a
- * seventh of its largest square, as it is for Gaussian channels. */
+/* The first n of 16 lanes. */
+static inline __mmask16 toy_kv__first_lanes(int n)
+{
+    return (__mmask16)(n < 16 ? (1u << (n < 0 ? 0 : n)) - 1u : 0xffffu);
+}
+
+/* Sums, or the largest, over the lanes of four registers. */
+TOY_KV__TARGET_avx512 static inline __m128i toy_kv__four_sums_avx512(const __m512i *x)
+{
+    __m256i a[4];
+    int k;
+#pragma GCC unroll 4
+    for (k = 0; k < 4; k++)
+        a[k] = _mm256_add_epi32(_mm512_castsi512_si256(x[k]), _mm512_extracti64x4_epi64(x[k], 1));
+    a[0] = _mm256_hadd_epi32(_mm256_hadd_epi32(a[0], a[1]), _mm256_hadd_epi32(a[2], a[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(a[0]), _mm256_extracti128_si256(a[0], 1));
+}
+TOY_KV__TARGET_avx512 static inline __m128 toy_kv__four_tops_avx512(const __m512 *x)
+{
+    __m256 a[4], low, high;
+    int k;
+#pragma GCC unroll 4
+    for (k = 0; k < 4; k++)
+        a[k] = _mm256_max_ps(toy_kv__low_half_avx512(x[k]), toy_kv__high_half_avx512(x[k]));
+    low = _mm256_max_ps(_mm256_unpacklo_ps(a[0], a[1]), _mm256_unpackhi_ps(a[0], a[1]));
+    high = _mm256_max_ps(_mm256_unpacklo_ps(a[2], a[3]), _mm256_unpackhi_ps(a[2], a[3]));
+    low = _mm256_max_ps(_mm256_shuffle_ps(low, high, 0x44), _mm256_shuffle_ps(low, high, 0xee));
+    return _mm_max_ps(_mm256_castps256_ps128(low), _mm256_extractf128_ps(low, 1));
+}
+
+/* Rows r .. r + n - 1 of queries in lanes; n is at most four. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_four_queries_avx512(const toy_kv__run *run, const float *scale,
+                                                       const float *y, size_t stride, const int n,
+                                                       const int words, unsigned char *lanes,
+                                                       float *unit, float *energy)
+{
+    const int channels = toy_kv__dot_channels(run);
+    const int room = (words ? 2 : 4) * toy_kv__dot_groups(run);
+    /* Products of words, of at most DOT_WORD_TOP * limit, stay below 2^31. */
+    const float most = 1048576.0f / (float)room;
+    const float limit = !words ? TOY_KV__DOT_BYTE_TOP : most < 32767.0f ? most : 32767.0f;
+    __m512 high[4], square[4];
+    __m512i sum[4];
+    float top[4], factor[4], squares[4];
+    int zero[4], k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < 4; k++) {
+        high[k] = square[k] = _mm512_setzero_ps();
+        sum[k] = _mm512_setzero_si512();
+    }
+    for (i = 0; i < room; i += 16) {
+        const __mmask16 real = toy_kv__first_lanes(channels - i);
+        const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            __m512 x =
+                _mm512_mul_ps(scales, toy_kv__dot_latents_avx512(run, y + k * stride, i, real));
+            high[k] = _mm512_max_ps(high[k], _mm512_abs_ps(x));
+            square[k] = _mm512_fmadd_ps(x, x, square[k]);
+        }
+    }
+    _mm_storeu_ps(top, toy_kv__four_tops_avx512(high));
+    toy_kv__hsum4_avx512(square[0], square[1], square[2], square[3], squares);
+    for (k = 0; k < 4; k++)
+        factor[k] = top[k] > 0.0f ? limit / top[k] : 0.0f;
+    for (i = 0; i < room; i += 16) {
+        const __mmask16 real = toy_kv__first_lanes(channels - i), some = toy_kv__first_lanes(room - i);
+        const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            unsigned char *to = lanes + (words ? 2 : 1) * (k * room + i);
+            __m512 x =
+                _mm512_mul_ps(scales, toy_kv__dot_latents_avx512(run, y + k * stride, i, real));
+            __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor[k])));
+            sum[k] = _mm512_add_epi32(sum[k], step);
+            if (words)
+                _mm512_mask_cvtepi32_storeu_epi16((void *)to, some, step);
+            else
+                _mm512_mask_cvtepi32_storeu_epi8((void *)to, some, step);
+        }
+    }
+    _mm_storeu_si128((__m128i *)(void *)zero, toy_kv__four_sums_avx512(sum));
+    for (k = 0; k < n; k++) {
+        unit[2 * k] = top[k] / limit;
+        unit[2 * k + 1] = words ? 0.0f : 128.0f * (float)zero[k];
+        /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
+         * for Gaussian channels. */
+        energy[k] += squares[k] * (toy_kv__dot_top(run) * toy_kv__dot_top(run) / 7.0f);
+    }
+}
+
+/* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 4] and
+ * unit [rows, 2]. */
 TOY_KV__TARGET_avx512 static void toy_kv__dot_queries_avx512(const toy_kv__run *run, const float *scale,
                                                          const float *y, size_t stride, int rows,
-                                                         short *words, float *unit, float *energy)
+                                                         unsigned char *lanes, float *unit,
+                                                         float *energy)
 {
-    int n = 2 * toy_kv__dot_pairs(run), r, i;
-    /* n products of at most DOT_TOP * limit stay below 2^31. */
-    float limit = 1048576.0f / (float)n;
-    limit = limit < 32767.0f ? limit : 32767.0f;
-    for (r = 0; r < rows; r++, y += stride, words += n) {
-        __m512 high = _mm512_setzero_ps(), square = high, factor;
-        float top;
-        for (i = 0; i < n; i += 16) {
-            __m512 x = toy_kv__dot_channels_avx512(run, scale, y, i);
-            high = _mm512_max_ps(high, _mm512_abs_ps(x));
-            square = _mm512_fmadd_ps(x, x, square);
-        }
-        energy[r] += _mm512_reduce_add_ps(square) * (TOY_KV__DOT_TOP * TOY_KV__DOT_TOP / 7.0f);
-        top = _mm512_reduce_max_ps(high);
-        unit[r] = top / limit;
-        factor = _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f);
-        for (i = 0; i < n; i += 16) {
-            __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1u) : TOY_KV__ALL_avx512;
-            __m512 x = _mm512_mul_ps(toy_kv__dot_channels_avx512(run, scale, y, i), factor);
-            _mm512_mask_cvtepi32_storeu_epi16((void *)(words + i), some, _mm512_cvtps_epi32(x));
-        }
+    const int bytes = 4 * toy_kv__dot_groups(run);
+    int r, n;
+#define TOY_KV__QUERIES_OF(n, words)                                                                 \
+    toy_kv__dot_four_queries_avx512(run, scale, y, stride, n, words, lanes, unit + 2 * r, energy + r)
+    for (r = 0; r < rows; r += n, y += (size_t)n * stride, lanes += n * bytes) {
+        n = r + 4 <= rows ? 4 : 1;
+        if (n == 4 && run->width == 1)
+            TOY_KV__QUERIES_OF(4, 1);
+        else if (n == 4)
+            TOY_KV__QUERIES_OF(4, 0);
+        else if (run->width == 1)
+            TOY_KV__QUERIES_OF(1, 1);
+        else
+            TOY_KV__QUERIES_OF(1, 0);
     }
+#undef TOY_KV__QUERIES_OF
 }
 
 /* dst [16] = (add ? dst : 0) + f * sum */
@@ -4520,69 +4693,136 @@ TOY_KV__INLINE_avx512 void toy_kv__flush_avx512(__m512i sum, __m512 f, int add, 
         _mm512_storeu_ps(dst, _mm512_mul_ps(x, f));
 }
 
-/* n rows, a constant where it is called, from row r on; tokens of chunk c: 32 and, half a block
- * later, 32 more. */
-TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, const toy_kv__run *run,
-                                               const short *table, const short *words,
-                                               const float *unit, int r, const int n, int c,
-                                               const int width, int add, float *s)
+/* 32 bytes of each of two planes. */
+TOY_KV__INLINE_avx512 __m512i toy_kv__two_planes_avx512(const unsigned char *a, const unsigned char *b)
 {
-    const int bytes = TOY_KV_BLOCK / 2, pairs = toy_kv__dot_pairs(run);
-    const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
-    /* Byte 0 of a lane from the low half of a register, byte 2 from the high half. */
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i pick0 = _mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(0x00010001)),
-                                           _mm512_set1_epi32(0x00200000));
-    const __m512i pick1 = _mm512_add_epi32(pick0, _mm512_set1_epi32(0x00100010));
-    __m512i sum[4][4];
-    int p, k, i;
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++)
-        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
-    codes += 32 * c;
-    words += r * 2 * pairs;
-    for (p = 0; p < pairs; p++, table += 32) {
-        __m512i t = _mm512_loadu_si512((const void *)table), v[4];
-        if (width == 1) {
-            const unsigned char *a = codes + 2 * p * bytes;
-            const unsigned char *b = 2 * p + 1 < run->planes ? a + bytes : a;
-            __m512i x;
-            if (TOY_KV_BLOCK == 64 && a != b) { /* they lie side by side */
-                x = _mm512_loadu_si512((const void *)a);
-            } else {
-                x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
-                x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
-            }
-            v[0] = _mm512_permutexvar_epi8(pick0, x);
-            v[1] = _mm512_permutexvar_epi8(pick1, x);
-            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, second, 0xea);
-            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[1], 4), nibble, second, 0xea);
-            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, second, 0xea);
-            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, second, 0xea);
-#pragma GCC unroll 4
-            for (i = 0; i < 4; i++)
-                v[i] = _mm512_permutexvar_epi16(v[i], t);
-        } else {
-            const unsigned char *a = codes + p * bytes;
-            v[0] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)a));
-            v[1] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(a + 16)));
-            v[2] = _mm512_srli_epi32(v[0], 4);
-            v[3] = _mm512_srli_epi32(v[1], 4);
-#pragma GCC unroll 4
-            for (i = 0; i < 4; i++) /* bits above the low four do not count */
-                v[i] = _mm512_permutexvar_epi32(v[i], t);
-        }
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            __m512i y = toy_kv__four_bytes_avx512(words + k * 2 * pairs + 2 * p);
-#pragma GCC unroll 4
-            for (i = 0; i < 4; i++)
-                toy_kv__add_words_avx512(&sum[k][i], v[i], y);
-        }
-    }
+    __m512i x;
+    if (b == a + 32) /* blocks of 64: they lie side by side */
+        return _mm512_loadu_si512((const void *)a);
+    x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+    return _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+}
+
+/* In lane i of 16, four bytes: i times `step`, plus those of `first`. */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__dot_pick_avx512(int step, int first)
+{
+    __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(step)),
+                            _mm512_set1_epi32(first));
+}
+
+/* Adds the codewords v, 16 tokens in each, times the queries' lanes of one group. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_group_avx512(const __m512i *v, const unsigned char *lanes,
+                                                int row, const int n, const int words,
+                                                __m512i (*sum)[4])
+{
+    int k, i;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
-        __m512 f = _mm512_set1_ps(unit[r + k]);
+        __m512i y = toy_kv__four_bytes_avx512(lanes + k * row);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            if (words)
+                toy_kv__add_words_avx512(&sum[k][i], v[i], y);
+            else
+                toy_kv__add_bytes_avx512(&sum[k][i], v[i], y);
+    }
+}
+
+/* Bytes x with codes in low nibbles, and the codes half a block later in high ones, picked to v
+ * [4] and made indices: what base adds, which says whose codeword. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_codes_avx512(__m512i x, __m512i pick0, __m512i pick1,
+                                                __m512i nibble, __m512i base, __m512i *v)
+{
+    v[0] = _mm512_permutexvar_epi8(pick0, x);
+    v[1] = _mm512_permutexvar_epi8(pick1, x);
+    v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[0], 4), nibble, base, 0xea);
+    v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(v[1], 4), nibble, base, 0xea);
+    v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+    v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
+}
+
+/* Channels with codes of their own, two to a lane. n rows, a constant where it is called, and
+ * tokens of a chunk of each plane: 32 and, half a block later, 32 more. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_words_avx512(const unsigned char *codes, const toy_kv__run *run,
+                                                const unsigned char *table,
+                                                const unsigned char *lanes, const int n,
+                                                __m512i (*sum)[4])
+{
+    const int bytes = TOY_KV_BLOCK / 2, groups = toy_kv__dot_groups(run);
+    const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
+    /* Byte 0 of a lane from the low half of a register, byte 2 from the high half. */
+    const __m512i pick0 = toy_kv__dot_pick_avx512(0x00010001, 0x00200000);
+    const __m512i pick1 = toy_kv__dot_pick_avx512(0x00010001, 0x00300010);
+    int g, i;
+    for (g = 0; g < groups; g++, table += 64) {
+        const __m512i t = _mm512_loadu_si512((const void *)table);
+        const unsigned char *a = codes + 2 * g * bytes;
+        __m512i v[4];
+        toy_kv__dot_codes_avx512(toy_kv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a),
+                               pick0, pick1, nibble, second, v);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            v[i] = _mm512_permutexvar_epi16(v[i], t);
+        toy_kv__dot_group_avx512(v, lanes + 4 * g, 4 * groups, n, 1, sum);
+    }
+}
+
+/* The same for codes of two channels, and of a multiple of four: four channels to a lane. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_bytes_avx512(const unsigned char *codes, const toy_kv__run *run,
+                                                const unsigned char *table,
+                                                const unsigned char *lanes, const int n,
+                                                const int two, __m512i (*sum)[4])
+{
+    const int bytes = TOY_KV_BLOCK / 2, groups = toy_kv__dot_groups(run);
+    const int each = two ? 1 : run->width / 4; /* groups of the same codes */
+    const __m512i nibble = _mm512_set1_epi8(15), channel = _mm512_set1_epi32(0x30201000);
+    const __m512i pick0 = toy_kv__dot_pick_avx512(0x01010101, two ? 0x20200000 : 0);
+    const __m512i pick1 = toy_kv__dot_pick_avx512(0x01010101, two ? 0x30301010 : 0x10101010);
+    int g, e, i;
+    for (g = 0; g < groups; g += each) {
+        __m512i x, codes_of[4], v[4];
+        if (two) {
+            const unsigned char *a = codes + 2 * g * bytes;
+            x = toy_kv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a);
+        } else {
+            const unsigned char *a = codes + g / each * bytes;
+            x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
+        }
+        toy_kv__dot_codes_avx512(x, pick0, pick1, nibble, channel, codes_of);
+        for (e = g; e < g + each; e++, table += 64) {
+            const __m512i t = _mm512_loadu_si512((const void *)table);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++)
+                v[i] = _mm512_permutexvar_epi8(codes_of[i], t);
+            toy_kv__dot_group_avx512(v, lanes + 4 * e, 4 * groups, n, 0, sum);
+        }
+    }
+}
+
+/* n rows from row r on, tokens of chunk c. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, const toy_kv__run *run,
+                                               const unsigned char *table,
+                                               const unsigned char *lanes, const float *unit, int r,
+                                               const int n, int c, int add, float *s)
+{
+    __m512i sum[4][4];
+    int k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] =
+            _mm512_set1_epi32(-(int)unit[2 * (r + k) + 1]);
+    codes += 32 * c;
+    lanes += r * 4 * toy_kv__dot_groups(run);
+    if (run->width == 1)
+        toy_kv__dot_words_avx512(codes, run, table, lanes, n, sum);
+    else if (run->width == 2)
+        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, 1, sum);
+    else
+        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, 0, sum);
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m512 f = _mm512_set1_ps(unit[2 * (r + k)]);
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++)
             toy_kv__flush_avx512(sum[k][i], f, add,
@@ -4591,16 +4831,14 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, c
     }
 }
 
-TOY_KV__TARGET_avx512 static void toy_kv__dot_scores_avx512(const unsigned char *const *codes,
-                                                        size_t offset, int blocks,
-                                                        const toy_kv__run *run, const short *table,
-                                                        const short *words, const float *unit,
-                                                        int rows, int add, float *s)
+TOY_KV__TARGET_avx512 static void
+toy_kv__dot_scores_avx512(const unsigned char *const *codes, size_t offset, int blocks,
+                        const toy_kv__run *run, const unsigned char *table,
+                        const unsigned char *lanes, const float *unit, int rows, int add, float *s)
 {
     int b, c, r;
-#define TOY_KV__X(n, width)                                                                          \
-    toy_kv__dot_rows_avx512(codes[b] + offset, run, table, words, unit, r, n, c, width, add, s)
-#define TOY_KV__DOT(n) (run->width == 1 ? TOY_KV__X(n, 1) : TOY_KV__X(n, 2))
+#define TOY_KV__DOT(n)                                                                               \
+    toy_kv__dot_rows_avx512(codes[b] + offset, run, table, lanes, unit, r, n, c, add, s)
     for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK)
         for (c = 0; c < TOY_KV_BLOCK / 64; c++) {
             for (r = 0; r + 4 <= rows; r += 4)
@@ -4611,7 +4849,6 @@ TOY_KV__TARGET_avx512 static void toy_kv__dot_scores_avx512(const unsigned char 
                 TOY_KV__DOT(1);
         }
 #undef TOY_KV__DOT
-#undef TOY_KV__X
 }
 
 #endif /* TOY_KV_BLOCK >= 64 */
@@ -6107,39 +6344,63 @@ TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int blo
     return toy_kv__hsum_avx512(sum);
 }
 
-/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ */
+TOY_KV__TARGET_avx512 static inline void toy_kv__exact_four_avx512(const unsigned char *k,
+                                                         const unsigned char *l, const float *q,
+                                                         int next, float *s)
+{
+    float sum[2][4];
+    int d;
+#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f), b##i = a##i;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 x = toy_kv__loadh_avx512(k + 2 * d), y = toy_kv__loadh_avx512(l + 2 * d);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 query = toy_kv__load_avx512(q + i * TOY_KV_HEAD_DIM + d);                            \
+        a##i = toy_kv__fma_avx512(query, x, a##i);                                                      \
+        b##i = toy_kv__fma_avx512(query, y, b##i);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    toy_kv__hsum4_avx512(a0, a1, a2, a3, sum[0]);
+    toy_kv__hsum4_avx512(b0, b1, b2, b3, sum[1]);
+    for (; d < TOY_KV_HEAD_DIM; d++) {
+        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
+#define TOY_KV__X(i)                                                                                 \
+    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
+    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(i)                                                                                 \
+    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
+    s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
+ * at a time. */
 TOY_KV__TARGET_avx512 static void toy_kv__exact_scores_avx512(const unsigned char *k, int n, const float *q,
                                                     int rows, float *s)
 {
-    int t, r, d;
-    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = q + r * TOY_KV_HEAD_DIM;
-            float sum[4];
-#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512) {
-                toy_kv__vf_avx512 v = toy_kv__loadh_avx512(k + 2 * d);
-#define TOY_KV__X(i) a##i = toy_kv__fma_avx512(toy_kv__load_avx512(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) sum[i] = toy_kv__hsum_avx512(a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (; d < TOY_KV_HEAD_DIM; d++) {
-                float v = toy_kv__half_at(k, (size_t)d);
-#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int t, r;
+    for (t = 0; t < n; t += 2) {
+        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
+        int next = t + 1 < n;
+        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
+        for (r = 0; r + 4 <= rows; r += 4)
+            toy_kv__exact_four_avx512(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
+        for (; r < rows; r++) {
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx512(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+            if (next)
+                s[r * TOY_KV_BLOCK + t + 1] =
+                    toy_kv__dot_row_avx512(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
         }
-        for (; r < rows; r++)
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx512(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
     }
 }
 
@@ -6343,6 +6604,11 @@ static inline float32x4_t toy_kv__scale2_neon(float32x4_t x, float32x4_t n)
 static inline float toy_kv__hsum_neon(float32x4_t x)
 {
     return vaddvq_f32(x);
+}
+static inline void toy_kv__hsum4_neon(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d,
+                                    float *sum)
+{
+    vst1q_f32(sum, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
 static inline float toy_kv__hmax_neon(float32x4_t x)
 {
@@ -7356,39 +7622,63 @@ TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int blocks,
     return toy_kv__hsum_neon(sum);
 }
 
-/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens. */
+/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ */
+TOY_KV__TARGET_neon static inline void toy_kv__exact_four_neon(const unsigned char *k,
+                                                         const unsigned char *l, const float *q,
+                                                         int next, float *s)
+{
+    float sum[2][4];
+    int d;
+#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f), b##i = a##i;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon x = toy_kv__loadh_neon(k + 2 * d), y = toy_kv__loadh_neon(l + 2 * d);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon query = toy_kv__load_neon(q + i * TOY_KV_HEAD_DIM + d);                            \
+        a##i = toy_kv__fma_neon(query, x, a##i);                                                      \
+        b##i = toy_kv__fma_neon(query, y, b##i);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    toy_kv__hsum4_neon(a0, a1, a2, a3, sum[0]);
+    toy_kv__hsum4_neon(b0, b1, b2, b3, sum[1]);
+    for (; d < TOY_KV_HEAD_DIM; d++) {
+        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
+#define TOY_KV__X(i)                                                                                 \
+    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
+    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(i)                                                                                 \
+    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
+    s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
+ * at a time. */
 TOY_KV__TARGET_neon static void toy_kv__exact_scores_neon(const unsigned char *k, int n, const float *q,
                                                     int rows, float *s)
 {
-    int t, r, d;
-    for (t = 0; t < n; t++, k += 2 * TOY_KV_HEAD_DIM) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = q + r * TOY_KV_HEAD_DIM;
-            float sum[4];
-#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon) {
-                toy_kv__vf_neon v = toy_kv__loadh_neon(k + 2 * d);
-#define TOY_KV__X(i) a##i = toy_kv__fma_neon(toy_kv__load_neon(x + i * TOY_KV_HEAD_DIM + d), v, a##i);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) sum[i] = toy_kv__hsum_neon(a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (; d < TOY_KV_HEAD_DIM; d++) {
-                float v = toy_kv__half_at(k, (size_t)d);
-#define TOY_KV__X(i) sum[i] += x[i * TOY_KV_HEAD_DIM + d] * v;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) s[(r + i) * TOY_KV_BLOCK + t] = sum[i];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int t, r;
+    for (t = 0; t < n; t += 2) {
+        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
+        int next = t + 1 < n;
+        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
+        for (r = 0; r + 4 <= rows; r += 4)
+            toy_kv__exact_four_neon(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
+        for (; r < rows; r++) {
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_neon(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+            if (next)
+                s[r * TOY_KV_BLOCK + t + 1] =
+                    toy_kv__dot_row_neon(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
         }
-        for (; r < rows; r++)
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_neon(k, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
     }
 }
 
@@ -9040,10 +9330,10 @@ typedef struct toy_kv__pass {
     float *y;         /* [rows, MAX_LATENTS] query in latents */
     float *lut;       /* score tables of all K streams of the head */
     float *packed;    /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
-    short *dot_table; /* codewords of K runs that toy_kv__dots() says: [pairs, 32] */
-    float *dot_scale; /* of their channels */
-    short *dot_words; /* the queries in their units, run behind run: [rows, 2 * pairs] */
-    float *dot_unit;  /* [runs, rows] */
+    unsigned char *dot_table; /* codewords of K runs that toy_kv__dots() says: [groups, 64] */
+    float *dot_scale;         /* of their channels [4 * groups] */
+    unsigned char *dot_lanes; /* the queries in their units, run behind run: [rows, groups, 4] */
+    float *dot_unit;          /* [runs, rows, 2] */
     float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
     float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
     short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
@@ -9074,9 +9364,6 @@ typedef struct toy_kv__pass {
 #define TOY_KV__PACKED_ROOM                                                                          \
     ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24) +           \
      (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT / 2)
-/* A plane has 16 floats of score tables, and as dots 64 bytes of codewords, two scales and two
- * words a row; an odd plane makes a pair alone. */
-#define TOY_KV__MAX_DOT_PAIRS ((size_t)TOY_KV__MAX_LUT / 16 + TOY_KV__MAX_RUNS)
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define TOY_KV__MAX_WIDE (TOY_KV__MAX_WIDE_LUT + TOY_KV__MAX_WIDE_BINS)
@@ -9091,9 +9378,10 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT) + \
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT) +                                    \
      TOY_KV__ROOM((size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS) + TOY_KV__ROOM(TOY_KV__PACKED_ROOM) +   \
-     TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 16) + TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * 2) +                  \
-     TOY_KV__ROOM(TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS) +                                            \
-     TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) +                                                 \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_DOT_GROUPS * 16) +                                               \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_DOT_GROUPS * 4) +                                                \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_DOT_GROUPS * TOY_KV__MAX_ROWS) +                                   \
+     TOY_KV__ROOM(2 * TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) +                                             \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2) + TOY_KV__ROOM(TOY_KV__MAX_COLUMNS) +   \
      TOY_KV__ROOM(TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2) +                           \
      TOY_KV__ROOM((size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                   \
@@ -9120,10 +9408,11 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->wide = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT);
     a->bins = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS);
     a->packed = toy_kv__take(&room, TOY_KV__PACKED_ROOM);
-    a->dot_table = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 16);
-    a->dot_scale = toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * 2);
-    a->dot_words = (short *)toy_kv__take(&room, TOY_KV__MAX_DOT_PAIRS * TOY_KV__MAX_ROWS);
-    a->dot_unit = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
+    a->dot_table = (unsigned char *)toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * 16);
+    a->dot_scale = toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * 4);
+    a->dot_lanes =
+        (unsigned char *)toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * TOY_KV__MAX_ROWS);
+    a->dot_unit = toy_kv__take(&room, 2 * TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
     a->map_words = (short *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2);
     a->map_scale = toy_kv__take(&room, TOY_KV__MAX_COLUMNS);
     a->map_queries =
@@ -9369,14 +9658,13 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
 }
 
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
- * query of its own for each short block, tables of two channels cost more to fill than they save.
- */
+ * query of its own for each block, tables cost more to fill than they save. */
 static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
 {
     return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
            run->coder == TOY_KV__NIBBLES &&
            (run->width == 1 ||
-            (run->width == 2 && a->k_frame == TOY_KV__BLOCKWISE && TOY_KV_BLOCK < 128));
+            (a->k_frame == TOY_KV__BLOCKWISE && (run->width == 2 || run->width % 4 == 0)));
 }
 
 /* Whether run i of a K stream goes on from the one before: the same gain, and tables of nibbles
@@ -9391,7 +9679,7 @@ static int toy_kv__continues(const toy_kv__pass *a, const toy_kv__stream *s, int
 /* The codewords of K runs that meet queries themselves. */
 static void toy_kv__fill_dots(toy_kv__pass *a)
 {
-    short *table = a->dot_table;
+    unsigned char *table = a->dot_table;
     float *scale = a->dot_scale;
     int u, i;
     for (u = 0; u < a->n_k_uses; u++) {
@@ -9400,8 +9688,8 @@ static void toy_kv__fill_dots(toy_kv__pass *a)
             if (!toy_kv__dots(a, &toy_kv__runs[i]))
                 continue;
             a->ops->bytes->dot_books(&toy_kv__runs[i], table, scale);
-            table += 32 * toy_kv__dot_pairs(&toy_kv__runs[i]);
-            scale += 2 * toy_kv__dot_pairs(&toy_kv__runs[i]);
+            table += 64 * toy_kv__dot_groups(&toy_kv__runs[i]);
+            scale += 4 * toy_kv__dot_groups(&toy_kv__runs[i]);
         }
     }
 }
@@ -9431,7 +9719,7 @@ static void toy_kv__fill_tables(toy_kv__pass *a, const float *mapped)
     float *lut = a->lut, *start = a->lut;
     size_t wide = 0;
     char *packed = (char *)a->packed;
-    short *words = a->dot_words;
+    unsigned char *lanes = a->dot_lanes;
     float *unit = a->dot_unit, energy[TOY_KV__MAX_ROWS];
     const float *scale = a->dot_scale;
     for (r = 0; r < a->rows; r++)
@@ -9453,12 +9741,12 @@ static void toy_kv__fill_tables(toy_kv__pass *a, const float *mapped)
                 planes = 0;
             }
             if (toy_kv__dots(a, run)) {
-                int n = 2 * toy_kv__dot_pairs(run);
-                a->ops->bytes->dot_queries(run, scale, y + run->first, stride, a->rows, words, unit,
+                int n = 4 * toy_kv__dot_groups(run);
+                a->ops->bytes->dot_queries(run, scale, y + run->first, stride, a->rows, lanes, unit,
                                            energy);
                 scale += n;
-                words += a->rows * n;
-                unit += a->rows;
+                lanes += a->rows * n;
+                unit += 2 * a->rows;
                 continue;
             }
             if (run->coder == TOY_KV__WIDE) {
@@ -9562,7 +9850,7 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
     const int step = a->rows * TOY_KV_BLOCK;
     const float *lut = a->lut, *wide = a->wide, *bias = a->bias;
     const char *packed = (const char *)a->packed;
-    const short *table = a->dot_table, *words = a->dot_words;
+    const unsigned char *table = a->dot_table, *lanes = a->dot_lanes;
     const float *unit = a->dot_unit;
     const toy_kv__byte_ops *ops = a->ops->bytes;
     const unsigned char *codes[TOY_KV__TILE];
@@ -9586,12 +9874,12 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
                 add = 1;
             }
             if (dots) {
-                int pairs = toy_kv__dot_pairs(run);
-                ops->dot_scores(codes, (size_t)run->codes, n, run, table, words, unit, a->rows, add,
+                int groups = toy_kv__dot_groups(run);
+                ops->dot_scores(codes, (size_t)run->codes, n, run, table, lanes, unit, a->rows, add,
                                 a->part);
-                table += 32 * pairs;
-                words += a->rows * 2 * pairs;
-                unit += a->rows;
+                table += 64 * groups;
+                lanes += a->rows * 4 * groups;
+                unit += 2 * a->rows;
                 add = 1;
             } else if (run->coder == TOY_KV__WIDE) {
                 for (b = 0; b < n; b++)
