@@ -8,6 +8,9 @@
 /* Blocks that are scored together where they have the same score tables: few enough that their
  * scores stay in the first-level cache. */
 #define VQKV__TOGETHER 2
+/* Bytes of a stream's block that are asked for into the first-level cache: more would push out what
+ * is at work. */
+#define VQKV__MAX_NEAR 8192
 /* Queries that meet a block while it is held. */
 #define VQKV__QUERIES      32
 #define VQKV__STATE_FLOATS VQKV__ROOM(2 * VQKV__QUERIES * VQKV_N_HEADS)
@@ -63,7 +66,7 @@ VQKV__INLINE void vqkv__prefetch(const vqkv__pass *a, const vqkv__use *uses, int
         const unsigned char *p = vqkv__codes(a->kv, uses[u].stream, block);
         int bytes = vqkv__streams[uses[u].stream].bytes;
         for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
-            if (near) {
+            if (near && bytes <= VQKV__MAX_NEAR) {
                 VQKV__PREFETCH(p + i, 3);
                 VQKV__PREFETCH(p + i + 64, 3);
             } else {

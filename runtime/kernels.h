@@ -112,42 +112,60 @@ VQKV__TARGET_ISA static void vqkv__sum_nibbles_ISA(const unsigned char *codes, i
     }
 }
 
-/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
- * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+/* Values of tokens t and on of a plane of one channel. `half`: binary16, two bytes a token; else a
+ * byte a token whose value is code - 128. */
+VQKV__TARGET_ISA static inline vqkv__vf_ISA vqkv__scalars_ISA(const unsigned char *plane, int t,
+                                                              int half)
+{
+    return half ? vqkv__loadh_ISA(plane + 2 * t)
+                : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), vqkv__set1_ISA(-128.0f));
+}
+
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
 VQKV__TARGET_ISA static void vqkv__score_scalars_ISA(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows, float *s)
 {
     int r, t, c;
     size_t bytes = half ? 2 * VQKV_BLOCK : VQKV_BLOCK;
-    vqkv__vf_ISA bias = vqkv__set1_ISA(-128.0f);
-    for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+    for (t = 0; t < VQKV_BLOCK; t += 2 * VQKV__LANES_ISA) {
         for (r = 0; r + 4 <= rows; r += 4) {
-            float *dst = s + r * VQKV_BLOCK + t;
-#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__load_ISA(dst + k * VQKV_BLOCK);
+            float *dst = s + r * VQKV_BLOCK + t, *next = dst + VQKV__LANES_ISA;
+#define VQKV__X(k)                                                                                 \
+    vqkv__vf_ISA a##k = vqkv__load_ISA(dst + k * VQKV_BLOCK),                                      \
+                 b##k = vqkv__load_ISA(next + k * VQKV_BLOCK);
             VQKV__ROWS4(VQKV__X)
 #undef VQKV__X
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                vqkv__vf_ISA v = half ? vqkv__loadh_ISA(plane + 2 * t)
-                                      : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), bias);
+                vqkv__vf_ISA v = vqkv__scalars_ISA(plane, t, half);
+                vqkv__vf_ISA w = vqkv__scalars_ISA(plane, t + VQKV__LANES_ISA, half);
                 const float *qc = q + c * rows + r;
-#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__set1_ISA(qc[k]), v, a##k);
+#define VQKV__X(k)                                                                                 \
+    {                                                                                              \
+        vqkv__vf_ISA x = vqkv__set1_ISA(qc[k]);                                                    \
+        a##k = vqkv__fma_ISA(x, v, a##k);                                                          \
+        b##k = vqkv__fma_ISA(x, w, b##k);                                                          \
+    }
                 VQKV__ROWS4(VQKV__X)
 #undef VQKV__X
             }
-#define VQKV__X(k) vqkv__store_ISA(dst + k * VQKV_BLOCK, a##k);
+#define VQKV__X(k)                                                                                 \
+    vqkv__store_ISA(dst + k * VQKV_BLOCK, a##k);                                                   \
+    vqkv__store_ISA(next + k * VQKV_BLOCK, b##k);
             VQKV__ROWS4(VQKV__X)
 #undef VQKV__X
         }
         for (; r < rows; r++) {
-            vqkv__vf_ISA a = vqkv__load_ISA(s + r * VQKV_BLOCK + t);
+            float *dst = s + r * VQKV_BLOCK + t, *next = dst + VQKV__LANES_ISA;
+            vqkv__vf_ISA a = vqkv__load_ISA(dst), b = vqkv__load_ISA(next);
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                vqkv__vf_ISA v = half ? vqkv__loadh_ISA(plane + 2 * t)
-                                      : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), bias);
-                a = vqkv__fma_ISA(vqkv__set1_ISA(q[c * rows + r]), v, a);
+                vqkv__vf_ISA x = vqkv__set1_ISA(q[c * rows + r]);
+                a = vqkv__fma_ISA(x, vqkv__scalars_ISA(plane, t, half), a);
+                b = vqkv__fma_ISA(x, vqkv__scalars_ISA(plane, t + VQKV__LANES_ISA, half), b);
             }
-            vqkv__store_ISA(s + r * VQKV_BLOCK + t, a);
+            vqkv__store_ISA(dst, a);
+            vqkv__store_ISA(next, b);
         }
     }
 }
@@ -159,7 +177,6 @@ VQKV__TARGET_ISA static void vqkv__sum_scalars_ISA(const unsigned char *codes, i
 {
     int r, t, c;
     size_t bytes = half ? 2 * VQKV_BLOCK : VQKV_BLOCK;
-    vqkv__vf_ISA bias = vqkv__set1_ISA(-128.0f);
     for (c = 0; c < planes; c++) {
         const unsigned char *plane = codes + (size_t)c * bytes;
         float *dst = acc + (size_t)c * VQKV__LANES_ISA;
@@ -170,8 +187,7 @@ VQKV__TARGET_ISA static void vqkv__sum_scalars_ISA(const unsigned char *codes, i
             VQKV__ROWS4(VQKV__X)
 #undef VQKV__X
             for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
-                vqkv__vf_ISA v = half ? vqkv__loadh_ISA(plane + 2 * t)
-                                      : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), bias);
+                vqkv__vf_ISA v = vqkv__scalars_ISA(plane, t, half);
 #define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(prob + k * VQKV_BLOCK + t), v, a##k);
                 VQKV__ROWS4(VQKV__X)
 #undef VQKV__X
@@ -185,8 +201,7 @@ VQKV__TARGET_ISA static void vqkv__sum_scalars_ISA(const unsigned char *codes, i
             float *d = dst + (size_t)r * stride * VQKV__LANES_ISA;
             vqkv__vf_ISA a = vqkv__load_ISA(d);
             for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
-                vqkv__vf_ISA v = half ? vqkv__loadh_ISA(plane + 2 * t)
-                                      : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), bias);
+                vqkv__vf_ISA v = vqkv__scalars_ISA(plane, t, half);
                 a = vqkv__fma_ISA(vqkv__load_ISA(prob + t), v, a);
             }
             vqkv__store_ISA(d, a);
