@@ -169,11 +169,15 @@ VQKV__TARGET_avx512 static void vqkv__dot_queries_avx512(const vqkv__run *run, c
 #define VQKV__QUERIES_OF(n, words)                                                                 \
     vqkv__dot_four_queries_avx512(run, scale, y, stride, n, words, lanes, unit + 2 * r, energy + r)
     for (r = 0; r < rows; r += n, y += (size_t)n * stride, lanes += n * bytes) {
-        n = r + 4 <= rows ? 4 : 1;
+        n = r + 4 <= rows ? 4 : r + 2 <= rows ? 2 : 1;
         if (n == 4 && run->width == 1)
             VQKV__QUERIES_OF(4, 1);
         else if (n == 4)
             VQKV__QUERIES_OF(4, 0);
+        else if (n == 2 && run->width == 1)
+            VQKV__QUERIES_OF(2, 1);
+        else if (n == 2)
+            VQKV__QUERIES_OF(2, 0);
         else if (run->width == 1)
             VQKV__QUERIES_OF(1, 1);
         else
