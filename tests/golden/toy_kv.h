@@ -2047,42 +2047,60 @@ TOY_KV__TARGET_portable static void toy_kv__sum_nibbles_portable(const unsigned 
     }
 }
 
-/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
- * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+/* Values of tokens t and on of a plane of one channel. `half`: binary16, two bytes a token; else a
+ * byte a token whose value is code - 128. */
+TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__scalars_portable(const unsigned char *plane, int t,
+                                                              int half)
+{
+    return half ? toy_kv__loadh_portable(plane + 2 * t)
+                : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), toy_kv__set1_portable(-128.0f));
+}
+
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
 TOY_KV__TARGET_portable static void toy_kv__score_scalars_portable(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows, float *s)
 {
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    toy_kv__vf_portable bias = toy_kv__set1_portable(-128.0f);
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_portable) {
         for (r = 0; r + 4 <= rows; r += 4) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__load_portable(dst + k * TOY_KV_BLOCK);
+            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_portable;
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__vf_portable a##k = toy_kv__load_portable(dst + k * TOY_KV_BLOCK),                                      \
+                 b##k = toy_kv__load_portable(next + k * TOY_KV_BLOCK);
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_portable v = half ? toy_kv__loadh_portable(plane + 2 * t)
-                                      : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), bias);
+                toy_kv__vf_portable v = toy_kv__scalars_portable(plane, t, half);
+                toy_kv__vf_portable w = toy_kv__scalars_portable(plane, t + TOY_KV__LANES_portable, half);
                 const float *qc = q + c * rows + r;
-#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(qc[k]), v, a##k);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable x = toy_kv__set1_portable(qc[k]);                                                    \
+        a##k = toy_kv__fma_portable(x, v, a##k);                                                          \
+        b##k = toy_kv__fma_portable(x, w, b##k);                                                          \
+    }
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             }
-#define TOY_KV__X(k) toy_kv__store_portable(dst + k * TOY_KV_BLOCK, a##k);
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__store_portable(dst + k * TOY_KV_BLOCK, a##k);                                                   \
+    toy_kv__store_portable(next + k * TOY_KV_BLOCK, b##k);
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
         }
         for (; r < rows; r++) {
-            toy_kv__vf_portable a = toy_kv__load_portable(s + r * TOY_KV_BLOCK + t);
+            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_portable;
+            toy_kv__vf_portable a = toy_kv__load_portable(dst), b = toy_kv__load_portable(next);
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_portable v = half ? toy_kv__loadh_portable(plane + 2 * t)
-                                      : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), bias);
-                a = toy_kv__fma_portable(toy_kv__set1_portable(q[c * rows + r]), v, a);
+                toy_kv__vf_portable x = toy_kv__set1_portable(q[c * rows + r]);
+                a = toy_kv__fma_portable(x, toy_kv__scalars_portable(plane, t, half), a);
+                b = toy_kv__fma_portable(x, toy_kv__scalars_portable(plane, t + TOY_KV__LANES_portable, half), b);
             }
-            toy_kv__store_portable(s + r * TOY_KV_BLOCK + t, a);
+            toy_kv__store_portable(dst, a);
+            toy_kv__store_portable(next, b);
         }
     }
 }
@@ -2094,7 +2112,6 @@ TOY_KV__TARGET_portable static void toy_kv__sum_scalars_portable(const unsigned 
 {
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    toy_kv__vf_portable bias = toy_kv__set1_portable(-128.0f);
     for (c = 0; c < planes; c++) {
         const unsigned char *plane = codes + (size_t)c * bytes;
         float *dst = acc + (size_t)c * TOY_KV__LANES_portable;
@@ -2105,8 +2122,7 @@ TOY_KV__TARGET_portable static void toy_kv__sum_scalars_portable(const unsigned 
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-                toy_kv__vf_portable v = half ? toy_kv__loadh_portable(plane + 2 * t)
-                                      : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), bias);
+                toy_kv__vf_portable v = toy_kv__scalars_portable(plane, t, half);
 #define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(prob + k * TOY_KV_BLOCK + t), v, a##k);
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
@@ -2120,8 +2136,7 @@ TOY_KV__TARGET_portable static void toy_kv__sum_scalars_portable(const unsigned 
             float *d = dst + (size_t)r * stride * TOY_KV__LANES_portable;
             toy_kv__vf_portable a = toy_kv__load_portable(d);
             for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-                toy_kv__vf_portable v = half ? toy_kv__loadh_portable(plane + 2 * t)
-                                      : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), bias);
+                toy_kv__vf_portable v = toy_kv__scalars_portable(plane, t, half);
                 a = toy_kv__fma_portable(toy_kv__load_portable(prob + t), v, a);
             }
             toy_kv__store_portable(d, a);
@@ -3766,42 +3781,60 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_nibbles_avx2(const unsigned char *co
     }
 }
 
-/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
- * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+/* Values of tokens t and on of a plane of one channel. `half`: binary16, two bytes a token; else a
+ * byte a token whose value is code - 128. */
+TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__scalars_avx2(const unsigned char *plane, int t,
+                                                              int half)
+{
+    return half ? toy_kv__loadh_avx2(plane + 2 * t)
+                : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), toy_kv__set1_avx2(-128.0f));
+}
+
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
 TOY_KV__TARGET_avx2 static void toy_kv__score_scalars_avx2(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows, float *s)
 {
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    toy_kv__vf_avx2 bias = toy_kv__set1_avx2(-128.0f);
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx2) {
         for (r = 0; r + 4 <= rows; r += 4) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__load_avx2(dst + k * TOY_KV_BLOCK);
+            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_avx2;
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__vf_avx2 a##k = toy_kv__load_avx2(dst + k * TOY_KV_BLOCK),                                      \
+                 b##k = toy_kv__load_avx2(next + k * TOY_KV_BLOCK);
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_avx2 v = half ? toy_kv__loadh_avx2(plane + 2 * t)
-                                      : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), bias);
+                toy_kv__vf_avx2 v = toy_kv__scalars_avx2(plane, t, half);
+                toy_kv__vf_avx2 w = toy_kv__scalars_avx2(plane, t + TOY_KV__LANES_avx2, half);
                 const float *qc = q + c * rows + r;
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(qc[k]), v, a##k);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 x = toy_kv__set1_avx2(qc[k]);                                                    \
+        a##k = toy_kv__fma_avx2(x, v, a##k);                                                          \
+        b##k = toy_kv__fma_avx2(x, w, b##k);                                                          \
+    }
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             }
-#define TOY_KV__X(k) toy_kv__store_avx2(dst + k * TOY_KV_BLOCK, a##k);
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__store_avx2(dst + k * TOY_KV_BLOCK, a##k);                                                   \
+    toy_kv__store_avx2(next + k * TOY_KV_BLOCK, b##k);
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
         }
         for (; r < rows; r++) {
-            toy_kv__vf_avx2 a = toy_kv__load_avx2(s + r * TOY_KV_BLOCK + t);
+            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_avx2;
+            toy_kv__vf_avx2 a = toy_kv__load_avx2(dst), b = toy_kv__load_avx2(next);
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_avx2 v = half ? toy_kv__loadh_avx2(plane + 2 * t)
-                                      : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), bias);
-                a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[c * rows + r]), v, a);
+                toy_kv__vf_avx2 x = toy_kv__set1_avx2(q[c * rows + r]);
+                a = toy_kv__fma_avx2(x, toy_kv__scalars_avx2(plane, t, half), a);
+                b = toy_kv__fma_avx2(x, toy_kv__scalars_avx2(plane, t + TOY_KV__LANES_avx2, half), b);
             }
-            toy_kv__store_avx2(s + r * TOY_KV_BLOCK + t, a);
+            toy_kv__store_avx2(dst, a);
+            toy_kv__store_avx2(next, b);
         }
     }
 }
@@ -3813,7 +3846,6 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_scalars_avx2(const unsigned char *co
 {
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    toy_kv__vf_avx2 bias = toy_kv__set1_avx2(-128.0f);
     for (c = 0; c < planes; c++) {
         const unsigned char *plane = codes + (size_t)c * bytes;
         float *dst = acc + (size_t)c * TOY_KV__LANES_avx2;
@@ -3824,8 +3856,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_scalars_avx2(const unsigned char *co
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-                toy_kv__vf_avx2 v = half ? toy_kv__loadh_avx2(plane + 2 * t)
-                                      : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), bias);
+                toy_kv__vf_avx2 v = toy_kv__scalars_avx2(plane, t, half);
 #define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(prob + k * TOY_KV_BLOCK + t), v, a##k);
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
@@ -3839,8 +3870,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_scalars_avx2(const unsigned char *co
             float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx2;
             toy_kv__vf_avx2 a = toy_kv__load_avx2(d);
             for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-                toy_kv__vf_avx2 v = half ? toy_kv__loadh_avx2(plane + 2 * t)
-                                      : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), bias);
+                toy_kv__vf_avx2 v = toy_kv__scalars_avx2(plane, t, half);
                 a = toy_kv__fma_avx2(toy_kv__load_avx2(prob + t), v, a);
             }
             toy_kv__store_avx2(d, a);
@@ -4622,8 +4652,8 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_four_queries_avx512(const toy_kv__run *ru
         const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            __m512 x =
-                _mm512_mul_ps(scales, toy_kv__dot_latents_avx512(run, y + k * stride, i, real));
+            __m512 x = _mm512_mul_ps(
+                scales, toy_kv__dot_latents_avx512(run, y + (size_t)k * stride, i, real));
             high[k] = _mm512_max_ps(high[k], _mm512_abs_ps(x));
             square[k] = _mm512_fmadd_ps(x, x, square[k]);
         }
@@ -4638,8 +4668,8 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_four_queries_avx512(const toy_kv__run *ru
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
             unsigned char *to = lanes + (words ? 2 : 1) * (k * room + i);
-            __m512 x =
-                _mm512_mul_ps(scales, toy_kv__dot_latents_avx512(run, y + k * stride, i, real));
+            __m512 x = _mm512_mul_ps(
+                scales, toy_kv__dot_latents_avx512(run, y + (size_t)k * stride, i, real));
             __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor[k])));
             sum[k] = _mm512_add_epi32(sum[k], step);
             if (words)
@@ -4670,11 +4700,15 @@ TOY_KV__TARGET_avx512 static void toy_kv__dot_queries_avx512(const toy_kv__run *
 #define TOY_KV__QUERIES_OF(n, words)                                                                 \
     toy_kv__dot_four_queries_avx512(run, scale, y, stride, n, words, lanes, unit + 2 * r, energy + r)
     for (r = 0; r < rows; r += n, y += (size_t)n * stride, lanes += n * bytes) {
-        n = r + 4 <= rows ? 4 : 1;
+        n = r + 4 <= rows ? 4 : r + 2 <= rows ? 2 : 1;
         if (n == 4 && run->width == 1)
             TOY_KV__QUERIES_OF(4, 1);
         else if (n == 4)
             TOY_KV__QUERIES_OF(4, 0);
+        else if (n == 2 && run->width == 1)
+            TOY_KV__QUERIES_OF(2, 1);
+        else if (n == 2)
+            TOY_KV__QUERIES_OF(2, 0);
         else if (run->width == 1)
             TOY_KV__QUERIES_OF(1, 1);
         else
@@ -6131,42 +6165,60 @@ TOY_KV__TARGET_avx512 static void toy_kv__sum_nibbles_avx512(const unsigned char
     }
 }
 
-/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
- * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+/* Values of tokens t and on of a plane of one channel. `half`: binary16, two bytes a token; else a
+ * byte a token whose value is code - 128. */
+TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__scalars_avx512(const unsigned char *plane, int t,
+                                                              int half)
+{
+    return half ? toy_kv__loadh_avx512(plane + 2 * t)
+                : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), toy_kv__set1_avx512(-128.0f));
+}
+
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
 TOY_KV__TARGET_avx512 static void toy_kv__score_scalars_avx512(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows, float *s)
 {
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    toy_kv__vf_avx512 bias = toy_kv__set1_avx512(-128.0f);
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx512) {
         for (r = 0; r + 4 <= rows; r += 4) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__load_avx512(dst + k * TOY_KV_BLOCK);
+            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_avx512;
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__vf_avx512 a##k = toy_kv__load_avx512(dst + k * TOY_KV_BLOCK),                                      \
+                 b##k = toy_kv__load_avx512(next + k * TOY_KV_BLOCK);
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_avx512 v = half ? toy_kv__loadh_avx512(plane + 2 * t)
-                                      : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), bias);
+                toy_kv__vf_avx512 v = toy_kv__scalars_avx512(plane, t, half);
+                toy_kv__vf_avx512 w = toy_kv__scalars_avx512(plane, t + TOY_KV__LANES_avx512, half);
                 const float *qc = q + c * rows + r;
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(qc[k]), v, a##k);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 x = toy_kv__set1_avx512(qc[k]);                                                    \
+        a##k = toy_kv__fma_avx512(x, v, a##k);                                                          \
+        b##k = toy_kv__fma_avx512(x, w, b##k);                                                          \
+    }
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             }
-#define TOY_KV__X(k) toy_kv__store_avx512(dst + k * TOY_KV_BLOCK, a##k);
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__store_avx512(dst + k * TOY_KV_BLOCK, a##k);                                                   \
+    toy_kv__store_avx512(next + k * TOY_KV_BLOCK, b##k);
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
         }
         for (; r < rows; r++) {
-            toy_kv__vf_avx512 a = toy_kv__load_avx512(s + r * TOY_KV_BLOCK + t);
+            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_avx512;
+            toy_kv__vf_avx512 a = toy_kv__load_avx512(dst), b = toy_kv__load_avx512(next);
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_avx512 v = half ? toy_kv__loadh_avx512(plane + 2 * t)
-                                      : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), bias);
-                a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[c * rows + r]), v, a);
+                toy_kv__vf_avx512 x = toy_kv__set1_avx512(q[c * rows + r]);
+                a = toy_kv__fma_avx512(x, toy_kv__scalars_avx512(plane, t, half), a);
+                b = toy_kv__fma_avx512(x, toy_kv__scalars_avx512(plane, t + TOY_KV__LANES_avx512, half), b);
             }
-            toy_kv__store_avx512(s + r * TOY_KV_BLOCK + t, a);
+            toy_kv__store_avx512(dst, a);
+            toy_kv__store_avx512(next, b);
         }
     }
 }
@@ -6178,7 +6230,6 @@ TOY_KV__TARGET_avx512 static void toy_kv__sum_scalars_avx512(const unsigned char
 {
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    toy_kv__vf_avx512 bias = toy_kv__set1_avx512(-128.0f);
     for (c = 0; c < planes; c++) {
         const unsigned char *plane = codes + (size_t)c * bytes;
         float *dst = acc + (size_t)c * TOY_KV__LANES_avx512;
@@ -6189,8 +6240,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__sum_scalars_avx512(const unsigned char
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-                toy_kv__vf_avx512 v = half ? toy_kv__loadh_avx512(plane + 2 * t)
-                                      : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), bias);
+                toy_kv__vf_avx512 v = toy_kv__scalars_avx512(plane, t, half);
 #define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(prob + k * TOY_KV_BLOCK + t), v, a##k);
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
@@ -6204,8 +6254,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__sum_scalars_avx512(const unsigned char
             float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx512;
             toy_kv__vf_avx512 a = toy_kv__load_avx512(d);
             for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-                toy_kv__vf_avx512 v = half ? toy_kv__loadh_avx512(plane + 2 * t)
-                                      : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), bias);
+                toy_kv__vf_avx512 v = toy_kv__scalars_avx512(plane, t, half);
                 a = toy_kv__fma_avx512(toy_kv__load_avx512(prob + t), v, a);
             }
             toy_kv__store_avx512(d, a);
@@ -7409,42 +7458,60 @@ TOY_KV__TARGET_neon static void toy_kv__sum_nibbles_neon(const unsigned char *co
     }
 }
 
-/* One channel a plane. `half`: binary16, two bytes a token; else a byte a token whose value is
- * code - 128. s [rows, BLOCK] += q [planes, rows] * value. */
+/* Values of tokens t and on of a plane of one channel. `half`: binary16, two bytes a token; else a
+ * byte a token whose value is code - 128. */
+TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__scalars_neon(const unsigned char *plane, int t,
+                                                              int half)
+{
+    return half ? toy_kv__loadh_neon(plane + 2 * t)
+                : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), toy_kv__set1_neon(-128.0f));
+}
+
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
 TOY_KV__TARGET_neon static void toy_kv__score_scalars_neon(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows, float *s)
 {
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    toy_kv__vf_neon bias = toy_kv__set1_neon(-128.0f);
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_neon) {
         for (r = 0; r + 4 <= rows; r += 4) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__load_neon(dst + k * TOY_KV_BLOCK);
+            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_neon;
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__vf_neon a##k = toy_kv__load_neon(dst + k * TOY_KV_BLOCK),                                      \
+                 b##k = toy_kv__load_neon(next + k * TOY_KV_BLOCK);
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_neon v = half ? toy_kv__loadh_neon(plane + 2 * t)
-                                      : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), bias);
+                toy_kv__vf_neon v = toy_kv__scalars_neon(plane, t, half);
+                toy_kv__vf_neon w = toy_kv__scalars_neon(plane, t + TOY_KV__LANES_neon, half);
                 const float *qc = q + c * rows + r;
-#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(qc[k]), v, a##k);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon x = toy_kv__set1_neon(qc[k]);                                                    \
+        a##k = toy_kv__fma_neon(x, v, a##k);                                                          \
+        b##k = toy_kv__fma_neon(x, w, b##k);                                                          \
+    }
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             }
-#define TOY_KV__X(k) toy_kv__store_neon(dst + k * TOY_KV_BLOCK, a##k);
+#define TOY_KV__X(k)                                                                                 \
+    toy_kv__store_neon(dst + k * TOY_KV_BLOCK, a##k);                                                   \
+    toy_kv__store_neon(next + k * TOY_KV_BLOCK, b##k);
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
         }
         for (; r < rows; r++) {
-            toy_kv__vf_neon a = toy_kv__load_neon(s + r * TOY_KV_BLOCK + t);
+            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_neon;
+            toy_kv__vf_neon a = toy_kv__load_neon(dst), b = toy_kv__load_neon(next);
             for (c = 0; c < planes; c++) {
                 const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_neon v = half ? toy_kv__loadh_neon(plane + 2 * t)
-                                      : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), bias);
-                a = toy_kv__fma_neon(toy_kv__set1_neon(q[c * rows + r]), v, a);
+                toy_kv__vf_neon x = toy_kv__set1_neon(q[c * rows + r]);
+                a = toy_kv__fma_neon(x, toy_kv__scalars_neon(plane, t, half), a);
+                b = toy_kv__fma_neon(x, toy_kv__scalars_neon(plane, t + TOY_KV__LANES_neon, half), b);
             }
-            toy_kv__store_neon(s + r * TOY_KV_BLOCK + t, a);
+            toy_kv__store_neon(dst, a);
+            toy_kv__store_neon(next, b);
         }
     }
 }
@@ -7456,7 +7523,6 @@ TOY_KV__TARGET_neon static void toy_kv__sum_scalars_neon(const unsigned char *co
 {
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    toy_kv__vf_neon bias = toy_kv__set1_neon(-128.0f);
     for (c = 0; c < planes; c++) {
         const unsigned char *plane = codes + (size_t)c * bytes;
         float *dst = acc + (size_t)c * TOY_KV__LANES_neon;
@@ -7467,8 +7533,7 @@ TOY_KV__TARGET_neon static void toy_kv__sum_scalars_neon(const unsigned char *co
             TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-                toy_kv__vf_neon v = half ? toy_kv__loadh_neon(plane + 2 * t)
-                                      : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), bias);
+                toy_kv__vf_neon v = toy_kv__scalars_neon(plane, t, half);
 #define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(prob + k * TOY_KV_BLOCK + t), v, a##k);
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
@@ -7482,8 +7547,7 @@ TOY_KV__TARGET_neon static void toy_kv__sum_scalars_neon(const unsigned char *co
             float *d = dst + (size_t)r * stride * TOY_KV__LANES_neon;
             toy_kv__vf_neon a = toy_kv__load_neon(d);
             for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-                toy_kv__vf_neon v = half ? toy_kv__loadh_neon(plane + 2 * t)
-                                      : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), bias);
+                toy_kv__vf_neon v = toy_kv__scalars_neon(plane, t, half);
                 a = toy_kv__fma_neon(toy_kv__load_neon(prob + t), v, a);
             }
             toy_kv__store_neon(d, a);
@@ -10044,6 +10108,9 @@ static void toy_kv__collect(toy_kv__pass *a)
 /* Blocks that are scored together where they have the same score tables: few enough that their
  * scores stay in the first-level cache. */
 #define TOY_KV__TOGETHER 2
+/* Bytes of a stream's block that are asked for into the first-level cache: more would push out what
+ * is at work. */
+#define TOY_KV__MAX_NEAR 8192
 /* Queries that meet a block while it is held. */
 #define TOY_KV__QUERIES      32
 #define TOY_KV__STATE_FLOATS TOY_KV__ROOM(2 * TOY_KV__QUERIES * TOY_KV_N_HEADS)
@@ -10099,7 +10166,7 @@ TOY_KV__INLINE void toy_kv__prefetch(const toy_kv__pass *a, const toy_kv__use *u
         const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
         int bytes = toy_kv__streams[uses[u].stream].bytes;
         for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
-            if (near) {
+            if (near && bytes <= TOY_KV__MAX_NEAR) {
                 TOY_KV__PREFETCH(p + i, 3);
                 TOY_KV__PREFETCH(p + i + 64, 3);
             } else {
