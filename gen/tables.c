@@ -63,14 +63,15 @@ static void print_runs(const gen_lowered *low, vqkvc_buf *out)
 {
     static const char *const coders[] = {"VQKV__NIBBLES", "VQKV__BYTES", "VQKV__HALVES",
                                          "VQKV__WIDE"};
-    vqkvc_buf_puts(out, "\n/* coder, uniform, stages, beam, bits, width; first latent, planes, "
-                        "codes; book, its step; gain "
-                        "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
+    vqkvc_buf_puts(out,
+                   "\n/* coder, uniform, stages, beam, bits, words, width; first latent, planes, "
+                   "codes; book, its step; gain "
+                   "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
     for (int i = 0; i < low->n_runs; i++) {
         const gen_run *r = &low->runs[i];
-        vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d},\n",
-                         coders[r->coder], r->uniform, r->stages, r->beam, r->bits, r->width,
-                         r->first, r->planes, r->codes, r->book, r->book_step, r->gain);
+        vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d},\n",
+                         coders[r->coder], r->uniform, r->stages, r->beam, r->bits, r->words,
+                         r->width, r->first, r->planes, r->codes, r->book, r->book_step, r->gain);
     }
     vqkvc_buf_puts(out, "};\n");
 }

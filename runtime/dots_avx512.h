@@ -2,8 +2,7 @@
  *
  * The codewords themselves are looked up, and meet the query in a dot product: one lookup serves
  * every row, and no table has to be filled for a query. A group is what one 32-bit lane adds up:
- * two channels in 16 bits where each has codes of its own, whose errors are small, or four in
- * 8 bits. */
+ * two channels in 16 bits, or four in 8 bits where codes of many channels make larger errors. */
 
 #if VQKV_BLOCK >= 64
 
@@ -14,7 +13,7 @@
 
 static inline float vqkv__dot_top(const vqkv__run *run)
 {
-    return run->width == 1 ? VQKV__DOT_WORD_TOP : VQKV__DOT_BYTE_TOP;
+    return run->words ? VQKV__DOT_WORD_TOP : VQKV__DOT_BYTE_TOP;
 }
 
 /* Channels of a run, counted plane by plane; groups may have room for more. */
@@ -23,11 +22,23 @@ static inline int vqkv__dot_channels(const vqkv__run *run)
     return run->planes * run->width;
 }
 
-/* table [groups, 64]: sixteen codewords of each channel; scale [4 * groups] of each. */
+/* Sixteen words, each four bytes behind the one before. */
+VQKV__TARGET_avx512 static inline void vqkv__interleave_words_avx512(__m512i x, unsigned char *to)
+{
+    int word[16], i;
+    _mm512_storeu_si512((void *)word, x);
+    for (i = 0; i < 16; i++) {
+        const short w = (short)word[i];
+        memcpy(to + 4 * i, &w, sizeof w);
+    }
+}
+
+/* table [groups, 64]: sixteen codewords of each channel, of a code of two channels in turn; scale
+ * [4 * groups] of each. */
 VQKV__TARGET_avx512 static void vqkv__dot_books_avx512(const vqkv__run *run, unsigned char *table,
                                                        float *scale)
 {
-    const int channels = vqkv__dot_channels(run), words = run->width == 1;
+    const int channels = vqkv__dot_channels(run), words = run->words;
     const int room = (words ? 2 : 4) * vqkv__dot_groups(run);
     const float limit = vqkv__dot_top(run);
     int c;
@@ -43,8 +54,10 @@ VQKV__TARGET_avx512 static void vqkv__dot_books_avx512(const vqkv__run *run, uns
         scale[c] = top / limit;
         steps =
             _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f)));
-        if (words)
+        if (words && run->width == 1)
             _mm256_storeu_si256((__m256i *)(void *)(table + 32 * c), _mm512_cvtepi32_epi16(steps));
+        else if (words)
+            vqkv__interleave_words_avx512(steps, table + c / 2 * 64 + c % 2 * 2);
         else
             _mm_storeu_si128((__m128i *)(void *)(table + 16 * c),
                              _mm512_cvtepi32_epi8(_mm512_add_epi32(steps, _mm512_set1_epi32(128))));
@@ -164,21 +177,21 @@ VQKV__TARGET_avx512 static void vqkv__dot_queries_avx512(const vqkv__run *run, c
                                                          unsigned char *lanes, float *unit,
                                                          float *energy)
 {
-    const int bytes = 4 * vqkv__dot_groups(run);
+    const int bytes = 4 * vqkv__dot_groups(run), words = run->words;
     int r, n;
 #define VQKV__QUERIES_OF(n, words)                                                                 \
     vqkv__dot_four_queries_avx512(run, scale, y, stride, n, words, lanes, unit + 2 * r, energy + r)
     for (r = 0; r < rows; r += n, y += (size_t)n * stride, lanes += n * bytes) {
         n = r + 4 <= rows ? 4 : r + 2 <= rows ? 2 : 1;
-        if (n == 4 && run->width == 1)
+        if (n == 4 && words)
             VQKV__QUERIES_OF(4, 1);
         else if (n == 4)
             VQKV__QUERIES_OF(4, 0);
-        else if (n == 2 && run->width == 1)
+        else if (n == 2 && words)
             VQKV__QUERIES_OF(2, 1);
         else if (n == 2)
             VQKV__QUERIES_OF(2, 0);
-        else if (run->width == 1)
+        else if (words)
             VQKV__QUERIES_OF(1, 1);
         else
             VQKV__QUERIES_OF(1, 0);
@@ -245,12 +258,12 @@ VQKV__INLINE_avx512 void vqkv__dot_codes_avx512(__m512i x, __m512i pick0, __m512
     v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
 }
 
-/* Channels with codes of their own, two to a lane. n rows, a constant where it is called, and
- * tokens of a chunk of each plane: 32 and, half a block later, 32 more. */
+/* Codes of one channel or of an even number, two channels to a lane. n rows, a constant where it is
+ * called, and tokens of a chunk of each plane: 32 and, half a block later, 32 more. */
 VQKV__INLINE_avx512 void vqkv__dot_words_avx512(const unsigned char *codes, const vqkv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                __m512i (*sum)[4])
+                                                const int one, __m512i (*sum)[4])
 {
     const int bytes = VQKV_BLOCK / 2, groups = vqkv__dot_groups(run);
     const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
@@ -260,39 +273,44 @@ VQKV__INLINE_avx512 void vqkv__dot_words_avx512(const unsigned char *codes, cons
     int g, i;
     for (g = 0; g < groups; g++, table += 64) {
         const __m512i t = _mm512_loadu_si512((const void *)table);
-        const unsigned char *a = codes + 2 * g * bytes;
+        const unsigned char *a = codes + (one ? 2 * g : 2 * g / run->width) * bytes;
         __m512i v[4];
-        vqkv__dot_codes_avx512(vqkv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a),
-                               pick0, pick1, nibble, second, v);
+        if (one) {
+            vqkv__dot_codes_avx512(
+                vqkv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a), pick0, pick1,
+                nibble, second, v);
 #pragma GCC unroll 4
-        for (i = 0; i < 4; i++)
-            v[i] = _mm512_permutexvar_epi16(v[i], t);
+            for (i = 0; i < 4; i++)
+                v[i] = _mm512_permutexvar_epi16(v[i], t);
+        } else {
+            v[0] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)a));
+            v[1] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(a + 16)));
+            v[2] = _mm512_srli_epi32(v[0], 4);
+            v[3] = _mm512_srli_epi32(v[1], 4);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) /* bits above the low four do not count */
+                v[i] = _mm512_permutexvar_epi32(v[i], t);
+        }
         vqkv__dot_group_avx512(v, lanes + 4 * g, 4 * groups, n, 1, sum);
     }
 }
 
-/* The same for codes of two channels, and of a multiple of four: four channels to a lane. */
+/* Codes of a multiple of four channels, four to a lane. */
 VQKV__INLINE_avx512 void vqkv__dot_bytes_avx512(const unsigned char *codes, const vqkv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                const int two, __m512i (*sum)[4])
+                                                __m512i (*sum)[4])
 {
-    const int bytes = VQKV_BLOCK / 2, groups = vqkv__dot_groups(run);
-    const int each = two ? 1 : run->width / 4; /* groups of the same codes */
+    const int groups = vqkv__dot_groups(run), each = run->width / 4; /* of the same codes */
     const __m512i nibble = _mm512_set1_epi8(15), channel = _mm512_set1_epi32(0x30201000);
-    const __m512i pick0 = vqkv__dot_pick_avx512(0x01010101, two ? 0x20200000 : 0);
-    const __m512i pick1 = vqkv__dot_pick_avx512(0x01010101, two ? 0x30301010 : 0x10101010);
+    const __m512i pick0 = vqkv__dot_pick_avx512(0x01010101, 0);
+    const __m512i pick1 = vqkv__dot_pick_avx512(0x01010101, 0x10101010);
     int g, e, i;
-    for (g = 0; g < groups; g += each) {
-        __m512i x, codes_of[4], v[4];
-        if (two) {
-            const unsigned char *a = codes + 2 * g * bytes;
-            x = vqkv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a);
-        } else {
-            const unsigned char *a = codes + g / each * bytes;
-            x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
-        }
-        vqkv__dot_codes_avx512(x, pick0, pick1, nibble, channel, codes_of);
+    for (g = 0; g < groups; g += each, codes += VQKV_BLOCK / 2) {
+        __m512i codes_of[4], v[4];
+        vqkv__dot_codes_avx512(
+            _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)codes)), pick0,
+            pick1, nibble, channel, codes_of);
         for (e = g; e < g + each; e++, table += 64) {
             const __m512i t = _mm512_loadu_si512((const void *)table);
 #pragma GCC unroll 4
@@ -318,11 +336,11 @@ VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const
     codes += 32 * c;
     lanes += r * 4 * vqkv__dot_groups(run);
     if (run->width == 1)
-        vqkv__dot_words_avx512(codes, run, table, lanes, n, sum);
-    else if (run->width == 2)
-        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, 1, sum);
+        vqkv__dot_words_avx512(codes, run, table, lanes, n, 1, sum);
+    else if (run->words)
+        vqkv__dot_words_avx512(codes, run, table, lanes, n, 0, sum);
     else
-        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, 0, sum);
+        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, sum);
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
         __m512 f = _mm512_set1_ps(unit[2 * (r + k)]);

@@ -19,16 +19,16 @@ typedef struct vqkv__pass {
     int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const vqkv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;         /* [rows, HEAD_DIM], scaled */
-    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;         /* [rows, MAX_LATENTS] query in latents */
-    float *lut;       /* score tables of all K streams of the head */
-    float *packed;    /* the same in bytes: vqkv__packed, then tables, for each run of planes */
+    float *q;      /* [rows, HEAD_DIM], scaled */
+    float *turned; /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;      /* [rows, MAX_LATENTS] query in latents */
+    float *lut;    /* score tables of all K streams of the head */
+    float *packed; /* the same in bytes: vqkv__packed, then tables, for each run of planes */
     unsigned char *dot_table; /* codewords of K runs that vqkv__dots() says: [groups, 64] */
     float *dot_scale;         /* of their channels [4 * groups] */
     unsigned char *dot_lanes; /* the queries in their units, run behind run: [rows, groups, 4] */
     float *dot_unit;          /* [runs, rows, 2] */
-    float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *wide;              /* [rows, MAX_WIDE_LUT] score tables of wide codes */
     float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
     short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
     short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */

@@ -133,8 +133,7 @@ static int vqkv__dots(const vqkv__pass *a, const vqkv__run *run)
 {
     return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
            run->coder == VQKV__NIBBLES &&
-           (run->width == 1 ||
-            (a->k_frame == VQKV__BLOCKWISE && (run->width == 2 || run->width % 4 == 0)));
+           (run->width == 1 || (a->k_frame == VQKV__BLOCKWISE && run->width % 2 == 0));
 }
 
 /* Whether run i of a K stream goes on from the one before: the same gain, and tables of nibbles

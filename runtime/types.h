@@ -20,6 +20,7 @@ enum vqkv__gain { VQKV__NO_GAIN, VQKV__RMS, VQKV__ABSMAX, VQKV__SIGNMAX, VQKV__R
 /* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
 typedef struct vqkv__run {
     unsigned char coder, uniform, stages, beam, bits;
+    unsigned char words;  /* whether its codewords, where they meet queries, do in 16 bits, not 8 */
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
@@ -95,11 +96,11 @@ typedef struct vqkv__packed {
 #define VQKV__MAP_TOP    2047.0f
 #define VQKV__COLUMNS(n) (((n) + 16) / 16 * 16)
 
-/* Channels of a run that meet a query together, in one 32-bit lane: two in 16 bits where each has
- * codes of its own, else four in 8 bits, since codes of more channels are less exact. */
+/* Groups of a run's channels that meet a query together in a 32-bit lane. */
 static inline int vqkv__dot_groups(const vqkv__run *run)
 {
-    return run->width == 1 ? (run->planes + 1) / 2 : (run->planes * run->width + 3) / 4;
+    const int each = run->words ? 2 : 4;
+    return (run->planes * run->width + each - 1) / each;
 }
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
@@ -114,7 +115,7 @@ typedef struct vqkv__byte_ops {
     /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
                       int, float *);
-    /* Codewords of a run of one, two or a multiple of four channels a code: table [groups, 64]
+    /* Codewords of a run of one channel a code or an even number: table [groups, 64]
      * bytes and the scale of each channel [4 * groups]. */
     void (*dot_books)(const vqkv__run *, unsigned char *, float *);
     /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes

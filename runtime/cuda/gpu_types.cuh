@@ -6,7 +6,7 @@ enum vqkv__transform { VQKV__IDENTITY, VQKV__HADAMARD, VQKV__BASIS };
 enum vqkv__gain { VQKV__NO_GAIN, VQKV__RMS, VQKV__ABSMAX, VQKV__SIGNMAX, VQKV__RANGE, VQKV__NSN };
 
 struct vqkv__run {
-    unsigned char coder, uniform, stages, beam, bits;
+    unsigned char coder, uniform, stages, beam, bits, words;
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */

@@ -289,6 +289,7 @@ enum toy_kv__gain { TOY_KV__NO_GAIN, TOY_KV__RMS, TOY_KV__ABSMAX, TOY_KV__SIGNMA
 /* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
 typedef struct toy_kv__run {
     unsigned char coder, uniform, stages, beam, bits;
+    unsigned char words;  /* whether its codewords, where they meet queries, do in 16 bits, not 8 */
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
@@ -364,11 +365,11 @@ typedef struct toy_kv__packed {
 #define TOY_KV__MAP_TOP    2047.0f
 #define TOY_KV__COLUMNS(n) (((n) + 16) / 16 * 16)
 
-/* Channels of a run that meet a query together, in one 32-bit lane: two in 16 bits where each has
- * codes of its own, else four in 8 bits, since codes of more channels are less exact. */
+/* Groups of a run's channels that meet a query together in a 32-bit lane. */
 static inline int toy_kv__dot_groups(const toy_kv__run *run)
 {
-    return run->width == 1 ? (run->planes + 1) / 2 : (run->planes * run->width + 3) / 4;
+    const int each = run->words ? 2 : 4;
+    return (run->planes * run->width + each - 1) / each;
 }
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
@@ -383,7 +384,7 @@ typedef struct toy_kv__byte_ops {
     /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
                       int, float *);
-    /* Codewords of a run of one, two or a multiple of four channels a code: table [groups, 64]
+    /* Codewords of a run of one channel a code or an even number: table [groups, 64]
      * bytes and the scale of each channel [4 * groups]. */
     void (*dot_books)(const toy_kv__run *, unsigned char *, float *);
     /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
@@ -552,7 +553,7 @@ struct toy_kv {
 #define TOY_KV__MAX_WIDE_BINS 0
 #define TOY_KV__MAX_SUM_LATENTS 32
 #define TOY_KV__MAX_RUNS 7
-#define TOY_KV__MAX_DOT_GROUPS 11
+#define TOY_KV__MAX_DOT_GROUPS 16
 #define TOY_KV__MAX_COLUMNS 32
 #define TOY_KV__MAX_STAGES 2
 #define TOY_KV__MAX_BEAM 1
@@ -597,24 +598,24 @@ static const toy_kv__prediction toy_kv__predictions[] = {
     {0, {0, 0}, 0, 0, 0, 0, 0},
 };
 
-/* coder, uniform, stages, beam, bits, width; first latent, planes, codes; book, its step; gain */
+/* coder, uniform, stages, beam, bits, words, width; first latent, planes, codes; book, its step; gain */
 static const toy_kv__run toy_kv__runs[] = {
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 8, 32, 2352, 32, 0},
-    {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 2480, 0, 0},
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 4, 8, 2, 192, 2512, 128, 0},
-    {TOY_KV__NIBBLES, 0, 1, 1, 4, 8, 12, 1, 224, 2640, 128, 0},
-    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 20, 4, 240, 4496, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 8, 128, 0, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 8, 8, 384, 0, 0, 1},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 16, 64, 0, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 16, 0, 0, 0, 0},
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 8, 32, 3872, 32, 0},
-    {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 4000, 0, 0},
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 4, 8, 2, 192, 4032, 128, 0},
-    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 12, 4, 224, 4496, 0, 0},
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 8, 32, 4320, 32, 0},
-    {TOY_KV__NIBBLES, 0, 1, 1, 4, 2, 4, 2, 160, 4448, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 16, 0, 0, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 1, 0, 8, 32, 2352, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 2, 4, 2, 160, 2480, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 4, 8, 2, 192, 2512, 128, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 8, 12, 1, 224, 2640, 128, 0},
+    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 1, 20, 4, 240, 4496, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 0, 8, 128, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 8, 8, 384, 0, 0, 1},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 0, 16, 64, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 0, 16, 0, 0, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 1, 0, 8, 32, 3872, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 2, 4, 2, 160, 4000, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 4, 8, 2, 192, 4032, 128, 0},
+    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 1, 12, 4, 224, 4496, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 1, 0, 8, 32, 4320, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 2, 4, 2, 160, 4448, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 0, 16, 0, 0, 0, 0},
 };
 
 /* frame, transform, gain, bytes of it, of the basis; members, first; n_in, n_latents; mean, enc, dec;
@@ -4533,8 +4534,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m
  *
  * The codewords themselves are looked up, and meet the query in a dot product: one lookup serves
  * every row, and no table has to be filled for a query. A group is what one 32-bit lane adds up:
- * two channels in 16 bits where each has codes of its own, whose errors are small, or four in
- * 8 bits. */
+ * two channels in 16 bits, or four in 8 bits where codes of many channels make larger errors. */
 
 #if TOY_KV_BLOCK >= 64
 
@@ -4545,7 +4545,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m
 
 static inline float toy_kv__dot_top(const toy_kv__run *run)
 {
-    return run->width == 1 ? TOY_KV__DOT_WORD_TOP : TOY_KV__DOT_BYTE_TOP;
+    return run->words ? TOY_KV__DOT_WORD_TOP : TOY_KV__DOT_BYTE_TOP;
 }
 
 /* Channels of a run, counted plane by plane; groups may have room for more. */
@@ -4554,11 +4554,23 @@ static inline int toy_kv__dot_channels(const toy_kv__run *run)
     return run->planes * run->width;
 }
 
-/* table [groups, 64]: sixteen codewords of each channel; scale [4 * groups] of each. */
+/* Sixteen words, each four bytes behind the one before. */
+TOY_KV__TARGET_avx512 static inline void toy_kv__interleave_words_avx512(__m512i x, unsigned char *to)
+{
+    int word[16], i;
+    _mm512_storeu_si512((void *)word, x);
+    for (i = 0; i < 16; i++) {
+        const short w = (short)word[i];
+        memcpy(to + 4 * i, &w, sizeof w);
+    }
+}
+
+/* table [groups, 64]: sixteen codewords of each channel, of a code of two channels in turn; scale
+ * [4 * groups] of each. */
 TOY_KV__TARGET_avx512 static void toy_kv__dot_books_avx512(const toy_kv__run *run, unsigned char *table,
                                                        float *scale)
 {
-    const int channels = toy_kv__dot_channels(run), words = run->width == 1;
+    const int channels = toy_kv__dot_channels(run), words = run->words;
     const int room = (words ? 2 : 4) * toy_kv__dot_groups(run);
     const float limit = toy_kv__dot_top(run);
     int c;
@@ -4574,8 +4586,10 @@ TOY_KV__TARGET_avx512 static void toy_kv__dot_books_avx512(const toy_kv__run *ru
         scale[c] = top / limit;
         steps =
             _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f)));
-        if (words)
+        if (words && run->width == 1)
             _mm256_storeu_si256((__m256i *)(void *)(table + 32 * c), _mm512_cvtepi32_epi16(steps));
+        else if (words)
+            toy_kv__interleave_words_avx512(steps, table + c / 2 * 64 + c % 2 * 2);
         else
             _mm_storeu_si128((__m128i *)(void *)(table + 16 * c),
                              _mm512_cvtepi32_epi8(_mm512_add_epi32(steps, _mm512_set1_epi32(128))));
@@ -4695,21 +4709,21 @@ TOY_KV__TARGET_avx512 static void toy_kv__dot_queries_avx512(const toy_kv__run *
                                                          unsigned char *lanes, float *unit,
                                                          float *energy)
 {
-    const int bytes = 4 * toy_kv__dot_groups(run);
+    const int bytes = 4 * toy_kv__dot_groups(run), words = run->words;
     int r, n;
 #define TOY_KV__QUERIES_OF(n, words)                                                                 \
     toy_kv__dot_four_queries_avx512(run, scale, y, stride, n, words, lanes, unit + 2 * r, energy + r)
     for (r = 0; r < rows; r += n, y += (size_t)n * stride, lanes += n * bytes) {
         n = r + 4 <= rows ? 4 : r + 2 <= rows ? 2 : 1;
-        if (n == 4 && run->width == 1)
+        if (n == 4 && words)
             TOY_KV__QUERIES_OF(4, 1);
         else if (n == 4)
             TOY_KV__QUERIES_OF(4, 0);
-        else if (n == 2 && run->width == 1)
+        else if (n == 2 && words)
             TOY_KV__QUERIES_OF(2, 1);
         else if (n == 2)
             TOY_KV__QUERIES_OF(2, 0);
-        else if (run->width == 1)
+        else if (words)
             TOY_KV__QUERIES_OF(1, 1);
         else
             TOY_KV__QUERIES_OF(1, 0);
@@ -4776,12 +4790,12 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_codes_avx512(__m512i x, __m512i pick0, __
     v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
 }
 
-/* Channels with codes of their own, two to a lane. n rows, a constant where it is called, and
- * tokens of a chunk of each plane: 32 and, half a block later, 32 more. */
+/* Codes of one channel or of an even number, two channels to a lane. n rows, a constant where it is
+ * called, and tokens of a chunk of each plane: 32 and, half a block later, 32 more. */
 TOY_KV__INLINE_avx512 void toy_kv__dot_words_avx512(const unsigned char *codes, const toy_kv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                __m512i (*sum)[4])
+                                                const int one, __m512i (*sum)[4])
 {
     const int bytes = TOY_KV_BLOCK / 2, groups = toy_kv__dot_groups(run);
     const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
@@ -4791,39 +4805,44 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_words_avx512(const unsigned char *codes, 
     int g, i;
     for (g = 0; g < groups; g++, table += 64) {
         const __m512i t = _mm512_loadu_si512((const void *)table);
-        const unsigned char *a = codes + 2 * g * bytes;
+        const unsigned char *a = codes + (one ? 2 * g : 2 * g / run->width) * bytes;
         __m512i v[4];
-        toy_kv__dot_codes_avx512(toy_kv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a),
-                               pick0, pick1, nibble, second, v);
+        if (one) {
+            toy_kv__dot_codes_avx512(
+                toy_kv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a), pick0, pick1,
+                nibble, second, v);
 #pragma GCC unroll 4
-        for (i = 0; i < 4; i++)
-            v[i] = _mm512_permutexvar_epi16(v[i], t);
+            for (i = 0; i < 4; i++)
+                v[i] = _mm512_permutexvar_epi16(v[i], t);
+        } else {
+            v[0] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)a));
+            v[1] = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(a + 16)));
+            v[2] = _mm512_srli_epi32(v[0], 4);
+            v[3] = _mm512_srli_epi32(v[1], 4);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) /* bits above the low four do not count */
+                v[i] = _mm512_permutexvar_epi32(v[i], t);
+        }
         toy_kv__dot_group_avx512(v, lanes + 4 * g, 4 * groups, n, 1, sum);
     }
 }
 
-/* The same for codes of two channels, and of a multiple of four: four channels to a lane. */
+/* Codes of a multiple of four channels, four to a lane. */
 TOY_KV__INLINE_avx512 void toy_kv__dot_bytes_avx512(const unsigned char *codes, const toy_kv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                const int two, __m512i (*sum)[4])
+                                                __m512i (*sum)[4])
 {
-    const int bytes = TOY_KV_BLOCK / 2, groups = toy_kv__dot_groups(run);
-    const int each = two ? 1 : run->width / 4; /* groups of the same codes */
+    const int groups = toy_kv__dot_groups(run), each = run->width / 4; /* of the same codes */
     const __m512i nibble = _mm512_set1_epi8(15), channel = _mm512_set1_epi32(0x30201000);
-    const __m512i pick0 = toy_kv__dot_pick_avx512(0x01010101, two ? 0x20200000 : 0);
-    const __m512i pick1 = toy_kv__dot_pick_avx512(0x01010101, two ? 0x30301010 : 0x10101010);
+    const __m512i pick0 = toy_kv__dot_pick_avx512(0x01010101, 0);
+    const __m512i pick1 = toy_kv__dot_pick_avx512(0x01010101, 0x10101010);
     int g, e, i;
-    for (g = 0; g < groups; g += each) {
-        __m512i x, codes_of[4], v[4];
-        if (two) {
-            const unsigned char *a = codes + 2 * g * bytes;
-            x = toy_kv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a);
-        } else {
-            const unsigned char *a = codes + g / each * bytes;
-            x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a));
-        }
-        toy_kv__dot_codes_avx512(x, pick0, pick1, nibble, channel, codes_of);
+    for (g = 0; g < groups; g += each, codes += TOY_KV_BLOCK / 2) {
+        __m512i codes_of[4], v[4];
+        toy_kv__dot_codes_avx512(
+            _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)codes)), pick0,
+            pick1, nibble, channel, codes_of);
         for (e = g; e < g + each; e++, table += 64) {
             const __m512i t = _mm512_loadu_si512((const void *)table);
 #pragma GCC unroll 4
@@ -4849,11 +4868,11 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, c
     codes += 32 * c;
     lanes += r * 4 * toy_kv__dot_groups(run);
     if (run->width == 1)
-        toy_kv__dot_words_avx512(codes, run, table, lanes, n, sum);
-    else if (run->width == 2)
-        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, 1, sum);
+        toy_kv__dot_words_avx512(codes, run, table, lanes, n, 1, sum);
+    else if (run->words)
+        toy_kv__dot_words_avx512(codes, run, table, lanes, n, 0, sum);
     else
-        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, 0, sum);
+        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, sum);
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
         __m512 f = _mm512_set1_ps(unit[2 * (r + k)]);
@@ -9389,16 +9408,16 @@ typedef struct toy_kv__pass {
     int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const toy_kv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;         /* [rows, HEAD_DIM], scaled */
-    float *turned;    /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;         /* [rows, MAX_LATENTS] query in latents */
-    float *lut;       /* score tables of all K streams of the head */
-    float *packed;    /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
+    float *q;      /* [rows, HEAD_DIM], scaled */
+    float *turned; /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;      /* [rows, MAX_LATENTS] query in latents */
+    float *lut;    /* score tables of all K streams of the head */
+    float *packed; /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
     unsigned char *dot_table; /* codewords of K runs that toy_kv__dots() says: [groups, 64] */
     float *dot_scale;         /* of their channels [4 * groups] */
     unsigned char *dot_lanes; /* the queries in their units, run behind run: [rows, groups, 4] */
     float *dot_unit;          /* [runs, rows, 2] */
-    float *wide;      /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    float *wide;              /* [rows, MAX_WIDE_LUT] score tables of wide codes */
     float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
     short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
     short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
@@ -9727,8 +9746,7 @@ static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
 {
     return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
            run->coder == TOY_KV__NIBBLES &&
-           (run->width == 1 ||
-            (a->k_frame == TOY_KV__BLOCKWISE && (run->width == 2 || run->width % 4 == 0)));
+           (run->width == 1 || (a->k_frame == TOY_KV__BLOCKWISE && run->width % 2 == 0));
 }
 
 /* Whether run i of a K stream goes on from the one before: the same gain, and tables of nibbles
