@@ -1,0 +1,172 @@
+/* Nibbles as tensor cores take them. A slot is one channel of one stage of a code: a plane and 16
+ * codewords in 8 bits with a scale. The slots of a gain group fill sixteens, the depth of a product
+ * with queries and the height of one with weights. Queries and weights have 15 bits: two columns of
+ * a product each, which count 128 and 1. */
+
+constexpr int unit_tokens = 64; /* of a plane's codes that a warp meets at once: 32 bytes */
+constexpr int units = tile_tokens / unit_tokens, warp_units = units / warps;
+constexpr int block_units = block / unit_tokens;
+constexpr float top_word = 127.0f * 128.0f;
+
+/* Sixteen slots: their stream and gain group there, the head's how manieth gain group that is, and
+ * whether it ends here. */
+struct sixteen {
+    short stream, gain, row, last;
+};
+
+/* Slots of a head, in the order in which a lane takes them. */
+template <int sixteens> struct slot_list {
+    alignas(16) uint4 table[sixteens * 16]; /* codewords */
+    alignas(16) int plane[sixteens * 16];   /* offset in the stream's part of a block, bytes */
+    float scale[sixteens * 16];             /* of the codewords; 0: the slot is empty */
+    short latent[sixteens * 16];            /* of the head */
+    short stage[sixteens * 16];             /* -1: the slot is empty */
+    sixteen of[sixteens];
+    int n;
+};
+
+#ifdef __CUDACC__
+/* d [16, 8] += a [16, 16] * b [16, 8] by the 32 lanes of a warp. Lane 4 g + i has four neighbouring
+ * columns of a, from 4 i on, in rows g and g + 8, the same rows of column g of b, and columns 2 i
+ * and 2 i + 1 of d in rows g and g + 8 (PTX ISA, "Matrix Fragments for mma.m16n8k16"). */
+__device__ inline void mma_k16(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, "
+                 "{%6}, {%0, %1, %2, %3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+}
+
+/* The same for a [16, 32] and b [32, 8]: a2, a3 and b1 are 16 columns, and rows, further. */
+__device__ inline void mma_k32(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                               uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, "
+                 "%7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#endif
+
+/* The codewords of eight tokens: of a word of a plane, bytes i = 0 .. 3, the tokens of the low and
+ * of the high nibble of bytes 0 and 1, then of bytes 2 and 3. A permutation looks up 8 bytes, so
+ * there are two, and a third one chooses between them by the highest bit of a code. */
+__device__ inline void look_up(const uint4 &table, uint32_t word, uint32_t *first, uint32_t *second)
+{
+    uint32_t index = word & 0x77777777u, side = (word >> 1 & 0x44444444u) | 0x32103210u;
+    *first = __byte_perm(__byte_perm(table.x, table.y, index), __byte_perm(table.z, table.w, index),
+                         side);
+    index >>= 16;
+    side >>= 16;
+    *second = __byte_perm(__byte_perm(table.x, table.y, index),
+                          __byte_perm(table.z, table.w, index), side);
+}
+
+/* Turns four words over, as a matrix of bytes. */
+__device__ inline void transpose(uint32_t (&x)[4])
+{
+    uint32_t a = __byte_perm(x[0], x[1], 0x5140), b = __byte_perm(x[2], x[3], 0x5140);
+    uint32_t c = __byte_perm(x[0], x[1], 0x7362), d = __byte_perm(x[2], x[3], 0x7362);
+    x[0] = __byte_perm(a, b, 0x5410);
+    x[1] = __byte_perm(a, b, 0x7632);
+    x[2] = __byte_perm(c, d, 0x5410);
+    x[3] = __byte_perm(c, d, 0x7632);
+}
+
+/* A number of at most top_word in magnitude as 128 * high + low, both in 8 bits. */
+__device__ inline void split_word(float x, int *high, int *low)
+{
+    int word = static_cast<int>(rintf(x));
+    *high = (word + 64) >> 7;
+    *low = word - *high * 128;
+}
+
+/* Codewords in 8 bits; their scale. Uniform codes are exact. */
+__device__ inline float round_book(const vqkv__run &run, int book, uint4 *to)
+{
+    float top = 0.0f;
+    for (int k = 0; k < 16; k++)
+        top = fmaxf(top, fabsf(table_at(book, k)));
+    float scale = run.uniform ? 1.0f : top / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    uint32_t words[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+        int x = static_cast<int>(rintf(table_at(book, k) * inverse));
+        words[k / 4] |= static_cast<uint32_t>(x & 255) << k % 4 * 8;
+    }
+    *to = uint4{words[0], words[1], words[2], words[3]};
+    return scale;
+}
+
+/* Slot i of a run. */
+template <int sixteens>
+__device__ inline void put_slot(slot_list<sixteens> &to, int at, const vqkv__run &run, int i,
+                                int latent)
+{
+    int stage = i % run.stages, w = i / run.stages % run.width;
+    int channels = i / run.stages / run.width, plane = channels * run.stages + stage;
+    to.plane[at] = run.codes + plane * columns;
+    to.scale[at] = round_book(run, book_of(run, plane) + w * 16, &to.table[at]);
+    to.latent[at] = static_cast<short>(latent + run.first + channels * run.width + w);
+    to.stage[at] = static_cast<short>(stage);
+}
+
+/* Lists the slots of a head; place(i) is where the i-th of a sixteen stands. All threads, but no
+ * barrier. */
+template <int sixteens, class F>
+__device__ void list_slots(slot_list<sixteens> &to, int which, int layer, int head, F place)
+{
+    int n_uses;
+    const vqkv__use *use = uses_of(which, layer, head, &n_uses);
+    each(sixteens * 16, [&](int i) {
+        int at = i / 16 * 16 + place(i % 16), end = 0, row = 0, latent = 0;
+        to.table[at] = uint4{0, 0, 0, 0};
+        to.plane[at] = 0;
+        to.scale[at] = 0.0f;
+        to.latent[at] = 0;
+        to.stage[at] = -1;
+        for (int u = 0; u < n_uses; u++) {
+            const vqkv__stream &s = vqkv__streams[use[u].stream];
+            for (int r = s.first_run, g; r < s.first_run + s.n_runs; row++) {
+                int from = end;
+                for (g = vqkv__runs[r].gain; r < s.first_run + s.n_runs && vqkv__runs[r].gain == g;
+                     r++) {
+                    int n = vqkv__runs[r].planes * vqkv__runs[r].width;
+                    if (i >= end && i < end + n)
+                        put_slot(to, at, vqkv__runs[r], i - end, latent);
+                    end += n;
+                }
+                end = (end + 15) / 16 * 16;
+                if (i >= from && i < end && i % 16 == 0)
+                    to.of[i / 16] =
+                        sixteen{use[u].stream, static_cast<short>(g), static_cast<short>(row),
+                                static_cast<short>(i + 16 == end)};
+            }
+            latent += s.n_latents;
+        }
+        if (i == 0)
+            to.n = end / 16;
+    });
+}
+
+/* Where the slots of keys, columns of a product, and of values, its rows, stand. */
+__device__ constexpr int place_of_column(int i)
+{
+    return i % 4 * 4 + i / 4;
+}
+__device__ constexpr int place_of_row(int i)
+{
+    return i % 8 * 2 + i / 8;
+}
+
+/* 64 tokens of a tile: whose codes are `offset` bytes into the planes of a block, its how manieth
+ * the block is, and the tile's token of the first low nibble. */
+struct unit_at {
+    int where, b, offset, token;
+};
+
+__device__ inline unit_at find_unit(const attend_job &job, const pass &a, int j, int unit)
+{
+    int b = unit / block_units, offset = unit % block_units * (unit_tokens / 2);
+    return unit_at{entry_of(job.v, a.seq, j + b).block, b, offset, b * block + offset};
+}
