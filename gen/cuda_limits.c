@@ -6,7 +6,7 @@
 
 /* As in runtime/cuda/: threads of a block; sums that a thread has room for. Its headers are held to
  * the same figures. */
-enum { THREADS = 128, MAX_SLOTS = 32 };
+enum { THREADS = 128, MAX_SLOTS = 32, WARP_TOKENS = THREADS / 32 * 64 };
 
 static size_t larger(size_t a, size_t b)
 {
@@ -22,7 +22,7 @@ static size_t aligned_floats(size_t n)
 /* sizeof(slot_list) of gpu_slots.cuh. */
 static size_t slot_list_bytes(int sixteens)
 {
-    return ((size_t)sixteens * (16 * (16 + 3 * 4) + 8) + sizeof(int) + 15) / 16 * 16;
+    return ((size_t)sixteens * (16 * (16 + 2 * 4 + 2) + 8) + sizeof(int) + 15) / 16 * 16;
 }
 
 /* sizeof(shared<4>) of gpu_tensor.cuh. */
@@ -33,10 +33,11 @@ static size_t tensor_bytes(const vqkvc_plan *plan, const gen_lowered *low,
     size_t tile = (size_t)layout->tensor, v_gains = (size_t)layout->v_gains;
     size_t blocks = layout->blockwise ? tile / (size_t)plan->block : 1;
     size_t sums = (size_t)layout->v_sixteens * 16 + (size_t)low->max_sum_latents;
-    size_t scratch = larger(larger((size_t)layout->k_latents, tile), sums);
-    size_t bytes = (2 * (size_t)plan->geometry.head_dim + scratch) * ROWS * sizeof(float);
+    size_t gains = v_gains * tile,
+           tile_floats = ROWS * tile + gains + WARP_TOKENS + gains * ROWS / 2;
+    size_t scratch = larger(larger((size_t)layout->k_latents, sums) * ROWS, tile_floats);
+    size_t bytes = (2 * (size_t)plan->geometry.head_dim * ROWS + scratch) * sizeof(float);
     bytes += blocks * (size_t)layout->k_sixteens * ROWS * 8 * sizeof(uint32_t);
-    bytes += (1 + v_gains) * tile * sizeof(float) + v_gains * tile * ROWS * 2;
     bytes += slot_list_bytes(layout->k_sixteens) + slot_list_bytes(layout->v_sixteens);
     bytes += (blocks * (size_t)layout->k_gains + v_gains + blocks + 5) * ROWS * sizeof(float);
     return (bytes + 15) / 16 * 16;

@@ -84,7 +84,7 @@ __device__ void attend_blocks(const attend_job &job, const pass &a, shared<rows>
             score_absorbed(job, a, sh, j, n);
         }
         if (!rebuilds_v(a))
-            load_gains(job, a, sh, j, n);
+            load_gains(job, a, j, n, gains_in(sh));
         add_parts(sh);
         soft_max(job, sh, n_sink + j * block, n * block, true);
         shrink_sums(sh, sum);
@@ -152,7 +152,7 @@ __device__ void attend_rows(const attend_job &job, const pass &a, shared<rows> &
 
 /* So many thread blocks a multiprocessor at least: left to itself, the compiler spills for more. */
 template <int rows>
-__global__ void __launch_bounds__(threads, blocks_wanted) attend_kernel(attend_job job)
+__global__ void __launch_bounds__(threads, blocks_wanted(rows)) attend_kernel(attend_job job)
 {
     extern __shared__ unsigned char vqkv__shared[];
     shared<rows> &sh = *reinterpret_cast<shared<rows> *>(vqkv__shared);

@@ -33,6 +33,11 @@ template <int rows> struct sums {
     float o[out_slots][rows];     /* of channels */
 };
 
+template <int rows> __device__ inline float *gains_in(shared<rows> &sh)
+{
+    return sh.gain;
+}
+
 /* Rows share tables: as many as fit. */
 constexpr int fitting_rows(int wanted)
 {
@@ -43,7 +48,11 @@ constexpr int fitting_rows(int wanted)
 }
 constexpr int decode_rows = fitting_rows(group > 4 ? 8 : group > 2 ? 4 : group);
 constexpr int prefill_rows = fitting_rows(8);
-constexpr int blocks_wanted = VQKV__REBUILDS ? 2 : 3; /* on a multiprocessor: see attend_kernel */
+/* On a multiprocessor: see attend_kernel. */
+constexpr int blocks_wanted(int)
+{
+    return VQKV__REBUILDS ? 2 : 3;
+}
 static_assert(sizeof(shared<1>) == VQKV__CUDA_SHARED && VQKV__CUDA_SHARED <= shared_limit &&
                   sum_slots <= 32,
               "the emitter, which refuses codecs with too large tables, counts otherwise");

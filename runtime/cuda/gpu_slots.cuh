@@ -8,38 +8,43 @@ constexpr int units = tile_tokens / unit_tokens, warp_units = units / warps;
 constexpr int block_units = block / unit_tokens;
 constexpr float top_word = 127.0f * 128.0f;
 
-/* Sixteen slots: their stream and gain group there, the head's how manieth gain group that is, and
+/* Sixteen slots: their stream and gain group there, that group's number in the head, and
  * whether it ends here. */
 struct sixteen {
     short stream, gain, row, last;
 };
 
+constexpr int stage_bit = 12, latent_mask = (1 << stage_bit) - 1;
+constexpr int no_stage = 15; /* of an empty slot */
+static_assert(VQKV__CUDA_K_LATENTS <= 1 << stage_bit && VQKV__CUDA_V_STAGES < no_stage,
+              "latents and stages of slots");
+
 /* Slots of a head, in the order in which a lane takes them. */
 template <int sixteens> struct slot_list {
-    alignas(16) uint4 table[sixteens * 16]; /* codewords */
-    alignas(16) int plane[sixteens * 16];   /* offset in the stream's part of a block, bytes */
-    float scale[sixteens * 16];             /* of the codewords; 0: the slot is empty */
-    short latent[sixteens * 16];            /* of the head */
-    short stage[sixteens * 16];             /* -1: the slot is empty */
+    alignas(16) uint4 table[sixteens * 16];    /* codewords */
+    alignas(16) uint32_t plane[sixteens * 16]; /* offset in the stream's part of a block, bytes */
+    float scale[sixteens * 16];                /* of the codewords; 0: the slot is empty */
+    unsigned short latent[sixteens * 16];      /* of the head, and the stage in four bits above */
     sixteen of[sixteens];
     int n;
 };
 
 #ifdef __CUDACC__
-/* d [16, 8] += a [16, 16] * b [16, 8] by the 32 lanes of a warp. Lane 4 g + i has four neighbouring
- * columns of a, from 4 i on, in rows g and g + 8, the same rows of column g of b, and columns 2 i
- * and 2 i + 1 of d in rows g and g + 8 (PTX ISA, "Matrix Fragments for mma.m16n8k16"). */
-__device__ inline void mma_k16(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t b)
+/* Bytes of y : x by the nibbles of the selector's lower half; from 8 on the sign of byte n - 8 (PTX
+ * ISA, prmt; __byte_perm() promises three bits only). */
+__device__ inline uint32_t permute(uint32_t x, uint32_t y, uint32_t selector)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, "
-                 "{%6}, {%0, %1, %2, %3};"
-                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-                 : "r"(a0), "r"(a1), "r"(b));
+    uint32_t to;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(to) : "r"(x), "r"(y), "r"(selector));
+    return to;
 }
 
-/* The same for a [16, 32] and b [32, 8]: a2, a3 and b1 are 16 columns, and rows, further. */
-__device__ inline void mma_k32(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                               uint32_t b0, uint32_t b1)
+/* d [16, 8] += a [16, 32] * b [32, 8] by the 32 lanes of a warp. Lane 4 g + i has four neighbouring
+ * columns of a, from 4 i on, in rows g and g + 8 (a0, a1), the same rows of column g of b (b0), all
+ * of this 16 further (a2, a3, b1), and columns 2 i and 2 i + 1 of d in rows g and g + 8 (PTX ISA,
+ * "Matrix Fragments for mma.m16n8k32"). */
+__device__ inline void multiply(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                uint32_t b0, uint32_t b1)
 {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, "
                  "%7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -48,29 +53,18 @@ __device__ inline void mma_k32(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a
 }
 #endif
 
-/* The codewords of eight tokens: of a word of a plane, bytes i = 0 .. 3, the tokens of the low and
- * of the high nibble of bytes 0 and 1, then of bytes 2 and 3. A permutation looks up 8 bytes, so
- * there are two, and a third one chooses between them by the highest bit of a code. */
-__device__ inline void look_up(const uint4 &table, uint32_t word, uint32_t *first, uint32_t *second)
+/* The codewords of eight tokens, of a word of a plane: in x[k][0] those of the low and of the high
+ * nibble of bytes 0 and 1, in x[k][1] of bytes 2 and 3, in four bytes each. They are the sums over
+ * k of two look-ups, by codes below 8 and by others, since products are linear and adding them up
+ * there is cheaper than to choose. A look-up by a nibble of 8 and more gives the sign of the byte,
+ * which round_book() allows for. */
+__device__ inline void look_up(const uint4 &table, uint32_t word, uint32_t (&x)[2][2])
 {
-    uint32_t index = word & 0x77777777u, side = (word >> 1 & 0x44444444u) | 0x32103210u;
-    *first = __byte_perm(__byte_perm(table.x, table.y, index), __byte_perm(table.z, table.w, index),
-                         side);
-    index >>= 16;
-    side >>= 16;
-    *second = __byte_perm(__byte_perm(table.x, table.y, index),
-                          __byte_perm(table.z, table.w, index), side);
-}
-
-/* Turns four words over, as a matrix of bytes. */
-__device__ inline void transpose(uint32_t (&x)[4])
-{
-    uint32_t a = __byte_perm(x[0], x[1], 0x5140), b = __byte_perm(x[2], x[3], 0x5140);
-    uint32_t c = __byte_perm(x[0], x[1], 0x7362), d = __byte_perm(x[2], x[3], 0x7362);
-    x[0] = __byte_perm(a, b, 0x5410);
-    x[1] = __byte_perm(a, b, 0x7632);
-    x[2] = __byte_perm(c, d, 0x5410);
-    x[3] = __byte_perm(c, d, 0x7632);
+    uint32_t other = word ^ 0x88888888u;
+    x[0][0] = permute(table.x, table.y, word);
+    x[0][1] = permute(table.x, table.y, word >> 16);
+    x[1][0] = permute(table.z, table.w, other);
+    x[1][1] = permute(table.z, table.w, other >> 16);
 }
 
 /* A number of at most top_word in magnitude as 128 * high + low, both in 8 bits. */
@@ -81,18 +75,24 @@ __device__ inline void split_word(float x, int *high, int *low)
     *low = word - *high * 128;
 }
 
-/* Codewords in 8 bits; their scale. Uniform codes are exact. */
+/* Codewords in 8 bits as look_up() wants them; their scale. Uniform codes are exact. What codeword
+ * k gets from the other look-up is -1 where the byte for k + 8 is negative, so it is stored one
+ * higher then, and the other way round; but -1 would become 0 by that, which is not negative. */
 __device__ inline float round_book(const vqkv__run &run, int book, uint4 *to)
 {
     float top = 0.0f;
     for (int k = 0; k < 16; k++)
         top = fmaxf(top, fabsf(table_at(book, k)));
-    float scale = run.uniform ? 1.0f : top / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    float scale = run.uniform ? 1.0f : top / 126.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
     uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
-    for (int k = 0; k < 16; k++) {
-        int x = static_cast<int>(rintf(table_at(book, k) * inverse));
-        words[k / 4] |= static_cast<uint32_t>(x & 255) << k % 4 * 8;
+    for (int k = 0; k < 8; k++) {
+        int low = static_cast<int>(rintf(table_at(book, k) * inverse));
+        int high = static_cast<int>(rintf(table_at(book, k + 8) * inverse));
+        low += high < (low < 0 ? -1 : 0);
+        high += low < 0;
+        words[k / 4] |= static_cast<uint32_t>(low & 255) << k % 4 * 8;
+        words[2 + k / 4] |= static_cast<uint32_t>(high & 255) << k % 4 * 8;
     }
     *to = uint4{words[0], words[1], words[2], words[3]};
     return scale;
@@ -105,10 +105,10 @@ __device__ inline void put_slot(slot_list<sixteens> &to, int at, const vqkv__run
 {
     int stage = i % run.stages, w = i / run.stages % run.width;
     int channels = i / run.stages / run.width, plane = channels * run.stages + stage;
-    to.plane[at] = run.codes + plane * columns;
+    to.plane[at] = static_cast<uint32_t>(run.codes + plane * columns);
     to.scale[at] = round_book(run, book_of(run, plane) + w * 16, &to.table[at]);
-    to.latent[at] = static_cast<short>(latent + run.first + channels * run.width + w);
-    to.stage[at] = static_cast<short>(stage);
+    to.latent[at] = static_cast<unsigned short>((latent + run.first + channels * run.width + w) |
+                                                stage << stage_bit);
 }
 
 /* Lists the slots of a head; place(i) is where the i-th of a sixteen stands. All threads, but no
@@ -123,8 +123,7 @@ __device__ void list_slots(slot_list<sixteens> &to, int which, int layer, int he
         to.table[at] = uint4{0, 0, 0, 0};
         to.plane[at] = 0;
         to.scale[at] = 0.0f;
-        to.latent[at] = 0;
-        to.stage[at] = -1;
+        to.latent[at] = no_stage << stage_bit;
         for (int u = 0; u < n_uses; u++) {
             const vqkv__stream &s = vqkv__streams[use[u].stream];
             for (int r = s.first_run, g; r < s.first_run + s.n_runs; row++) {
@@ -159,8 +158,8 @@ __device__ constexpr int place_of_row(int i)
     return i % 8 * 2 + i / 8;
 }
 
-/* 64 tokens of a tile: whose codes are `offset` bytes into the planes of a block, its how manieth
- * the block is, and the tile's token of the first low nibble. */
+/* 64 tokens of a tile: whose codes are `offset` bytes into the planes of a block, the
+ * block's number there, and the tile's token of the first low nibble. */
 struct unit_at {
     int where, b, offset, token;
 };

@@ -4,20 +4,25 @@
 constexpr int query_blocks = VQKV__CUDA_BLOCKWISE ? tile : 1; /* with queries of their own */
 constexpr int value_slots = VQKV__CUDA_V_SIXTEENS * 16;
 
+/* Floats that scores of a tile take: scores, then weights [rows, tile]; gains of values [gains,
+ * tile] and, by warp, of keys; weights in words [gains, units, rows, high and low, 64] in the order
+ * in which lanes take tokens. */
+constexpr int gains_floats = VQKV__CUDA_V_GAINS * tile_tokens;
+constexpr int tile_floats(int rows)
+{
+    return rows * tile_tokens + gains_floats + warps * unit_tokens + gains_floats * rows / 2;
+}
+
 template <int rows> struct shared {
     alignas(16) float q[head_dim * rows];      /* [rows, HEAD_DIM] scaled */
     alignas(16) float turned[head_dim * rows]; /* the same in the frame of the block */
-    /* By turns queries in latents [rows, K_LATENTS], scores and weights [rows, tile], and in the
-     * end sums of slots [rows, value_slots] and of latents [rows, MAX_SUM_LATENTS]. */
-    alignas(16) float p[larger(larger(VQKV__CUDA_K_LATENTS, tile_tokens),
-                               value_slots + VQKV__MAX_SUM_LATENTS) *
-                        rows];
+    /* By turns queries in latents [rows, K_LATENTS], what a tile takes, and in the end sums of
+     * slots [rows, value_slots] and of latents [rows, MAX_SUM_LATENTS]. */
+    alignas(
+        16) float p[larger(larger(VQKV__CUDA_K_LATENTS, value_slots + VQKV__MAX_SUM_LATENTS) * rows,
+                           tile_floats(rows))];
     /* [blocks, sixteens, rows / 4, 32]: by lane, which has two columns for each of four rows */
     alignas(16) uint32_t queries[query_blocks * VQKV__CUDA_K_SIXTEENS * rows * 8];
-    alignas(16) float key_gain[tile_tokens];                  /* of a gain group */
-    alignas(16) float gain[VQKV__CUDA_V_GAINS * tile_tokens]; /* [gains, tile] of values */
-    /* [gains, units, rows, high and low, 64] in the order in which lanes take tokens */
-    alignas(16) unsigned char weights[VQKV__CUDA_V_GAINS * tile_tokens * rows * 2];
     slot_list<VQKV__CUDA_K_SIXTEENS> k;
     slot_list<VQKV__CUDA_V_SIXTEENS> v;
     float query_unit[query_blocks * VQKV__CUDA_K_GAINS * rows]; /* [blocks, gains, rows] */
@@ -26,6 +31,19 @@ template <int rows> struct shared {
     float m[rows], l[rows], coded[rows], shrink[rows];
     int position[rows];
 };
+
+template <int rows> __device__ inline float *gains_in(shared<rows> &sh)
+{
+    return sh.p + rows * tile_tokens;
+}
+template <int rows> __device__ inline float *key_gains_in(shared<rows> &sh)
+{
+    return gains_in(sh) + gains_floats + static_cast<int>(threadIdx.x) / warp * unit_tokens;
+}
+template <int rows> __device__ inline unsigned char *weights_in(shared<rows> &sh)
+{
+    return reinterpret_cast<unsigned char *>(gains_in(sh) + gains_floats + warps * unit_tokens);
+}
 
 template <int rows> struct sums {
     float coded[VQKV__CUDA_V_SIXTEENS][rows / 4][2]; /* of a lane's slots, for a row in four */
@@ -38,7 +56,11 @@ constexpr int fitting_rows(int wanted)
     return wanted > 4 && sizeof(shared<8>) <= shared_limit && VQKV__CUDA_V_SIXTEENS <= 16 ? 8 : 4;
 }
 constexpr int decode_rows = fitting_rows(group), prefill_rows = fitting_rows(8);
-constexpr int blocks_wanted = 3; /* on a multiprocessor: see attend_kernel */
+/* On a multiprocessor: see attend_kernel. */
+constexpr int blocks_wanted(int rows)
+{
+    return rows > 4 ? 2 : 3;
+}
 static_assert(sizeof(shared<4>) == VQKV__CUDA_SHARED && VQKV__CUDA_SHARED <= shared_limit,
               "the emitter, which takes other codecs to plain arithmetic, counts otherwise");
 
@@ -80,14 +102,14 @@ __device__ inline float pack_queries(shared<rows> &sh, int b, int r, int first, 
     int lane = static_cast<int>(threadIdx.x) % warp;
     float top = 0.0f;
     for (int i = first * 16 + lane; i < (first + n) * 16; i += warp)
-        top = fmaxf(top, fabsf(y[sh.k.latent[i]] * sh.k.scale[i]));
+        top = fmaxf(top, fabsf(y[sh.k.latent[i] & latent_mask] * sh.k.scale[i]));
     top = largest_of(top);
     float inverse = top > 0.0f ? top_word / top : 0.0f;
     for (int i = first * 4 + lane; i < (first + n) * 4; i += warp) {
         uint32_t words[2] = {0, 0};
         for (int k = 0; k < 4; k++) {
             int high, low, at = 4 * i + k;
-            split_word(y[sh.k.latent[at]] * sh.k.scale[at] * inverse, &high, &low);
+            split_word(y[sh.k.latent[at] & latent_mask] * sh.k.scale[at] * inverse, &high, &low);
             words[0] |= static_cast<uint32_t>(high & 255) << 8 * k;
             words[1] |= static_cast<uint32_t>(low & 255) << 8 * k;
         }
@@ -122,23 +144,23 @@ __device__ void fill_tables(const attend_job &job, const pass &a, shared<rows> &
     __syncthreads();
 }
 
-/* Products of 64 tokens and sixteen slots: the lane's eight tokens, 4 g .. 4 g + 3 in low nibbles
- * and the same in high ones, and queries [rows / 4]. */
+/* Products of 64 tokens and sixteen slots: of the lane's eight tokens, four neighbours of low and
+ * of high nibbles, and queries [rows / 4]. A look-up gives four tokens of one slot, where a product
+ * wants four slots of a token; so the other slots' queries are zero in four products, y [slot,
+ * token], which are quicker than turning bytes over. */
 template <int quads>
-__device__ inline void score_sixteen(const uint4 (&table)[4], const uint32_t (&word)[4],
-                                     const uint32_t (&query)[quads], int (&d)[quads][4][4])
+__device__ inline void score_sixteen(const uint4 *table, const uint32_t (&word)[4],
+                                     const uint32_t (&y)[quads][4][4], int (&d)[quads][4][4])
 {
-    uint32_t x[2][4];
 #pragma unroll
-    for (int k = 0; k < 4; k++)
-        look_up(table[k], word[k], &x[0][k], &x[1][k]);
+    for (int pair = 0; pair < 4; pair += 2) {
+        uint32_t a[2][2], b[2][2];
+        look_up(table[pair], word[pair], a);
+        look_up(table[pair + 1], word[pair + 1], b);
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        transpose(x[i]);
-#pragma unroll
-        for (int q = 0; q < quads; q++) {
-            mma_k16(d[q][2 * i], x[i][0], x[i][1], query[q]);
-            mma_k16(d[q][2 * i + 1], x[i][2], x[i][3], query[q]);
+        for (int i = 0; i < 2 * 4 * quads; i++) {
+            int k = i / 4 % 2, t = i % 4, q = i / 8;
+            multiply(d[q][t], a[k][0], a[k][1], b[k][0], b[k][1], y[q][pair][t], y[q][pair + 1][t]);
         }
     }
 }
@@ -147,13 +169,13 @@ __device__ inline void score_sixteen(const uint4 (&table)[4], const uint32_t (&w
  */
 template <int rows>
 __device__ inline void add_group(const attend_job &job, shared<rows> &sh, const sixteen &x,
-                                 const unit_at &at, int b, int unit, int (&d)[rows / 4][4][4],
+                                 const unit_at &at, int b, int (&d)[rows / 4][4][4],
                                  float (&s)[rows / 4][8])
 {
     int lane = static_cast<int>(threadIdx.x) % warp;
     const vqkv__stream &stream = vqkv__streams[x.stream];
     const unsigned char *codes = codes_of(job.v, x.stream, at.where);
-    float *gain = sh.key_gain + unit * unit_tokens;
+    float *gain = key_gains_in(sh);
     __syncwarp();
     for (int half = 0; half < 2; half++)
         gain[half * warp + lane] =
@@ -168,73 +190,122 @@ __device__ inline void add_group(const attend_job &job, shared<rows> &sh, const 
             float count = sh.query_unit[(b * VQKV__CUDA_K_GAINS + x.row) * rows + q * 4 + lane % 4];
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                float sum = fmaf(128.0f, static_cast<float>(d[q][k][2 * half]),
-                                 static_cast<float>(d[q][k][2 * half + 1]));
+                int *sums = d[q][k % 2 * 2 + half] + k / 2 * 2;
+                float sum = fmaf(128.0f, static_cast<float>(sums[0]), static_cast<float>(sums[1]));
                 s[q][half * 4 + k] = fmaf(g[k] * count, sum, s[q][half * 4 + k]);
-                d[q][k][2 * half] = d[q][k][2 * half + 1] = 0;
+                sums[0] = sums[1] = 0;
             }
         }
     }
+}
+
+/* Scores of as many units at once as registers hold, [together, rows / 4, ...]: two share what is
+ * loaded of codebooks and queries. */
+template <int rows> struct scores {
+    static constexpr int together = rows > 4 ? 1 : warp_units;
+    int d[together][rows / 4][4][4];
+    float s[together][rows / 4][8];
+    unit_at at[together];
+    const unsigned char *codes[together]; /* of a stream, from the lane's on */
+};
+
+/* What the lane scores of a sixteen's codes: [together, slots]. */
+template <int rows>
+__device__ inline void fetch(const shared<rows> &sh, int step, const scores<rows> &of,
+                             uint32_t (&word)[scores<rows>::together][4])
+{
+    int lane = static_cast<int>(threadIdx.x) % warp;
+    uint4 plane = *reinterpret_cast<const uint4 *>(sh.k.plane + step * 16 + lane % 4 * 4);
+#pragma unroll
+    for (int i = 0; i < scores<rows>::together; i++) {
+        word[i][0] = word_at(of.codes[i] + plane.x);
+        word[i][1] = word_at(of.codes[i] + plane.y);
+        word[i][2] = word_at(of.codes[i] + plane.z);
+        word[i][3] = word_at(of.codes[i] + plane.w);
+    }
+}
+
+/* The sixteens of a gain group, from `step` on; returns the next one. `b` has queries. Codes are
+ * asked for one sixteen ahead, since few warps hide the wait for memory. */
+template <int rows>
+__device__ inline int score_group(const shared<rows> &sh, int step, int b, scores<rows> &to)
+{
+    constexpr int quads = rows / 4, together = scores<rows>::together;
+    int lane = static_cast<int>(threadIdx.x) % warp;
+    uint32_t word[together][4], next[together][4];
+    fetch(sh, step, to, word);
+    for (bool more = true; more; step++) {
+        uint32_t y[quads][4][4];
+        more = !sh.k.of[step].last;
+        if (more)
+            fetch(sh, step + 1, to, next);
+#pragma unroll
+        for (int i = 0; i < quads * 16; i++) {
+            int q = i / 16, slot = i / 4 % 4, t = i % 4;
+            uint32_t four =
+                sh.queries[((b * VQKV__CUDA_K_SIXTEENS + step) * quads + q) * 32 + lane];
+            y[q][slot][t] = (four >> 8 * slot & 255u) << 8 * t;
+        }
+#pragma unroll
+        for (int i = 0; i < together; i++)
+            score_sixteen<quads>(sh.k.table + step * 16 + lane % 4 * 4, word[i], y, to.d[i]);
+#pragma unroll
+        for (int i = 0; i < together * 4; i++)
+            word[i / 4][i % 4] = next[i / 4][i % 4];
+    }
+    return step;
+}
+
+/* Scores of the units first, first + warps, ... of a tile whose last one is `last`. */
+template <int rows>
+__device__ inline void score_units(const attend_job &job, const pass &a, shared<rows> &sh, int j,
+                                   int first, int last)
+{
+    constexpr int together = scores<rows>::together;
+    int lane = static_cast<int>(threadIdx.x) % warp, b = 0;
+    scores<rows> to;
+#pragma unroll
+    for (int i = 0; i < together; i++) {
+        int unit = first + i * warps;
+        to.at[i] = find_unit(job, a, j, unit < last ? unit : last);
+        if (vqkv__streams[sh.k.of[0].stream].frame == VQKV__BLOCKWISE)
+            b = to.at[i].b; /* units of one block: see the tile */
+#pragma unroll
+        for (int k = 0; k < rows * 2; k++) {
+            to.s[i][k / 8][k % 8] = sh.bias[b * rows + k / 8 * 4 + lane % 4];
+            to.d[i][k / 8][k % 4][k / 4 % 2] = to.d[i][k / 8][k % 4][k / 4 % 2 + 2] = 0;
+        }
+    }
+    for (int step = 0; step < sh.k.n;) {
+        sixteen x = sh.k.of[step];
+#pragma unroll
+        for (int i = 0; i < together; i++)
+            to.codes[i] =
+                codes_of(job.v, x.stream, to.at[i].where) + to.at[i].offset + lane / 4 * 4;
+        step = score_group<rows>(sh, step, b, to);
+#pragma unroll
+        for (int i = 0; i < together; i++)
+            add_group<rows>(job, sh, x, to.at[i], b, to.d[i], to.s[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < together; i++)
+#pragma unroll
+        for (int k = 0; k < rows / 2 && first + i * warps <= last; k++) {
+            float *dst = sh.p + (k / 2 * 4 + lane % 4) * tile_tokens + to.at[i].token +
+                         k % 2 * columns + lane / 4 * 4;
+            const float *from = to.s[i][k / 2] + k % 2 * 4;
+            *reinterpret_cast<float4 *>(dst) = float4{from[0], from[1], from[2], from[3]};
+        }
 }
 
 /* Scores of blocks j .. j + n - 1. */
 template <int rows>
 __device__ void score_absorbed(const attend_job &job, const pass &a, shared<rows> &sh, int j, int n)
 {
-    constexpr int quads = rows / 4;
-    int lane = static_cast<int>(threadIdx.x) % warp, first = static_cast<int>(threadIdx.x) / warp;
-    int last = n * block_units - 1, d[warp_units][quads][4][4], queries[warp_units];
-    float s[warp_units][quads][8];
-    unit_at at[warp_units];
-    bool blockwise = vqkv__streams[sh.k.of[0].stream].frame == VQKV__BLOCKWISE;
-    if (first > last)
-        return;
-#pragma unroll
-    for (int i = 0; i < warp_units; i++) {
-        int unit = first + i * warps;
-        at[i] = find_unit(job, a, j, unit < last ? unit : last);
-        queries[i] = blockwise ? at[i].b : 0;
-#pragma unroll
-        for (int k = 0; k < quads * 8; k++) {
-            s[i][k / 8][k % 8] = sh.bias[queries[i] * rows + k / 8 * 4 + lane % 4];
-            d[i][k / 8][k % 4][k / 4 % 2] = d[i][k / 8][k % 4][k / 4 % 2 + 2] = 0;
-        }
-    }
-    for (int step = 0; step < sh.k.n; step++) {
-        sixteen x = sh.k.of[step];
-        uint4 table[4];
-        int4 plane = *reinterpret_cast<const int4 *>(sh.k.plane + step * 16 + lane % 4 * 4);
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            table[k] = sh.k.table[step * 16 + lane % 4 * 4 + k];
-#pragma unroll
-        for (int i = 0; i < warp_units; i++) {
-            const unsigned char *codes =
-                codes_of(job.v, x.stream, at[i].where) + at[i].offset + lane / 4 * 4;
-            uint32_t query[quads], word[4] = {word_at(codes + plane.x), word_at(codes + plane.y),
-                                              word_at(codes + plane.z), word_at(codes + plane.w)};
-#pragma unroll
-            for (int q = 0; q < quads; q++)
-                query[q] =
-                    sh.queries[((queries[i] * VQKV__CUDA_K_SIXTEENS + step) * quads + q) * 32 +
-                               lane];
-            score_sixteen<quads>(table, word, query, d[i]);
-        }
-        if (!x.last)
-            continue;
-#pragma unroll
-        for (int i = 0; i < warp_units; i++)
-            add_group<rows>(job, sh, x, at[i], queries[i], first + i * warps, d[i], s[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < warp_units; i++)
-#pragma unroll
-        for (int k = 0; k < quads * 2 && first + i * warps <= last; k++) {
-            float *to = sh.p + (k / 2 * 4 + lane % 4) * tile_tokens + at[i].token +
-                        k % 2 * columns + lane / 4 * 4;
-            const float *from = s[i][k / 2] + k % 2 * 4;
-            *reinterpret_cast<float4 *>(to) = float4{from[0], from[1], from[2], from[3]};
-        }
+    int last = n * block_units - 1;
+    for (int unit = static_cast<int>(threadIdx.x) / warp; unit <= last;
+         unit += warps * scores<rows>::together)
+        score_units(job, a, sh, j, unit, last);
 }
 
 /* ---- values ---- */
@@ -254,7 +325,7 @@ template <int rows> __device__ void pack_weights(shared<rows> &sh, int n)
     int lane = static_cast<int>(threadIdx.x) % warp, gains = sh.v.of[sh.v.n - 1].row + 1;
     for (int r = static_cast<int>(threadIdx.x) / warp; r < rows; r += warps)
         for (int g = 0; g < gains; g++) {
-            const float *p = sh.p + r * tile_tokens, *gain = sh.gain + g * tile_tokens;
+            const float *p = sh.p + r * tile_tokens, *gain = gains_in(sh) + g * tile_tokens;
             float top = 0.0f;
             for (int t = lane; t < n; t += warp)
                 top = fmaxf(top, fabsf(p[t] * gain[t]));
@@ -263,7 +334,7 @@ template <int rows> __device__ void pack_weights(shared<rows> &sh, int n)
             for (int t = lane; t < n; t += warp) {
                 int high, low, unit, at = weight_at(t, &unit);
                 unsigned char *to =
-                    sh.weights + ((g * units + unit) * rows + r) * (2 * unit_tokens);
+                    weights_in(sh) + ((g * units + unit) * rows + r) * (2 * unit_tokens);
                 split_word(p[t] * gain[t] * inverse, &high, &low);
                 to[at] = static_cast<unsigned char>(high & 255);
                 to[unit_tokens + at] = static_cast<unsigned char>(low & 255);
@@ -274,23 +345,26 @@ template <int rows> __device__ void pack_weights(shared<rows> &sh, int n)
     __syncthreads();
 }
 
-/* Products of 64 tokens and sixteen slots, of which the lane has g and g + 8: added to their sums
- * for a row in four each. */
+/* Products of 64 tokens and sixteen slots, of which the lane has two, with their codes: added to
+ * their sums for a row in four each. */
 template <int quads>
-__device__ inline void sum_sixteen(const uint4 &low, const uint4 &high, const uint2 &low_codes,
-                                   const uint2 &high_codes, const uint4 (&weights)[quads],
-                                   const float (&count)[quads], float (&sum)[quads][2])
+__device__ inline void sum_sixteen(const uint4 *table, const uint2 (&codes)[2],
+                                   const uint4 (&weights)[quads], const float (&count)[quads],
+                                   float (&sum)[quads][2])
 {
-    uint32_t x[8];
-    look_up(low, low_codes.x, &x[0], &x[2]);
-    look_up(high, high_codes.x, &x[1], &x[3]);
-    look_up(low, low_codes.y, &x[4], &x[6]);
-    look_up(high, high_codes.y, &x[5], &x[7]);
+    uint32_t x[4][2][2];
+    look_up(table[0], codes[0].x, x[0]);
+    look_up(table[1], codes[1].x, x[1]);
+    look_up(table[0], codes[0].y, x[2]);
+    look_up(table[1], codes[1].y, x[3]);
 #pragma unroll
     for (int q = 0; q < quads; q++) {
         int d[4] = {0, 0, 0, 0};
-        mma_k32(d, x[0], x[1], x[2], x[3], weights[q].x, weights[q].y);
-        mma_k32(d, x[4], x[5], x[6], x[7], weights[q].z, weights[q].w);
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            multiply(d, x[0][k][0], x[1][k][0], x[0][k][1], x[1][k][1], weights[q].x, weights[q].y);
+            multiply(d, x[2][k][0], x[3][k][0], x[2][k][1], x[3][k][1], weights[q].z, weights[q].w);
+        }
 #pragma unroll
         for (int k = 0; k < 2; k++)
             sum[q][k] =
@@ -300,40 +374,60 @@ __device__ inline void sum_sixteen(const uint4 &low, const uint4 &high, const ui
     }
 }
 
+/* Codes of the lane's two slots of sixteen i; `from` is the stream's part of the block. */
+template <int rows>
+__device__ inline void fetch_sums(const attend_job &job, const shared<rows> &sh, const unit_at &at,
+                                  int i, const unsigned char **from, uint2 (&codes)[2])
+{
+    int lane = static_cast<int>(threadIdx.x) % warp;
+    uint2 plane = *reinterpret_cast<const uint2 *>(sh.v.plane + i * 16 + lane / 4 * 2);
+    if (i == 0 || sh.v.of[i - 1].last)
+        *from = codes_of(job.v, sh.v.of[i].stream, at.where) + at.offset + lane % 4 * 8;
+    codes[0] = *reinterpret_cast<const uint2 *>(*from + plane.x);
+    codes[1] = *reinterpret_cast<const uint2 *>(*from + plane.y);
+}
+
+/* Adds weight * value of 64 tokens, in slots. By a warp; codes are asked for one sixteen ahead. */
+template <int rows>
+__device__ inline void sum_unit(const attend_job &job, const pass &a, shared<rows> &sh,
+                                sums<rows> &sum, int j, int unit)
+{
+    constexpr int quads = rows / 4;
+    int lane = static_cast<int>(threadIdx.x) % warp;
+    unit_at at = find_unit(job, a, j, unit);
+    const unsigned char *from = nullptr;
+    uint4 weights[quads];
+    float count[quads];
+    uint2 codes[2], next[2];
+    fetch_sums(job, sh, at, 0, &from, codes);
+#pragma unroll
+    for (int i = 0; i < VQKV__CUDA_V_SIXTEENS; i++) {
+        if (i >= sh.v.n)
+            break;
+        int row = sh.v.of[i].row;
+        if (i + 1 < sh.v.n)
+            fetch_sums(job, sh, at, i + 1, &from, next);
+#pragma unroll
+        for (int q = 0; q < quads && (i == 0 || sh.v.of[i - 1].last); q++) {
+            weights[q] = *reinterpret_cast<const uint4 *>(
+                weights_in(sh) + ((row * units + unit) * rows + q * 4) * (2 * unit_tokens) +
+                lane * 16);
+            count[q] = sh.weight_unit[row * rows + q * 4 + lane % 4];
+        }
+        sum_sixteen<quads>(sh.v.table + i * 16 + lane / 4 * 2, codes, weights, count, sum.coded[i]);
+        codes[0] = next[0];
+        codes[1] = next[1];
+    }
+}
+
 /* Adds weight * value of blocks j .. j + n - 1, in slots. All threads. */
 template <int rows>
 __device__ void sum_absorbed(const attend_job &job, const pass &a, shared<rows> &sh,
                              sums<rows> &sum, int j, int n)
 {
-    constexpr int quads = rows / 4;
-    int lane = static_cast<int>(threadIdx.x) % warp;
     pack_weights(sh, n * block);
-    for (int unit = static_cast<int>(threadIdx.x) / warp; unit < n * block_units; unit += warps) {
-        unit_at at = find_unit(job, a, j, unit);
-        uint4 weights[quads];
-        float count[quads];
-#pragma unroll
-        for (int i = 0; i < VQKV__CUDA_V_SIXTEENS; i++) {
-            if (i >= sh.v.n)
-                break;
-            sixteen x = sh.v.of[i];
-            if (i == 0 || sh.v.of[i - 1].last)
-#pragma unroll
-                for (int q = 0; q < quads; q++) {
-                    weights[q] = *reinterpret_cast<const uint4 *>(
-                        sh.weights + ((x.row * units + unit) * rows + q * 4) * (2 * unit_tokens) +
-                        lane * 16);
-                    count[q] = sh.weight_unit[x.row * rows + q * 4 + lane % 4];
-                }
-            const unsigned char *codes =
-                codes_of(job.v, x.stream, at.where) + at.offset + lane % 4 * 8;
-            int2 plane = *reinterpret_cast<const int2 *>(sh.v.plane + i * 16 + lane / 4 * 2);
-            sum_sixteen<quads>(
-                sh.v.table[i * 16 + lane / 4 * 2], sh.v.table[i * 16 + lane / 4 * 2 + 1],
-                *reinterpret_cast<const uint2 *>(codes + plane.x),
-                *reinterpret_cast<const uint2 *>(codes + plane.y), weights, count, sum.coded[i]);
-        }
-    }
+    for (int unit = static_cast<int>(threadIdx.x) / warp; unit < n * block_units; unit += warps)
+        sum_unit(job, a, sh, sum, j, unit);
 }
 
 /* Adds up the warps' sums of slots, in their order: y [rows, value_slots]. All threads. */
@@ -366,8 +460,8 @@ __device__ void collect(const attend_job &job, const pass &a, shared<rows> &sh, 
     for (int stage = 0; stage < VQKV__CUDA_V_STAGES; stage++) {
         each(sh.v.n * 16 * rows, [&](int at) {
             int r = at % rows, i = at / rows;
-            if (sh.v.stage[i] == stage)
-                z[r * VQKV__MAX_SUM_LATENTS + sh.v.latent[i]] +=
+            if (sh.v.latent[i] >> stage_bit == stage)
+                z[r * VQKV__MAX_SUM_LATENTS + (sh.v.latent[i] & latent_mask)] +=
                     sh.v.scale[i] * y[r * value_slots + i];
         });
         __syncthreads();

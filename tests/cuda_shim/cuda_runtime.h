@@ -257,17 +257,16 @@ struct operands {
 };
 static operands given[MAX_THREADS];
 
-/* The value at row i and column k of a, or at row k and column i of b: lane 4 i + k % 16 / 4 has
- * it, i < 8. */
-static inline int element(const uint32_t *word, unsigned k)
+/* Lane 4 i + k % 16 / 4 has row i and column k of a, and row k and column i of b, i < 8. */
+static inline int element(uint32_t word, unsigned k)
 {
-    return static_cast<signed char>(*word >> 8 * (k % 4) & 255);
+    return static_cast<signed char>(word >> 8 * (k % 4) & 255);
 }
 
-/* d [16, 8] += a [16, depth] * b [depth, 8], all of 8 bits, as the fragments of PTX's mma.m16n8k16
- * and m16n8k32 lie in a warp. All of it must take part: a thread that does not is found to be at
- * another barrier, or to have ended. */
-static inline void multiply(int (&d)[4], const operands &mine, unsigned depth, int line)
+/* d [16, 8] += a [16, 32] * b [32, 8], all of 8 bits, as the fragments of PTX's mma.m16n8k32 lie in
+ * a warp. All of it must take part: a thread that does not is found to be at another barrier, or to
+ * have ended. */
+static inline void multiply(int (&d)[4], const operands &mine, int line)
 {
     unsigned lane = threadIdx.x % WARP, first = threadIdx.x - lane;
     fibers[current].line = line;
@@ -277,10 +276,10 @@ static inline void multiply(int (&d)[4], const operands &mine, unsigned depth, i
     wait_at(AT_WARP, line);
     for (unsigned i = 0; i < 4; i++) {
         unsigned row = lane / 4, column = lane % 4 * 2 + i % 2;
-        for (unsigned k = 0; k < depth; k++) {
+        for (unsigned k = 0; k < 32; k++) {
             const operands &a = given[first + row * 4 + k % 16 / 4];
             const operands &b = given[first + column * 4 + k % 16 / 4];
-            d[i] += element(&a.a[k / 16 * 2 + i / 2], k) * element(&b.b[k / 16], k);
+            d[i] += element(a.a[k / 16 * 2 + i / 2], k) * element(b.b[k / 16], k);
         }
     }
     wait_at(AT_WARP, line);
@@ -294,11 +293,10 @@ static inline void call(void (*kernel)(P...), void **args, std::index_sequence<I
 
 } // namespace shim
 
-#define __syncthreads()       shim::wait_at(shim::AT_BLOCK, __LINE__)
-#define __syncwarp()          shim::wait_at(shim::AT_WARP, __LINE__)
-#define mma_k16(d, a0, a1, b) shim::multiply(d, {{a0, a1, 0, 0}, {b, 0}}, 16, __LINE__)
-#define mma_k32(d, a0, a1, a2, a3, b0, b1)                                                         \
-    shim::multiply(d, {{a0, a1, a2, a3}, {b0, b1}}, 32, __LINE__)
+#define __syncthreads() shim::wait_at(shim::AT_BLOCK, __LINE__)
+#define __syncwarp()    shim::wait_at(shim::AT_WARP, __LINE__)
+#define multiply(d, a0, a1, a2, a3, b0, b1)                                                        \
+    shim::multiply(d, {{a0, a1, a2, a3}, {b0, b1}}, __LINE__)
 #define __shfl_xor_sync(mask, x, other) shim::exchanged(x, threadIdx.x ^ unsigned(other), __LINE__)
 
 template <class... P>
@@ -376,15 +374,17 @@ static inline int atomicMax(int *p, int x)
     return old;
 }
 
-/* Selectors beyond the eight bytes mean something else to the instruction. */
-static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector)
+/* As PTX's prmt. */
+static inline uint32_t permute(uint32_t x, uint32_t y, uint32_t selector)
 {
     uint32_t to = 0;
     uint64_t from = static_cast<uint64_t>(y) << 32 | x;
-    if ((selector & 0x8888u) != 0)
-        shim::die("a selector of bytes beyond 7", shim::fibers[shim::current], threadIdx.x);
-    for (unsigned i = 0; i < 4; i++)
-        to |= static_cast<uint32_t>(from >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+    for (unsigned i = 0; i < 4; i++) {
+        uint32_t byte = from >> 8 * (selector >> 4 * i & 7) & 255;
+        if (selector >> 4 * i & 8)
+            byte = byte & 128 ? 255 : 0;
+        to |= byte << 8 * i;
+    }
     return to;
 }
 
