@@ -35,23 +35,6 @@ __device__ inline int groups_of(const vqkv__stream &s)
     return s.gain == VQKV__NO_GAIN ? 1 : s.n_gains;
 }
 
-/* Gains [gains, tile] of the values of blocks j .. j + n - 1. */
-__device__ inline void load_gains(const attend_job &job, const pass &a, int j, int n, float *to)
-{
-    int n_uses, gains = 0;
-    const vqkv__use *use = uses_of(value_part, job.layer, a.head, &n_uses);
-    for (int u = 0; u < n_uses; u++) {
-        const vqkv__stream &s = vqkv__streams[use[u].stream];
-        each(n * groups_of(s) * block, [&](int i) {
-            int b = i / (groups_of(s) * block), g = i / block % groups_of(s), t = i % block;
-            const unsigned char *codes =
-                codes_of(job.v, use[u].stream, entry_of(job.v, a.seq, j + b).block);
-            to[(gains + g) * tile_tokens + b * block + t] = gain_at(s, codes, g, t);
-        });
-        gains += groups_of(s);
-    }
-}
-
 /* Turns the queries into the frame of a block. All threads. */
 template <int rows> __device__ void turn_queries(shared<rows> &sh, int position)
 {

@@ -84,7 +84,7 @@ __device__ void attend_blocks(const attend_job &job, const pass &a, shared<rows>
             score_absorbed(job, a, sh, j, n);
         }
         if (!rebuilds_v(a))
-            load_gains(job, a, j, n, gains_in(sh));
+            load_gains(job, a, sh, j, n);
         add_parts(sh);
         soft_max(job, sh, n_sink + j * block, n * block, true);
         shrink_sums(sh, sum);

@@ -33,11 +33,6 @@ template <int rows> struct sums {
     float o[out_slots][rows];     /* of channels */
 };
 
-template <int rows> __device__ inline float *gains_in(shared<rows> &sh)
-{
-    return sh.gain;
-}
-
 /* Rows share tables: as many as fit. */
 constexpr int fitting_rows(int wanted)
 {
@@ -223,6 +218,24 @@ __device__ void find_codes(const attend_job &job, const pass &a, shared<rows> &s
         gains += groups_of(s);
     }
     __syncthreads();
+}
+
+/* Gains [gains, tile] of the values of blocks j .. j + n - 1. */
+template <int rows>
+__device__ void load_gains(const attend_job &job, const pass &a, shared<rows> &sh, int j, int n)
+{
+    int n_uses, gains = 0;
+    const vqkv__use *use = uses_of(value_part, job.layer, a.head, &n_uses);
+    for (int u = 0; u < n_uses; u++) {
+        const vqkv__stream &s = vqkv__streams[use[u].stream];
+        each(n * groups_of(s) * block, [&](int i) {
+            int b = i / (groups_of(s) * block), g = i / block % groups_of(s), t = i % block;
+            const unsigned char *codes =
+                codes_of(job.v, use[u].stream, entry_of(job.v, a.seq, j + b).block);
+            sh.gain[(gains + g) * tile_tokens + b * block + t] = gain_at(s, codes, g, t);
+        });
+        gains += groups_of(s);
+    }
 }
 
 /* acc += weight * gain * codeword of one latent, over the tokens of a block. p: weights [rows,

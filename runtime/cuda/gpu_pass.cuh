@@ -81,7 +81,8 @@ __device__ void soft_max(const attend_job &job, shared<rows> &sh, int first, int
         top = fmaxf(largest_of(top), m);
         for (int t = lane; t < tile_tokens; t += warp) {
             float x = sh.p[r * tile_tokens + t];
-            x = x > masked ? expf(x - top) : 0.0f;
+            float e = expf(x - top); /* not only where it is wanted: that would be a branch */
+            x = x > masked ? e : 0.0f;
             sh.p[r * tile_tokens + t] = x;
             sum += x;
         }

@@ -67,12 +67,20 @@ __device__ inline void look_up(const uint4 &table, uint32_t word, uint32_t (&x)[
     x[1][1] = permute(table.z, table.w, other >> 16);
 }
 
-/* A number of at most top_word in magnitude as 128 * high + low, both in 8 bits. */
-__device__ inline void split_word(float x, int *high, int *low)
+/* Four numbers of at most top_word in magnitude, times `by`, as 128 * high + low in bytes. The sum
+ * with 1.5 * 2^23 has the nearest whole number in its last bits. */
+__device__ inline void split_words(const float (&x)[4], float by, uint32_t *high, uint32_t *low)
 {
-    int word = static_cast<int>(rintf(x));
-    *high = (word + 64) >> 7;
-    *low = word - *high * 128;
+    uint32_t h[4], l[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        int word = static_cast<int>(__float_as_uint(fmaf(x[k], by, 12582912.0f)) - 0x4b400000u);
+        int top = (word + 64) >> 7;
+        h[k] = static_cast<uint32_t>(top);
+        l[k] = static_cast<uint32_t>(word - top * 128);
+    }
+    *high = permute(permute(h[0], h[1], 0x0040), permute(h[2], h[3], 0x0040), 0x5410);
+    *low = permute(permute(l[0], l[1], 0x0040), permute(l[2], l[3], 0x0040), 0x5410);
 }
 
 /* Codewords in 8 bits as look_up() wants them; their scale. Uniform codes are exact. What codeword

@@ -106,16 +106,12 @@ __device__ inline float pack_queries(shared<rows> &sh, int b, int r, int first, 
     top = largest_of(top);
     float inverse = top > 0.0f ? top_word / top : 0.0f;
     for (int i = first * 4 + lane; i < (first + n) * 4; i += warp) {
-        uint32_t words[2] = {0, 0};
-        for (int k = 0; k < 4; k++) {
-            int high, low, at = 4 * i + k;
-            split_word(y[sh.k.latent[at] & latent_mask] * sh.k.scale[at] * inverse, &high, &low);
-            words[0] |= static_cast<uint32_t>(high & 255) << 8 * k;
-            words[1] |= static_cast<uint32_t>(low & 255) << 8 * k;
-        }
+        float x[4];
+        for (int k = 0; k < 4; k++)
+            x[k] = y[sh.k.latent[4 * i + k] & latent_mask] * sh.k.scale[4 * i + k];
         uint32_t *to = sh.queries + ((b * VQKV__CUDA_K_SIXTEENS + i / 4) * (rows / 4) + r / 4) * 32;
-        to[r % 4 * 8 + i % 4] = words[0];
-        to[r % 4 * 8 + 4 + i % 4] = words[1];
+        to += r % 4 * 8 + i % 4;
+        split_words(x, inverse, to, to + 4);
     }
     return top / top_word;
 }
@@ -165,6 +161,19 @@ __device__ inline void score_sixteen(const uint4 *table, const uint32_t (&word)[
     }
 }
 
+/* Gains of 64 tokens, those in low nibbles, then, `step` behind them, those in high ones. By a
+ * warp. */
+__device__ inline void load_unit_gains(const attend_job &job, const unit_at &at, const sixteen &x,
+                                       int step, float *to)
+{
+    int lane = static_cast<int>(threadIdx.x) % warp;
+    const vqkv__stream &s = vqkv__streams[x.stream];
+    const unsigned char *codes = codes_of(job.v, x.stream, at.where);
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+        to[half * step + lane] = gain_at(s, codes, x.gain, half * columns + at.offset + lane);
+}
+
 /* At the end of a gain group: adds what its slots give to the scores [rows / 4, 8], and clears it.
  */
 template <int rows>
@@ -173,13 +182,9 @@ __device__ inline void add_group(const attend_job &job, shared<rows> &sh, const 
                                  float (&s)[rows / 4][8])
 {
     int lane = static_cast<int>(threadIdx.x) % warp;
-    const vqkv__stream &stream = vqkv__streams[x.stream];
-    const unsigned char *codes = codes_of(job.v, x.stream, at.where);
     float *gain = key_gains_in(sh);
     __syncwarp();
-    for (int half = 0; half < 2; half++)
-        gain[half * warp + lane] =
-            gain_at(stream, codes, x.gain, half * columns + at.offset + lane);
+    load_unit_gains(job, at, x, warp, gain);
     __syncwarp();
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -310,37 +315,70 @@ __device__ void score_absorbed(const attend_job &job, const pass &a, shared<rows
 
 /* ---- values ---- */
 
-/* Where a lane finds a token's weight among the 64 of its unit: by words of a plane, their bytes,
- * low nibbles before high ones. */
-__device__ inline int weight_at(int token, int *unit)
+/* Gains of the values of blocks j .. j + n - 1. */
+template <int rows>
+__device__ void load_gains(const attend_job &job, const pass &a, shared<rows> &sh, int j, int n)
 {
-    int t = token % block, at = t % columns;
-    *unit = token / block * block_units + at / (unit_tokens / 2);
-    return at % (unit_tokens / 2) * 2 + t / columns;
+    for (int unit = static_cast<int>(threadIdx.x) / warp; unit < n * block_units; unit += warps) {
+        unit_at at = find_unit(job, a, j, unit);
+        for (int i = 0; i < sh.v.n; i++)
+            if (sh.v.of[i].last)
+                load_unit_gains(job, at, sh.v.of[i], columns,
+                                gains_in(sh) + sh.v.of[i].row * tile_tokens + at.token);
+    }
 }
 
-/* Weights of n tokens times their gains, in words of 15 bits. A warp a row, all threads. */
+/* Weights of n tokens times their gains of row g, in words of 15 bits that count as much each as is
+ * returned. A word of a plane has eight tokens, four neighbours in low nibbles and four in high
+ * ones, and a lane one or two such words; sums take them by bytes, low nibbles before high ones. By
+ * a warp. */
+template <int rows> __device__ inline float pack_row(shared<rows> &sh, int r, int g, int n)
+{
+    constexpr int words = tile_tokens / 8 / warp;
+    int lane = static_cast<int>(threadIdx.x) % warp;
+    float x[words][2][4], top = 0.0f;
+#pragma unroll
+    for (int i = 0; i < words * 2; i++) {
+        int word = lane + i / 2 * warp, unit = word / 8;
+        int t = unit / block_units * block + unit % block_units * (unit_tokens / 2) + word % 8 * 4 +
+                i % 2 * columns;
+        float p[4] = {0.0f, 0.0f, 0.0f, 0.0f}, gain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (word * 8 < n) {
+            load_rows<4>(sh.p + r * tile_tokens + t, p);
+            load_rows<4>(gains_in(sh) + g * tile_tokens + t, gain);
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            float w = p[k] * gain[k];
+            x[i / 2][k / 2][k % 2 * 2 + i % 2] = w;
+            top = fmaxf(top, fabsf(w));
+        }
+    }
+    top = largest_of(top);
+    float inverse = top > 0.0f ? top_word / top : 0.0f;
+#pragma unroll
+    for (int i = 0; i < words; i++) {
+        int word = lane + i * warp, unit = word / 8;
+        uint32_t high[2], low[2];
+        auto *to = reinterpret_cast<uint2 *>(
+            weights_in(sh) + ((g * units + unit) * rows + r) * (2 * unit_tokens) + word % 8 * 8);
+        split_words(x[i][0], inverse, &high[0], &low[0]);
+        split_words(x[i][1], inverse, &high[1], &low[1]);
+        to[0] = uint2{high[0], high[1]};
+        to[unit_tokens / 8] = uint2{low[0], low[1]};
+    }
+    return top / top_word;
+}
+
+/* Weights of n tokens for the sums. A warp a row, all threads. */
 template <int rows> __device__ void pack_weights(shared<rows> &sh, int n)
 {
-    int lane = static_cast<int>(threadIdx.x) % warp, gains = sh.v.of[sh.v.n - 1].row + 1;
+    int gains = sh.v.of[sh.v.n - 1].row + 1;
     for (int r = static_cast<int>(threadIdx.x) / warp; r < rows; r += warps)
         for (int g = 0; g < gains; g++) {
-            const float *p = sh.p + r * tile_tokens, *gain = gains_in(sh) + g * tile_tokens;
-            float top = 0.0f;
-            for (int t = lane; t < n; t += warp)
-                top = fmaxf(top, fabsf(p[t] * gain[t]));
-            top = largest_of(top);
-            float inverse = top > 0.0f ? top_word / top : 0.0f;
-            for (int t = lane; t < n; t += warp) {
-                int high, low, unit, at = weight_at(t, &unit);
-                unsigned char *to =
-                    weights_in(sh) + ((g * units + unit) * rows + r) * (2 * unit_tokens);
-                split_word(p[t] * gain[t] * inverse, &high, &low);
-                to[at] = static_cast<unsigned char>(high & 255);
-                to[unit_tokens + at] = static_cast<unsigned char>(low & 255);
-            }
-            if (lane == 0)
-                sh.weight_unit[g * rows + r] = top / top_word;
+            float unit = pack_row(sh, r, g, n);
+            if (threadIdx.x % warp == 0)
+                sh.weight_unit[g * rows + r] = unit;
         }
     __syncthreads();
 }
