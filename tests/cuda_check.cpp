@@ -404,6 +404,48 @@ static void check_bad_jobs()
     delete s;
 }
 
+/* Sequences out of range and counts beyond n, which only kernels see, harm nobody; what the host
+ * can see of an append it refuses. */
+static void check_bad_sequences()
+{
+    caches *s = make_caches();
+    int most = s->v.ring - TOY_KV_N_RECENT - BLOCK;
+    memory<int> seqs(3), counts(3);
+    memory<float> k(static_cast<size_t>(3 * HEADS * DIM)),
+        q(static_cast<size_t>(3 * Q_HEADS * DIM));
+    memory<float> out(q.bytes / sizeof(float));
+    memory<unsigned char> room(gpu::attend_workspace(3, 1, {}, 1));
+    auto put = [&](int n, const float *from) {
+        return gpu::append(s->v, 0, seqs.p, 3, n, counts.p, from, k.p, gpu::type::f32,
+                           gpu::keys::rotated, {}, stream());
+    };
+    const int bad[] = {-1, 1, 1 << 28};
+    memset(k.p, 0, k.bytes);
+    memset(q.p, 0, q.bytes);
+    memcpy(seqs.p, bad, sizeof bad);
+    for (int i = 0; i < 3; i++)
+        counts.p[i] = 1 << 20;
+    must(put(1, k.p), "append");
+    EXPECT(*gpu::tokens_of(s->v, 1, 0) == 1, "a count beyond n");
+    counts.p[1] = -5;
+    must(put(1, k.p), "append");
+    EXPECT(*gpu::tokens_of(s->v, 1, 0) == 1, "a negative count");
+    must(gpu::attend(s->v, 0, seqs.p, 3, 1, q.p, out.p, gpu::type::f32, nullptr, {}, 1, room.p,
+                     room.bytes, stream()),
+         "attend");
+    for (int i = 0; i < Q_HEADS * DIM; i++)
+        EXPECT(out.p[i] == 0 && out.p[2 * Q_HEADS * DIM + i] == 0, "no sequence: value %d", i);
+    EXPECT(put(most + 1, k.p) == gpu::status::bad_argument, "more tokens than the ring takes");
+    const void *odd = reinterpret_cast<const unsigned char *>(k.p) + 2;
+    EXPECT(put(1, static_cast<const float *>(odd)) == gpu::status::bad_argument, "odd keys");
+    gpu::view v = s->v;
+    v.pool += 32;
+    EXPECT(gpu::read(v, 0, 0, 0, gpu::part::key, 0, 1, q.p, room.p, room.bytes, stream()) ==
+               gpu::status::bad_argument,
+           "a pool off its alignment");
+    delete s;
+}
+
 /* Heads of images of which one number is another are refused, whatever it is. */
 static void check_images(const caches *s)
 {
@@ -472,6 +514,7 @@ int main()
         check_refusals(s);
         check_images(s);
         check_bad_jobs();
+        check_bad_sequences();
         delete s;
     }
     printf(

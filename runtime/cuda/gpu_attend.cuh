@@ -168,8 +168,8 @@ __global__ void __launch_bounds__(threads, blocks_wanted(rows)) attend_kernel(at
         a.split = rest % job.splits;
         a.slot = rest / job.splits;
         a.seq = job.seqs != nullptr ? job.seqs[a.slot] : a.slot;
-        a.n_tokens = *tokens_of(job.v, a.seq, job.layer);
-        a.n_sealed = sealed_of(job.v, a.seq);
+        a.n_tokens = is_seq(job.v, a.seq) ? *tokens_of(job.v, a.seq, job.layer) : 0;
+        a.n_sealed = is_seq(job.v, a.seq) ? sealed_of(job.v, a.seq) : 0;
         a.k = job.rebuilt_k ? floats : nullptr;
         a.val = job.rebuilt_v ? floats + head_floats : nullptr;
         a.room = floats + 2 * head_floats;
