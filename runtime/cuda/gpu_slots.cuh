@@ -83,9 +83,16 @@ __device__ inline void split_words(const float (&x)[4], float by, uint32_t *high
     *low = permute(permute(l[0], l[1], 0x0040), permute(l[2], l[3], 0x0040), 0x5410);
 }
 
-/* Codewords in 8 bits as look_up() wants them; their scale. Uniform codes are exact. What codeword
- * k gets from the other look-up is -1 where the byte for k + 8 is negative, so it is stored one
- * higher then, and the other way round; but -1 would become 0 by that, which is not negative. */
+/* The bytes for codewords k and k + 8 as look_up() wants them. What either gets from the other
+ * look-up is -1 where the other's byte is negative, so it is stored one higher then; but -1 would
+ * become 0 by that, which is not negative. */
+__device__ inline void pair_up(int *low, int *high)
+{
+    *low += *high < (*low < 0 ? -1 : 0);
+    *high += *low < 0;
+}
+
+/* Codewords in 8 bits as look_up() wants them; their scale. Uniform codes are exact. */
 __device__ inline float round_book(const vqkv__run &run, int book, uint4 *to)
 {
     float top = 0.0f;
@@ -97,8 +104,7 @@ __device__ inline float round_book(const vqkv__run &run, int book, uint4 *to)
     for (int k = 0; k < 8; k++) {
         int low = static_cast<int>(rintf(table_at(book, k) * inverse));
         int high = static_cast<int>(rintf(table_at(book, k + 8) * inverse));
-        low += high < (low < 0 ? -1 : 0);
-        high += low < 0;
+        pair_up(&low, &high);
         words[k / 4] |= static_cast<uint32_t>(low & 255) << k % 4 * 8;
         words[2 + k / 4] |= static_cast<uint32_t>(high & 255) << k % 4 * 8;
     }
