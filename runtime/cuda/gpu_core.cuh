@@ -2,8 +2,8 @@
  * threads; a function that says "all threads" is called by all of them and ends with a barrier. */
 
 constexpr int threads = 128, warp = 32, warps = threads / warp;
-/* Thread blocks that encode or rebuild on a multiprocessor, at least: left to itself, the compiler
- * takes fewer registers than there are, and spills. */
+/* Thread blocks that encode, store or rebuild on a multiprocessor, at least: left to itself, the
+ * compiler takes fewer registers than there are, and spills. */
 constexpr int workers_wanted = 4;
 constexpr float masked = -1e30f; /* the score of a token that a query does not see */
 

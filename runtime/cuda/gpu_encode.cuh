@@ -329,7 +329,7 @@ __device__ inline int count_of(const append_job &a, int slot)
 }
 
 /* One token and head a thread block: x = (token, head), y = sequence. */
-__global__ void __launch_bounds__(threads) append_kernel(append_job a)
+__global__ void __launch_bounds__(threads, workers_wanted) append_kernel(append_job a)
 {
     int i = static_cast<int>(blockIdx.x) / a.range.count, slot = static_cast<int>(blockIdx.y);
     int head = static_cast<int>(blockIdx.x) % a.range.count;

@@ -172,14 +172,20 @@ __device__ constexpr int place_of_row(int i)
     return i % 8 * 2 + i / 8;
 }
 
-/* 64 tokens of a tile: whose codes are `offset` bytes into the planes of a block, the
- * block's number there, and the tile's token of the first low nibble. */
+/* 64 tokens of a tile: in which block of the pool, that block's number in the tile, and how many
+ * bytes into a plane their codes begin. */
 struct unit_at {
-    int where, b, offset, token;
+    int where, b, offset;
 };
 
 __device__ inline unit_at find_unit(const attend_job &job, const pass &a, int j, int unit)
 {
-    int b = unit / block_units, offset = unit % block_units * (unit_tokens / 2);
-    return unit_at{entry_of(job.v, a.seq, j + b).block, b, offset, b * block + offset};
+    int b = unit / block_units;
+    return unit_at{entry_of(job.v, a.seq, j + b).block, b, unit % block_units * (unit_tokens / 2)};
+}
+
+/* The tile's token of a unit's first low nibble. */
+__device__ constexpr int token_of(int unit)
+{
+    return unit / block_units * block + unit % block_units * (unit_tokens / 2);
 }

@@ -296,7 +296,7 @@ __device__ inline void score_units(const attend_job &job, const pass &a, shared<
     for (int i = 0; i < together; i++)
 #pragma unroll
         for (int k = 0; k < rows / 2 && first + i * warps <= last; k++) {
-            float *dst = sh.p + (k / 2 * 4 + lane % 4) * tile_tokens + to.at[i].token +
+            float *dst = sh.p + (k / 2 * 4 + lane % 4) * tile_tokens + token_of(first + i * warps) +
                          k % 2 * columns + lane / 4 * 4;
             const float *from = to.s[i][k / 2] + k % 2 * 4;
             *reinterpret_cast<float4 *>(dst) = float4{from[0], from[1], from[2], from[3]};
@@ -324,7 +324,7 @@ __device__ void load_gains(const attend_job &job, const pass &a, shared<rows> &s
         for (int i = 0; i < sh.v.n; i++)
             if (sh.v.of[i].last)
                 load_unit_gains(job, at, sh.v.of[i], columns,
-                                gains_in(sh) + sh.v.of[i].row * tile_tokens + at.token);
+                                gains_in(sh) + sh.v.of[i].row * tile_tokens + token_of(unit));
     }
 }
 
@@ -340,8 +340,7 @@ template <int rows> __device__ inline float pack_row(shared<rows> &sh, int r, in
 #pragma unroll
     for (int i = 0; i < words * 2; i++) {
         int word = lane + i / 2 * warp, unit = word / 8;
-        int t = unit / block_units * block + unit % block_units * (unit_tokens / 2) + word % 8 * 4 +
-                i % 2 * columns;
+        int t = token_of(unit) + word % 8 * 4 + i % 2 * columns;
         float p[4] = {0.0f, 0.0f, 0.0f, 0.0f}, gain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         if (word * 8 < n) {
             load_rows<4>(sh.p + r * tile_tokens + t, p);
