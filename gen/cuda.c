@@ -13,7 +13,9 @@
  *     core, decode, rebuild     codes to vectors; reading back; what cannot be absorbed
  *     gains, encode, landmarks  exact tokens to codes, a block and an independent set of streams
  *                               (gen/cuda_layout.c) at a time
- *     pass, absorbed, attend    attention on codes; the merging of its parts
+ *     pass, absorbed, attend    attention on codes; the merging of its parts; between them
+ *     slots, tensor             codes on tensor cores, where all of them are nibbles, or
+ *     lookup                    by plain arithmetic
  *     launch                    host side */
 #include "gen/cuda.h"
 
@@ -33,12 +35,23 @@
     X(encode)                                                                                      \
     X(landmarks)                                                                                   \
     X(pass)                                                                                        \
-    X(absorbed)                                                                                    \
+    X(absorbed)
+
+/* One of two ways to attend absorbed codes. */
+#define CUDA_LOOKUP_LIST(X) X(lookup)
+#define CUDA_TENSOR_LIST(X)                                                                        \
+    X(slots)                                                                                       \
+    X(tensor)
+
+#define CUDA_REST_LIST(X)                                                                          \
     X(attend)                                                                                      \
     X(launch)
 
 #define X(name) VQKVC_EMBED(gen_gpu_##name, "runtime/cuda/gpu_" #name ".cuh");
 CUDA_PART_LIST(X)
+CUDA_LOOKUP_LIST(X)
+CUDA_TENSOR_LIST(X)
+CUDA_REST_LIST(X)
 X(api)
 X(types)
 #undef X
@@ -119,10 +132,14 @@ static void print_layout(const vqkvc_plan *plan, const gen_lowered *low,
         {"N_COMPONENTS", layout->n_components},
         {"CUDA_K_LATENTS", layout->k_latents},
         {"CUDA_K_PLANES", layout->k_planes},
+        {"CUDA_K_GAINS", layout->k_gains},
         {"CUDA_V_GAINS", layout->v_gains},
         {"CUDA_V_STAGES", layout->v_stages},
         {"CUDA_BLOCKWISE", layout->blockwise},
         {"CUDA_WORDS", layout->words},
+        {"CUDA_TENSOR", layout->tensor},
+        {"CUDA_K_SIXTEENS", layout->k_sixteens},
+        {"CUDA_V_SIXTEENS", layout->v_sixteens},
         {"CUDA_SHARED", (int)gen_cuda_shared_bytes(plan, low, layout)},
     };
     vqkvc_buf_puts(out, "\n/* Independent sets of streams; the most of an absorbed head; shared "
@@ -181,6 +198,12 @@ static void print_cuda(const vqkvc_plan *plan, const gen_lowered *low,
     vqkvc_buf_puts(&text, "\n");                                                                   \
     vqkvc_buf_put(&text, gen_gpu_##name, (size_t)(gen_gpu_##name##_end - gen_gpu_##name));
     CUDA_PART_LIST(X)
+    if (layout->tensor > 0) {
+        CUDA_TENSOR_LIST(X)
+    } else {
+        CUDA_LOOKUP_LIST(X)
+    }
+    CUDA_REST_LIST(X)
 #undef X
     vqkvc_buf_puts(&text, end);
     vqkvc_buf_puts(&text, close);

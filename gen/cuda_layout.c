@@ -117,17 +117,39 @@ static void list_walks(const vqkvc_plan *plan, const gen_lowered *low, char *nee
     layout->walk_first[n] = layout->n_walk;
 }
 
+/* Sixteens of slots of a stream: each gain group, whose runs are neighbours, fills its own. */
+static int sixteens_of(const gen_lowered *low, int stream)
+{
+    int n = 0, slots = 0;
+    for (int r = 0; r < low->streams[stream].n_runs; r++) {
+        const gen_run *run = &low->runs[low->streams[stream].first_run + r];
+        if (r > 0 && run->gain != run[-1].gain) {
+            n += (slots + 15) / 16;
+            slots = 0;
+        }
+        slots += run->planes * run->width;
+    }
+    return n + (slots + 15) / 16;
+}
+
+static int most(int a, int b)
+{
+    return a > b ? a : b;
+}
+
 /* The most that any head which is attended in latents has. */
 static void note_head(const vqkvc_plan *plan, const gen_lowered *low, int part, int slot,
                       gen_cuda_layout *layout)
 {
-    int latents = 0, planes = 0, gains = 0;
+    int latents = 0, planes = 0, gains = 0, sixteens = 0;
     for (int u = low->use_first[slot]; u < low->use_first[slot + 1]; u++) {
         int i = low->uses[u].stream;
         latents += plan->streams[i].n_latents;
-        gains += low->streams[i].n_gains;
+        gains += most(low->streams[i].n_gains, 1);
+        sixteens += sixteens_of(low, i);
         for (int r = 0; r < low->streams[i].n_runs; r++) {
             const gen_run *run = &low->runs[low->streams[i].first_run + r];
+            layout->nibbles &= run->coder == GEN_NIBBLES;
             if (run->coder != GEN_NIBBLES)
                 continue;
             planes += run->planes;
@@ -139,15 +161,41 @@ static void note_head(const vqkvc_plan *plan, const gen_lowered *low, int part, 
     const char *name = plan->streams[low->uses[low->use_first[slot]].stream].name;
     if (part == VQKVC_PART_V) {
         layout->widest_v = latents > layout->v_latents ? name : layout->widest_v;
-        layout->v_latents = latents > layout->v_latents ? latents : layout->v_latents;
-        layout->v_gains = gains > layout->v_gains ? gains : layout->v_gains;
+        layout->v_latents = most(latents, layout->v_latents);
+        layout->v_gains = most(gains, layout->v_gains);
+        layout->v_sixteens = most(sixteens, layout->v_sixteens);
     } else {
         layout->widest_k = 16 * planes + latents > 16 * layout->k_planes + layout->k_latents
                                ? name
                                : layout->widest_k;
-        layout->k_latents = latents > layout->k_latents ? latents : layout->k_latents;
-        layout->k_planes = planes > layout->k_planes ? planes : layout->k_planes;
+        layout->k_latents = most(latents, layout->k_latents);
+        layout->k_planes = most(planes, layout->k_planes);
+        layout->k_gains = most(gains, layout->k_gains);
+        layout->k_sixteens = most(sixteens, layout->k_sixteens);
     }
+}
+
+static int planes_begin_at(const vqkvc_plan *plan, const gen_lowered *low, int multiple)
+{
+    for (int i = 0; i < plan->n_streams; i++)
+        if (low->streams[i].start % multiple != 0 || low->streams[i].bytes % multiple != 0)
+            return 0;
+    for (int i = 0; i < low->n_runs; i++)
+        if (low->runs[i].codes % multiple != 0)
+            return 0;
+    return 1;
+}
+
+/* Tokens of a tile on tensor cores, where lanes load 8 bytes of a plane and a warp meets 64 tokens;
+ * 0: the codec, or its block, is not for them. Sums beyond 32 sixteens leave registers, and blocks
+ * whose queries are their own take shared memory. */
+static int tensor_tile(const vqkvc_plan *plan, const gen_lowered *low, gen_cuda_layout *layout)
+{
+    int fits = layout->nibbles && !low->rebuilds && layout->v_sixteens <= 32 &&
+               (plan->block == 64 || plan->block == 128 || plan->block == 256) &&
+               planes_begin_at(plan, low, 8);
+    layout->tensor = !fits ? 0 : layout->blockwise ? 256 : 512;
+    return gen_cuda_shared_bytes(plan, low, layout) <= GEN_CUDA_SHARED ? layout->tensor : 0;
 }
 
 vqkvc_code gen_lay_out_cuda(const vqkvc_plan *plan, gen_lowered *low, gen_cuda_layout *layout,
@@ -159,6 +207,10 @@ vqkvc_code gen_lay_out_cuda(const vqkvc_plan *plan, gen_lowered *low, gen_cuda_l
                                 .v_gains = 1,
                                 .v_stages = 1,
                                 .words = 1,
+                                .nibbles = 1,
+                                .k_gains = 1,
+                                .k_sixteens = 1,
+                                .v_sixteens = 1,
                                 .widest_k = "none",
                                 .widest_v = "none"};
     int *parent = vqkvc_arena_alloc(&low->arena, n, sizeof(int), err);
@@ -182,9 +234,7 @@ vqkvc_code gen_lay_out_cuda(const vqkvc_plan *plan, gen_lowered *low, gen_cuda_l
             for (int head = 0; head < g->n_kv_heads; head++, slot++)
                 if (!low->nodes[low->node_at[part * g->n_layers + layer]].rebuilt)
                     note_head(plan, low, part, slot, layout);
-    for (int i = 0; i < plan->n_streams; i++)
-        layout->words &= low->streams[i].start % 4 == 0 && low->streams[i].bytes % 4 == 0;
-    for (int i = 0; i < low->n_runs; i++)
-        layout->words &= low->runs[i].codes % 4 == 0;
+    layout->words = planes_begin_at(plan, low, 4);
+    layout->tensor = tensor_tile(plan, low, layout);
     return VQKVC_OK;
 }

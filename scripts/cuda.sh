@@ -1,7 +1,7 @@
 #!/bin/bash
 # Compiles emitted CUDA headers for every GPU that they are made for, and keeps what the assembler
 # says of each kernel in $BUILD/cuda/kernels.txt: registers, stack, spills, shared memory. Fails
-# where attention spills. Skips, and says so, where nvcc is not installed.
+# where one spills. Skips, and says so, where nvcc is not installed.
 #
 #   scripts/cuda.sh [SM...]        (80 86 89 90 100 120; make cuda CUDA_SM="80 90" CUDA_PLANS="q4_0 auto2")
 set -euo pipefail
@@ -85,7 +85,7 @@ for scheme in "${plans[@]}"; do
     done
 done
 cat "$table"
-if awk '($3 ~ /^attend/ || $3 ~ /^merge/) && $6 > 0 { bad = 1 } END { exit !bad }' "$table"; then
-    echo "make cuda: a kernel that attends spills registers" >&2
+if awk 'NR > 1 && $6 > 0 { bad = 1 } END { exit !bad }' "$table"; then
+    echo "make cuda: a kernel spills registers" >&2
     exit 1
 fi

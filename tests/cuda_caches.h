@@ -79,9 +79,11 @@ struct caches {
     int sealed[SEQS], held[SEQS];
 };
 
-static const int lengths[SEQS] = {TOY_KV_N_SINK + TOY_KV_N_RECENT + 2 * BLOCK + BLOCK / 2 + 5,
-                                  TOY_KV_N_SINK + TOY_KV_N_RECENT + BLOCK + 2,
-                                  TOY_KV_N_SINK / 2 + 3};
+/* On tensor cores, whose tiles are of many blocks, the longest one has a tile and a block more. */
+static const int lengths[SEQS] = {
+    TOY_KV_N_SINK + TOY_KV_N_RECENT + (TOY_KV__CUDA_TENSOR ? gpu::tile + 1 : 2) * BLOCK +
+        BLOCK / 2 + 5,
+    TOY_KV_N_SINK + TOY_KV_N_RECENT + BLOCK + 2, TOY_KV_N_SINK / 2 + 3};
 
 static toy_kv_config shape()
 {

@@ -58,12 +58,46 @@ static inline void cuda_halves(vqkvc_plan *plan, const toy_case *c)
     }
 }
 
+/* Nibbles alone, as tensor cores take them. Keys: a stream of all layers, with codes of every width
+ * and number of stages, and what it leaves of each head; values likewise by two layers. */
+static inline void cuda_nibbles(vqkvc_plan *plan, const toy_case *c)
+{
+    for (int head = 0; head < c->n_kv_heads; head++)
+        for (int part = 0; part < 2; part++) {
+            toy_shared(plan, c, (vqkvc_part)part, 0, c->n_layers, head);
+            for (int layer = 0; layer < c->n_layers; layer++) {
+                vqkvc_stream *s = toy_stream(plan, c, (vqkvc_part)part, layer, 1, head, "own");
+                if (layer % 2 == 1)
+                    toy_gain(c, s);
+                toy_books(plan, s, layer % 2 == 1 ? 2 : 4, 4, layer % 2 == 1 ? 2 : 1, 1);
+            }
+        }
+}
+
+/* Uniform codes alone, whose codewords are exact in 8 bits: keys in a basis, with gains of either
+ * sign, values in groups. */
+static inline void cuda_levels(vqkvc_plan *plan, const toy_case *c)
+{
+    for (int i = 0; i < c->n_kv_heads * c->n_layers * 2; i++) {
+        int head = i / 2 % c->n_kv_heads, layer = i / 2 / c->n_kv_heads;
+        vqkvc_part part = i % 2 == 0 ? VQKVC_PART_K : VQKVC_PART_V;
+        vqkvc_stream *s = toy_stream(plan, c, part, layer, 1, head, "levels");
+        if (part == VQKVC_PART_K && layer == 0)
+            toy_basis(plan, s);
+        toy_set_gain(s, VQKVC_GAIN_SIGNMAX, part == VQKVC_PART_K ? s->n_latents : 16, 1);
+        toy_levels(plan, s, 4);
+    }
+}
+
 /* As in toy_plans.h. */
 static const toy_case cuda_own_cases[] = {
     {"dim 80", NULL, 1, 1, 4, 80, UNTURNED, 0, 2, 16, 128, IN_BLOCK, RMS, 8, 2, 1, 0, NULL},
     {"dim 256", NULL, 1, 1, 6, 256, HALVES, 128, 4, 16, 32, POST, RMS, 8, 2, 1, 1, NULL},
     {"group 7", NULL, 1, 1, 7, 128, HALVES, 128, 2, 8, 32, IN_BLOCK, RMS, 16, 1, 1, 0, NULL},
     {"wide", NULL, 2, 1, 1, 64, PAIRS, 24, 0, 8, 32, IN_BLOCK, NO_GAIN, 0, 1, 0, 1, cuda_wide},
+    {"nibbles", NULL, 2, 1, 4, 64, HALVES, 32, 4, 16, 64, IN_BLOCK, RMS, 8, 2, 2, 1, cuda_nibbles},
+    {"levels", NULL, 1, 2, 5, 48, PAIRS, 48, 2, 8, 64, POST, NO_GAIN, 0, 1, 1, 1, cuda_levels},
+    {"long", NULL, 1, 1, 2, 32, PAIRS, 16, 1, 8, 256, POST, NO_GAIN, 0, 1, 1, 0, cuda_levels},
     {"halves", NULL, 1, 2, 5, 96, PAIRS, 96, 4, 16, 128, IN_BLOCK, RMS, 0, 1, 0, 0, cuda_halves},
 };
 enum { N_CUDA_OWN = sizeof cuda_own_cases / sizeof *cuda_own_cases };

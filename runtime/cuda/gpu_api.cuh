@@ -32,15 +32,15 @@ struct view {
     int n_seq, n_blocks; /* sequences; blocks in the pool */
     int seq_blocks;      /* entries of a sequence's block table */
     int ring;            /* exact tokens behind the sinks; a multiple of the block, and at least
-                            N_RECENT + BLOCK + the most tokens of one append */
+                            N_RECENT + BLOCK + the most tokens of one append, which is checked */
     int32_t *state; /* [n_seq, 2 + N_LAYERS]: encoded blocks; tokens of the step; tokens of each
                        layer */
     entry *tables;  /* [n_seq, seq_blocks] */
     unsigned char *exact; /* binary16 [n_seq, N_LAYERS, 2, N_KV_HEADS, N_SINK + ring, HEAD_DIM],
-                             keys rotated; aligned to 256 */
+                             keys rotated; aligned to 64 */
     unsigned char *pool;  /* stream by stream [n_blocks, bytes of the stream's block], then the
                              landmarks of each layer and KV head, where the codec has them;
-                             aligned to 256, its size rounded up to 4 */
+                             aligned to 64, its size rounded up to 4 */
 };
 
 constexpr int n_layers = VQKV_N_LAYERS, n_heads = VQKV_N_HEADS, n_kv_heads = VQKV_N_KV_HEADS;
@@ -61,6 +61,12 @@ size_t pool_bytes(const view &v);
  * be counted as taken by whoever keeps the free list (vqkv_save and vqkv_load on the C side do that
  * by themselves). */
 status open_image(view *v, const void *image, size_t bytes, void *device);
+
+/* What is in device memory the host cannot see without waiting. Kernels leave sequences alone that
+ * the view does not have (attend gives zeros for them) and jobs that are out of range, and take
+ * counts as 0 .. n. They trust all else there: that `state` and the entries of block tables are
+ * within the view, that no sequence is named twice in one append and no block sealed twice, and
+ * that arrays are as long as their shapes say. */
 
 enum class type { f32, f16, bf16 };
 enum class keys { rotated, unrotated };

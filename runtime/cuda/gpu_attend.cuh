@@ -14,15 +14,12 @@ __device__ inline size_t query_at(const attend_job &job, const pass &a, int row)
 template <int rows>
 __device__ void begin(const attend_job &job, const pass &a, shared<rows> &sh, sums<rows> &sum)
 {
+    clear_coded(sum);
 #pragma unroll
-    for (int r = 0; r < rows; r++) {
-#pragma unroll
-        for (int i = 0; i < sum_slots; i++)
-            sum.coded[i][r] = 0.0f;
+    for (int r = 0; r < rows; r++)
 #pragma unroll
         for (int i = 0; i < out_slots; i++)
             sum.o[i][r] = 0.0f;
-    }
     each(rows * head_dim, [&](int i) {
         int row = a.first_row + i / head_dim;
         size_t at = query_at(job, a, row) * head_dim + static_cast<size_t>(i % head_dim);
@@ -70,9 +67,9 @@ __device__ void attend_blocks(const attend_job &job, const pass &a, shared<rows>
     const vqkv__use *use = uses_of(key_part, job.layer, a.head, &n_uses);
     bool blockwise = vqkv__streams[use[0].stream].frame == VQKV__BLOCKWISE;
     if (!rebuilds_v(a))
-        find_latents(job, a, sh);
+        find_codes(job, a, sh);
     if (!rebuilds_k(a) && !blockwise)
-        fill_tables(job, a, sh);
+        fill_tables(job, a, sh, 0);
     for (int j = first, n; j < last; j += n) {
         n = last - j < tile ? last - j : tile;
         entry e = entry_of(job.v, a.seq, j);
@@ -80,9 +77,9 @@ __device__ void attend_blocks(const attend_job &job, const pass &a, shared<rows>
             rebuild_head(job.v, e, key_part, job.layer, a.head, a.room, a.k);
             score_rebuilt(a, sh);
         } else {
-            if (blockwise) {
-                turn_queries(sh, e.position);
-                fill_tables(job, a, sh);
+            for (int b = 0; b < n && blockwise; b++) {
+                turn_queries(sh, entry_of(job.v, a.seq, j + b).position);
+                fill_tables(job, a, sh, b);
             }
             score_absorbed(job, a, sh, j, n);
         }
@@ -153,9 +150,9 @@ __device__ void attend_rows(const attend_job &job, const pass &a, shared<rows> &
     finish(job, a, sh, sum);
 }
 
-/* So many blocks a multiprocessor at least: left to itself, the compiler spills for more. */
+/* So many thread blocks a multiprocessor at least: left to itself, the compiler spills for more. */
 template <int rows>
-__global__ void __launch_bounds__(threads, VQKV__REBUILDS ? 2 : 3) attend_kernel(attend_job job)
+__global__ void __launch_bounds__(threads, blocks_wanted(rows)) attend_kernel(attend_job job)
 {
     extern __shared__ unsigned char vqkv__shared[];
     shared<rows> &sh = *reinterpret_cast<shared<rows> *>(vqkv__shared);
@@ -171,8 +168,8 @@ __global__ void __launch_bounds__(threads, VQKV__REBUILDS ? 2 : 3) attend_kernel
         a.split = rest % job.splits;
         a.slot = rest / job.splits;
         a.seq = job.seqs != nullptr ? job.seqs[a.slot] : a.slot;
-        a.n_tokens = *tokens_of(job.v, a.seq, job.layer);
-        a.n_sealed = sealed_of(job.v, a.seq);
+        a.n_tokens = is_seq(job.v, a.seq) ? *tokens_of(job.v, a.seq, job.layer) : 0;
+        a.n_sealed = is_seq(job.v, a.seq) ? sealed_of(job.v, a.seq) : 0;
         a.k = job.rebuilt_k ? floats : nullptr;
         a.val = job.rebuilt_v ? floats + head_floats : nullptr;
         a.room = floats + 2 * head_floats;

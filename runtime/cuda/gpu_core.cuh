@@ -2,6 +2,9 @@
  * threads; a function that says "all threads" is called by all of them and ends with a barrier. */
 
 constexpr int threads = 128, warp = 32, warps = threads / warp;
+/* Thread blocks that encode, store or rebuild on a multiprocessor, at least: left to itself, the
+ * compiler takes fewer registers than there are, and spills. */
+constexpr int workers_wanted = 4;
 constexpr float masked = -1e30f; /* the score of a token that a query does not see */
 
 enum { key_part = 0, value_part = 1 };
@@ -134,6 +137,11 @@ __device__ constexpr int pair_second(int i)
 }
 
 /* ---- places ---- */
+
+__device__ inline bool is_seq(const view &v, int seq)
+{
+    return seq >= 0 && seq < v.n_seq;
+}
 
 __device__ inline int sealed_of(const view &v, int seq)
 {

@@ -270,8 +270,8 @@ __device__ inline void encode_stream(coding *c, int stream)
 /* Jobs are written on the device, where nobody checks them: those out of range do nothing. */
 __device__ inline bool is_job(const view &v, const seal_job &job)
 {
-    return job.block >= 0 && job.block < v.n_blocks && job.seq >= 0 && job.seq < v.n_seq &&
-           job.index >= 0 && job.index < v.seq_blocks;
+    return job.block >= 0 && job.block < v.n_blocks && is_seq(v, job.seq) && job.index >= 0 &&
+           job.index < v.seq_blocks;
 }
 
 struct seal_jobs {
@@ -282,7 +282,7 @@ struct seal_jobs {
     float *workspace;
 };
 
-__global__ void __launch_bounds__(threads) seal_kernel(seal_jobs a)
+__global__ void __launch_bounds__(threads, workers_wanted) seal_kernel(seal_jobs a)
 {
     float *floats = a.workspace + static_cast<size_t>(blockIdx.x) * encode_floats;
     for (int i = static_cast<int>(blockIdx.x); i < a.n * VQKV__N_COMPONENTS;
@@ -321,13 +321,20 @@ struct append_job {
     const void *k, *val;
 };
 
+/* Tokens of one sequence; what device memory says is kept to what the host has checked. */
+__device__ inline int count_of(const append_job &a, int slot)
+{
+    int n = a.counts != nullptr ? a.counts[slot] : a.n;
+    return n < 0 ? 0 : n < a.n ? n : a.n;
+}
+
 /* One token and head a thread block: x = (token, head), y = sequence. */
-__global__ void __launch_bounds__(threads) append_kernel(append_job a)
+__global__ void __launch_bounds__(threads, workers_wanted) append_kernel(append_job a)
 {
     int i = static_cast<int>(blockIdx.x) / a.range.count, slot = static_cast<int>(blockIdx.y);
     int head = static_cast<int>(blockIdx.x) % a.range.count;
     int seq = a.seqs != nullptr ? a.seqs[slot] : slot;
-    if (i >= (a.counts != nullptr ? a.counts[slot] : a.n))
+    if (!is_seq(a.v, seq) || i >= count_of(a, slot))
         return;
     int token = *tokens_of(a.v, seq, a.layer) + i;
     size_t at = ((static_cast<size_t>(slot) * static_cast<size_t>(a.n) + static_cast<size_t>(i)) *
@@ -364,7 +371,9 @@ __global__ void __launch_bounds__(threads) count_kernel(append_job a, int n_seqs
     if (slot >= n_seqs)
         return;
     int seq = a.seqs != nullptr ? a.seqs[slot] : slot;
+    if (!is_seq(a.v, seq))
+        return;
     int32_t *n = tokens_of(a.v, seq, a.layer);
-    *n += a.counts != nullptr ? a.counts[slot] : a.n;
+    *n += count_of(a, slot);
     a.v.state[static_cast<size_t>(seq) * (2 + n_layers) + 1] = *n;
 }

@@ -44,10 +44,23 @@ static dim3 grid_of(int x, int y = 1)
     return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
 }
 
+static bool is_aligned(const void *p, size_t bytes)
+{
+    return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
+
+/* Whether p [...] of type t is there and aligned. */
+static bool is_array(const void *p, type t)
+{
+    return p != nullptr && is_aligned(p, t == type::f32 ? 4 : 2);
+}
+
 static bool is_view(const view &v)
 {
     return v.n_seq > 0 && v.n_blocks > 0 && v.seq_blocks > 0 && v.ring > 0 && v.ring % block == 0 &&
-           v.state != nullptr && v.tables != nullptr && v.exact != nullptr && v.pool != nullptr;
+           v.state != nullptr && v.tables != nullptr && v.exact != nullptr && v.pool != nullptr &&
+           is_aligned(v.state, 4) && is_aligned(v.tables, 4) && is_aligned(v.exact, 64) &&
+           is_aligned(v.pool, 64);
 }
 
 /* Fills in the default; false for a range that the model does not have. */
@@ -64,7 +77,7 @@ static status check_room(const void *workspace, size_t bytes, size_t wanted)
 {
     if (workspace == nullptr || bytes < wanted)
         return status::too_small;
-    return reinterpret_cast<uintptr_t>(workspace) % 256 != 0 ? status::misaligned : status::ok;
+    return is_aligned(workspace, 256) ? status::ok : status::misaligned;
 }
 
 /* ---- memory ---- */
@@ -139,7 +152,7 @@ status open_image(view *v, const void *image, size_t bytes, void *device)
     memcpy(&h, image, sizeof h);
     if (!is_image(h))
         return status::bad_image;
-    if (reinterpret_cast<uintptr_t>(device) % 256 != 0)
+    if (!is_aligned(device, 256))
         return status::misaligned;
     auto *base = static_cast<unsigned char *>(device);
     *v = view{h.n_seq,
@@ -159,8 +172,9 @@ status append(const view &v, int layer, const int *seqs, int n_seqs, int n, cons
               const void *k, const void *val, type t, keys rotation, heads range,
               cudaStream_t stream)
 {
-    if (!is_view(v) || !resolve(&range) || layer < 0 || layer >= n_layers || n < 1 || n > v.ring ||
-        n_seqs < 1 || n_seqs > max_grid || n_seqs > v.n_seq || k == nullptr || val == nullptr)
+    if (!is_view(v) || !resolve(&range) || layer < 0 || layer >= n_layers || n < 1 ||
+        n > v.ring - n_recent - block || n_seqs < 1 || n_seqs > max_grid || n_seqs > v.n_seq ||
+        !is_array(k, t) || !is_array(val, t) || !is_aligned(seqs, 4) || !is_aligned(counts, 4))
         return status::bad_argument;
     append_job job{v, layer, n, rotation == keys::unrotated, seqs, counts, range, t, k, val};
     status code = launch(append_kernel, grid_of(n * range.count, n_seqs), 0, stream, job);
@@ -248,7 +262,8 @@ status attend(const view &v, int layer, const int *seqs, int n_seqs, int n_q, co
 {
     cut c;
     if (!is_view(v) || !resolve(&range) || layer < 0 || layer >= n_layers || n_seqs > v.n_seq ||
-        q == nullptr || out == nullptr || !cut_up(n_seqs, n_q, range, splits, &c))
+        !is_array(q, t) || !is_array(out, t) || !is_aligned(seqs, 4) ||
+        !cut_up(n_seqs, n_q, range, splits, &c))
         return status::bad_argument;
     status code = check_room(workspace, bytes, c.bytes);
     if (code != status::ok)

@@ -1,20 +1,18 @@
 /* One pass of attention: what the threads of a block share, the online softmax, exact tokens, and
- * blocks that had to be rebuilt. A tile is so many blocks that each thread scores two tokens; where
- * blocks have tables or vectors of their own it is one, and threads split the planes instead. */
+ * blocks that had to be rebuilt. */
 
 constexpr int columns = block / 2; /* a byte of nibbles holds tokens t and t + columns */
-constexpr int tile =
-    VQKV__CUDA_BLOCKWISE || VQKV__REBUILDS || threads < columns ? 1 : threads / columns;
+/* A tile is so many blocks that each thread scores two tokens; where blocks have tables or vectors
+ * of their own it is one, and threads split the planes instead. On tensor cores a warp takes 64
+ * tokens at once or, unless blocks have queries of their own, twice 64. */
+constexpr int tile = VQKV__CUDA_TENSOR ? VQKV__CUDA_TENSOR / block
+                     : VQKV__CUDA_BLOCKWISE || VQKV__REBUILDS || threads < columns
+                         ? 1
+                         : threads / columns;
 constexpr int tile_tokens = tile * block;
-constexpr int parts = threads > tile *columns ? threads / (tile * columns) : 1;
-constexpr int sum_slots = (VQKV__MAX_SUM_LATENTS + threads - 1) / threads; /* latents a thread */
+constexpr int parts = !VQKV__CUDA_TENSOR && threads > tile *columns ? threads / (tile * columns)
+                                                                    : 1;
 constexpr int out_slots = (head_dim + threads - 1) / threads;
-
-/* Where the codes of a latent of the values are. */
-struct latent {
-    int stream, run, plane, w;
-    int gain; /* row of the gains in shared memory, -1: none */
-};
 
 constexpr int larger(int a, int b)
 {
@@ -24,38 +22,10 @@ constexpr int larger(int a, int b)
 /* The most bytes of shared memory that every GPU from sm_80 on lends a block, some left over for
  * what the system takes. */
 constexpr size_t shared_limit = 96 * 1024;
-constexpr size_t book_floats =
-    static_cast<size_t>(VQKV__CUDA_V_STAGES) * 16 * VQKV__MAX_SUM_LATENTS;
-/* Codebooks of values are read from the tables where they are large. */
-constexpr bool shares_books = book_floats * sizeof(float) <= shared_limit / 3;
 
-template <int rows> struct shared {
-    /* score tables [planes, 16, rows], and in the end sums [rows, MAX_SUM_LATENTS] */
-    alignas(16) float lut[larger(VQKV__CUDA_K_PLANES * 16, VQKV__MAX_SUM_LATENTS) * rows];
-    alignas(16) float y[VQKV__CUDA_K_LATENTS * rows]; /* [rows, latents] queries in latents */
-    alignas(16) float q[head_dim * rows];             /* [rows, HEAD_DIM] scaled */
-    alignas(16) float turned[head_dim * rows];        /* the same in the frame of the block */
-    alignas(16) float p[parts * tile_tokens * rows];  /* [parts, rows, tile] scores, then weights */
-    alignas(16) float gain[tile * VQKV__CUDA_V_GAINS * block]; /* [tile, gains, BLOCK] */
-    float book[shares_books ? book_floats : 1];                /* [stage, 16, MAX_SUM_LATENTS] */
-    latent latents[VQKV__MAX_SUM_LATENTS];
-    float m[rows], l[rows], coded[rows], shrink[rows], bias[rows];
-    int position[rows];
-};
-
-/* Rows share tables: as many as fit. */
-constexpr int fitting_rows(int wanted)
-{
-    return wanted >= 8 && sizeof(shared<8>) <= shared_limit && sum_slots <= 4    ? 8
-           : wanted >= 4 && sizeof(shared<4>) <= shared_limit && sum_slots <= 8  ? 4
-           : wanted >= 2 && sizeof(shared<2>) <= shared_limit && sum_slots <= 16 ? 2
-                                                                                 : 1;
-}
-constexpr int decode_rows = fitting_rows(group > 4 ? 8 : group > 2 ? 4 : group);
-constexpr int prefill_rows = fitting_rows(8);
-static_assert(sizeof(shared<1>) == VQKV__CUDA_SHARED && VQKV__CUDA_SHARED <= shared_limit &&
-                  sum_slots <= 32,
-              "the emitter, which refuses codecs with too large tables, counts otherwise");
+/* What the threads of a block share, and what each keeps: gpu_lookup.cuh or gpu_tensor.cuh. */
+template <int rows> struct shared;
+template <int rows> struct sums;
 
 struct attend_job {
     view v;
@@ -74,11 +44,6 @@ struct attend_job {
 struct pass {
     int slot, seq, head, first_row, split, n_tokens, n_sealed;
     float *k, *val, *room; /* rebuilt tiles [HEAD_DIM, BLOCK]; null: absorbed */
-};
-
-template <int rows> struct sums {
-    float coded[sum_slots][rows]; /* of latents, in the thread's own */
-    float o[out_slots][rows];     /* of channels */
 };
 
 __device__ inline float largest_of(float x)
@@ -116,7 +81,8 @@ __device__ void soft_max(const attend_job &job, shared<rows> &sh, int first, int
         top = fmaxf(largest_of(top), m);
         for (int t = lane; t < tile_tokens; t += warp) {
             float x = sh.p[r * tile_tokens + t];
-            x = x > masked ? expf(x - top) : 0.0f;
+            float e = expf(x - top); /* not only where it is wanted: that would be a branch */
+            x = x > masked ? e : 0.0f;
             sh.p[r * tile_tokens + t] = x;
             sum += x;
         }
@@ -136,15 +102,11 @@ __device__ void soft_max(const attend_job &job, shared<rows> &sh, int first, int
 template <int rows> __device__ inline void shrink_sums(const shared<rows> &sh, sums<rows> &sum)
 {
 #pragma unroll
-    for (int r = 0; r < rows; r++) {
-        float f = sh.shrink[r];
-#pragma unroll
-        for (int i = 0; i < sum_slots; i++)
-            sum.coded[i][r] *= f;
+    for (int r = 0; r < rows; r++)
 #pragma unroll
         for (int i = 0; i < out_slots; i++)
-            sum.o[i][r] *= f;
-    }
+            sum.o[i][r] *= sh.shrink[r];
+    shrink_coded(sh, sum);
 }
 
 /* Tokens token .. token + n - 1 of the exact window, n <= tile_tokens. All threads. */

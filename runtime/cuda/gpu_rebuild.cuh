@@ -82,7 +82,7 @@ struct read_job {
 };
 
 /* Tokens in pieces: the sinks, then blocks, whether coded or exact. */
-__global__ void __launch_bounds__(threads) read_kernel(read_job job)
+__global__ void __launch_bounds__(threads, workers_wanted) read_kernel(read_job job)
 {
     float *tile = job.workspace + static_cast<size_t>(blockIdx.x) * (rebuild_floats + head_floats);
     int n_tokens = *tokens_of(job.v, job.seq, job.layer), n_sealed = sealed_of(job.v, job.seq);

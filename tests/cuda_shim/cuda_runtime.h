@@ -38,6 +38,18 @@ struct dim3 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+struct alignas(8) int2 {
+    int x, y;
+};
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
@@ -239,6 +251,40 @@ template <class T> static inline T exchanged(T x, unsigned from, int line)
     return x;
 }
 
+/* Registers of the threads of a warp in a product of matrices. */
+struct operands {
+    uint32_t a[4], b[2];
+};
+static operands given[MAX_THREADS];
+
+/* Lane 4 i + k % 16 / 4 has row i and column k of a, and row k and column i of b, i < 8. */
+static inline int element(uint32_t word, unsigned k)
+{
+    return static_cast<signed char>(word >> 8 * (k % 4) & 255);
+}
+
+/* d [16, 8] += a [16, 32] * b [32, 8], all of 8 bits, as the fragments of PTX's mma.m16n8k32 lie in
+ * a warp. All of it must take part: a thread that does not is found to be at another barrier, or to
+ * have ended. */
+static inline void multiply(int (&d)[4], const operands &mine, int line)
+{
+    unsigned lane = threadIdx.x % WARP, first = threadIdx.x - lane;
+    fibers[current].line = line;
+    if (first + WARP > blockDim.x)
+        die("a product of matrices by a part of a warp", fibers[current], threadIdx.x);
+    given[threadIdx.x] = mine;
+    wait_at(AT_WARP, line);
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned row = lane / 4, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 32; k++) {
+            const operands &a = given[first + row * 4 + k % 16 / 4];
+            const operands &b = given[first + column * 4 + k % 16 / 4];
+            d[i] += element(a.a[k / 16 * 2 + i / 2], k) * element(b.b[k / 16], k);
+        }
+    }
+    wait_at(AT_WARP, line);
+}
+
 template <class... P, size_t... I>
 static inline void call(void (*kernel)(P...), void **args, std::index_sequence<I...>)
 {
@@ -247,8 +293,10 @@ static inline void call(void (*kernel)(P...), void **args, std::index_sequence<I
 
 } // namespace shim
 
-#define __syncthreads()                 shim::wait_at(shim::AT_BLOCK, __LINE__)
-#define __syncwarp()                    shim::wait_at(shim::AT_WARP, __LINE__)
+#define __syncthreads() shim::wait_at(shim::AT_BLOCK, __LINE__)
+#define __syncwarp()    shim::wait_at(shim::AT_WARP, __LINE__)
+#define multiply(d, a0, a1, a2, a3, b0, b1)                                                        \
+    shim::multiply(d, {{a0, a1, a2, a3}, {b0, b1}}, __LINE__)
 #define __shfl_xor_sync(mask, x, other) shim::exchanged(x, threadIdx.x ^ unsigned(other), __LINE__)
 
 template <class... P>
@@ -324,6 +372,20 @@ static inline int atomicMax(int *p, int x)
     int old = *p;
     *p = x > old ? x : old;
     return old;
+}
+
+/* As PTX's prmt. */
+static inline uint32_t permute(uint32_t x, uint32_t y, uint32_t selector)
+{
+    uint32_t to = 0;
+    uint64_t from = static_cast<uint64_t>(y) << 32 | x;
+    for (unsigned i = 0; i < 4; i++) {
+        uint32_t byte = from >> 8 * (selector >> 4 * i & 7) & 255;
+        if (selector >> 4 * i & 8)
+            byte = byte & 128 ? 255 : 0;
+        to |= byte << 8 * i;
+    }
+    return to;
 }
 
 static inline float __uint_as_float(uint32_t bits)
