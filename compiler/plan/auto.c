@@ -6,6 +6,7 @@
 
 #include "plan/fit_stream.h"
 #include "plan/search.h"
+#include "plan/universal.h"
 
 enum { MOST_SEARCHES = 6 /* until a fitted plan keeps its time */ };
 
@@ -126,8 +127,12 @@ static vqkvc_code fit_own(scope_fit *f, int own, vqkvc_err *err)
     for (int i = 0; i < f->c->n_sample; i++)
         memcpy(x + (size_t)i * width, f->x + (size_t)i * n_in + (size_t)(first * dim),
                width * sizeof *x);
-    vqkvc_fit_stream(f->plan, &spec, f->c->n_sample, x, f->metric + first, f->p->seed, f->store,
-                     &ignored, err);
+    if (f->scope->universal[own] > 0)
+        vqkvc_universal_stream(f->plan, &spec, f->scope->universal[own] - 1, f->c->n_sample, x,
+                               err);
+    else
+        vqkvc_fit_stream(f->plan, &spec, f->c->n_sample, x, f->metric + first, f->p->seed, f->store,
+                         &ignored, err);
     free(x);
     return err->code;
 }
