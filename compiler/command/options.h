@@ -68,7 +68,7 @@ typedef struct vqkvc_options {
     int windows, context, step, speed, layers, markdown, figures;
     /* suite */
     vqkvc_words calibrate, robust;
-    const char *rates, *long_text, *isa, *csv, *svg;
+    const char *rates, *tables_rates, *long_text, *isa, *csv, *svg;
     int ablations, any_scan;
     /* bench */
     int head_dim, query_group, kv_heads, bench_layers, repeats, workers, calibrate_time;
