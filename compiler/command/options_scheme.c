@@ -80,8 +80,8 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .low = 1,
      .high = 1 << 30,
      .mark = VQKVC_GIVEN_AUTO,
-     .help = "of auto: --bits holds the tables too, spread over N tokens (default: tables are not "
-             "counted)"},
+     .help = "of auto: --bits holds the tables too, spread over N tokens; streams then do without "
+             "bases of their own where these do not pay (default: tables are not counted)"},
     {.name = "without",
      .arg = "IDEA,...",
      .type = VQKVC_OPT_TEXT,

@@ -132,7 +132,8 @@ static vqkvc_code add_any_scan(vqkvc_suite *s, int n, vqkvc_err *err)
 
 /* The n rates from subject `first` on become rates that hold the tables: "auto2-tables" over
  * --tables-at tokens, on the texts; with --long also "auto2-any-tables4096" over that many tokens,
- * whatever attention has to scan, on the window of that length alone. A row may scan its rate. */
+ * whatever attention has to scan, on the window of that length alone. What a row may scan
+ * rises with its rate. */
 static vqkvc_code count_tables(vqkvc_suite *s, int first, int n, vqkvc_err *err)
 {
     const vqkvc_options *o = s->options;
@@ -142,8 +143,8 @@ static vqkvc_code count_tables(vqkvc_suite *s, int first, int n, vqkvc_err *err)
         row->label = vqkvc_arena_printf(&s->arena, err, "auto%.4g-tables", plain.bits);
         row->options.tables_at = o->tables_at;
         row->is_for = VQKVC_SUITE_TEXTS;
-        if (plain.max_scan > 0 && plain.max_scan < plain.bits)
-            row->options.max_scan = plain.bits;
+        if (plain.max_scan > 0 && plain.max_scan < 2 * plain.bits)
+            row->options.max_scan = 2 * plain.bits;
         for (int l = 0; o->long_text != NULL && l < VQKVC_SUITE_LONG; l++) {
             int tokens = vqkvc_suite_long[l];
             const char *label =
