@@ -196,6 +196,23 @@ Test(suite, rates_and_schemes_make_one_table_and_a_picture)
     free(out);
 }
 
+/* Rows that count tables are there at their own rates, which hold them. */
+Test(suite, rows_that_count_tables_have_rates_of_their_own)
+{
+    line lines[16];
+    cr_assert_eq(run("--rates 1 --tables-at 192 --tables-rates 3,7 --schemes none --n-tokens 1024 "
+                     "--windows 1 --context 192 --step 16 --csv %s/t.csv"),
+                 0);
+    char *csv = read_back("t.csv");
+    cr_assert_eq(parse_csv(csv, lines), 3);
+    cr_assert_str_eq(lines[0].scheme, "auto1");
+    cr_assert_str_eq(lines[1].scheme, "auto3-tables");
+    cr_assert_str_eq(lines[2].scheme, "auto7-tables");
+    cr_assert_lt(lines[1].stored, 3);
+    cr_assert_lt(lines[2].kl, lines[1].kl);
+    free(csv);
+}
+
 /* What a run measured, the next one finds; only what is new in it is measured. */
 Test(suite, figures_are_kept_and_not_measured_again)
 {

@@ -59,7 +59,7 @@ typedef struct vqkvc_options {
     int group, rank, grid, per_head, anchor_every, anchor_bits;
     double bits, max_scan, max_ns, max_kl, max_ppl;
     const char *cost_model;
-    int layers_shared, tables_at, probes, beam, branches, block, sink, recent;
+    int layers_shared, tables_at, probes, probe_tokens, beam, branches, block, sink, recent;
     /* output */
     const char *prefix, *output, *target, *depfile, *show;
     /* evaluation */
@@ -68,7 +68,7 @@ typedef struct vqkvc_options {
     int windows, context, step, speed, layers, markdown, figures;
     /* suite */
     vqkvc_words calibrate, robust;
-    const char *rates, *long_text, *isa, *csv, *svg;
+    const char *rates, *tables_rates, *long_text, *isa, *csv, *svg;
     int ablations, any_scan;
     /* bench */
     int head_dim, query_group, kv_heads, bench_layers, repeats, workers, calibrate_time;

@@ -180,8 +180,13 @@ const vqkvc_option vqkvc_options_suite[] = {
      .offset = VQKVC_AT(tables_at),
      .low = 1,
      .high = 1 << 30,
-     .help = "measure auto at the same rates with the tables in them as well, spread over N tokens "
-             "(default: off)"},
+     .help = "measure auto with the tables in its rate as well, spread over N tokens; and over the "
+             "tokens of each window of --long, on that window (default: off)"},
+    {.name = "tables-rates",
+     .arg = "B,B,...",
+     .type = VQKVC_OPT_TEXT,
+     .offset = VQKVC_AT(tables_rates),
+     .help = "bits a value with the tables in them (default: those of --rates)"},
     {.name = "ablations",
      .type = VQKVC_OPT_FLAG,
      .offset = VQKVC_AT(ablations),

@@ -20,7 +20,7 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .type = VQKVC_OPT_NUMBER,
      .offset = VQKVC_AT(bits),
      .low = 0.05,
-     .high = 8,
+     .high = 9,
      .fallback = "2",
      .mark = VQKVC_GIVEN_BITS,
      .help =
@@ -80,8 +80,8 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .low = 1,
      .high = 1 << 30,
      .mark = VQKVC_GIVEN_AUTO,
-     .help = "of auto: --bits holds the tables too, spread over N tokens (default: tables are not "
-             "counted)"},
+     .help = "of auto: --bits holds the tables too, spread over N tokens; streams then do without "
+             "bases of their own where these do not pay (default: tables are not counted)"},
     {.name = "without",
      .arg = "IDEA,...",
      .type = VQKVC_OPT_TEXT,
@@ -109,6 +109,15 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .mark = VQKVC_GIVEN_AUTO,
      .help = "of auto: groups of latents of each head whose errors are probed in the model; 0 "
              "trusts a closed form"},
+    {.name = "probe-tokens",
+     .arg = "N",
+     .type = VQKVC_OPT_INT,
+     .offset = VQKVC_AT(probe_tokens),
+     .low = 192,
+     .high = 1 << 16,
+     .mark = VQKVC_GIVEN_AUTO,
+     .help = "of auto: tokens that they are probed over (default: 384; where --tables-at goes past "
+             "the context that the model was trained to, that many, 2048 at most)"},
     {.name = "frame",
      .arg = "best|block|post|pre",
      .type = VQKVC_OPT_CHOICE,

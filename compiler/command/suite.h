@@ -11,7 +11,9 @@
 enum {
     VQKVC_SUITE_MAX_SUBJECTS = 256,
     VQKVC_SUITE_MAX_CALIBRATIONS = 4,
-    VQKVC_SUITE_FIRST_COUNTED = 128
+    VQKVC_SUITE_FIRST_COUNTED = 128,
+    VQKVC_SUITE_LONG = 2,  /* windows of --long */
+    VQKVC_SUITE_TEXTS = -1 /* all passages but those */
 };
 
 /* What plans are fitted to. */
@@ -37,6 +39,7 @@ typedef struct vqkvc_suite_subject {
     const char *label; /* in arena; before the build NULL where the plan's scheme will do */
     const char *scheme;
     int calibrated; /* the plan is fitted to something */
+    int is_for;     /* 0: all passages; VQKVC_SUITE_TEXTS; the tokens of a long one, else */
     vqkvc_options options;
     vqkvc_hash plan_hash, header_hash; /* of the plan's recipe, of the header's bytes */
     int twin;                          /* an earlier subject with the same header, or -1 */
@@ -68,6 +71,9 @@ typedef struct vqkvc_suite {
     vqkvc_suite_passage *passages;
     double started, work, done; /* seconds; tokens times subjects in all and measured */
 } vqkvc_suite;
+
+/* Tokens of the windows of --long. */
+extern const int vqkvc_suite_long[VQKVC_SUITE_LONG];
 
 vqkvc_code vqkvc_suite_choose_rows(vqkvc_suite *s, vqkvc_err *err);
 /* Passages: texts, token files, then --long; `model` samples one where there is none. */

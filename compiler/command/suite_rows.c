@@ -117,21 +117,67 @@ static vqkvc_code add_list(vqkvc_suite *s, const char *list, const char *prefix,
     return VQKVC_OK;
 }
 
-/* auto at the n rates of the list: "auto2-any" whatever attention has to scan, "auto2-tables" with
- * tables that are part of the rate. */
-static vqkvc_code add_variants(vqkvc_suite *s, int n, const char *suffix, vqkvc_err *err)
+/* auto at the n rates of the list whatever attention has to scan: "auto2-any". */
+static vqkvc_code add_any_scan(vqkvc_suite *s, int n, vqkvc_err *err)
 {
     for (int i = 0; i < n; i++) {
         vqkvc_options made = s->subjects[i].options;
-        const char *label = vqkvc_arena_printf(&s->arena, err, "auto%.4g-%s", made.bits, suffix);
-        if (strcmp(suffix, "any") == 0)
-            made.max_scan = 0;
-        else
-            made.tables_at = s->options->tables_at;
+        const char *label = vqkvc_arena_printf(&s->arena, err, "auto%.4g-any", made.bits);
+        made.max_scan = 0;
         VQKVC_TRY(err->code);
         VQKVC_TRY(add_parsed(s, VQKVC_SUITE_TABLE, label, 0, &made, err));
     }
     return VQKVC_OK;
+}
+
+/* The n rates from subject `first` on become rates that hold the tables: "auto2-tables" over
+ * --tables-at tokens, on the texts; with --long also "auto2-any-tables4096" over that many tokens,
+ * whatever attention has to scan, on the window of that length alone. What a row may scan
+ * rises with its rate. */
+static vqkvc_code count_tables(vqkvc_suite *s, int first, int n, vqkvc_err *err)
+{
+    const vqkvc_options *o = s->options;
+    for (int i = 0; i < n; i++) {
+        vqkvc_options plain = s->subjects[first + i].options, made = plain;
+        vqkvc_suite_subject *row = &s->subjects[first + i];
+        row->label = vqkvc_arena_printf(&s->arena, err, "auto%.4g-tables", plain.bits);
+        row->options.tables_at = o->tables_at;
+        row->is_for = VQKVC_SUITE_TEXTS;
+        if (plain.max_scan > 0 && plain.max_scan < 2 * plain.bits)
+            row->options.max_scan = 2 * plain.bits;
+        for (int l = 0; o->long_text != NULL && l < VQKVC_SUITE_LONG; l++) {
+            int tokens = vqkvc_suite_long[l];
+            const char *label =
+                vqkvc_arena_printf(&s->arena, err, "auto%.4g-any-tables%d", plain.bits, tokens);
+            made.tables_at = tokens;
+            made.max_scan = 0;
+            VQKVC_TRY(add_parsed(s, VQKVC_SUITE_TABLE, label, 0, &made, err));
+            s->subjects[s->n - 1].is_for = tokens;
+        }
+    }
+    return err->code;
+}
+
+static vqkvc_code add_rates(vqkvc_suite *s, const char *list, const char *option, vqkvc_err *err)
+{
+    if (add_list(s, list, "auto", err) != VQKVC_OK)
+        vqkvc_err_prefix(err, "%s", option);
+    return err->code;
+}
+
+static vqkvc_code choose_rates(vqkvc_suite *s, vqkvc_err *err)
+{
+    const vqkvc_options *o = s->options;
+    VQKVC_TRY(add_rates(s, o->rates, "--rates", err));
+    int first = s->n;
+    if (o->any_scan)
+        VQKVC_TRY(add_any_scan(s, first, err));
+    if (o->tables_at == 0)
+        return VQKVC_OK;
+    first = s->n;
+    const char *rates = o->tables_rates != NULL ? o->tables_rates : o->rates;
+    VQKVC_TRY(add_rates(s, rates, "--tables-rates", err));
+    return count_tables(s, first, s->n - first, err);
 }
 
 /* ---- ablations ---- */
@@ -198,13 +244,7 @@ vqkvc_code vqkvc_suite_choose_rows(vqkvc_suite *s, vqkvc_err *err)
     if (s->subjects == NULL)
         return err->code;
     VQKVC_TRY(choose_calibrations(s, err));
-    if (add_list(s, o->rates, "auto", err) != VQKVC_OK) {
-        vqkvc_err_prefix(err, "--rates");
-        return err->code;
-    }
-    int n_rates = s->n;
-    VQKVC_TRY(o->any_scan ? add_variants(s, n_rates, "any", err) : VQKVC_OK);
-    VQKVC_TRY(o->tables_at > 0 ? add_variants(s, n_rates, "tables", err) : VQKVC_OK);
+    VQKVC_TRY(choose_rates(s, err));
     VQKVC_TRY(add_list(s, o->schemes, "", err));
     if (o->ablations)
         VQKVC_TRY(choose_ablations(s, err));

@@ -8,7 +8,7 @@
 
 enum { DEFAULT_CONTEXT = 1024 };
 
-static const int LONG_CONTEXTS[] = {4096, 8192};
+const int vqkvc_suite_long[VQKVC_SUITE_LONG] = {4096, 8192};
 
 static int context_of(const vqkvc_suite *s)
 {
@@ -55,9 +55,9 @@ static vqkvc_code add_passage(vqkvc_suite *s, vqkvc_model *model, const char *te
 
 static vqkvc_code add_long(vqkvc_suite *s, vqkvc_model *model, vqkvc_err *err)
 {
-    for (size_t i = 0; i < sizeof LONG_CONTEXTS / sizeof *LONG_CONTEXTS; i++) {
+    for (int i = 0; i < VQKVC_SUITE_LONG; i++) {
         s->passages[s->n_passages].is_long = 1;
-        VQKVC_TRY(add_passage(s, model, s->options->long_text, NULL, 1, LONG_CONTEXTS[i], err));
+        VQKVC_TRY(add_passage(s, model, s->options->long_text, NULL, 1, vqkvc_suite_long[i], err));
     }
     return VQKVC_OK;
 }
@@ -96,6 +96,11 @@ int vqkvc_suite_last_text(const vqkvc_suite *s)
 
 int vqkvc_suite_applies(const vqkvc_suite *s, const vqkvc_suite_subject *subject, int passage)
 {
+    const vqkvc_suite_passage *at = &s->passages[passage];
+    if (subject->is_for == VQKVC_SUITE_TEXTS
+            ? at->is_long
+            : subject->is_for > 0 && (!at->is_long || at->context != subject->is_for))
+        return 0;
     return subject->kind == VQKVC_SUITE_TABLE || passage == 0 ||
            (subject->kind == VQKVC_SUITE_ROBUST && passage == vqkvc_suite_last_text(s));
 }

@@ -6,6 +6,7 @@
 
 #include "plan/fit_stream.h"
 #include "plan/search.h"
+#include "plan/universal.h"
 
 enum {
     MOST_SEARCHES = 6, /* until a fitted plan keeps its time */
@@ -136,8 +137,12 @@ static vqkvc_code fit_own(scope_fit *f, int own, vqkvc_err *err)
     for (int i = 0; i < f->c->n_sample; i++)
         memcpy(x + (size_t)i * width, f->x + (size_t)i * n_in + (size_t)(first * dim),
                width * sizeof *x);
-    vqkvc_fit_stream(f->plan, &spec, f->c->n_sample, x, f->metric + first, f->p->seed, f->store,
-                     &ignored, err);
+    if (f->scope->universal[own] > 0)
+        vqkvc_universal_stream(f->plan, &spec, f->scope->universal[own] - 1, f->c->n_sample, x,
+                               err);
+    else
+        vqkvc_fit_stream(f->plan, &spec, f->c->n_sample, x, f->metric + first, f->p->seed, f->store,
+                         &ignored, err);
     free(x);
     return err->code;
 }
@@ -170,8 +175,8 @@ vqkvc_code vqkvc_auto_check(const vqkvc_auto_params *p, const vqkvc_geometry *g,
 {
     int most = VQKVC_MOST_JOINED / g->head_dim;
     int layers = p->layers_shared < g->n_layers ? p->layers_shared : g->n_layers;
-    if (p->bits != 0 && (p->bits < 0.05 || p->bits > 8))
-        return vqkvc_fail(err, VQKVC_E_USAGE, "%g bits a value: wanted 0.05 to 8", p->bits);
+    if (p->bits != 0 && (p->bits < 0.05 || p->bits > 9))
+        return vqkvc_fail(err, VQKVC_E_USAGE, "%g bits a value: wanted 0.05 to 9", p->bits);
     if (layers > most)
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "%d layers cannot share a stream: it has at most %d channels, so %d "

@@ -7,6 +7,7 @@
 
 #include "plan/allocate.h"
 #include "plan/spectra.h"
+#include "plan/universal.h"
 
 enum {
     STEPS = 48, /* sizes of the shared streams that are tried of a grouping */
@@ -36,6 +37,7 @@ typedef struct trial {
     double **curves, **paid;   /* [n_own], [n_scopes]: own and shared curves, gains included */
     double **times, **ns_paid; /* the same of the time they take; NULL: no cost model is given */
     double **priced;           /* room for either: error and time at a price */
+    unsigned char **picks;     /* [n_own]: vqkvc_universal_curve(); NULL: no stream is universal */
     int *own, *share;
     int *made_for; /* [n_scopes] shares that the own curves are of; made_for[0] < 0: of none */
     int n_max;
@@ -76,6 +78,14 @@ static double **make_rows(int n, int length, vqkvc_err *err)
     return rows;
 }
 
+static unsigned char **make_picks(int n, int length, vqkvc_err *err)
+{
+    unsigned char **picks = vqkvc_alloc((size_t)n, sizeof *picks, err);
+    for (int i = 0; i < n && err->code == VQKVC_OK; i++)
+        picks[i] = vqkvc_alloc((size_t)length, 1, err);
+    return picks;
+}
+
 static int larger(int a, int b)
 {
     return a > b ? a : b;
@@ -88,6 +98,9 @@ static void trial_free(trial *t, const vqkvc_grouping *w)
     free_rows(t->paid, w->n_scopes);
     free_rows(t->ns_paid, w->n_scopes);
     free_rows(t->priced, larger(w->n_own, w->n_scopes));
+    for (int i = 0; t->picks != NULL && i < w->n_own; i++)
+        free(t->picks[i]);
+    free(t->picks);
     free(t->own);
     free(t->share);
     free(t->made_for);
@@ -138,6 +151,8 @@ static vqkvc_code trial_make(trial *t, const search *s, const vqkvc_grouping *w,
     t->made_for = vqkvc_alloc((size_t)w->n_scopes, sizeof *t->made_for, err);
     t->curves = make_rows(w->n_own, t->n_max + 1, err);
     t->paid = make_rows(w->n_scopes, w->n_max + 1, err);
+    if (w->universal && err->code == VQKVC_OK)
+        t->picks = make_picks(w->n_own, t->n_max + 1, err);
     if (w->time != NULL && err->code == VQKVC_OK) {
         t->times = make_rows(w->n_own, t->n_max + 1, err);
         t->ns_paid = make_rows(w->n_scopes, w->n_max + 1, err);
@@ -150,12 +165,30 @@ static vqkvc_code trial_make(trial *t, const search *s, const vqkvc_grouping *w,
     return err->code;
 }
 
+/* How own stream i is coded: 0 in a basis, else 1 + a universal code. */
+static int pick_of(const trial *t, int i)
+{
+    return t->picks != NULL && t->own[i] > t->fixed ? t->picks[i][t->own[i] - t->fixed] : 0;
+}
+
+/* Nibbles of a token for the tables of the universal codes in use, which streams share. */
+static long universal_books(const search *s, const vqkvc_grouping *w, const trial *t)
+{
+    int used[1 + VQKVC_UNIVERSALS] = {0};
+    double bits = 0;
+    for (int i = 0; i < w->n_own; i++)
+        used[pick_of(t, i)] = 1;
+    for (int code = 0; code < VQKVC_UNIVERSALS; code++)
+        bits += used[1 + code] ? vqkvc_universal_book_bits(code) : 0;
+    return s->tables_at > 0 ? (long)ceil(bits / (4.0 * s->tables_at)) : 0;
+}
+
 /* Keeps a design: copies scopes and shares into the arena. */
 static vqkvc_code keep_best(const search *s, const vqkvc_grouping *w, const trial *t,
                             const vqkvc_design *found, vqkvc_err *err)
 {
     vqkvc_design *best = s->best;
-    const int *own = t->own;
+    int first = 0;
     *best = *found;
     best->layers_shared = w->layers;
     best->heads_shared = w->heads;
@@ -163,13 +196,17 @@ static vqkvc_code keep_best(const search *s, const vqkvc_grouping *w, const tria
     best->scopes = vqkvc_arena_alloc(s->arena, (size_t)w->n_scopes, sizeof *best->scopes, err);
     for (int i = 0; i < w->n_scopes && err->code == VQKVC_OK; i++) {
         int n = vqkvc_scope_own(&w->scopes[i]);
-        int *copy = vqkvc_arena_alloc(s->arena, (size_t)n, sizeof(int), err);
+        int *own = vqkvc_arena_alloc(s->arena, (size_t)n, sizeof(int), err);
+        int *universal = vqkvc_arena_alloc(s->arena, (size_t)n, sizeof(int), err);
         best->scopes[i] = w->scopes[i];
         best->scopes[i].shared = t->share[i] > 0 ? t->share[i] - t->fixed_shared[i] : 0;
-        best->scopes[i].own = copy;
-        for (int j = 0; j < n && copy != NULL; j++)
-            copy[j] = own[j] > 0 ? own[j] - t->fixed : 0;
-        own += n;
+        best->scopes[i].own = own;
+        best->scopes[i].universal = universal;
+        for (int j = 0; j < n && err->code == VQKVC_OK; j++) {
+            own[j] = t->own[first + j] > 0 ? t->own[first + j] - t->fixed : 0;
+            universal[j] = pick_of(t, first + j);
+        }
+        first += n;
     }
     return err->code;
 }
@@ -247,7 +284,7 @@ static vqkvc_code make_own(const search *s, const vqkvc_grouping *w, trial *t, v
     if (memcmp(t->made_for, t->share, bytes) == 0)
         return VQKVC_OK;
     VQKVC_TRY(vqkvc_grouping_own(w, s->c, s->params, t->share, t->n_max - t->fixed, t->curves,
-                                 t->times, err));
+                                 t->times, t->picks, err));
     for (int i = 0, at = 0; i < w->n_scopes; i++)
         for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, at++) {
             pay_fixed(t->curves[at], t->n_max, t->fixed, t->curves[at]);
@@ -257,6 +294,36 @@ static vqkvc_code make_own(const search *s, const vqkvc_grouping *w, trial *t, v
         }
     memcpy(t->made_for, t->share, bytes);
     return VQKVC_OK;
+}
+
+/* The least that own streams take: *least, and t->own. */
+static void begin_own(trial *t, const vqkvc_grouping *w, long *least)
+{
+    *least = 0;
+    for (int i = 0, first = 0; i < w->n_scopes; i++)
+        for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, first++) {
+            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + t->least;
+            *least += t->own[first];
+        }
+}
+
+/* Shares `left` nibbles among the own streams, of which *books are left for the tables of universal
+ * codes. What these take follows from the codes that are chosen, and only rises here. */
+static vqkvc_code share_own(const search *s, const vqkvc_grouping *w, trial *t, double price,
+                            long left, long *books, vqkvc_err *err)
+{
+    long least;
+    for (*books = 0; err->code == VQKVC_OK;) {
+        begin_own(t, w, &least);
+        if (left - *books < least || allocate(t, w->n_own, t->n_max, t->curves, t->times, price,
+                                              left - *books, t->own, err) != VQKVC_OK)
+            break;
+        long used = universal_books(s, w, t);
+        if (used <= *books)
+            break;
+        *books = used;
+    }
+    return err->code;
 }
 
 /* One grouping with `nibbles` a shared stream on average, where a nanosecond costs `price`: *found
@@ -270,18 +337,14 @@ static vqkvc_code try_price(const search *s, const vqkvc_grouping *w, trial *t, 
     memset(t->share, 0, (size_t)w->n_scopes * sizeof *t->share);
     VQKVC_TRY(allocate(t, w->n_scopes, w->n_max, t->paid, t->ns_paid, price, nibbles * w->n_scopes,
                        t->share, err));
-    long left = s->total - settle(w->n_scopes, t->fixed_shared, 0, t->share), least = 0;
-    for (int i = 0, first = 0; i < w->n_scopes; i++)
-        for (int j = 0; j < vqkvc_scope_own(&w->scopes[i]); j++, first++) {
-            t->own[first] = t->share[i] > 0 ? 0 : t->fixed + t->least;
-            least += t->own[first];
-        }
+    long left = s->total - settle(w->n_scopes, t->fixed_shared, 0, t->share), least, books;
+    begin_own(t, w, &least);
     if (left < least)
         return VQKVC_OK;
     VQKVC_TRY(make_own(s, w, t, err));
-    VQKVC_TRY(allocate(t, w->n_own, t->n_max, t->curves, t->times, price, left, t->own, err));
+    VQKVC_TRY(share_own(s, w, t, price, left, &books, err));
     found->bits =
-        s->per_bits * (double)(s->total - left + settle(w->n_own, NULL, t->fixed, t->own));
+        s->per_bits * (double)(s->total - left + books + settle(w->n_own, NULL, t->fixed, t->own));
     if (!covers(s, w, t, &scan) || (limit > 0 && scan * s->per_bits > limit + 1e-9))
         return VQKVC_OK;
     *possible = 1;
@@ -349,6 +412,10 @@ static vqkvc_code try_grouping(const search *s, int layers, int heads, int own_h
     const vqkvc_geometry *g = &s->c->geometry;
     vqkvc_grouping w = {
         .layers = layers, .heads = heads, .own_heads = own_heads, .tables_at = s->tables_at};
+    /* Without a count of tables bases are better at any rate; the cost model knows no wide codes.
+     */
+    w.universal = s->tables_at > 0 && s->gain > 0 && s->params->time == NULL &&
+                  vqkvc_universal_fits(own_heads * g->head_dim);
     trial t = {0};
     int shares = layers * heads > own_heads;
     long scopes = 2L * ((g->n_layers + layers - 1) / layers) * (g->n_kv_heads / heads);

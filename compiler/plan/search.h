@@ -15,9 +15,10 @@
 typedef struct vqkvc_scope {
     vqkvc_part part;
     int head, n_heads, first, n_layers;
-    int shared;     /* nibbles of the shared stream, 0: none */
-    int own_heads;  /* neighbouring members that one own stream codes: 1 or n_heads */
-    const int *own; /* [vqkvc_scope_own()] nibbles of each own stream, 0: none */
+    int shared;           /* nibbles of the shared stream, 0: none */
+    int own_heads;        /* neighbouring members that one own stream codes: 1 or n_heads */
+    const int *own;       /* [vqkvc_scope_own()] nibbles of each own stream, 0: none */
+    const int *universal; /* the same: 0: in a basis of its own, else 1 + its code (universal.h) */
 } vqkvc_scope;
 
 /* Members of a scope, and its own streams: stream i has the own_heads members from i * own_heads

@@ -6,6 +6,7 @@
 #include "base/matrix.h"
 #include "fit/fit.h"
 #include "plan/allocate.h"
+#include "plan/universal.h"
 
 void vqkvc_scope_list(const vqkvc_scope *s, vqkvc_member *members)
 {
@@ -25,12 +26,15 @@ void vqkvc_grouping_free(vqkvc_grouping *w)
             free(w->curve[i]);
         if (w->time != NULL)
             free(w->time[i]);
+        if (w->energy != NULL)
+            free(w->energy[i]);
     }
     free(w->scopes);
     free(w->u);
     free(w->lambda);
     free(w->curve);
     free(w->time);
+    free(w->energy);
 }
 
 vqkvc_time_readers vqkvc_scope_readers(const vqkvc_scope *s, const vqkvc_auto_params *params,
@@ -60,6 +64,43 @@ static const double *metric_of(const vqkvc_member *m, const vqkvc_geometry *g,
                                const vqkvc_metrics *metrics)
 {
     return (m->part == VQKVC_PART_K ? metrics->k : metrics->v)[m->layer * g->n_kv_heads + m->head];
+}
+
+/* energy [dim, dim] = tr(M) / dim M^-1, with M^-1 of the metric as vqkvc_fit_spectrum() lifts it:
+ * a whitened covariance W is M^1/2 Cov M^1/2, so that tr Cov is the sum of its products with M^-1.
+ */
+static vqkvc_code make_energy(int dim, const double *metric, double *energy, vqkvc_err *err)
+{
+    size_t values = (size_t)dim * (size_t)dim;
+    double *v = vqkvc_alloc(values, 2 * sizeof *v, err);
+    double *value = vqkvc_alloc((size_t)dim, sizeof *value, err), mean = 0;
+    for (size_t i = 0; v != NULL && i < values; i++)
+        v[i] = metric[i];
+    if (err->code == VQKVC_OK && vqkvc_eigen_symmetric(dim, v, value, err) == VQKVC_OK) {
+        for (int i = 0; i < dim; i++)
+            mean += value[i] / dim;
+        for (size_t i = 0; i < values; i++) {
+            double lifted = fmax(value[i / (size_t)dim], VQKVC_METRIC_RIDGE * mean);
+            v[values + i] = mean / lifted * v[i];
+        }
+        vqkvc_dgemm_tn(dim, dim, dim, v, (size_t)dim, v + values, (size_t)dim, energy, (size_t)dim);
+    }
+    free(v);
+    free(value);
+    return err->code;
+}
+
+/* The same of all members of scope i, where it is wanted. */
+static vqkvc_code scope_energy(vqkvc_grouping *w, int i, int dim, const double *const *metric,
+                               vqkvc_err *err)
+{
+    size_t n = (size_t)vqkvc_scope_members(&w->scopes[i]), values = (size_t)dim * (size_t)dim;
+    if (!w->universal)
+        return VQKVC_OK;
+    w->energy[i] = vqkvc_alloc(n * values, sizeof *w->energy[i], err);
+    for (size_t m = 0; m < n && err->code == VQKVC_OK; m++)
+        make_energy(dim, metric[m], w->energy[i] + m * values, err);
+    return err->code;
 }
 
 /* Spectrum and curve of one scope's shared stream. */
@@ -92,6 +133,8 @@ static vqkvc_code scope_spectrum(vqkvc_grouping *w, int i, const vqkvc_capture *
             curve_of(params, s, 0, (int)n_in, w->lambda[i],
                      vqkvc_allocate_table((int)n_in, c->geometry.head_dim, w->tables_at), w->n_max,
                      w->curve[i], w->time != NULL ? w->time[i] : NULL, err);
+        if (err->code == VQKVC_OK)
+            scope_energy(w, i, c->geometry.head_dim, metric, err);
     }
     free(members);
     free(x);
@@ -114,6 +157,8 @@ vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
     w->curve = vqkvc_alloc(n, sizeof *w->curve, err);
     if (params->time != NULL)
         w->time = vqkvc_alloc(n, sizeof *w->time, err);
+    if (w->universal)
+        w->energy = vqkvc_alloc(n, sizeof *w->energy, err);
     if (err->code != VQKVC_OK)
         return err->code;
     for (int part = 0; part < 2; part++)
@@ -143,11 +188,28 @@ vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
     return err->code;
 }
 
+/* What own stream `own` of scope i has to code without a basis: cov [own_heads * head_dim, the
+ * same], on and above its diagonal, is that of its whitened channels. */
+static double own_energy(const vqkvc_grouping *w, int i, int own, int head_dim, const double *cov)
+{
+    size_t dim = (size_t)head_dim, n = (size_t)w->own_heads * dim;
+    double sum = 0;
+    for (int h = 0; h < w->own_heads; h++) {
+        const double *e = w->energy[i] + (size_t)(own * w->own_heads + h) * dim * dim;
+        const double *block = cov + (size_t)h * dim * (n + 1);
+        for (size_t r = 0; r < dim; r++)
+            for (size_t c = r; c < dim; c++)
+                sum += e[r * dim + c] * block[r * n + c] * (c > r ? 2 : 1);
+    }
+    return sum;
+}
+
 /* Spectrum [own_heads * head_dim] of own stream `own` of scope i, given the errors of the shared
- * stream's latents. What the shared stream leaves of whitened channels has the covariance U' D U,
- * which takes no maps and no metric. */
+ * stream's latents, and its own_energy() where that is wanted. What the shared stream leaves of
+ * whitened channels has the covariance U' D U, which takes no maps and no metric. */
 static vqkvc_code own_spectrum(const vqkvc_grouping *w, int i, int own, int head_dim,
-                               const double *distortion, double *lambda, vqkvc_err *err)
+                               const double *distortion, double *lambda, double *energy,
+                               vqkvc_err *err)
 {
     int dim = w->own_heads * head_dim;
     size_t n_in = (size_t)vqkvc_scope_members(&w->scopes[i]) * (size_t)head_dim;
@@ -159,6 +221,8 @@ static vqkvc_code own_spectrum(const vqkvc_grouping *w, int i, int own, int head
             for (size_t r = 0; r < n; r++)
                 left[j * n + r] = sqrt(distortion[j]) * w->u[i][j * n_in + at + r];
         vqkvc_dgemm_gram_add(dim, (int)n_in, left, n, cov, n);
+        if (w->universal)
+            *energy = own_energy(w, i, own, head_dim, cov);
         if (vqkvc_eigenvalues_symmetric(dim, cov, lambda, err) == VQKVC_OK)
             for (int j = 0; j < dim; j++)
                 lambda[j] = fmax(lambda[j], 0);
@@ -168,10 +232,10 @@ static vqkvc_code own_spectrum(const vqkvc_grouping *w, int i, int own, int head
     return err->code;
 }
 
-/* The own curves of one scope; times may be NULL. */
+/* The own curves of one scope; times and picks may be NULL. */
 static vqkvc_code scope_own(const vqkvc_grouping *w, int i, const vqkvc_auto_params *params,
                             int head_dim, int share, int n_max, double **curves, double **times,
-                            vqkvc_err *err)
+                            unsigned char **picks, vqkvc_err *err)
 {
     const vqkvc_scope *s = &w->scopes[i];
     int n_in = vqkvc_scope_members(s) * head_dim, dim = w->own_heads * head_dim;
@@ -184,10 +248,14 @@ static vqkvc_code scope_own(const vqkvc_grouping *w, int i, const vqkvc_auto_par
                               err);
     if (err->code == VQKVC_OK)
         vqkvc_layout_distortions(&layout, n_in, w->lambda[i], distortion);
-    for (int own = 0; own < vqkvc_scope_own(s) && err->code == VQKVC_OK; own++)
-        if (own_spectrum(w, i, own, head_dim, distortion, lambda, err) == VQKVC_OK)
+    for (int own = 0; own < vqkvc_scope_own(s) && err->code == VQKVC_OK; own++) {
+        double energy = 0;
+        if (own_spectrum(w, i, own, head_dim, distortion, lambda, &energy, err) == VQKVC_OK)
             curve_of(params, s, 1, dim, lambda, vqkvc_allocate_table(dim, head_dim, w->tables_at),
                      n_max, curves[own], times != NULL ? times[own] : NULL, err);
+        if (picks != NULL && err->code == VQKVC_OK)
+            vqkvc_universal_curve(dim, energy, n_max, curves[own], picks[own]);
+    }
     free(distortion);
     free(lambda);
     return err->code;
@@ -195,7 +263,8 @@ static vqkvc_code scope_own(const vqkvc_grouping *w, int i, const vqkvc_auto_par
 
 vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c,
                               const vqkvc_auto_params *params, const int *share, int n_max,
-                              double **curves, double **times, vqkvc_err *err)
+                              double **curves, double **times, unsigned char **picks,
+                              vqkvc_err *err)
 {
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < w->n_scopes; i++) {
@@ -204,7 +273,8 @@ vqkvc_code vqkvc_grouping_own(const vqkvc_grouping *w, const vqkvc_capture *c,
         for (int j = 0; j < i; j++)
             before += vqkvc_scope_own(&w->scopes[j]);
         if (scope_own(w, i, params, c->geometry.head_dim, share[i], n_max, curves + before,
-                      times != NULL ? times + before : NULL, &mine) != VQKVC_OK)
+                      times != NULL ? times + before : NULL, picks != NULL ? picks + before : NULL,
+                      &mine) != VQKVC_OK)
 #pragma omp critical
             vqkvc_fail(err, mine.code, "%s", mine.msg);
     }
