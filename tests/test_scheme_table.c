@@ -63,7 +63,7 @@ Test(scheme_table, words_name_schemes_and_their_rates)
                 {"svdq2-higgs4", "svdq", 2, 0, "8,4,2,1,1,0,0,0", "higgs4"},
                 {"aqua3", "aqua", 3, 0, "4,2,2,1,1,0,0,0", "f16"},
                 {"anchor4", "anchor", 4, 0, "4,2,2,1,1,0,0,0", "f16"}};
-    static const char *const bad[] = {"",         "auto9",      "auto-1",     "autox",
+    static const char *const bad[] = {"",         "auto9.1",    "auto-1",     "autox",
                                       "kivi3",    "kvquant2-x", "kvquant2-",  "kvquant2-99",
                                       "svdq3",    "svdq-svdq",  "higgs2-1",   "vqkv3",
                                       "auto+1.5", "auto 1",     "aqua-higgs2"};
