@@ -13,10 +13,6 @@
  * (rank correlation 0.94 to 0.97, two such windows 0.96), in a fifth of the time: see SPEED.md. */
 enum { PROBE_TOKENS = 384 };
 
-/* Past the context that a model was trained to, heads that hardly matter in 384 tokens may decide:
- * of ref7m one of layer 1, whose sensitivity rises by more than ten with the context. */
-enum { LONG_PROBE_TOKENS = 2048 };
-
 int vqkvc_seeks(const vqkvc_options *o)
 {
     return o->max_kl > 0 || o->max_ppl > 0;
@@ -33,21 +29,12 @@ vqkvc_code vqkvc_own_text(const vqkvc_scheme_input *in, int purpose, int n_windo
 
 /* ---- sensitivities ---- */
 
-/* Tokens that probes want: those asked for, else as many as the plan is for, within limits. */
-static int wanted_tokens(const vqkvc_options *o, int trained)
-{
-    if (o->probe_tokens > 0)
-        return o->probe_tokens;
-    if (trained > 0 && o->tables_at > trained)
-        return o->tables_at < LONG_PROBE_TOKENS ? o->tables_at : LONG_PROBE_TOKENS;
-    return trained > 0 && trained < PROBE_TOKENS ? trained : PROBE_TOKENS;
-}
-
 /* Tokens that probes run over. Of files they are the calibration's first, which is what they fit
  * the plan to anyway. */
 static int probe_tokens(const vqkvc_scheme_input *in)
 {
-    int n = wanted_tokens(in->options, in->geometry->n_ctx_train);
+    int trained = in->geometry->n_ctx_train;
+    int n = trained > 0 && trained < PROBE_TOKENS ? trained : PROBE_TOKENS;
     int64_t there = in->source->ids != NULL ? in->source->start[in->source->n_seq] : n;
     return there < n ? (int)there : n;
 }

@@ -59,7 +59,7 @@ typedef struct vqkvc_options {
     int group, rank, grid, per_head, anchor_every, anchor_bits;
     double bits, max_scan, max_ns, max_kl, max_ppl;
     const char *cost_model;
-    int layers_shared, tables_at, probes, probe_tokens, beam, branches, block, sink, recent;
+    int layers_shared, tables_at, probes, beam, branches, block, sink, recent;
     /* output */
     const char *prefix, *output, *target, *depfile, *show;
     /* evaluation */

@@ -109,15 +109,6 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .mark = VQKVC_GIVEN_AUTO,
      .help = "of auto: groups of latents of each head whose errors are probed in the model; 0 "
              "trusts a closed form"},
-    {.name = "probe-tokens",
-     .arg = "N",
-     .type = VQKVC_OPT_INT,
-     .offset = VQKVC_AT(probe_tokens),
-     .low = 192,
-     .high = 1 << 16,
-     .mark = VQKVC_GIVEN_AUTO,
-     .help = "of auto: tokens that they are probed over (default: 384; where --tables-at goes past "
-             "the context that the model was trained to, that many, 2048 at most)"},
     {.name = "frame",
      .arg = "best|block|post|pre",
      .type = VQKVC_OPT_CHOICE,
