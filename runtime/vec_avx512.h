@@ -89,10 +89,17 @@ VQKV__TARGET_avx512 static inline __m512 vqkv__max_avx512(__m512 a, __m512 b)
 {
     return _mm512_maskz_max_ps(VQKV__ALL_avx512, a, b);
 }
+/* To the nearest whole number, below 2^31. Where gcc does not optimise, its roundscale is a macro
+ * that warns of its own conversion. */
 VQKV__TARGET_avx512 static inline __m512 vqkv__round_avx512(__m512 x)
 {
+#ifdef __OPTIMIZE__
     return _mm512_maskz_roundscale_ps(VQKV__ALL_avx512, x,
                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    return _mm512_maskz_cvtepi32_ps(VQKV__ALL_avx512,
+                                    _mm512_maskz_cvtps_epi32(VQKV__ALL_avx512, x));
+#endif
 }
 VQKV__TARGET_avx512 static inline __m512 vqkv__scale2_avx512(__m512 x, __m512 n)
 {

@@ -4283,10 +4283,17 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__max_avx512(__m512 a, __m512 b
 {
     return _mm512_maskz_max_ps(TOY_KV__ALL_avx512, a, b);
 }
+/* To the nearest whole number, below 2^31. Where gcc does not optimise, its roundscale is a macro
+ * that warns of its own conversion. */
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__round_avx512(__m512 x)
 {
+#ifdef __OPTIMIZE__
     return _mm512_maskz_roundscale_ps(TOY_KV__ALL_avx512, x,
                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    return _mm512_maskz_cvtepi32_ps(TOY_KV__ALL_avx512,
+                                    _mm512_maskz_cvtps_epi32(TOY_KV__ALL_avx512, x));
+#endif
 }
 TOY_KV__TARGET_avx512 static inline __m512 toy_kv__scale2_avx512(__m512 x, __m512 n)
 {
