@@ -68,6 +68,19 @@ static void vqkv__read_tile(vqkv__pass *a, const vqkv__stream *s, const unsigned
         vqkv__read_gains(a->ops, s, codes[b], group, a->gain + b * VQKV_BLOCK);
 }
 
+/* Goes on to the next streams where all of one is asked for. */
+static void vqkv__go_ahead(vqkv__ahead *q)
+{
+    if (q->now.keys >= q->now.keys_end && q->next[0] < q->n[0]) {
+        q->now.keys = q->first[0][q->next[0]];
+        q->now.keys_end = q->last[0][q->next[0]++];
+    }
+    if (q->now.values >= q->now.values_end && q->next[1] < q->n[1]) {
+        q->now.values = q->first[1][q->next[1]];
+        q->now.values_end = q->last[1][q->next[1]++];
+    }
+}
+
 /* scores [n, rows, BLOCK] of n blocks through the same score tables. What runs of one gain add up
  * to is set by the first of them, or begins at 0 where its kernel can only add. */
 static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n, float *scores)
@@ -102,11 +115,12 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
             if (dots) {
                 int groups = vqkv__dot_groups(run);
                 ops->dot_scores(codes, (size_t)run->codes, n, run, table, lanes, unit, a->rows, add,
-                                a->part);
+                                &a->ahead.now, a->part);
                 table += 64 * groups;
                 lanes += a->rows * 4 * groups;
                 unit += 2 * a->rows;
                 add = 1;
+                vqkv__go_ahead(&a->ahead);
             } else if (run->coder == VQKV__WIDE) {
                 for (b = 0; b < n; b++)
                     vqkv__score_wide(run, codes[b] + run->codes, wide, a->rows, a->part + b * step);
@@ -117,9 +131,10 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
                 const vqkv__packed *head = (const vqkv__packed *)(const void *)packed;
                 packed += sizeof *head;
                 ops->score(codes, (size_t)first, n, planes, head, (const signed char *)packed,
-                           a->rows, add, a->part);
+                           a->rows, add, &a->ahead.now, a->part);
                 packed += head->bytes;
                 add = 1;
+                vqkv__go_ahead(&a->ahead);
             }
             if (i < s->n_runs - 1 && run[1].gain == run->gain)
                 continue;

@@ -55,40 +55,55 @@ static int vqkv__next_tile(vqkv__pass *a, int n_sealed, int *j)
     return n;
 }
 
-/* Asks for the codes of a block: `near`, because they are wanted next. Streams lie apart, and where
- * the next block lies only the block table knows, so no hardware sees it coming. Inlined, or
- * gcc takes it for a function without effects. */
-VQKV__INLINE void vqkv__prefetch(const vqkv__pass *a, const vqkv__use *uses, int n, int block,
-                                 int near)
+/* Queues the codes of a block. Streams lie apart, and where the next block lies only the block
+ * table knows, so no hardware sees it coming. What the queue has no room for is asked for at once.
+ */
+VQKV__INLINE void vqkv__queue(vqkv__pass *a, const vqkv__use *uses, int n, int block, int far)
 {
+    vqkv__ahead *q = &a->ahead;
     int u, i;
     for (u = 0; u < n; u++) {
         const unsigned char *p = vqkv__codes(a->kv, uses[u].stream, block);
-        int bytes = vqkv__streams[uses[u].stream].bytes;
-        for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
-            if (near && bytes <= VQKV__MAX_NEAR) {
-                VQKV__PREFETCH(p + i, 3);
-                VQKV__PREFETCH(p + i + 64, 3);
-            } else {
-                VQKV__PREFETCH(p + i, 2);
-                VQKV__PREFETCH(p + i + 64, 2);
-            }
+        const int bytes = vqkv__streams[uses[u].stream].bytes;
+        if (q->n[far] < VQKV__ASKED && bytes <= VQKV__MAX_NEAR) {
+            q->first[far][q->n[far]] = p;
+            q->last[far][q->n[far]++] = p + bytes;
+            continue;
         }
+        for (i = 0; i < bytes; i += 64)
+            VQKV__PREFETCH(p + i, 2);
     }
 }
 
-/* Asks for what comes next while blocks b .. b + m - 1 of the tile's n are scored: codes of keys
- * some blocks ahead, and those of these blocks' values. Inlined as well. */
-VQKV__INLINE void vqkv__prefetch_blocks(const vqkv__pass *a, int b, int m, int n, int n_sealed)
+/* Queues what comes next while blocks b .. b + m - 1 of the tile's n are scored: codes of keys some
+ * blocks ahead, and those of these blocks' values. Inlined as well. */
+VQKV__INLINE void vqkv__queue_blocks(vqkv__pass *a, int b, int m, int n, int n_sealed)
 {
+    const unsigned char *none = (const unsigned char *)a->s; /* any line will do */
+    a->ahead.n[0] = a->ahead.n[1] = a->ahead.next[0] = a->ahead.next[1] = 0;
+    a->ahead.now.keys = a->ahead.now.keys_end = none;
+    a->ahead.now.values = a->ahead.now.values_end = none;
     for (; m > 0; m--, b++) {
         /* behind the tile the next blocks are a guess, right unless chunks were chosen */
         int over = b + VQKV__AHEAD - (n - 1);
         int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + VQKV__AHEAD];
         if (a->k_tile == NULL && ahead < n_sealed)
-            vqkv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
+            vqkv__queue(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 0);
         if (a->v_tile == NULL)
-            vqkv__prefetch(a, a->v_uses, a->n_v_uses, a->tile[b].block, 0);
+            vqkv__queue(a, a->v_uses, a->n_v_uses, a->tile[b].block, 1);
+    }
+    vqkv__go_ahead(&a->ahead);
+}
+
+/* Asks for what the kernels have left in the queue. */
+VQKV__INLINE void vqkv__ask_rest(vqkv__ahead *q)
+{
+    vqkv__asked now = q->now;
+    for (; now.keys < now.keys_end || now.values < now.values_end; now = q->now) {
+        while (now.keys < now.keys_end || now.values < now.values_end)
+            vqkv__ask(&now);
+        q->now = now;
+        vqkv__go_ahead(q);
     }
 }
 
@@ -132,10 +147,11 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
             m = a->k_frame == VQKV__BLOCKWISE || a->k_tile != NULL ? 1
                 : n - b < VQKV__TOGETHER                           ? n - b
                                                                    : VQKV__TOGETHER;
-            vqkv__prefetch_blocks(a, b, m, n, n_sealed);
+            vqkv__queue_blocks(a, b, m, n, n_sealed);
             if (a->k_tile != NULL) {
                 a->ops->dense->score(vqkv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
                                      scores);
+                vqkv__ask_rest(&a->ahead);
                 continue;
             }
             if (a->batches && b % VQKV__MAP_BLOCKS == 0)
@@ -148,7 +164,10 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                                                      (size_t)a->map_columns);
             else if (a->k_frame == VQKV__BLOCKWISE || !ready)
                 vqkv__fill_tables(a, NULL);
+            if (!a->asks)
+                vqkv__ask_rest(&a->ahead);
             vqkv__score_blocks(a, a->tile + b, m, scores);
+            vqkv__ask_rest(&a->ahead);
             for (k = 0; k < m && VQKV__KEEPS; k++)
                 vqkv__score_kept(a->kv, a->ops, a->layer, a->head, a->tile[b + k].block, a->q,
                                  a->rows, scores + k * a->rows * VQKV_BLOCK);
@@ -187,6 +206,7 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->k_frame = vqkv__streams[a->k_uses[0].stream].frame;
     a->k_bytes = a->ops->bytes != NULL &&
                  (a->ops->bytes->map_words != NULL || a->k_frame != VQKV__BLOCKWISE);
+    a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)

@@ -243,9 +243,10 @@ VQKV__TARGET_avx2 static void vqkv__score_bytes_avx2(const unsigned char *const 
                                                      size_t offset, int blocks, int planes,
                                                      const vqkv__packed *head,
                                                      const signed char *tables, int rows, int add,
-                                                     float *s)
+                                                     vqkv__asked *ahead, float *s)
 {
     int b;
+    (void)ahead; /* blocks take so long here that all may be asked for at once, before them */
     for (b = 0; b < blocks; b++)
         vqkv__score_one_avx2(codes[b] + offset, planes, head, tables, rows, add,
                              s + b * rows * VQKV_BLOCK);

@@ -44,7 +44,7 @@ VQKV__TARGET_avx512 static inline __m512i vqkv__interleave_avx512(int first)
 VQKV__INLINE_avx512 void vqkv__score_wide_avx512(const unsigned char *codes, int planes,
                                                  const vqkv__packed *head,
                                                  const signed char *tables, int rows, int r,
-                                                 const int n, int add, float *s)
+                                                 const int n, int add, vqkv__asked *ahead, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
@@ -60,6 +60,7 @@ VQKV__INLINE_avx512 void vqkv__score_wide_avx512(const unsigned char *codes, int
         for (q = 0; q < head->wide; q++, t += (size_t)rows * 128) {
             __m512i x, y, a, b;
             vqkv__quad_avx512(p, 4 * q, planes, &x, &y);
+            vqkv__ask(ahead);
             x = _mm512_permutex2var_epi8(x, pick, y);
             a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
             b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
@@ -90,7 +91,8 @@ VQKV__INLINE_avx512 void vqkv__score_wide_avx512(const unsigned char *codes, int
 VQKV__INLINE_avx512 void vqkv__score_narrow_avx512(const unsigned char *codes, int planes,
                                                    const vqkv__packed *head,
                                                    const signed char *tables, int rows, int r,
-                                                   const int n, int add, float *s)
+                                                   const int n, int add, vqkv__asked *ahead,
+                                                   float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), base = _mm512_set1_epi32(0x30201000);
     const __m512i pick0 = vqkv__interleave_avx512(0), pick1 = vqkv__interleave_avx512(16);
@@ -107,6 +109,8 @@ VQKV__INLINE_avx512 void vqkv__score_narrow_avx512(const unsigned char *codes, i
         for (q = head->wide; q < (planes + 3) / 4; q++, t += bytes, step += bytes) {
             __m512i a, b, v[4];
             vqkv__quad_avx512(codes, 4 * q, planes, &a, &b);
+            vqkv__ask(ahead);
+            vqkv__ask(ahead);
             v[0] = _mm512_permutex2var_epi8(a, pick0, b);
             v[1] = _mm512_permutex2var_epi8(a, pick1, b);
             v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
@@ -138,24 +142,25 @@ VQKV__INLINE_avx512 void vqkv__score_narrow_avx512(const unsigned char *codes, i
 VQKV__INLINE_avx512 void vqkv__score_rows_avx512(const unsigned char *codes, int planes,
                                                  const vqkv__packed *head,
                                                  const signed char *tables, int rows, int r,
-                                                 const int n, int add, float *s)
+                                                 const int n, int add, vqkv__asked *ahead, float *s)
 {
     if (head->wide > 0)
-        vqkv__score_wide_avx512(codes, planes, head, tables, rows, r, n, add, s);
+        vqkv__score_wide_avx512(codes, planes, head, tables, rows, r, n, add, ahead, s);
     if (head->wide < (planes + 3) / 4)
         vqkv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, add || head->wide > 0,
-                                  s);
+                                  ahead, s);
 }
 
 VQKV__TARGET_avx512 static void vqkv__score_bytes_avx512(const unsigned char *const *codes,
                                                          size_t offset, int blocks, int planes,
                                                          const vqkv__packed *head,
                                                          const signed char *tables, int rows,
-                                                         int add, float *s)
+                                                         int add, vqkv__asked *ahead, float *s)
 {
+    vqkv__asked asked = *ahead;
     int b, r;
 #define VQKV__X(n)                                                                                 \
-    vqkv__score_rows_avx512(codes[b] + offset, planes, head, tables, rows, r, n, add, s)
+    vqkv__score_rows_avx512(codes[b] + offset, planes, head, tables, rows, r, n, add, &asked, s)
     for (b = 0; b < blocks; b++, s += rows * VQKV_BLOCK) {
         for (r = 0; r + 4 <= rows; r += 4)
             VQKV__X(4);
@@ -165,6 +170,7 @@ VQKV__TARGET_avx512 static void vqkv__score_bytes_avx512(const unsigned char *co
             VQKV__X(1);
     }
 #undef VQKV__X
+    *ahead = asked;
 }
 
 /* A table of sixteen fp32 entries times factor, rounded to 32 bits. */

@@ -263,7 +263,8 @@ VQKV__INLINE_avx512 void vqkv__dot_codes_avx512(__m512i x, __m512i pick0, __m512
 VQKV__INLINE_avx512 void vqkv__dot_words_avx512(const unsigned char *codes, const vqkv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                const int one, __m512i (*sum)[4])
+                                                const int one, vqkv__asked *ahead,
+                                                __m512i (*sum)[4])
 {
     const int bytes = VQKV_BLOCK / 2, groups = vqkv__dot_groups(run);
     const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
@@ -275,6 +276,7 @@ VQKV__INLINE_avx512 void vqkv__dot_words_avx512(const unsigned char *codes, cons
         const __m512i t = _mm512_loadu_si512((const void *)table);
         const unsigned char *a = codes + (one ? 2 * g : 2 * g / run->width) * bytes;
         __m512i v[4];
+        vqkv__ask(ahead);
         if (one) {
             vqkv__dot_codes_avx512(
                 vqkv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a), pick0, pick1,
@@ -299,7 +301,7 @@ VQKV__INLINE_avx512 void vqkv__dot_words_avx512(const unsigned char *codes, cons
 VQKV__INLINE_avx512 void vqkv__dot_bytes_avx512(const unsigned char *codes, const vqkv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                __m512i (*sum)[4])
+                                                vqkv__asked *ahead, __m512i (*sum)[4])
 {
     const int groups = vqkv__dot_groups(run), each = run->width / 4; /* of the same codes */
     const __m512i nibble = _mm512_set1_epi8(15), channel = _mm512_set1_epi32(0x30201000);
@@ -308,6 +310,7 @@ VQKV__INLINE_avx512 void vqkv__dot_bytes_avx512(const unsigned char *codes, cons
     int g, e, i;
     for (g = 0; g < groups; g += each, codes += VQKV_BLOCK / 2) {
         __m512i codes_of[4], v[4];
+        vqkv__ask(ahead);
         vqkv__dot_codes_avx512(
             _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)codes)), pick0,
             pick1, nibble, channel, codes_of);
@@ -325,7 +328,8 @@ VQKV__INLINE_avx512 void vqkv__dot_bytes_avx512(const unsigned char *codes, cons
 VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const vqkv__run *run,
                                                const unsigned char *table,
                                                const unsigned char *lanes, const float *unit, int r,
-                                               const int n, int c, int add, float *s)
+                                               const int n, int c, int add, vqkv__asked *ahead,
+                                               float *s)
 {
     __m512i sum[4][4];
     int k, i;
@@ -336,11 +340,11 @@ VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const
     codes += 32 * c;
     lanes += r * 4 * vqkv__dot_groups(run);
     if (run->width == 1)
-        vqkv__dot_words_avx512(codes, run, table, lanes, n, 1, sum);
+        vqkv__dot_words_avx512(codes, run, table, lanes, n, 1, ahead, sum);
     else if (run->words)
-        vqkv__dot_words_avx512(codes, run, table, lanes, n, 0, sum);
+        vqkv__dot_words_avx512(codes, run, table, lanes, n, 0, ahead, sum);
     else
-        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, sum);
+        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, ahead, sum);
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
         __m512 f = _mm512_set1_ps(unit[2 * (r + k)]);
@@ -355,11 +359,13 @@ VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const
 VQKV__TARGET_avx512 static void
 vqkv__dot_scores_avx512(const unsigned char *const *codes, size_t offset, int blocks,
                         const vqkv__run *run, const unsigned char *table,
-                        const unsigned char *lanes, const float *unit, int rows, int add, float *s)
+                        const unsigned char *lanes, const float *unit, int rows, int add,
+                        vqkv__asked *ahead, float *s)
 {
+    vqkv__asked asked = *ahead;
     int b, c, r;
 #define VQKV__DOT(n)                                                                               \
-    vqkv__dot_rows_avx512(codes[b] + offset, run, table, lanes, unit, r, n, c, add, s)
+    vqkv__dot_rows_avx512(codes[b] + offset, run, table, lanes, unit, r, n, c, add, &asked, s)
     for (b = 0; b < blocks; b++, s += rows * VQKV_BLOCK)
         for (c = 0; c < VQKV_BLOCK / 64; c++) {
             for (r = 0; r + 4 <= rows; r += 4)
@@ -370,6 +376,7 @@ vqkv__dot_scores_avx512(const unsigned char *const *codes, size_t offset, int bl
                 VQKV__DOT(1);
         }
 #undef VQKV__DOT
+    *ahead = asked;
 }
 
 #endif /* VQKV_BLOCK >= 64 */

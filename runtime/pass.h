@@ -7,6 +7,13 @@
 #define VQKV__TILE       (1024 / VQKV_BLOCK)
 #define VQKV__MAP_BLOCKS (VQKV__TILE < 8 ? VQKV__TILE : 8)
 
+/* Codes to ask for while blocks are scored, stream by stream: [0] of keys, [1] of values. */
+typedef struct vqkv__ahead {
+    vqkv__asked now; /* the streams at hand */
+    int n[2], next[2];
+    const unsigned char *first[2][VQKV__ASKED], *last[2][VQKV__ASKED];
+} vqkv__ahead;
+
 typedef struct vqkv__pass {
     const vqkv *kv;
     const vqkv__ops *ops;
@@ -44,6 +51,8 @@ typedef struct vqkv__pass {
     float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
+    vqkv__ahead ahead;
+    int asks;                     /* kernels ask for it; else it is asked for before them */
     vqkv__entry tile[VQKV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
     int tile_block[VQKV__TILE], tile_token[VQKV__TILE];
     const vqkv__choice *choice; /* of chunks; NULL: all are attended */

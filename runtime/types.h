@@ -11,6 +11,7 @@
 #define VQKV__INLINE                static inline
 #endif
 #define VQKV__AHEAD 2 /* blocks that codes of keys are asked for in advance */
+#define VQKV__ASKED 8 /* streams of keys, and of values, that are asked for by and by */
 
 enum vqkv__coder { VQKV__NIBBLES, VQKV__BYTES, VQKV__HALVES, VQKV__WIDE };
 enum vqkv__frame { VQKV__PRE, VQKV__POST, VQKV__BLOCKWISE };
@@ -103,6 +104,22 @@ static inline int vqkv__dot_groups(const vqkv__run *run)
     return (run->planes * run->width + each - 1) / each;
 }
 
+/* What kernels ask the memory for, a line now and then: all at once would fill the queue of misses,
+ * and what is at work would wait for its end. Codes of keys that come next, into the first-level
+ * cache, and of values, which have more time. Kernels hold it in registers. */
+typedef struct vqkv__asked {
+    const unsigned char *keys, *keys_end, *values, *values_end;
+} vqkv__asked;
+
+/* Inlined, or gcc takes it for a function without effects. */
+VQKV__INLINE void vqkv__ask(vqkv__asked *a)
+{
+    VQKV__PREFETCH(a->keys, 3);
+    VQKV__PREFETCH(a->values, 2);
+    a->keys += a->keys < a->keys_end ? 64 : 0;
+    a->values += a->values < a->values_end ? 64 : 0;
+}
+
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
     /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
@@ -124,17 +141,17 @@ typedef struct vqkv__byte_ops {
     void (*dot_queries)(const vqkv__run *, const float *, const float *, size_t, int,
                         unsigned char *, float *, float *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of a run: block pointers, offset of the
-     * run in each, table, lanes, units. */
+     * run in each, table, lanes, units; what to ask for meanwhile. */
     void (*dot_scores)(const unsigned char *const *, size_t, int, const vqkv__run *,
                        const unsigned char *, const unsigned char *, const float *, int, int,
-                       float *);
+                       vqkv__asked *, float *);
     /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
      * are added to theirs. */
     void (*pack_tables)(const float *, int, int, const float *, vqkv__packed *, signed char *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of consecutive planes: block pointers,
      * offset of the first plane in each. */
     void (*score)(const unsigned char *const *, size_t, int, int, const vqkv__packed *,
-                  const signed char *, int, int, float *);
+                  const signed char *, int, int, vqkv__asked *, float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights p [blocks, rows, BLOCK] * gain [blocks, BLOCK] >= 0 of fp32 to 8 bits with a scale a

@@ -280,6 +280,7 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #define TOY_KV__INLINE                static inline
 #endif
 #define TOY_KV__AHEAD 2 /* blocks that codes of keys are asked for in advance */
+#define TOY_KV__ASKED 8 /* streams of keys, and of values, that are asked for by and by */
 
 enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES, TOY_KV__WIDE };
 enum toy_kv__frame { TOY_KV__PRE, TOY_KV__POST, TOY_KV__BLOCKWISE };
@@ -372,6 +373,22 @@ static inline int toy_kv__dot_groups(const toy_kv__run *run)
     return (run->planes * run->width + each - 1) / each;
 }
 
+/* What kernels ask the memory for, a line now and then: all at once would fill the queue of misses,
+ * and what is at work would wait for its end. Codes of keys that come next, into the first-level
+ * cache, and of values, which have more time. Kernels hold it in registers. */
+typedef struct toy_kv__asked {
+    const unsigned char *keys, *keys_end, *values, *values_end;
+} toy_kv__asked;
+
+/* Inlined, or gcc takes it for a function without effects. */
+TOY_KV__INLINE void toy_kv__ask(toy_kv__asked *a)
+{
+    TOY_KV__PREFETCH(a->keys, 3);
+    TOY_KV__PREFETCH(a->values, 2);
+    a->keys += a->keys < a->keys_end ? 64 : 0;
+    a->values += a->values < a->values_end ? 64 : 0;
+}
+
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
     /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
@@ -393,17 +410,17 @@ typedef struct toy_kv__byte_ops {
     void (*dot_queries)(const toy_kv__run *, const float *, const float *, size_t, int,
                         unsigned char *, float *, float *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of a run: block pointers, offset of the
-     * run in each, table, lanes, units. */
+     * run in each, table, lanes, units; what to ask for meanwhile. */
     void (*dot_scores)(const unsigned char *const *, size_t, int, const toy_kv__run *,
                        const unsigned char *, const unsigned char *, const float *, int, int,
-                       float *);
+                       toy_kv__asked *, float *);
     /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
      * are added to theirs. */
     void (*pack_tables)(const float *, int, int, const float *, toy_kv__packed *, signed char *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of consecutive planes: block pointers,
      * offset of the first plane in each. */
     void (*score)(const unsigned char *const *, size_t, int, int, const toy_kv__packed *,
-                  const signed char *, int, int, float *);
+                  const signed char *, int, int, toy_kv__asked *, float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights p [blocks, rows, BLOCK] * gain [blocks, BLOCK] >= 0 of fp32 to 8 bits with a scale a
@@ -2891,9 +2908,10 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *co
                                                      size_t offset, int blocks, int planes,
                                                      const toy_kv__packed *head,
                                                      const signed char *tables, int rows, int add,
-                                                     float *s)
+                                                     toy_kv__asked *ahead, float *s)
 {
     int b;
+    (void)ahead; /* blocks take so long here that all may be asked for at once, before them */
     for (b = 0; b < blocks; b++)
         toy_kv__score_one_avx2(codes[b] + offset, planes, head, tables, rows, add,
                              s + b * rows * TOY_KV_BLOCK);
@@ -4802,7 +4820,8 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_codes_avx512(__m512i x, __m512i pick0, __
 TOY_KV__INLINE_avx512 void toy_kv__dot_words_avx512(const unsigned char *codes, const toy_kv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                const int one, __m512i (*sum)[4])
+                                                const int one, toy_kv__asked *ahead,
+                                                __m512i (*sum)[4])
 {
     const int bytes = TOY_KV_BLOCK / 2, groups = toy_kv__dot_groups(run);
     const __m512i nibble = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi32(0x00100000);
@@ -4814,6 +4833,7 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_words_avx512(const unsigned char *codes, 
         const __m512i t = _mm512_loadu_si512((const void *)table);
         const unsigned char *a = codes + (one ? 2 * g : 2 * g / run->width) * bytes;
         __m512i v[4];
+        toy_kv__ask(ahead);
         if (one) {
             toy_kv__dot_codes_avx512(
                 toy_kv__two_planes_avx512(a, 2 * g + 1 < run->planes ? a + bytes : a), pick0, pick1,
@@ -4838,7 +4858,7 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_words_avx512(const unsigned char *codes, 
 TOY_KV__INLINE_avx512 void toy_kv__dot_bytes_avx512(const unsigned char *codes, const toy_kv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                __m512i (*sum)[4])
+                                                toy_kv__asked *ahead, __m512i (*sum)[4])
 {
     const int groups = toy_kv__dot_groups(run), each = run->width / 4; /* of the same codes */
     const __m512i nibble = _mm512_set1_epi8(15), channel = _mm512_set1_epi32(0x30201000);
@@ -4847,6 +4867,7 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_bytes_avx512(const unsigned char *codes, 
     int g, e, i;
     for (g = 0; g < groups; g += each, codes += TOY_KV_BLOCK / 2) {
         __m512i codes_of[4], v[4];
+        toy_kv__ask(ahead);
         toy_kv__dot_codes_avx512(
             _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)codes)), pick0,
             pick1, nibble, channel, codes_of);
@@ -4864,7 +4885,8 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_bytes_avx512(const unsigned char *codes, 
 TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, const toy_kv__run *run,
                                                const unsigned char *table,
                                                const unsigned char *lanes, const float *unit, int r,
-                                               const int n, int c, int add, float *s)
+                                               const int n, int c, int add, toy_kv__asked *ahead,
+                                               float *s)
 {
     __m512i sum[4][4];
     int k, i;
@@ -4875,11 +4897,11 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, c
     codes += 32 * c;
     lanes += r * 4 * toy_kv__dot_groups(run);
     if (run->width == 1)
-        toy_kv__dot_words_avx512(codes, run, table, lanes, n, 1, sum);
+        toy_kv__dot_words_avx512(codes, run, table, lanes, n, 1, ahead, sum);
     else if (run->words)
-        toy_kv__dot_words_avx512(codes, run, table, lanes, n, 0, sum);
+        toy_kv__dot_words_avx512(codes, run, table, lanes, n, 0, ahead, sum);
     else
-        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, sum);
+        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, ahead, sum);
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
         __m512 f = _mm512_set1_ps(unit[2 * (r + k)]);
@@ -4894,11 +4916,13 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, c
 TOY_KV__TARGET_avx512 static void
 toy_kv__dot_scores_avx512(const unsigned char *const *codes, size_t offset, int blocks,
                         const toy_kv__run *run, const unsigned char *table,
-                        const unsigned char *lanes, const float *unit, int rows, int add, float *s)
+                        const unsigned char *lanes, const float *unit, int rows, int add,
+                        toy_kv__asked *ahead, float *s)
 {
+    toy_kv__asked asked = *ahead;
     int b, c, r;
 #define TOY_KV__DOT(n)                                                                               \
-    toy_kv__dot_rows_avx512(codes[b] + offset, run, table, lanes, unit, r, n, c, add, s)
+    toy_kv__dot_rows_avx512(codes[b] + offset, run, table, lanes, unit, r, n, c, add, &asked, s)
     for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK)
         for (c = 0; c < TOY_KV_BLOCK / 64; c++) {
             for (r = 0; r + 4 <= rows; r += 4)
@@ -4909,6 +4933,7 @@ toy_kv__dot_scores_avx512(const unsigned char *const *codes, size_t offset, int 
                 TOY_KV__DOT(1);
         }
 #undef TOY_KV__DOT
+    *ahead = asked;
 }
 
 #endif /* TOY_KV_BLOCK >= 64 */
@@ -5166,7 +5191,7 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__interleave_avx512(int first)
 TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes, int planes,
                                                  const toy_kv__packed *head,
                                                  const signed char *tables, int rows, int r,
-                                                 const int n, int add, float *s)
+                                                 const int n, int add, toy_kv__asked *ahead, float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
     const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
@@ -5182,6 +5207,7 @@ TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes,
         for (q = 0; q < head->wide; q++, t += (size_t)rows * 128) {
             __m512i x, y, a, b;
             toy_kv__quad_avx512(p, 4 * q, planes, &x, &y);
+            toy_kv__ask(ahead);
             x = _mm512_permutex2var_epi8(x, pick, y);
             a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
             b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
@@ -5212,7 +5238,8 @@ TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes,
 TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *codes, int planes,
                                                    const toy_kv__packed *head,
                                                    const signed char *tables, int rows, int r,
-                                                   const int n, int add, float *s)
+                                                   const int n, int add, toy_kv__asked *ahead,
+                                                   float *s)
 {
     const __m512i nibble = _mm512_set1_epi8(15), base = _mm512_set1_epi32(0x30201000);
     const __m512i pick0 = toy_kv__interleave_avx512(0), pick1 = toy_kv__interleave_avx512(16);
@@ -5229,6 +5256,8 @@ TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *code
         for (q = head->wide; q < (planes + 3) / 4; q++, t += bytes, step += bytes) {
             __m512i a, b, v[4];
             toy_kv__quad_avx512(codes, 4 * q, planes, &a, &b);
+            toy_kv__ask(ahead);
+            toy_kv__ask(ahead);
             v[0] = _mm512_permutex2var_epi8(a, pick0, b);
             v[1] = _mm512_permutex2var_epi8(a, pick1, b);
             v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
@@ -5260,24 +5289,25 @@ TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *code
 TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
                                                  const toy_kv__packed *head,
                                                  const signed char *tables, int rows, int r,
-                                                 const int n, int add, float *s)
+                                                 const int n, int add, toy_kv__asked *ahead, float *s)
 {
     if (head->wide > 0)
-        toy_kv__score_wide_avx512(codes, planes, head, tables, rows, r, n, add, s);
+        toy_kv__score_wide_avx512(codes, planes, head, tables, rows, r, n, add, ahead, s);
     if (head->wide < (planes + 3) / 4)
         toy_kv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, add || head->wide > 0,
-                                  s);
+                                  ahead, s);
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char *const *codes,
                                                          size_t offset, int blocks, int planes,
                                                          const toy_kv__packed *head,
                                                          const signed char *tables, int rows,
-                                                         int add, float *s)
+                                                         int add, toy_kv__asked *ahead, float *s)
 {
+    toy_kv__asked asked = *ahead;
     int b, r;
 #define TOY_KV__X(n)                                                                                 \
-    toy_kv__score_rows_avx512(codes[b] + offset, planes, head, tables, rows, r, n, add, s)
+    toy_kv__score_rows_avx512(codes[b] + offset, planes, head, tables, rows, r, n, add, &asked, s)
     for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK) {
         for (r = 0; r + 4 <= rows; r += 4)
             TOY_KV__X(4);
@@ -5287,6 +5317,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char
             TOY_KV__X(1);
     }
 #undef TOY_KV__X
+    *ahead = asked;
 }
 
 /* A table of sixteen fp32 entries times factor, rounded to 32 bits. */
@@ -9403,6 +9434,13 @@ static void toy_kv__mask_chunks(const toy_kv__choice *choice, int j, float *s)
 #define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
 #define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
 
+/* Codes to ask for while blocks are scored, stream by stream: [0] of keys, [1] of values. */
+typedef struct toy_kv__ahead {
+    toy_kv__asked now; /* the streams at hand */
+    int n[2], next[2];
+    const unsigned char *first[2][TOY_KV__ASKED], *last[2][TOY_KV__ASKED];
+} toy_kv__ahead;
+
 typedef struct toy_kv__pass {
     const toy_kv *kv;
     const toy_kv__ops *ops;
@@ -9440,6 +9478,8 @@ typedef struct toy_kv__pass {
     float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
+    toy_kv__ahead ahead;
+    int asks;                     /* kernels ask for it; else it is asked for before them */
     toy_kv__entry tile[TOY_KV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
     int tile_block[TOY_KV__TILE], tile_token[TOY_KV__TILE];
     const toy_kv__choice *choice; /* of chunks; NULL: all are attended */
@@ -9931,6 +9971,19 @@ static void toy_kv__read_tile(toy_kv__pass *a, const toy_kv__stream *s, const un
         toy_kv__read_gains(a->ops, s, codes[b], group, a->gain + b * TOY_KV_BLOCK);
 }
 
+/* Goes on to the next streams where all of one is asked for. */
+static void toy_kv__go_ahead(toy_kv__ahead *q)
+{
+    if (q->now.keys >= q->now.keys_end && q->next[0] < q->n[0]) {
+        q->now.keys = q->first[0][q->next[0]];
+        q->now.keys_end = q->last[0][q->next[0]++];
+    }
+    if (q->now.values >= q->now.values_end && q->next[1] < q->n[1]) {
+        q->now.values = q->first[1][q->next[1]];
+        q->now.values_end = q->last[1][q->next[1]++];
+    }
+}
+
 /* scores [n, rows, BLOCK] of n blocks through the same score tables. What runs of one gain add up
  * to is set by the first of them, or begins at 0 where its kernel can only add. */
 static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, int n, float *scores)
@@ -9965,11 +10018,12 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
             if (dots) {
                 int groups = toy_kv__dot_groups(run);
                 ops->dot_scores(codes, (size_t)run->codes, n, run, table, lanes, unit, a->rows, add,
-                                a->part);
+                                &a->ahead.now, a->part);
                 table += 64 * groups;
                 lanes += a->rows * 4 * groups;
                 unit += 2 * a->rows;
                 add = 1;
+                toy_kv__go_ahead(&a->ahead);
             } else if (run->coder == TOY_KV__WIDE) {
                 for (b = 0; b < n; b++)
                     toy_kv__score_wide(run, codes[b] + run->codes, wide, a->rows, a->part + b * step);
@@ -9980,9 +10034,10 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
                 const toy_kv__packed *head = (const toy_kv__packed *)(const void *)packed;
                 packed += sizeof *head;
                 ops->score(codes, (size_t)first, n, planes, head, (const signed char *)packed,
-                           a->rows, add, a->part);
+                           a->rows, add, &a->ahead.now, a->part);
                 packed += head->bytes;
                 add = 1;
+                toy_kv__go_ahead(&a->ahead);
             }
             if (i < s->n_runs - 1 && run[1].gain == run->gain)
                 continue;
@@ -10180,40 +10235,55 @@ static int toy_kv__next_tile(toy_kv__pass *a, int n_sealed, int *j)
     return n;
 }
 
-/* Asks for the codes of a block: `near`, because they are wanted next. Streams lie apart, and where
- * the next block lies only the block table knows, so no hardware sees it coming. Inlined, or
- * gcc takes it for a function without effects. */
-TOY_KV__INLINE void toy_kv__prefetch(const toy_kv__pass *a, const toy_kv__use *uses, int n, int block,
-                                 int near)
+/* Queues the codes of a block. Streams lie apart, and where the next block lies only the block
+ * table knows, so no hardware sees it coming. What the queue has no room for is asked for at once.
+ */
+TOY_KV__INLINE void toy_kv__queue(toy_kv__pass *a, const toy_kv__use *uses, int n, int block, int far)
 {
+    toy_kv__ahead *q = &a->ahead;
     int u, i;
     for (u = 0; u < n; u++) {
         const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
-        int bytes = toy_kv__streams[uses[u].stream].bytes;
-        for (i = 0; i < bytes; i += 128) { /* one line too many does no harm */
-            if (near && bytes <= TOY_KV__MAX_NEAR) {
-                TOY_KV__PREFETCH(p + i, 3);
-                TOY_KV__PREFETCH(p + i + 64, 3);
-            } else {
-                TOY_KV__PREFETCH(p + i, 2);
-                TOY_KV__PREFETCH(p + i + 64, 2);
-            }
+        const int bytes = toy_kv__streams[uses[u].stream].bytes;
+        if (q->n[far] < TOY_KV__ASKED && bytes <= TOY_KV__MAX_NEAR) {
+            q->first[far][q->n[far]] = p;
+            q->last[far][q->n[far]++] = p + bytes;
+            continue;
         }
+        for (i = 0; i < bytes; i += 64)
+            TOY_KV__PREFETCH(p + i, 2);
     }
 }
 
-/* Asks for what comes next while blocks b .. b + m - 1 of the tile's n are scored: codes of keys
- * some blocks ahead, and those of these blocks' values. Inlined as well. */
-TOY_KV__INLINE void toy_kv__prefetch_blocks(const toy_kv__pass *a, int b, int m, int n, int n_sealed)
+/* Queues what comes next while blocks b .. b + m - 1 of the tile's n are scored: codes of keys some
+ * blocks ahead, and those of these blocks' values. Inlined as well. */
+TOY_KV__INLINE void toy_kv__queue_blocks(toy_kv__pass *a, int b, int m, int n, int n_sealed)
 {
+    const unsigned char *none = (const unsigned char *)a->s; /* any line will do */
+    a->ahead.n[0] = a->ahead.n[1] = a->ahead.next[0] = a->ahead.next[1] = 0;
+    a->ahead.now.keys = a->ahead.now.keys_end = none;
+    a->ahead.now.values = a->ahead.now.values_end = none;
     for (; m > 0; m--, b++) {
         /* behind the tile the next blocks are a guess, right unless chunks were chosen */
         int over = b + TOY_KV__AHEAD - (n - 1);
         int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + TOY_KV__AHEAD];
         if (a->k_tile == NULL && ahead < n_sealed)
-            toy_kv__prefetch(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 1);
+            toy_kv__queue(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 0);
         if (a->v_tile == NULL)
-            toy_kv__prefetch(a, a->v_uses, a->n_v_uses, a->tile[b].block, 0);
+            toy_kv__queue(a, a->v_uses, a->n_v_uses, a->tile[b].block, 1);
+    }
+    toy_kv__go_ahead(&a->ahead);
+}
+
+/* Asks for what the kernels have left in the queue. */
+TOY_KV__INLINE void toy_kv__ask_rest(toy_kv__ahead *q)
+{
+    toy_kv__asked now = q->now;
+    for (; now.keys < now.keys_end || now.values < now.values_end; now = q->now) {
+        while (now.keys < now.keys_end || now.values < now.values_end)
+            toy_kv__ask(&now);
+        q->now = now;
+        toy_kv__go_ahead(q);
     }
 }
 
@@ -10257,10 +10327,11 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
             m = a->k_frame == TOY_KV__BLOCKWISE || a->k_tile != NULL ? 1
                 : n - b < TOY_KV__TOGETHER                           ? n - b
                                                                    : TOY_KV__TOGETHER;
-            toy_kv__prefetch_blocks(a, b, m, n, n_sealed);
+            toy_kv__queue_blocks(a, b, m, n, n_sealed);
             if (a->k_tile != NULL) {
                 a->ops->dense->score(toy_kv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
                                      scores);
+                toy_kv__ask_rest(&a->ahead);
                 continue;
             }
             if (a->batches && b % TOY_KV__MAP_BLOCKS == 0)
@@ -10273,7 +10344,10 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                                                      (size_t)a->map_columns);
             else if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
                 toy_kv__fill_tables(a, NULL);
+            if (!a->asks)
+                toy_kv__ask_rest(&a->ahead);
             toy_kv__score_blocks(a, a->tile + b, m, scores);
+            toy_kv__ask_rest(&a->ahead);
             for (k = 0; k < m && TOY_KV__KEEPS; k++)
                 toy_kv__score_kept(a->kv, a->ops, a->layer, a->head, a->tile[b + k].block, a->q,
                                  a->rows, scores + k * a->rows * TOY_KV_BLOCK);
@@ -10312,6 +10386,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
     a->k_bytes = a->ops->bytes != NULL &&
                  (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
+    a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
