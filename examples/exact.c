@@ -59,8 +59,10 @@ static vqkvc_code exact_attend(void *self, int seq, int layer, int pos, int n, c
     for (int t = 0; t < n; t++)
         for (int h = 0; h < g->n_kv_heads; h++) {
             size_t row = ((size_t)t * g->n_heads + (size_t)h * group) * g->head_dim;
-            size_t from = place(c, layer, h, 0);
-            vqkvc_attend_f16(c->k + from, c->v + from, pos + t + 1, group, g->head_dim, q + row,
+            int last = pos + t + 1, window = g->sliding_window;
+            int first = window > 0 && last > window ? last - window : 0;
+            size_t from = place(c, layer, h, first);
+            vqkvc_attend_f16(c->k + from, c->v + from, last - first, group, g->head_dim, q + row,
                              out + row, scale, VQKVC_ISA_AUTO, c->scratch);
         }
     return VQKVC_OK;

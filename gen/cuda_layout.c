@@ -192,6 +192,7 @@ static int planes_begin_at(const vqkvc_plan *plan, const gen_lowered *low, int m
 static int tensor_tile(const vqkvc_plan *plan, const gen_lowered *low, gen_cuda_layout *layout)
 {
     int fits = layout->nibbles && !low->rebuilds && layout->v_sixteens <= 32 &&
+               layout->v_stages < 15 &&
                (plan->block == 64 || plan->block == 128 || plan->block == 256) &&
                planes_begin_at(plan, low, 8);
     layout->tensor = !fits ? 0 : layout->blockwise ? 256 : 512;

@@ -3,7 +3,9 @@
 
 #include "base/matrix.h"
 #include "capture/simulate.h"
+#include "base/half.h"
 #include "plan/search.h"
+#include "plan/spectra.h"
 #include "plan/universal.h"
 #include "plan_toy.h"
 
@@ -90,6 +92,73 @@ Test(universal, the_error_is_the_one_that_is_predicted)
     free(x);
     free(x_hat);
     free(metric);
+}
+
+/* Two heads whose energies and metrics differ by sixteen, coded together: errors spread over the
+ * channels of both, and count by both metrics. */
+Test(universal, the_error_of_unequal_heads_is_the_one_that_the_search_expects)
+{
+    enum { HEADS = 2, WIDE = HEADS * DIM, N_MAX = 1024 };
+    vqkvc_err err = {0};
+    vqkvc_geometry g;
+    vqkvc_capture c;
+    vqkvc_capture_params params = {.n_tokens = 4096, .n_sample = 2048, .seed = 1};
+    vqkvc_matrix_init();
+    OK(vqkvc_simulate_geometry("1x2x2x64", &g, &err));
+    OK(vqkvc_capture_simulate(&g, &params, &quiet_log, &c, &err));
+    for (int i = 0; i < c.n_sample * WIDE; i++) {
+        uint16_t *v = &c.sample[VQKVC_VALUE][0][i];
+        *v = vqkvc_f32_to_f16(vqkvc_f16_to_f32(*v) * (i % WIDE < DIM ? 2 : 0.5F));
+    }
+    vqkvc_arena arena = {0};
+    vqkvc_metrics metrics;
+    OK(vqkvc_sample_metrics(&c, &arena, &metrics, &err));
+    for (int i = 0; i < DIM * DIM; i++)
+        metrics.v[1][i] *= 16;
+    vqkvc_auto_params p = {.frame = VQKVC_FRAME_BLOCK, .tables_at = 16, .window = {4, 32, 64}};
+    vqkvc_grouping w = {
+        .layers = 1, .heads = HEADS, .own_heads = HEADS, .tables_at = 16, .universal = 1};
+    OK(vqkvc_grouping_make(&w, &c, &p, &metrics, N_MAX, &err));
+    double *curves[2]; /* of K and of V */
+    unsigned char *picks[2];
+    for (int i = 0; i < 2; i++) {
+        curves[i] = need(N_MAX + 1, sizeof **curves);
+        picks[i] = need(N_MAX + 1, 1);
+    }
+    int share[2] = {0};
+    OK(vqkvc_grouping_own(&w, &c, &p, share, N_MAX, curves, NULL, picks, &err));
+    vqkvc_plan plan = {.geometry = g};
+    vqkvc_member members[HEADS] = {{VQKVC_PART_V, 0, 0}, {VQKVC_PART_V, 0, 1}};
+    float *x = need((size_t)c.n_sample * WIDE, sizeof *x),
+          *x_hat = need((size_t)c.n_sample * WIDE, sizeof *x);
+    OK(vqkvc_sample_members(&c, members, HEADS, VQKVC_FRAME_POST, 64, 1, x, &err));
+    vqkvc_stream_spec spec = {
+        .name = "V", .members = members, .n_members = HEADS, .frame = VQKVC_FRAME_POST};
+    int at = 2 * WIDE / 4; /* two bits a value */
+    cr_assert_gt(picks[1][at], 0, "the search takes a basis for two bits over 16 tokens");
+    OK(vqkvc_universal_stream(&plan, &spec, picks[1][at] - 1, c.n_sample, x, &err));
+    OK(vqkvc_stream_reference(&plan, &plan.streams[0], c.n_sample, x, x_hat, NULL, &err));
+    double error = 0;
+    for (int t = 0; t < c.n_sample; t++)
+        for (int h = 0; h < HEADS; h++)
+            for (int i = 0; i < DIM; i++)
+                for (int j = 0; j < DIM; j++) {
+                    size_t row = (size_t)t * WIDE + (size_t)(h * DIM);
+                    error += metrics.v[h][i * DIM + j] * (double)(x[row + i] - x_hat[row + i]) *
+                             (double)(x[row + j] - x_hat[row + j]) / c.n_sample;
+                }
+    double ratio = error / curves[1][at];
+    cr_expect(ratio > 0.8 && ratio < 1.2, "%.3f of the prediction", ratio);
+    vqkvc_plan_free(&plan);
+    vqkvc_grouping_free(&w);
+    vqkvc_arena_free(&arena);
+    vqkvc_capture_free(&c);
+    for (int i = 0; i < 2; i++) {
+        free(curves[i]);
+        free(picks[i]);
+    }
+    free(x);
+    free(x_hat);
 }
 
 static int count_universal(const vqkvc_plan *plan)

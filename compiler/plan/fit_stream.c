@@ -206,7 +206,7 @@ static void snap_codewords(const float *c, int stride, uint16_t *book)
     double top = 0, best = INFINITY, step = 0;
     for (int i = 0; i < 16; i++)
         top = fmax(top, fabs((double)c[i * stride]));
-    for (int j = -STEPS; j <= STEPS; j++) {
+    for (int j = 1 - STEPS; j < STEPS; j++) { /* within half a step of 127 */
         double s = top / (TOP + 0.5 * j / STEPS), error = 0;
         for (int i = 0; i < 16 && s > 0; i++) {
             double off = (double)c[i * stride] - s * round((double)c[i * stride] / s);

@@ -308,15 +308,20 @@ static void begin_own(trial *t, const vqkvc_grouping *w, long *least)
 }
 
 /* Shares `left` nibbles among the own streams, of which *books are left for the tables of universal
- * codes. What these take follows from the codes that are chosen, and only rises here. */
+ * codes: more than `left` if there is no room. What these take follows from the codes that are
+ * chosen, and only rises here. */
 static vqkvc_code share_own(const search *s, const vqkvc_grouping *w, trial *t, double price,
                             long left, long *books, vqkvc_err *err)
 {
     long least;
     for (*books = 0; err->code == VQKVC_OK;) {
         begin_own(t, w, &least);
-        if (left - *books < least || allocate(t, w->n_own, t->n_max, t->curves, t->times, price,
-                                              left - *books, t->own, err) != VQKVC_OK)
+        if (left - *books < least) {
+            *books = left + 1; /* there is no room for them */
+            break;
+        }
+        if (allocate(t, w->n_own, t->n_max, t->curves, t->times, price, left - *books, t->own,
+                     err) != VQKVC_OK)
             break;
         long used = universal_books(s, w, t);
         if (used <= *books)
@@ -343,6 +348,8 @@ static vqkvc_code try_price(const search *s, const vqkvc_grouping *w, trial *t, 
         return VQKVC_OK;
     VQKVC_TRY(make_own(s, w, t, err));
     VQKVC_TRY(share_own(s, w, t, price, left, &books, err));
+    if (books > left)
+        return VQKVC_OK;
     found->bits =
         s->per_bits * (double)(s->total - left + books + settle(w->n_own, NULL, t->fixed, t->own));
     if (!covers(s, w, t, &scan) || (limit > 0 && scan * s->per_bits > limit + 1e-9))

@@ -66,8 +66,9 @@ static const double *metric_of(const vqkvc_member *m, const vqkvc_geometry *g,
     return (m->part == VQKVC_PART_K ? metrics->k : metrics->v)[m->layer * g->n_kv_heads + m->head];
 }
 
-/* energy [dim, dim] = tr(M) / dim M^-1, with M^-1 of the metric as vqkvc_fit_spectrum() lifts it:
- * a whitened covariance W is M^1/2 Cov M^1/2, so that tr Cov is the sum of its products with M^-1.
+/* energy [dim, dim] = M^-1 of the metric as vqkvc_fit_spectrum() lifts it, and behind it tr(M) /
+ * dim: a whitened covariance W is M^1/2 Cov M^1/2, so that tr Cov is the sum of its products with
+ * M^-1.
  */
 static vqkvc_code make_energy(int dim, const double *metric, double *energy, vqkvc_err *err)
 {
@@ -81,8 +82,9 @@ static vqkvc_code make_energy(int dim, const double *metric, double *energy, vqk
             mean += value[i] / dim;
         for (size_t i = 0; i < values; i++) {
             double lifted = fmax(value[i / (size_t)dim], VQKVC_METRIC_RIDGE * mean);
-            v[values + i] = mean / lifted * v[i];
+            v[values + i] = lifted > 0 ? v[i] / lifted : 0;
         }
+        energy[values] = mean;
         vqkvc_dgemm_tn(dim, dim, dim, v, (size_t)dim, v + values, (size_t)dim, energy, (size_t)dim);
     }
     free(v);
@@ -94,7 +96,7 @@ static vqkvc_code make_energy(int dim, const double *metric, double *energy, vqk
 static vqkvc_code scope_energy(vqkvc_grouping *w, int i, int dim, const double *const *metric,
                                vqkvc_err *err)
 {
-    size_t n = (size_t)vqkvc_scope_members(&w->scopes[i]), values = (size_t)dim * (size_t)dim;
+    size_t n = (size_t)vqkvc_scope_members(&w->scopes[i]), values = (size_t)dim * (size_t)dim + 1;
     if (!w->universal)
         return VQKVC_OK;
     w->energy[i] = vqkvc_alloc(n * values, sizeof *w->energy[i], err);
@@ -188,20 +190,22 @@ vqkvc_code vqkvc_grouping_make(vqkvc_grouping *w, const vqkvc_capture *c,
     return err->code;
 }
 
-/* What own stream `own` of scope i has to code without a basis: cov [own_heads * head_dim, the
- * same], on and above its diagonal, is that of its whitened channels. */
+/* What own stream `own` of scope i has to code without a basis: tr(M) / d E |x - mean|^2 over all
+ * its heads, among whose channels the transform spreads errors alike. cov [own_heads * head_dim,
+ * the same], on and above its diagonal, is that of its whitened channels. */
 static double own_energy(const vqkvc_grouping *w, int i, int own, int head_dim, const double *cov)
 {
     size_t dim = (size_t)head_dim, n = (size_t)w->own_heads * dim;
-    double sum = 0;
+    double sum = 0, weight = 0;
     for (int h = 0; h < w->own_heads; h++) {
-        const double *e = w->energy[i] + (size_t)(own * w->own_heads + h) * dim * dim;
+        const double *e = w->energy[i] + (size_t)(own * w->own_heads + h) * (dim * dim + 1);
         const double *block = cov + (size_t)h * dim * (n + 1);
         for (size_t r = 0; r < dim; r++)
             for (size_t c = r; c < dim; c++)
                 sum += e[r * dim + c] * block[r * n + c] * (c > r ? 2 : 1);
+        weight += e[dim * dim] / w->own_heads;
     }
-    return sum;
+    return weight * sum;
 }
 
 /* Spectrum [own_heads * head_dim] of own stream `own` of scope i, given the errors of the shared

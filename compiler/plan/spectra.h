@@ -19,9 +19,9 @@ typedef struct vqkvc_grouping {
     double **curve;             /* [n_scopes][n_max + 1] error by nibbles of the shared stream */
     double **time; /* [n_scopes][n_max + 1] what attention takes for its codes, in ns a token of all
                       readers; NULL: no cost model is given */
-    double **energy; /* [n_scopes][members][head_dim, head_dim], where own streams may be universal:
-                        its sum of products with the covariance of a member's whitened channels is
-                        tr(M) / head_dim E |x - mean|^2 */
+    double **energy; /* [n_scopes][members][head_dim * head_dim + 1], where own streams may be
+                        universal: whose sum of products with the covariance of a member's whitened
+                        channels is E |x - mean|^2, and tr(M) / head_dim */
 } vqkvc_grouping;
 
 /* n_max: nibbles of a shared stream at most. The caller frees with vqkvc_grouping_free(), after a
