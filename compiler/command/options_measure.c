@@ -186,7 +186,8 @@ const vqkvc_option vqkvc_options_suite[] = {
      .arg = "B,B,...",
      .type = VQKVC_OPT_TEXT,
      .offset = VQKVC_AT(tables_rates),
-     .help = "bits a value with the tables in them (default: those of --rates)"},
+     .help = "with --tables-at: bits a value with the tables in them, each with a --max-scan of at "
+             "least twice that (default: those of --rates)"},
     {.name = "ablations",
      .type = VQKVC_OPT_FLAG,
      .offset = VQKVC_AT(ablations),

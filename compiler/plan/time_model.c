@@ -64,7 +64,9 @@ static void add_codes(const vqkvc_time_readers *r, int width, int groups, int pl
         terms[VQKVC_TIME_PRODUCT] += (double)r->members * groups * width;
         return;
     }
-    if (r->part == VQKVC_PART_K)
+    if (r->part == VQKVC_PART_K && at > 0 && turns(r->part, r->frame))
+        terms[VQKVC_TIME_KD] += (double)r->members * planes * (width > 4 ? width / 4 : 1);
+    else if (r->part == VQKVC_PART_K)
         terms[at == 0 ? VQKVC_TIME_K1 : VQKVC_TIME_K2] += (double)r->members * planes;
     else
         terms[VQKVC_TIME_V1 + at] += (double)r->members * planes;

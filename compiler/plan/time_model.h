@@ -3,8 +3,8 @@
  * instruction set and shape of head; the function itself is pure.
  *
  * What is told apart: scores meet a plane of nibbles through tables or codewords, by how many
- * channels share it; sums decode it; keys rotated in their block have the query mapped and tables
- * filled once a block; keys without rotation are rebuilt by a dense product. */
+ * channels share it; sums decode it; keys rotated in their block have the query mapped once a
+ * block, and codewords that meet it; keys without rotation are rebuilt by a dense product. */
 #ifndef VQKVC_PLAN_TIME_MODEL_H
 #define VQKVC_PLAN_TIME_MODEL_H
 
@@ -19,6 +19,7 @@
     X(K_STREAM, "k")  /* a stream of its keys: gains */                                            \
     X(K1, "k1")       /* a plane of its keys with a channel of its own: by codewords */            \
     X(K2, "k2")       /* a plane of its keys for more channels: by tables, however many */         \
+    X(KD, "kd")       /* where queries turn: by codewords, up to four channels of it */            \
     X(V_STREAM, "v")  /* a stream of its values */                                                 \
     X(V1, "v1")       /* a plane of its values, by width */                                        \
     X(V2, "v2")                                                                                    \
