@@ -63,6 +63,34 @@ static inline void toy_ranges(vqkvc_plan *plan, const toy_case *c)
     }
 }
 
+/* Keys whose wide codes hold little of their energy, as reverse water-filling leaves them: those of
+ * four and eight channels meet queries in 8 bits, and the others, an odd number of each, in 16. */
+static inline void toy_falling(vqkvc_plan *plan, const toy_case *c)
+{
+    static const struct {
+        int groups, width;
+        float scale;
+    } pattern[] = {{5, 1, 1}, {3, 2, 0.6F}, {1, 6, 0.4F}, {2, 4, 0.2F}, {2, 8, 0.15F}};
+    enum { N_RUNS = sizeof pattern / sizeof *pattern, LATENTS = 5 + 6 + 6 + 8 + 16 };
+    vqkvc_err err = {0};
+    for (int head = 0; head < c->n_kv_heads; head++) {
+        vqkvc_stream *s = toy_stream(plan, c, VQKVC_PART_K, 0, 1, head, "K falling");
+        s->n_latents = LATENTS;
+        toy_basis(plan, s);
+        toy_set_gain(s, VQKVC_GAIN_RMS, LATENTS, 1);
+        vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, N_RUNS, &err);
+        cr_assert_not_null(runs, "%s", err.msg);
+        for (int r = 0, at = 0; r < N_RUNS; at += runs[r].groups * runs[r].width, r++) {
+            int groups = pattern[r].groups, width = pattern[r].width;
+            int book = toy_table(plan, groups, width * 16, (double)pattern[r].scale, "book");
+            runs[r] = (vqkvc_run){VQKVC_CODER_VQ, at, groups, width, 4, 1, 0, book};
+        }
+        s = toy_stream(plan, c, VQKVC_PART_V, 0, 1, head, "V levels");
+        toy_set_gain(s, VQKVC_GAIN_RMS, s->n_latents, 1);
+        toy_levels(plan, s, 4);
+    }
+}
+
 /* Keys in a Hadamard basis with shifts over whole blocks, codes of 8 bits over 8 channels, and
  * outliers by a table; values in a learned basis with a beam, two groups, and outliers by the
  * token's mean. */

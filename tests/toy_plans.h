@@ -26,6 +26,7 @@ static const toy_case toy_cases[] = {
     {"shifts", NULL, 2, 1, 9, 32, HALVES, 32, 2, 16, 64, IN_BLOCK, NO_GAIN, 0, 0, 0, 0, toy_shifts},
     {"outliers", NULL, 3, 1, 2, 96, HALVES, 96, 0, 8, 32, POST, NO_GAIN, 0, 0, 0, 0, toy_outliers},
     {"chain", NULL, 3, 2, 3, 24, HALVES, 16, 4, 16, 32, PRE, NO_GAIN, 0, 0, 0, 0, toy_chain},
+    {"falling", NULL, 1, 2, 5, 48, HALVES, 48, 4, 24, 64, IN_BLOCK, RMS, 8, 1, 1, 1, toy_falling},
 };
 enum { N_TOY_CASES = sizeof toy_cases / sizeof *toy_cases };
 
