@@ -58,9 +58,10 @@ Test(cli_time, a_figure_that_cannot_be_had_fails_nothing)
 
 Test(cli_time, wrong_models_and_impossible_limits_are_refused)
 {
-    static const char terms[] = "token=1,exact=100,k=1,k1=0.1,k2=0.1,kd=0.1,v=1,v1=0.1,v2=0.1,v4=0.1,"
-                                "v8=0.1,block=100,map1=4,map2=8,map4=16,map8=32,rebuilt=30,"
-                                "decode=0.1,product=1";
+    static const char terms[] =
+        "token=1,exact=100,k=1,k1=0.1,k2=0.1,kd=0.1,v=1,v1=0.1,v2=0.1,v4=0.1,"
+        "v8=0.1,block=100,map1=4,map2=8,map4=16,map8=32,rebuilt=30,"
+        "decode=0.1,product=1";
     char right[512], wide[512];
     snprintf(right, sizeof right, "isa=avx2,head_dim=32,group=2,%s", terms);
     snprintf(wide, sizeof wide, "isa=avx2,head_dim=64,group=2,%s", terms);
