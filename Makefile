@@ -177,7 +177,7 @@ $(BUILD)/examples/minimal: examples/minimal.c $(DEMO_HEADER)
 	@echo "  CC    $<"
 	$(Q)$(CC) -std=c99 -O2 -I$(BUILD)/demo $< -o $@ -lm
 
-$(BUILD)/examples/generate: examples/generate.c examples/compressed.c examples/compressed.h examples/exact.c examples/exact.h $(DEMO_HEADER)
+$(BUILD)/examples/generate: examples/generate.c examples/compressed.c examples/compressed.h $(DEMO_HEADER)
 $(BUILD)/examples/vectors: examples/vectors.c
 $(BUILD)/examples/generate $(BUILD)/examples/vectors: $(BUILD)/libvqkvc.a
 	@mkdir -p $(@D)
