@@ -33,7 +33,7 @@ tail -c "$half" "$data/eval_technical.txt" | sed 1d >"$out/technical.txt"
 build/vqkvc suite examples/models/ref7m.gguf --db "$store" --isa "${ISA:-best}" \
     --text "$data/eval_books.txt" --text "$data/eval_wikitext2.txt" --text "$out/technical.txt" \
     --long "$data/eval_long_book.txt" --windows "${WINDOWS:-4}" --context 1024 --step 8 \
-    --rates 0.5,1,1.25,1.5,2,2.5,2.75,3,4 --any-scan \
-    --tables-at 1024 --tables-rates 1,1.5,2.1,2.65,3.1,3.5,4.2,5,6,8.4 \
+    --rates 0.5,1,1.25,1.5,2,2.5,2.75,3,3.25,4 --any-scan \
+    --tables-at 1024 --tables-rates 1,1.5,2.1,2.65,3.1,3.5,3.6,3.9,4.2,5,6,8.4 \
     --top-tokens 512 --ablations --robust "$out/technical_calibration.txt" \
     --csv tests/regress.csv --svg docs/fidelity.svg
