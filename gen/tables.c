@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "gen/parts.h"
+#include "plan/frame.h"
 
 /* Four binary16 values make one little-endian word: the quickest constants for compilers to read
  * that are still pedantic C (style.md has the measurements). */
@@ -122,8 +123,9 @@ static void print_nodes(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_bu
 }
 
 /* Bit patterns: decimal does not round-trip every double, and C++11 has no hexadecimal floats. */
-static void print_rope(const vqkvc_geometry *g, vqkvc_buf *out)
+static void print_rope(const vqkvc_plan *plan, vqkvc_buf *out)
 {
+    const vqkvc_geometry *g = &plan->geometry;
     vqkvc_buf_puts(out, "\n/* Rotation of each pair in radians a token: bits of a double */\n"
                         "static const uint64_t vqkv__rope_bits[] = {");
     for (int i = 0; i < g->n_rot / 2 || i == 0; i++) {
@@ -132,6 +134,12 @@ static void print_rope(const vqkvc_geometry *g, vqkvc_buf *out)
         vqkvc_buf_printf(out, "%s0x%016llxu,", i % 4 == 0 ? "\n    " : " ",
                          (unsigned long long)bits);
     }
+    vqkvc_buf_puts(out, "\n};\n\n/* Tokens of the span at whose first one a pair of a blockwise "
+                        "frame counts as un-rotated; 0: it\n * stays as it is. */\n"
+                        "static const int vqkv__spans[] = {");
+    for (int i = 0; i < g->n_rot / 2 || i == 0; i++)
+        vqkvc_buf_printf(out, "%s%d,", i % 16 == 0 ? "\n    " : " ",
+                         vqkvc_frame_span(plan->block, plan->stretch[i]));
     vqkvc_buf_puts(out, "\n};\n");
 }
 
@@ -174,7 +182,7 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
     vqkvc_buf_puts(out, "\n/* The most that any stream or head needs. */\n");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         vqkvc_buf_printf(out, "#define VQKV__%s %d\n", sizes[i].name, sizes[i].value);
-    print_rope(&plan->geometry, out);
+    print_rope(plan, out);
     print_members(plan, low, out);
     print_nodes(plan, low, out);
     print_runs(low, out);

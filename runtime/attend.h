@@ -210,7 +210,7 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)
-        vqkv__angles(VQKV_BLOCK, a->step);
+        vqkv__span_angles(a->step);
     for (t = 0; t < VQKV_N_SINK && t < n_tokens; t += n) {
         n = (VQKV_N_SINK < n_tokens ? VQKV_N_SINK : n_tokens) - t;
         n = n > VQKV_BLOCK ? VQKV_BLOCK : n;

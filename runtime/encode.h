@@ -165,7 +165,7 @@ typedef struct vqkv__coding {
     vqkv *kv;
     const vqkv__ops *ops;
     int seq, token, block; /* first token of the block, its place in the pool */
-    float cs[VQKV_N_ROT + 1];
+    float pre[VQKV_N_ROT + 1], blockwise[VQKV_N_ROT + 1]; /* angles that keys turn back by */
     float *x, *z;        /* [MAX_IN, BLOCK], [MAX_LATENTS, BLOCK] */
     float *predicted;    /* [WIDTH, BLOCK] */
     unsigned char *mask; /* [MAX_LATENTS, BLOCK] where outliers are kept */
@@ -185,7 +185,8 @@ static void vqkv__load_member(const vqkv__coding *c, const vqkv__member *m, int 
 {
     c->ops->code->load(vqkv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token), x);
     if (m->part == VQKV_KEY && frame != VQKV__POST)
-        c->ops->dense->turn(c->cs, frame == VQKV__PRE ? vqkv__turns(c->kv) : NULL, -1.0f, x, x);
+        c->ops->dense->turn(frame == VQKV__PRE ? c->pre : c->blockwise,
+                            frame == VQKV__PRE ? vqkv__turns(c->kv) : NULL, -1.0f, x, x);
 }
 
 /* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order,
@@ -270,7 +271,8 @@ static void vqkv__encode_tokens(vqkv *kv, const vqkv__ops *ops, int seq, int tok
     c.token = token;
     c.block = block;
     c.of = -1;
-    vqkv__angles(token, c.cs);
+    vqkv__frame_angles(VQKV__PRE, token, c.pre);
+    vqkv__frame_angles(VQKV__BLOCKWISE, token, c.blockwise);
     c.x = room;
     c.z = c.x + (size_t)VQKV__MAX_IN * VQKV_BLOCK;
     c.predicted = c.z + (size_t)VQKV__MAX_LATENTS * VQKV_BLOCK;

@@ -3,7 +3,8 @@
  * blocks at once: one product of all their queries with the basis. */
 
 /* Cosines [N_ROT / 2] and sines of the angles that queries turn back by for a block at `position`.
- * They go on from block to block by one complex product a pair, and start afresh every 64 blocks.
+ * Where the block follows the one at `previous`, pairs whose span begins go on by one complex
+ * product; all start afresh every 64 blocks.
  */
 static void vqkv__block_angles(vqkv__pass *a, int position, int previous)
 {
@@ -13,12 +14,14 @@ static void vqkv__block_angles(vqkv__pass *a, int position, int previous)
     if (previous >= 0 && position == previous + VQKV_BLOCK && position / VQKV_BLOCK % 64 != 0) {
         for (i = 0; i < PAIRS; i++) {
             float x = c[i], y = s[i];
+            if (vqkv__base_of(i, position) != position)
+                continue;
             c[i] = x * a->step[2 * i] - y * a->step[2 * i + 1];
             s[i] = y * a->step[2 * i] + x * a->step[2 * i + 1];
         }
         return;
     }
-    vqkv__angles(position, both);
+    vqkv__frame_angles(VQKV__BLOCKWISE, position, both);
     for (i = 0; i < PAIRS; i++) {
         c[i] = both[2 * i];
         s[i] = both[2 * i + 1];

@@ -36,5 +36,8 @@ typedef struct vqkvc_geometry {
 /* Rotates n_heads vectors x [n_heads, head_dim] by `position` tokens, in place; a negative position
  * rotates back. Magnitude (rope_mscale) is left alone. Angles in double. */
 void vqkvc_rope_rotate(const vqkvc_geometry *g, double position, float *x, int n_heads);
+/* The same by a position of its own for each pair: [n_rot / 2]. */
+void vqkvc_rope_rotate_pairs(const vqkvc_geometry *g, const double *position, float *x,
+                             int n_heads);
 
 #endif

@@ -224,7 +224,8 @@ static vqkvc_code add_members(const work *w, shared *s, vqkvc_member *members, v
     stream->enc = vqkvc_plan_add_table(plan, stream->n_in, w->width, err, "enc %s", name);
     stream->dec = vqkvc_plan_add_table(plan, stream->n_in, w->width, err, "dec %s", name);
     VQKVC_TRY(vqkvc_higgs_code(plan, stream, &w->anchor_grid, err));
-    return vqkvc_sample_members(w->capture, members, stream->n_members, stream->frame, plan->block,
+    return vqkvc_sample_members(w->capture, members, stream->n_members,
+                                &(vqkvc_key_frame){stream->frame, plan->block, plan->stretch},
                                 w->params->seed, s->x, err);
 }
 

@@ -38,11 +38,22 @@ static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
     return p;
 }
 
+/* Frame of keys, tokens of a block, and the spans that these make. */
+static void set_frame(vqkvc_auto_params *p, const vqkvc_geometry *g, vqkvc_frame frame, int block)
+{
+    p->frame = frame;
+    p->window.block = block;
+    memset(p->stretch, 0, sizeof p->stretch);
+    if (frame == VQKVC_FRAME_BLOCK && !p->no_spans)
+        vqkvc_frame_stretch(g, block, p->stretch);
+}
+
 /* Everything that the samples and metrics of a stream depend on besides the capture. */
 static char *settings_text(const vqkvc_auto_params *p, vqkvc_arena *arena, vqkvc_err *err)
 {
-    return vqkvc_arena_printf(arena, err, "frame=%d block=%d seed=%llu metric=%d probes=%s",
-                              (int)p->frame, p->window.block, (unsigned long long)p->seed,
+    return vqkvc_arena_printf(arena, err, "frame=%d spans=%d block=%d seed=%llu metric=%d probes=%s",
+                              (int)p->frame, p->frame == VQKVC_FRAME_BLOCK && !p->no_spans,
+                              p->window.block, (unsigned long long)p->seed,
                               !p->no_metric, p->sensitivity != NULL ? p->probes.hex : "none");
 }
 
@@ -65,6 +76,7 @@ typedef struct scope_fit {
     const vqkvc_capture *c;
     const vqkvc_auto_params *p;
     const vqkvc_scope *scope;
+    vqkvc_key_frame frame; /* of keys */
     const vqkvc_fit_store *store;
     vqkvc_member *members; /* [vqkvc_scope_members()] */
     const double **metric; /* the same */
@@ -86,8 +98,7 @@ static vqkvc_code scope_fit_make(scope_fit *f, const vqkvc_metrics *metrics, vqk
         int h = f->members[i].layer * f->c->geometry.n_kv_heads + f->members[i].head;
         f->metric[i] = (f->scope->part == VQKVC_PART_K ? metrics->k : metrics->v)[h];
     }
-    return vqkvc_sample_members(f->c, f->members, (int)n, f->p->frame, f->p->window.block,
-                                f->p->seed, f->x, err);
+    return vqkvc_sample_members(f->c, f->members, (int)n, &f->frame, f->p->seed, f->x, err);
 }
 
 static void scope_fit_free(scope_fit *f)
@@ -113,8 +124,9 @@ static vqkvc_stream_spec stream_spec(const scope_fit *f, int first, int n, int n
 {
     return (vqkvc_stream_spec){.members = f->members + first,
                                .n_members = n,
-                               .frame =
-                                   f->scope->part == VQKVC_PART_K ? f->p->frame : VQKVC_FRAME_POST,
+                               .frame = f->scope->part == VQKVC_PART_K
+                                            ? f->frame
+                                            : (vqkvc_key_frame){VQKVC_FRAME_POST, 0, NULL},
                                .n_nibbles = nibbles,
                                .tables_at = f->p->tables_at,
                                .gain_bits = f->p->no_gain ? 0 : VQKVC_GAIN_BITS};
@@ -201,10 +213,14 @@ static vqkvc_code make_metrics(const vqkvc_capture *c, const vqkvc_auto_params *
     VQKVC_TRY(vqkvc_sample_metrics(c, arena, m, err));
     if (p->no_metric)
         vqkvc_metrics_level(c, m);
-    if (p->sensitivity == NULL)
-        return VQKVC_OK;
-    VQKVC_TRY(vqkvc_metrics_weigh(c, p->sensitivity, p->seed, m, err));
-    return vqkvc_metrics_turn(c, p->frame, p->window.block, m, err);
+    vqkvc_key_frame frame = vqkvc_auto_frame(p);
+    if (p->sensitivity != NULL) {
+        VQKVC_TRY(vqkvc_metrics_weigh(c, p->sensitivity, p->seed, m, err));
+        VQKVC_TRY(vqkvc_metrics_turn(c, &frame, m, err));
+    }
+    for (int h = 0; h < c->geometry.n_layers * c->geometry.n_kv_heads; h++)
+        vqkvc_frame_separate(&c->geometry, &frame, c->geometry.head_dim, m->k[h]);
+    return VQKVC_OK;
 }
 
 /* Fits all streams of a design. */
@@ -218,10 +234,13 @@ static vqkvc_code fit_design(vqkvc_plan *plan, const vqkvc_capture *c, const vqk
         if (vqkvc_interrupted())
             vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted while fitting");
         else
-            fit_scope(
-                &(scope_fit){
-                    .plan = plan, .c = c, .p = p, .scope = &design->scopes[i], .store = store},
-                metrics, err);
+            fit_scope(&(scope_fit){.plan = plan,
+                                   .c = c,
+                                   .p = p,
+                                   .scope = &design->scopes[i],
+                                   .frame = vqkvc_auto_frame(p),
+                                   .store = store},
+                      metrics, err);
         vqkvc_progress_step(&progress, (uint64_t)i + 1);
     }
     if (err->code == VQKVC_OK)
@@ -240,6 +259,8 @@ static vqkvc_code make_plan(vqkvc_plan *plan, const vqkvc_capture *c, const vqkv
     plan->n_sink = p->window.n_sink;
     plan->n_recent = p->window.n_recent;
     plan->block = p->window.block;
+    if (p->frame == VQKVC_FRAME_BLOCK)
+        memcpy(plan->stretch, p->stretch, sizeof plan->stretch);
     plan->calibration = store->parent;
     snprintf(plan->scheme, sizeof plan->scheme, "auto%.4g", p->bits);
     VQKVC_TRY(vqkvc_search(c, p, metrics, arena, store->log, &design, err));
@@ -302,8 +323,7 @@ static vqkvc_code choose_frame(const vqkvc_capture *c, vqkvc_auto_params *p, con
         vqkvc_err mine = {0};
         vqkvc_metrics metrics;
         vqkvc_design design;
-        p->frame = candidates[i].frame;
-        p->window.block = candidates[i].block;
+        set_frame(p, &c->geometry, candidates[i].frame, candidates[i].block);
         if (make_metrics(c, p, &arena, &metrics, &mine) == VQKVC_OK &&
             vqkvc_search(c, p, &metrics, &arena, log, &design, &mine) == VQKVC_OK) {
             vqkvc_say(log, 1, "auto: keys %s, block %d: %.3f bits, %.2f ns, predicted loss %.4g",
@@ -322,8 +342,7 @@ static vqkvc_code choose_frame(const vqkvc_capture *c, vqkvc_auto_params *p, con
     }
     if (best < 0)
         return vqkvc_fail(err, none.code, "%s", none.msg);
-    p->frame = candidates[best].frame;
-    p->window.block = candidates[best].block;
+    set_frame(p, &c->geometry, candidates[best].frame, candidates[best].block);
     return VQKVC_OK;
 }
 
@@ -336,6 +355,7 @@ vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
     vqkvc_metrics metrics;
     memset(plan, 0, sizeof *plan);
     VQKVC_TRY(check(capture, &p, err));
+    set_frame(&p, &capture->geometry, p.frame, p.window.block);
     if (p.any_frame && p.time != NULL && p.max_ns > 0)
         VQKVC_TRY(choose_frame(capture, &p, log, err));
     vqkvc_fit_store store = {.db = db,

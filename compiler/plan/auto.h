@@ -25,11 +25,19 @@ typedef struct vqkvc_auto_params {
     int no_metric;      /* errors count alike in all channels of a head */
     int tables_at;      /* tokens that tables are spread over to count as bits; 0: they do not */
     vqkvc_frame frame;  /* of keys; PRE: attention rebuilds them */
+    int no_spans;       /* of frame BLOCK: all pairs turn back by the block's first token */
+    uint8_t stretch[VQKVC_MAX_HEAD_DIM / 2]; /* of frame BLOCK, as in vqkvc_plan; what is given to
+                                                vqkvc_plan_auto() is not looked at */
     vqkvc_window window;
     uint64_t seed;
     const vqkvc_sensitivity *sensitivity; /* NULL: the closed form of the metrics alone */
     vqkvc_hash probes;                    /* recipe hash of the sensitivities */
 } vqkvc_auto_params;
+
+static inline vqkvc_key_frame vqkvc_auto_frame(const vqkvc_auto_params *p)
+{
+    return (vqkvc_key_frame){p->frame, p->window.block, p->stretch};
+}
 
 /* Refuses with VQKVC_E_USAGE, before any capture, what no capture of this geometry can give. */
 vqkvc_code vqkvc_auto_check(const vqkvc_auto_params *params, const vqkvc_geometry *g,

@@ -5,17 +5,17 @@
 
 #include "capture/capture.h"
 #include "fit/fit.h"
-#include "plan/plan.h"
+#include "plan/frame.h"
 
 /* Ridge of bases and spectra in a metric, as a share of its mean eigenvalue. The search predicts
  * what the fit then does and probes weigh the latents that both see: all three take the same. */
 #define VQKVC_METRIC_RIDGE 1e-3
 
 /* The sampled vectors of n_members heads of one part, joined: x [n_sample, n_members * head_dim].
- * Keys are put into the frame: BLOCK turns each by a seeded offset in [0, block), POST by its
+ * Keys are put into the frame: BLOCK turns each by seeded offsets into its spans, POST by its
  * position; every key carries rope_mscale as the cache will see it. */
 vqkvc_code vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *members, int n_members,
-                                vqkvc_frame frame, int block, uint64_t seed, float *x,
+                                const vqkvc_key_frame *frame, uint64_t seed, float *x,
                                 vqkvc_err *err);
 
 /* Metrics of all heads: squared errors in them add up to a loss over the whole model.
@@ -57,8 +57,8 @@ vqkvc_code vqkvc_metrics_weigh(const vqkvc_capture *c, const vqkvc_sensitivity *
 void vqkvc_metrics_level(const vqkvc_capture *c, vqkvc_metrics *m);
 
 /* Turns the metrics of un-rotated keys into those of keys in a frame, in place: BLOCK averages over
- * the offsets in a block, POST over positions of the sample. */
-vqkvc_code vqkvc_metrics_turn(const vqkvc_capture *c, vqkvc_frame frame, int block,
+ * the offsets in its spans, POST over positions of the sample. */
+vqkvc_code vqkvc_metrics_turn(const vqkvc_capture *c, const vqkvc_key_frame *frame,
                               vqkvc_metrics *m, vqkvc_err *err);
 
 #endif

@@ -8,6 +8,7 @@
 #include "base/matrix.h"
 #include "fit/fit.h"
 #include "plan/allocate.h"
+#include "plan/bands.h"
 #include "plan/calibration.h"
 #include "plan/stream.h"
 
@@ -33,10 +34,12 @@ static void basis_point(basis_part *b, void *bytes, int n_in)
     b->dec = b->enc + n * n;
 }
 
-static vqkvc_code fit_basis(basis_part *b, int n, int n_in, int dim, const float *x,
-                            const double *const *metric, vqkvc_err *err)
+static vqkvc_code fit_basis(basis_part *b, const vqkvc_geometry *g, const vqkvc_key_frame *frame,
+                            int n, int n_in, const float *x, const double *const *metric,
+                            vqkvc_err *err)
 {
     size_t d = (size_t)n_in;
+    int dim = g->head_dim;
     vqkvc_basis basis = {0};
     double *cov = vqkvc_alloc(d * d, sizeof(double), err);
     double *full = vqkvc_alloc(d * d, sizeof(double), err);
@@ -45,7 +48,9 @@ static vqkvc_code fit_basis(basis_part *b, int n, int n_in, int dim, const float
         for (int i = 0; i < n_in; i++)
             for (int j = i / dim * dim; j < (i / dim + 1) * dim; j++)
                 full[(size_t)i * d + (size_t)j] = metric[i / dim][i % dim * dim + j % dim];
-        if (vqkvc_fit_moments(n, n_in, x, d, NULL, mean, cov, err) == VQKVC_OK &&
+        if (vqkvc_fit_moments(n, n_in, x, d, NULL, mean, cov, err) == VQKVC_OK)
+            vqkvc_frame_separate(g, frame, n_in, cov);
+        if (err->code == VQKVC_OK &&
             vqkvc_fit_basis(n_in, n_in, cov, full, VQKVC_METRIC_RIDGE, &basis, err) == VQKVC_OK) {
             /* The metric's unit is arbitrary: scale so that the strongest latent has variance 1 and
              * all values suit binary16. */
@@ -109,32 +114,45 @@ vqkvc_code vqkvc_fit_keep(const vqkvc_fit_store *store, const char *kind, const 
     return kvdb_put_artifact(store->db, &a, bytes, n, err);
 }
 
-/* Adds the tables of the basis, cut to the layout's channels, and the runs with empty books. */
-static vqkvc_stream *add_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec,
-                                const basis_part *b, const vqkvc_layout *layout, vqkvc_err *err)
+/* Which latents of a basis turn: [n_in]. A basis for separate channels has none that mixes them but
+ * by rounding. */
+static void find_turning(const vqkvc_geometry *g, const vqkvc_key_frame *frame, const basis_part *b,
+                         int n_in, uint8_t *turning)
 {
-    vqkvc_stream *s = vqkvc_plan_add_stream(plan, spec->name, spec->n_members, spec->members, err);
-    if (s == NULL)
-        return NULL;
-    int n_in = s->n_in, n = layout->n_channels, at = 0;
-    s->frame = spec->frame;
-    s->transform = VQKVC_TRANSFORM_BASIS;
-    s->n_latents = n;
-    s->gain = spec->gain_bits > 0 ? VQKVC_GAIN_RMS : VQKVC_GAIN_NONE;
-    s->gain_bits = spec->gain_bits;
-    s->gain_width = n;
-    s->mean = vqkvc_plan_add_table(plan, 1, n_in, err, "mean %s", spec->name);
-    int dim = plan->geometry.head_dim;
-    s->enc = vqkvc_plan_add_bytes(plan, n_in, n, dim, err, "enc %s", spec->name);
-    s->dec = vqkvc_plan_add_bytes(plan, n_in, n, dim, err, "dec %s", spec->name);
-    vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, layout->n_runs, err);
-    if (err->code != VQKVC_OK)
-        return NULL;
-    memcpy(plan->tables[s->mean].f16, b->mean, (size_t)n_in * sizeof(uint16_t));
-    vqkvc_table_round(&plan->tables[s->enc], b->enc, (size_t)n_in);
-    vqkvc_table_round(&plan->tables[s->dec], b->dec, (size_t)n_in);
-    for (int r = 0; r < layout->n_runs; r++) {
-        const vqkvc_layout_run *from = &layout->runs[r];
+    size_t n = (size_t)n_in;
+    for (size_t j = 0; j < n; j++) {
+        double of[2] = {0, 0};
+        for (size_t i = 0; i < n; i++) {
+            double x = (double)vqkvc_f16_to_f32(b->dec[i * n + j]);
+            of[vqkvc_frame_is_turning(g, frame, (int)(i % (size_t)g->head_dim))] += x * x;
+        }
+        turning[j] = of[1] > of[0];
+    }
+}
+
+/* Columns `order` [cols] of values [n, n] to a table of bytes. */
+static vqkvc_code cut_basis(const uint16_t *values, int n, const int *order, vqkvc_table *table,
+                            vqkvc_err *err)
+{
+    size_t cols = (size_t)table->cols;
+    uint16_t *cut = vqkvc_alloc((size_t)n * cols, sizeof *cut, err);
+    if (cut == NULL)
+        return err->code;
+    for (size_t i = 0; i < (size_t)n; i++)
+        for (size_t j = 0; j < cols; j++)
+            cut[i * cols + j] = values[i * (size_t)n + (size_t)order[j]];
+    vqkvc_table_round(table, cut, cols);
+    free(cut);
+    return VQKVC_OK;
+}
+
+/* Adds the runs, with empty books. */
+static vqkvc_code add_runs(vqkvc_plan *plan, vqkvc_stream *s, const vqkvc_bands *bands,
+                           vqkvc_err *err)
+{
+    vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, bands->n_runs, err);
+    for (int r = 0, at = 0; r < bands->n_runs && err->code == VQKVC_OK; r++) {
+        const vqkvc_layout_run *from = &bands->runs[r];
         runs[r] = (vqkvc_run){.coder = VQKVC_CODER_VQ,
                               .first = at,
                               .groups = from->groups,
@@ -143,9 +161,42 @@ static vqkvc_stream *add_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec,
                               .stages = from->stages};
         runs[r].book =
             vqkvc_plan_add_table(plan, from->groups * from->stages, from->width * 16, err,
-                                 "codebooks %s, groups of %d", spec->name, from->width);
+                                 "codebooks %s, groups of %d", s->name, from->width);
         at += from->groups * from->width;
     }
+    return err->code;
+}
+
+/* Adds the tables of the basis, cut to the layout's channels, and the runs: for steady latents,
+ * then for turning ones. */
+static vqkvc_stream *add_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec,
+                                const basis_part *b, const vqkvc_layout *layout, vqkvc_err *err)
+{
+    vqkvc_stream *s = vqkvc_plan_add_stream(plan, spec->name, spec->n_members, spec->members, err);
+    if (s == NULL)
+        return NULL;
+    int n_in = s->n_in, n = layout->n_channels, dim = plan->geometry.head_dim;
+    s->frame = spec->frame.frame;
+    s->transform = VQKVC_TRANSFORM_BASIS;
+    s->n_latents = n;
+    s->gain = spec->gain_bits > 0 ? VQKVC_GAIN_RMS : VQKVC_GAIN_NONE;
+    s->gain_bits = spec->gain_bits;
+    s->gain_width = n;
+    s->mean = vqkvc_plan_add_table(plan, 1, n_in, err, "mean %s", spec->name);
+    s->enc = vqkvc_plan_add_bytes(plan, n_in, n, dim, err, "enc %s", spec->name);
+    s->dec = vqkvc_plan_add_bytes(plan, n_in, n, dim, err, "dec %s", spec->name);
+    uint8_t *turning = vqkvc_alloc((size_t)n_in, 1, err);
+    vqkvc_bands bands = {0};
+    if (err->code == VQKVC_OK) {
+        memcpy(plan->tables[s->mean].f16, b->mean, (size_t)n_in * sizeof(uint16_t));
+        find_turning(&plan->geometry, &spec->frame, b, n_in, turning);
+        if (vqkvc_make_bands(layout, n_in, turning, &bands, err) == VQKVC_OK &&
+            cut_basis(b->enc, n_in, bands.order, &plan->tables[s->enc], err) == VQKVC_OK &&
+            cut_basis(b->dec, n_in, bands.order, &plan->tables[s->dec], err) == VQKVC_OK)
+            add_runs(plan, s, &bands, err);
+    }
+    free(turning);
+    free(bands.order);
     return err->code == VQKVC_OK ? s : NULL;
 }
 
@@ -314,17 +365,18 @@ static size_t move_codebooks(vqkvc_plan *plan, vqkvc_stream *s, char *bytes, int
     return at;
 }
 
-static vqkvc_code basis_of(const vqkvc_stream_spec *spec, int dim, int n, const float *x,
+static vqkvc_code basis_of(const vqkvc_stream_spec *spec, const vqkvc_geometry *g, int n,
+                           const float *x,
                            const double *const *metric, const vqkvc_fit_store *store,
                            const char *recipe, void *bytes, vqkvc_err *err)
 {
-    int n_in = spec->n_members * dim, found;
+    int n_in = spec->n_members * g->head_dim, found;
     basis_part b;
     basis_point(&b, bytes, n_in);
     VQKVC_TRY(vqkvc_fit_find(store, "basis", recipe, basis_bytes(n_in), bytes, &found, err));
     if (found)
         return VQKVC_OK;
-    VQKVC_TRY(fit_basis(&b, n, n_in, dim, x, metric, err));
+    VQKVC_TRY(fit_basis(&b, g, &spec->frame, n, n_in, x, metric, err));
     double total = 0, head = 0;
     for (int i = 0; i < n_in; i++) {
         total += b.lambda[i];
@@ -371,7 +423,7 @@ vqkvc_code vqkvc_fit_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spec, int
         store->settings, spec->residual.hex[0] != '\0' ? spec->residual.hex : "none",
         store->parent.hex);
     if (err->code == VQKVC_OK &&
-        basis_of(spec, dim, n, x, metric, store, recipe, bytes, err) == VQKVC_OK) {
+        basis_of(spec, &plan->geometry, n, x, metric, store, recipe, bytes, err) == VQKVC_OK) {
         basis_part b;
         basis_point(&b, bytes, n_in);
         vqkvc_hash parent = kvdb_recipe_hash("basis", recipe);

@@ -5,7 +5,7 @@
 
 #include "base/log.h"
 #include "calib_db/kvdb.h"
-#include "plan/plan.h"
+#include "plan/frame.h"
 
 /* What the recipes of all fitted parts begin with. To be raised with any change that makes other
  * bytes from the same samples and parameters, anywhere in fit/ or plan/: what stores hold of an
@@ -34,7 +34,7 @@ typedef struct vqkvc_stream_spec {
     const char *name;
     const vqkvc_member *members;
     int n_members;
-    vqkvc_frame frame;
+    vqkvc_key_frame frame; /* POST of values */
     int n_nibbles;       /* of a token */
     int tables_at;       /* as in vqkvc_auto_params */
     int gain_bits;       /* 0: none; 8 */

@@ -27,10 +27,11 @@
 #include "base/memory.h"
 #include "base/status.h"
 
-enum { VQKVC_PLAN_VERSION = 4 };
+enum { VQKVC_PLAN_VERSION = 5 };
 
 /* Bounds of plans that are valid: stages of a run; candidates of a beam, and the width of groups
  * that are coded with one. */
+enum { VQKVC_MAX_STRETCH = 8, VQKVC_STRETCH_ENDLESS = 255 };
 enum { VQKVC_MAX_STAGES = 128, VQKVC_MAX_BEAM = 16, VQKVC_MAX_BEAM_WIDTH = 512 };
 
 typedef enum vqkvc_part { VQKVC_PART_K, VQKVC_PART_V } vqkvc_part;
@@ -51,7 +52,8 @@ typedef struct vqkvc_member {
 #define VQKVC_FRAME_LIST(X)                                                                        \
     X(PRE, "pre")     /* un-rotated; attended by reconstruction */                                 \
     X(POST, "post")   /* rotated by their position */                                              \
-    X(BLOCK, "block") /* rotated by their offset in the block; queries turn back by its base */
+    X(BLOCK, "block") /* rotated by their offset in the block, or in a longer span (frame.h);         \
+                         queries turn back by its base */
 #define VQKVC_TRANSFORM_LIST(X)                                                                    \
     X(IDENTITY, "identity")                                                                        \
     X(HADAMARD, "hadamard") /* orthonormal Sylvester matrix over the whole vector */               \
@@ -160,6 +162,10 @@ typedef struct vqkvc_plan {
     int n_sink;   /* first tokens, exact in fp16 for ever */
     int n_recent; /* the latest tokens that are exact at least */
     int block;    /* tokens a block: encoded together */
+    /* Keys in frame BLOCK: the span of pair i, at whose first token it counts as un-rotated, has
+     * 2^stretch[i] blocks, counted from the first coded token; ENDLESS: it stays rotated by its
+     * position. [n_rot / 2], 0 of pairs that there are not. */
+    uint8_t stretch[VQKVC_MAX_HEAD_DIM / 2];
     /* With landmarks a block has, for each layer, KV head and chunk of so many of its tokens, the
      * mean of the keys in their rotation (8 bits a channel, a binary16 scale) and, in 8 bits, the
      * least cosine of a key to it: attention may then be asked for the best chunks only

@@ -358,6 +358,11 @@ static json_t *table_json(const void *of, int i)
     return object_end(&o);
 }
 
+static json_t *stretch_json(const void *of, int i)
+{
+    return json_integer(((const vqkvc_plan *)of)->stretch[i]);
+}
+
 static json_t *plan_json(const vqkvc_plan *plan)
 {
     object o = object_new();
@@ -367,6 +372,7 @@ static json_t *plan_json(const vqkvc_plan *plan)
     put_int(&o, "n_sink", plan->n_sink);
     put_int(&o, "n_recent", plan->n_recent);
     put_int(&o, "block", plan->block);
+    put_json(&o, "stretch", json_list(plan, plan->geometry.n_rot / 2, stretch_json));
     put_int(&o, "landmarks", plan->landmarks);
     put_real(&o, "max_error", plan->max_error);
     put_real(&o, "kept_rate", plan->kept_rate);

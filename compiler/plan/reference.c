@@ -3,8 +3,9 @@
  * are about equally near. A block is coded by its streams in order; one stream does, in this order:
  *
  *   frame      keys arrive rotated by their position p. PRE turns them back by p, POST leaves them,
- *              BLOCK turns them back by the position of the block's first token, so that the
- *              rotation by the offset in the block stays. Reconstructions are turned forward again.
+ *              BLOCK turns each pair back by the position of the first token of its span
+ *              (frame.h; the block, if nothing else is said), so that the rotation by the offset
+ *              in that stays. Reconstructions are turned forward again.
  *   predict    before the first stream of a target of a prediction, all its heads lose, and its
  *              reconstruction gains, W'y + b; y are the joined reconstructions of the sources
  *              (every head of the first, then of the second), complete by then, keys un-rotated:
@@ -65,6 +66,7 @@
 #include <string.h>
 
 #include "base/half.h"
+#include "plan/frame.h"
 #include "plan/stream.h"
 
 /* One block: what is still to be coded and what has been, keys in their streams' frames. */
@@ -122,8 +124,9 @@ static void turn_keys(const vqkvc_plan *plan, const block *b, int t, int directi
     const vqkvc_geometry *g = &plan->geometry;
     int half = g->n_rot / 2, interleaved = g->rope_layout == VQKVC_ROPE_INTERLEAVED;
     int heads = g->n_layers * g->n_kv_heads;
-    double at_block = (double)b->base, at_token = (double)(b->base + t);
+    double at_token = (double)(b->base + t);
     for (int i = 0; i < half; i++) {
+        double at_block = (double)vqkvc_frame_base(plan, i, b->base);
         double freq = direction * g->rope_freq[i];
         double cos_block = cos(at_block * freq), sin_block = sin(at_block * freq);
         double cos_token = cos(at_token * freq), sin_token = sin(at_token * freq);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "plan/calibration.h"
+#include "plan/turned_moment.h"
 
 enum { POSITIONS = 64 /* that stand for all positions of the sample */ };
 
@@ -16,12 +17,13 @@ vqkvc_code vqkvc_head_basis(const vqkvc_capture *c, vqkvc_member member, const v
 {
     int dim = c->geometry.head_dim, h = member.layer * c->geometry.n_kv_heads + member.head;
     size_t values = (size_t)c->n_sample * (size_t)dim;
-    vqkvc_frame frame = member.part == VQKVC_PART_K ? VQKVC_FRAME_PRE : VQKVC_FRAME_POST;
+    vqkvc_key_frame frame = {.frame = member.part == VQKVC_PART_K ? VQKVC_FRAME_PRE
+                                                                  : VQKVC_FRAME_POST};
     float *x = vqkvc_alloc(values, sizeof *x, err);
     double *mean = vqkvc_alloc((size_t)dim, sizeof *mean, err);
     double *cov = vqkvc_alloc((size_t)dim * (size_t)dim, sizeof *cov, err);
     if (err->code == VQKVC_OK &&
-        vqkvc_sample_members(c, &member, 1, frame, 1, seed, x, err) == VQKVC_OK &&
+        vqkvc_sample_members(c, &member, 1, &frame, seed, x, err) == VQKVC_OK &&
         vqkvc_fit_moments(c->n_sample, dim, x, (size_t)dim, NULL, mean, cov, err) == VQKVC_OK)
         vqkvc_fit_basis(dim, dim, cov, (member.part == VQKVC_PART_K ? m->k : m->v)[h],
                         VQKVC_METRIC_RIDGE, basis, err);
@@ -100,24 +102,26 @@ static void turn_metric(const vqkvc_geometry *g, int n, const int *turns, double
             metric[i * dim + j] = (sum[i * dim + j] + sum[j * dim + i]) / 2;
 }
 
-vqkvc_code vqkvc_metrics_turn(const vqkvc_capture *c, vqkvc_frame frame, int block,
+vqkvc_code vqkvc_metrics_turn(const vqkvc_capture *c, const vqkvc_key_frame *frame,
                               vqkvc_metrics *m, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &c->geometry;
-    int turns[POSITIONS], n = 0;
-    if (frame == VQKVC_FRAME_PRE || g->rope_layout == VQKVC_ROPE_NONE)
+    int turns[POSITIONS], n = 0, heads = g->n_layers * g->n_kv_heads;
+    if (frame->frame == VQKVC_FRAME_PRE || g->rope_layout == VQKVC_ROPE_NONE)
+        return VQKVC_OK;
+    for (int h = 0; h < heads && frame->frame == VQKVC_FRAME_BLOCK; h++)
+        vqkvc_moment_into_frame(g, frame, m->k[h]);
+    if (frame->frame == VQKVC_FRAME_BLOCK)
         return VQKVC_OK;
     for (int i = 0; i < POSITIONS; i++) {
-        int64_t range = frame == VQKVC_FRAME_BLOCK ? block : c->n_sample;
-        int at = (int)(range * i / POSITIONS);
-        if (i > 0 && at == (int)(range * (i - 1) / POSITIONS))
-            continue;
-        turns[n++] = frame == VQKVC_FRAME_BLOCK ? at : c->pos[at];
+        int at = (int)((int64_t)c->n_sample * i / POSITIONS);
+        if (i == 0 || at != (int)((int64_t)c->n_sample * (i - 1) / POSITIONS))
+            turns[n++] = c->pos[at];
     }
     size_t values = (size_t)g->head_dim * (size_t)g->head_dim;
     float *work = vqkvc_alloc(values, sizeof *work, err);
     double *sum = vqkvc_alloc(values, sizeof *sum, err);
-    for (int h = 0; h < g->n_layers * g->n_kv_heads && err->code == VQKVC_OK; h++)
+    for (int h = 0; h < heads && err->code == VQKVC_OK; h++)
         turn_metric(g, n, turns, m->k[h], work, sum);
     free(work);
     free(sum);

@@ -347,6 +347,18 @@ static vqkvc_code read_table(const json_t *json, int i, vqkvc_plan *plan, tail *
     return VQKVC_OK;
 }
 
+static void read_stretch(object *o, vqkvc_plan *plan)
+{
+    int n;
+    const json_t *list = get_list(o, "stretch", VQKVC_MAX_HEAD_DIM / 2, &n);
+    if (o->err->code == VQKVC_OK && n != plan->geometry.n_rot / 2)
+        vqkvc_fail(o->err, VQKVC_E_FORMAT, "%s.stretch has %d entries, not %d", o->path, n,
+                   plan->geometry.n_rot / 2);
+    for (int i = 0; i < n && o->err->code == VQKVC_OK; i++)
+        plan->stretch[i] = (uint8_t)as_int(json_array_get(list, (size_t)i), 0,
+                                           VQKVC_STRETCH_ENDLESS, o->path, "stretch[]", o->err);
+}
+
 static vqkvc_code read_plan(const json_t *json, vqkvc_plan *plan, tail *rest, vqkvc_err *err)
 {
     object o = object_open(json, err, "$");
@@ -362,6 +374,7 @@ static vqkvc_code read_plan(const json_t *json, vqkvc_plan *plan, tail *rest, vq
     plan->n_sink = get_int(&o, "n_sink", 0, INT_MAX);
     plan->n_recent = get_int(&o, "n_recent", 0, INT_MAX);
     plan->block = get_int(&o, "block", 1, INT_MAX);
+    read_stretch(&o, plan);
     plan->landmarks = get_int(&o, "landmarks", 0, INT_MAX);
     plan->max_error = get_float(&o, "max_error");
     plan->kept_rate = get_real(&o, "kept_rate");

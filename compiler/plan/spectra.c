@@ -126,10 +126,12 @@ static vqkvc_code scope_spectrum(vqkvc_grouping *w, int i, const vqkvc_capture *
         vqkvc_scope_list(s, members);
         for (int m = 0; m < n; m++)
             metric[m] = metric_of(&members[m], &c->geometry, metrics);
-        if (vqkvc_sample_members(c, members, n, params->frame, params->window.block, params->seed,
-                                 x, err) == VQKVC_OK &&
-            vqkvc_fit_moments(c->n_sample, (int)n_in, x, n_in, NULL, mean, w->u[i], err) ==
-                VQKVC_OK &&
+        vqkvc_key_frame frame = vqkvc_auto_frame(params);
+        if (vqkvc_sample_members(c, members, n, &frame, params->seed, x, err) == VQKVC_OK)
+            vqkvc_fit_moments(c->n_sample, (int)n_in, x, n_in, NULL, mean, w->u[i], err);
+        if (s->part == VQKVC_PART_K && err->code == VQKVC_OK)
+            vqkvc_frame_separate(&c->geometry, &frame, (int)n_in, w->u[i]);
+        if (err->code == VQKVC_OK &&
             vqkvc_fit_spectrum((int)n_in, c->geometry.head_dim, w->u[i], metric, VQKVC_METRIC_RIDGE,
                                w->lambda[i], err) == VQKVC_OK)
             curve_of(params, s, 0, (int)n_in, w->lambda[i],

@@ -126,7 +126,7 @@ vqkvc_code vqkvc_universal_stream(vqkvc_plan *plan, const vqkvc_stream_spec *spe
     vqkvc_stream *s = vqkvc_plan_add_stream(plan, spec->name, spec->n_members, spec->members, err);
     if (s == NULL)
         return err->code;
-    s->frame = spec->frame;
+    s->frame = spec->frame.frame;
     s->transform = VQKVC_TRANSFORM_HADAMARD;
     s->mean = vqkvc_plan_add_table(plan, 1, s->n_in, err, "mean %s", spec->name);
     if (s->mean < 0 || fit_mean_and_gain(plan, s, n, x, err) != VQKVC_OK)

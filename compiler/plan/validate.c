@@ -67,6 +67,14 @@ static vqkvc_code check_head(const vqkvc_plan *plan, vqkvc_err *err)
     REQUIRE_RANGE(plan->n_recent, 0, MAX_WINDOW, "n_recent");
     REQUIRE_RANGE(plan->block, 16, 256, "block");
     REQUIRE((plan->block & (plan->block - 1)) == 0, "block (%d) is no power of two", plan->block);
+    for (int i = 0; i < VQKVC_MAX_HEAD_DIM / 2; i++) {
+        REQUIRE(plan->stretch[i] <= VQKVC_MAX_STRETCH || plan->stretch[i] == VQKVC_STRETCH_ENDLESS,
+                "stretch of pair %d is %d, not 0..%d or %d", i, plan->stretch[i], VQKVC_MAX_STRETCH,
+                VQKVC_STRETCH_ENDLESS);
+        REQUIRE(plan->stretch[i] == 0 || i < plan->geometry.n_rot / 2,
+                "stretch of pair %d is %d, but there are %d pairs", i, plan->stretch[i],
+                plan->geometry.n_rot / 2);
+    }
     REQUIRE(plan->landmarks == 0 || plan->landmarks == 8 || plan->landmarks == 16 ||
                 plan->landmarks == 32,
             "landmarks (%d): wanted 0, 8, 16 or 32", plan->landmarks);

@@ -42,7 +42,7 @@ template <int rows> __device__ void turn_queries(shared<rows> &sh, int position)
         int i = at / rows, r = at % rows;
         const float *q = sh.q + r * head_dim;
         float c, s, low = q[pair_first(i)], high = q[pair_second(i)];
-        angle(position, i, &c, &s);
+        angle(base_of(i, position), i, &c, &s);
         sh.turned[r * head_dim + pair_first(i)] = low * c + high * s;
         sh.turned[r * head_dim + pair_second(i)] = high * c - low * s;
     });

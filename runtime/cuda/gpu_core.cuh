@@ -126,6 +126,13 @@ __device__ inline void angle(int position, int pair, float *c, float *s)
     sincospif(2.0f * static_cast<float>(turns - rint(turns)), s, c);
 }
 
+/* The position that a pair counts as un-rotated at in the frame of a block at `position`. */
+__device__ inline int base_of(int pair, int position)
+{
+    int span = vqkv__spans[pair];
+    return span > 0 ? position - (position - n_sink) % span : 0;
+}
+
 /* The channels of a pair. */
 __device__ constexpr int pair_first(int i)
 {

@@ -185,7 +185,7 @@ __device__ inline void turn_tile(int frame, int position, float direction, const
         int i = at / block, t = at % block;
         int a = pair_first(i) * block + t, b = pair_second(i) * block + t;
         float c, s, low = x[a], high = x[b];
-        angle(frame == VQKV__PRE ? position + t : position, i, &c, &s);
+        angle(frame == VQKV__PRE ? position + t : base_of(i, position), i, &c, &s);
         s *= direction;
         y[a] = fmaf(-s, high, c * low);
         y[b] = fmaf(s, low, c * high);

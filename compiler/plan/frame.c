@@ -1,0 +1,65 @@
+#include "plan/frame.h"
+
+#include <stddef.h>
+
+/* Radians that a pair turns over its span, at most, where that is more than a block; and in a block
+ * beyond which it is left as it is. */
+#define MOST_IN_SPAN 1.0
+#define ALL_ROUND    6.283185307179586
+
+int vqkvc_frame_span(int block, uint8_t stretch)
+{
+    return stretch == VQKVC_STRETCH_ENDLESS ? 0 : block << stretch;
+}
+
+int64_t vqkvc_frame_base(const vqkvc_plan *plan, int pair, int64_t position)
+{
+    int span = vqkvc_frame_span(plan->block, plan->stretch[pair]);
+    return span > 0 ? position - (position - plan->n_sink) % span : 0;
+}
+
+int vqkvc_frame_is_turning(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int c)
+{
+    int half = g->n_rot / 2;
+    if (frame->frame != VQKVC_FRAME_BLOCK || g->rope_layout == VQKVC_ROPE_NONE || c >= g->n_rot)
+        return 0;
+    int pair = g->rope_layout == VQKVC_ROPE_INTERLEAVED ? c / 2 : c % half;
+    int span = vqkvc_frame_span(frame->block, frame->stretch != NULL ? frame->stretch[pair] : 0);
+    return span > 0 && span < VQKVC_STEADY_SPAN;
+}
+
+void vqkvc_frame_separate(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int n,
+                          double *moment)
+{
+    int turning[VQKVC_MAX_HEAD_DIM];
+    for (int c = 0; c < g->head_dim; c++)
+        turning[c] = vqkvc_frame_is_turning(g, frame, c);
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++)
+            if (turning[i % g->head_dim] != turning[j % g->head_dim])
+                moment[(size_t)i * (size_t)n + (size_t)j] = 0;
+}
+
+void vqkvc_frame_stretch(const vqkvc_geometry *g, int block, uint8_t *stretch)
+{
+    for (int i = 0; i < g->n_rot / 2; i++) {
+        int n = 0;
+        if (g->rope_freq[i] * block > ALL_ROUND) {
+            stretch[i] = VQKVC_STRETCH_ENDLESS;
+            continue;
+        }
+        while (block << n < VQKVC_STEADY_SPAN && g->rope_freq[i] * (block << (n + 1)) <= MOST_IN_SPAN)
+            n++;
+        stretch[i] = (uint8_t)n;
+    }
+}
+
+void vqkvc_frame_turns(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int64_t at,
+                       double *turns)
+{
+    for (int i = 0; i < g->n_rot / 2; i++) {
+        uint8_t stretch = frame->stretch != NULL ? frame->stretch[i] : 0;
+        int span = vqkvc_frame_span(frame->block, stretch);
+        turns[i] = (double)(span > 0 ? at % span : at);
+    }
+}

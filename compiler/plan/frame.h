@@ -1,0 +1,49 @@
+/* frame.h - which rotation coded keys carry, pair by pair.
+ *
+ * In frame BLOCK a key is turned back by the position of a first token, so that learned bases see
+ * it nearly un-rotated, and queries turn back with it: for every pair of channels, the first token
+ * of its span, which is a power of two of blocks. Slow pairs hardly turn over many blocks: long
+ * spans cost them nothing, and their part of a query is turned once for many blocks. Fast pairs
+ * turn all the way round within one block, so that turning them back gains nothing: their span has
+ * no end, and they keep the rotation by their position. */
+#ifndef VQKVC_PLAN_FRAME_H
+#define VQKVC_PLAN_FRAME_H
+
+#include <stdint.h>
+
+#include "plan/plan.h"
+
+/* A pair whose span reaches so far, or has no end, is steady: its part of a query is turned once
+ * for so many tokens. The others are turning. */
+enum { VQKVC_STEADY_SPAN = 1024 };
+
+typedef struct vqkvc_key_frame {
+    vqkvc_frame frame;
+    int block;              /* BLOCK: tokens a block */
+    const uint8_t *stretch; /* BLOCK: of each pair, as in vqkvc_plan; NULL: all 0 */
+} vqkvc_key_frame;
+
+/* Tokens of a pair's span; 0: it has no end. */
+int vqkvc_frame_span(int block, uint8_t stretch);
+/* The position that a pair of a plan's block is turned back by; position: of its first token. */
+int64_t vqkvc_frame_base(const vqkvc_plan *plan, int pair, int64_t position);
+/* Whether channel c of a head is turned more often than every VQKVC_STEADY_SPAN tokens. */
+int vqkvc_frame_is_turning(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int c);
+
+/* Steady and turning channels become independent in a second moment of heads joined, in place:
+ * moment [n, n], n a multiple of head_dim. A basis of it then has latents of either kind, and what
+ * attention does for the steady ones it does once for many blocks. */
+void vqkvc_frame_separate(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int n,
+                          double *moment);
+
+/* The stretches that `auto` gives the pairs of a geometry: spans as long as a pair turns by at most
+ * a radian, up to VQKVC_STEADY_SPAN; none end where a pair turns all the way round in a block. */
+void vqkvc_frame_stretch(const vqkvc_geometry *g, int block, uint8_t *stretch);
+
+/* The turns of all pairs, in tokens, of a key that is `at` tokens into the spans: turns [n_rot /
+ * 2]. Over all `at` below VQKVC_FRAME_PERIOD they are uniform over every span. */
+enum { VQKVC_FRAME_PERIOD = 1 << 20 };
+void vqkvc_frame_turns(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int64_t at,
+                       double *turns);
+
+#endif
