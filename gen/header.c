@@ -119,6 +119,7 @@ static void print_implementation(const vqkvc_plan *plan, const gen_lowered *low,
     gen_text(out, open, sizeof open - 1, prefix, NULL);
     gen_part(out, "types", prefix, NULL);
     gen_print_tables(plan, low, &text);
+    gen_print_turning(plan, low, &text);
     gen_text(out, text.data != NULL ? text.data : "", text.len, prefix, NULL);
     vqkvc_buf_puts(out, "\n");
     gen_part(out, "core", prefix, NULL);

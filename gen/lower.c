@@ -4,6 +4,7 @@
 
 #include "base/half.h"
 #include "gen/nodes.h"
+#include "gen/turning.h"
 
 static int larger(int a, int b)
 {
@@ -243,6 +244,7 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
     out->first_run = low->n_runs;
     int64_t at = lower_gains(plan, s, out);
     at = lower_runs(plan, i, low, table_first, linear, at);
+    gen_mark_steady(plan, s, &low->turning, out, low->runs + out->first_run);
     if (at > INT32_MAX - low->block_bytes)
         return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "a block of %d tokens takes more than 2 GiB",
                           plan->block);
@@ -394,6 +396,7 @@ vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err)
         return vqkvc_fail(err, VQKVC_E_UNSUPPORTED,
                           "blocks of %d tokens: the runtime needs 32 or more", plan->block);
     VQKVC_TRY(lower_tables(plan, low, table_first, &linear, err));
+    gen_lower_turning(plan, &low->turning);
     for (int i = 0; i < plan->n_streams; i++)
         VQKVC_TRY(lower_stream(plan, i, low, table_first, &linear, err));
     VQKVC_TRY(gen_lower_nodes(plan, table_first, low, err));

@@ -11,12 +11,13 @@ typedef enum gen_coder { GEN_NIBBLES, GEN_BYTES, GEN_HALVES, GEN_WIDE } gen_code
 
 typedef struct gen_run {
     gen_coder coder;
-    int uniform, beam, stages, bits, words, width, first, planes, codes, book, book_step, gain;
+    int uniform, beam, stages, bits, words, steady, width, first, planes, codes, book, book_step, gain;
 } gen_run;
 
 typedef struct gen_stream {
     int first_member, first_run, n_runs, n_gains, gain_table, bytes, start;
     int basis_bytes;            /* of an entry of enc and dec */
+    int n_steady;               /* latents of steady runs */
     int mean, enc, dec, spread; /* offsets in binary16 values, -1: none */
     int kept;                   /* place of outliers in a block's bytes */
 } gen_stream;
@@ -38,6 +39,16 @@ typedef struct gen_prediction {
     int n_sources, source[2], per_head, rank, bias, map, out;
 } gen_prediction;
 
+/* Which pairs and channels of a head turn from block to block in frame BLOCK; the others keep the
+ * same turn for VQKVC_STEADY_SPAN tokens at least. */
+typedef struct gen_turning {
+    int steady_pairs, steady_dims;
+    int pairs[VQKVC_MAX_HEAD_DIM / 2]; /* [n_rot / 2] steady ones, then turning ones */
+    /* [head_dim] Steady channels: the first of each pair, the second of each, those without a pair;
+     * then the turning ones alike. */
+    int order[VQKVC_MAX_HEAD_DIM];
+} gen_turning;
+
 /* Everything of the plan that the emitter prints. All arrays live in the arena. */
 typedef struct gen_lowered {
     vqkvc_arena arena;
@@ -52,6 +63,7 @@ typedef struct gen_lowered {
     int *node_at;    /* [2, n_layers] */
     gen_prediction *predictions;
     int n_slots, rebuilds;
+    gen_turning turning;
     int n_values; /* a multiple of 4 */
     uint16_t *values;
     int block_bytes;

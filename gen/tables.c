@@ -37,8 +37,8 @@ static void print_streams(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_
                                         "VQKV__SIGNMAX", "VQKV__RANGE", "VQKV__NSN"};
     vqkvc_buf_puts(
         out,
-        "\n/* frame, transform, gain, bytes of it, of the basis; members, first; n_in, n_latents; "
-        "mean, enc, dec;\n * gains, width, table, tokens; outliers, spread, place; "
+        "\n/* frame, transform, gain, bytes of it, of the basis; members, first; n_in, n_latents, "
+        "steady; mean, enc, dec;\n * gains, width, table, tokens; outliers, spread, place; "
         "first run, runs; "
         "bytes, start */\n"
         "static const vqkv__stream vqkv__streams[] = {\n");
@@ -48,11 +48,11 @@ static void print_streams(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_
         int width = s->gain == VQKVC_GAIN_NONE ? s->n_latents : s->gain_width;
         vqkvc_buf_printf(out,
                          "    {%s, %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, "
-                         "%d, %d, %d, %d, %d, %d}, /* ",
+                         "%d, %d, %d, %d, %d, %d, %d}, /* ",
                          frames[s->frame], transforms[s->transform], gains[s->gain],
                          s->gain == VQKVC_GAIN_NONE ? 0 : s->gain_bits / 8, l->basis_bytes,
-                         s->n_members, l->first_member, s->n_in, s->n_latents, l->mean, l->enc,
-                         l->dec, l->n_gains, width, l->gain_table, s->gain_tokens, s->outliers,
+                         s->n_members, l->first_member, s->n_in, s->n_latents, l->n_steady,
+                         l->mean, l->enc, l->dec, l->n_gains, width, l->gain_table, s->gain_tokens, s->outliers,
                          l->spread, l->kept, l->first_run, l->n_runs, l->bytes, l->start);
         gen_put_user(out, s->name);
         vqkvc_buf_puts(out, " */\n");
@@ -65,14 +65,14 @@ static void print_runs(const gen_lowered *low, vqkvc_buf *out)
     static const char *const coders[] = {"VQKV__NIBBLES", "VQKV__BYTES", "VQKV__HALVES",
                                          "VQKV__WIDE"};
     vqkvc_buf_puts(out,
-                   "\n/* coder, uniform, stages, beam, bits, words, width; first latent, planes, "
+                   "\n/* coder, uniform, stages, beam, bits, words, steady, width; first latent, planes, "
                    "codes; book, its step; gain "
                    "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
     for (int i = 0; i < low->n_runs; i++) {
         const gen_run *r = &low->runs[i];
-        vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d},\n",
+        vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d},\n",
                          coders[r->coder], r->uniform, r->stages, r->beam, r->bits, r->words,
-                         r->width, r->first, r->planes, r->codes, r->book, r->book_step, r->gain);
+                         r->steady, r->width, r->first, r->planes, r->codes, r->book, r->book_step, r->gain);
     }
     vqkvc_buf_puts(out, "};\n");
 }
@@ -188,4 +188,26 @@ void gen_print_tables(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf 
     print_runs(low, out);
     print_streams(plan, low, out);
     print_values(low, out);
+}
+
+/* One line a sixteen. */
+static void print_shorts(const char *name, const int *values, int n, vqkvc_buf *out)
+{
+    vqkvc_buf_printf(out, "static const short vqkv__%s[] = {", name);
+    for (int i = 0; i < n || i == 0; i++)
+        vqkvc_buf_printf(out, "%s%d,", i % 16 == 0 ? "\n    " : " ", n == 0 ? 0 : values[i]);
+    vqkvc_buf_puts(out, "\n};\n");
+}
+
+void gen_print_turning(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf *out)
+{
+    const gen_turning *t = &low->turning;
+    vqkvc_buf_printf(out,
+                     "\n/* Pairs and channels of a head that keep their turn for STEADY_SPAN tokens "
+                     "in a blockwise frame\n * stand in front of those that turn from block to block. "
+                     "*/\n#define VQKV__STEADY_SPAN %d\n#define VQKV__STEADY_PAIRS %d\n"
+                     "#define VQKV__STEADY_DIMS %d\n",
+                     VQKVC_STEADY_SPAN, t->steady_pairs, t->steady_dims);
+    print_shorts("pairs", t->pairs, plan->geometry.n_rot / 2, out);
+    print_shorts("order", t->order, plan->geometry.head_dim, out);
 }

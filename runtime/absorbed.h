@@ -24,7 +24,7 @@ static void vqkv__fill_books(vqkv__pass *a)
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
             for (p = 0; p < run->planes && run->coder == VQKV__NIBBLES; p++) {
-                float *dst = a->in_bytes ? a->lut : book;
+                float *dst = a->in_bytes ? a->scoring[0].lut : book;
                 n = run->width * 16;
                 memset(dst, 0, sizeof(float) * (size_t)n);
                 a->ops->add_row(
@@ -44,8 +44,8 @@ static void vqkv__fill_books(vqkv__pass *a)
 
 /* Scores of one run of planes that no byte kernel takes, added to a->part [n, rows, BLOCK]; returns
  * the end of its tables in lut. */
-static const float *vqkv__score_run(vqkv__pass *a, const unsigned char *const *codes, int n,
-                                    const vqkv__run *run, const float *lut)
+static float *vqkv__score_run(vqkv__pass *a, const unsigned char *const *codes, int n,
+                              const vqkv__run *run, float *lut)
 {
     int b, nibbles = run->coder == VQKV__NIBBLES;
     float *s = a->part;
@@ -87,12 +87,12 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
 {
     int u, i, b, planes = 0, first = 0, add = 0;
     const int step = a->rows * VQKV_BLOCK;
-    const float *lut = a->lut, *wide = a->wide, *bias = a->bias;
-    const char *packed = (const char *)a->packed;
-    const unsigned char *table = a->dot_table, *lanes = a->dot_lanes;
-    const float *unit = a->dot_unit;
+    const float *bias = a->bias;
+    vqkv__scoring scoring[2];
     const vqkv__byte_ops *ops = a->ops->bytes;
     const unsigned char *codes[VQKV__TILE];
+    scoring[0] = a->scoring[0];
+    scoring[1] = a->scoring[1];
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const vqkv__stream *s = &vqkv__streams[stream];
@@ -100,6 +100,7 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
             codes[b] = vqkv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
+            vqkv__scoring *by = &scoring[vqkv__band(a, run)];
             int dots = vqkv__dots(a, run);
             if (i == 0 || run[-1].gain != run->gain)
                 add = 0;
@@ -114,25 +115,26 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
             }
             if (dots) {
                 int groups = vqkv__dot_groups(run);
-                ops->dot_scores(codes, (size_t)run->codes, n, run, table, lanes, unit, a->rows, add,
-                                &a->ahead.now, a->part);
-                table += 64 * groups;
-                lanes += a->rows * 4 * groups;
-                unit += 2 * a->rows;
+                ops->dot_scores(codes, (size_t)run->codes, n, run, by->table, by->lanes, by->unit,
+                                a->rows, add, &a->ahead.now, a->part);
+                by->table += 64 * groups;
+                by->lanes += a->rows * 4 * groups;
+                by->unit += 2 * a->rows;
                 add = 1;
                 vqkv__go_ahead(&a->ahead);
             } else if (run->coder == VQKV__WIDE) {
                 for (b = 0; b < n; b++)
-                    vqkv__score_wide(run, codes[b] + run->codes, wide, a->rows, a->part + b * step);
-                wide += (size_t)run->planes << run->bits;
+                    vqkv__score_wide(run, codes[b] + run->codes, by->wide, a->rows,
+                                     a->part + b * step);
+                by->wide += (size_t)run->planes << run->bits;
             } else if (run->coder != VQKV__NIBBLES || !a->k_bytes) {
-                lut = vqkv__score_run(a, codes, n, run, lut);
+                by->lut = vqkv__score_run(a, codes, n, run, by->lut);
             } else if (!vqkv__continues(a, s, i + 1)) {
-                const vqkv__packed *head = (const vqkv__packed *)(const void *)packed;
-                packed += sizeof *head;
-                ops->score(codes, (size_t)first, n, planes, head, (const signed char *)packed,
+                const vqkv__packed *head = (const vqkv__packed *)(const void *)by->packed;
+                by->packed += sizeof *head;
+                ops->score(codes, (size_t)first, n, planes, head, (const signed char *)by->packed,
                            a->rows, add, &a->ahead.now, a->part);
-                packed += head->bytes;
+                by->packed += head->bytes;
                 add = 1;
                 vqkv__go_ahead(&a->ahead);
             }

@@ -154,16 +154,18 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                 vqkv__ask_rest(&a->ahead);
                 continue;
             }
-            if (a->batches && b % VQKV__MAP_BLOCKS == 0)
-                vqkv__map_batch(a, a->tile + b, n - b < VQKV__MAP_BLOCKS ? n - b : VQKV__MAP_BLOCKS,
-                                previous);
-            else if (a->k_frame == VQKV__BLOCKWISE && !a->batches)
-                vqkv__turn_queries(a, entry.position, previous);
-            if (a->batches)
-                vqkv__fill_tables(a, a->mapped + (size_t)(b % VQKV__MAP_BLOCKS * a->rows) *
-                                                     (size_t)a->map_columns);
-            else if (a->k_frame == VQKV__BLOCKWISE || !ready)
-                vqkv__fill_tables(a, NULL);
+            if (a->batches) {
+                const int at = b % VQKV__MAP_BLOCKS;
+                vqkv__fill_steady(a, entry.position);
+                if (at == 0)
+                    vqkv__map_batch(a, a->tile + b,
+                                    n - b < VQKV__MAP_BLOCKS ? n - b : VQKV__MAP_BLOCKS, previous);
+                vqkv__fill_mapped(a, a->mapped + (size_t)(at * a->rows) * (size_t)a->map[1].columns);
+            } else if (a->k_frame == VQKV__BLOCKWISE || !ready) {
+                if (a->k_frame == VQKV__BLOCKWISE)
+                    vqkv__turn_queries(a, entry.position, previous);
+                vqkv__fill_tables(a);
+            }
             if (!a->asks)
                 vqkv__ask_rest(&a->ahead);
             vqkv__score_blocks(a, a->tile + b, m, scores);
@@ -208,6 +210,8 @@ static void vqkv__attend_rows(vqkv__pass *a)
                  (a->ops->bytes->map_words != NULL || a->k_frame != VQKV__BLOCKWISE);
     a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
+    a->steady_span = -1;
+    a->scoring[1] = a->scoring[0];
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)
         vqkv__span_angles(a->step);

@@ -99,7 +99,7 @@ static void vqkv__angles(double position, float *cs)
 static inline int vqkv__base_of(int pair, int position)
 {
     int span = vqkv__spans[pair];
-    return span > 0 ? position - (position - VQKV_N_SINK) % span : 0;
+    return span > 0 ? position - ((position - VQKV_N_SINK) & (span - 1)) : 0; /* a power of two */
 }
 
 /* cs [VQKV_N_ROT]: of the angles that keys of a block at `position` are turned back by in a frame,
@@ -111,17 +111,6 @@ static void vqkv__frame_angles(int frame, int position, float *cs)
         double at = frame == VQKV__PRE ? position : vqkv__base_of(i, position);
         cs[2 * i] = (float)cos(at * vqkv__rope_freq(i));
         cs[2 * i + 1] = (float)sin(at * vqkv__rope_freq(i));
-    }
-}
-
-/* cs [VQKV_N_ROT]: of the angles that pairs turn by over their spans. */
-static void vqkv__span_angles(float *cs)
-{
-    int i;
-    for (i = 0; i < VQKV_N_ROT / 2; i++) {
-        double angle = vqkv__spans[i] * vqkv__rope_freq(i);
-        cs[2 * i] = (float)cos(angle);
-        cs[2 * i + 1] = (float)sin(angle);
     }
 }
 

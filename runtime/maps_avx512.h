@@ -11,13 +11,15 @@ VQKV__INLINE_avx512 __mmask16 vqkv__map_real_avx512(int n_out, int i)
     return left < 16 ? (__mmask16)((1u << left) - 1u) : VQKV__ALL_avx512;
 }
 
-/* Columns i .. i + 15 of a basis row, without scales; the mean where they end. */
+/* Columns i .. i + 15 of the part's row d, without scales; the mean where they end. */
 VQKV__INLINE_avx512 __m512 vqkv__map_row_avx512(const vqkv__matrix *table,
-                                                const unsigned char *mean, int d, int n_out, int i)
+                                                const unsigned char *mean, const vqkv__part *part,
+                                                int d, int i)
 {
-    int left = n_out - i;
-    __mmask16 real = vqkv__map_real_avx512(n_out, i);
-    size_t at = (size_t)d * (size_t)n_out + (size_t)i;
+    int left = part->n_out - i;
+    __mmask16 real = vqkv__map_real_avx512(part->n_out, i);
+    size_t row = (size_t)part->row[d];
+    size_t at = row * (size_t)part->columns + (size_t)(part->first + i);
     __m512 x;
     if (table->scale != NULL)
         x = _mm512_maskz_cvtepi32_ps(
@@ -30,21 +32,23 @@ VQKV__INLINE_avx512 __m512 vqkv__map_row_avx512(const vqkv__matrix *table,
             _mm256_maskz_loadu_epi16(real, (const void *)(table->values + 2 * at)));
     if (left < 16 && mean != NULL)
         x = _mm512_mask_mov_ps(x, (__mmask16)(1u << left),
-                               _mm512_set1_ps(vqkv__half_at(mean, (size_t)d)));
+                               _mm512_set1_ps(vqkv__half_at(mean, row)));
     return x;
 }
 
 VQKV__TARGET_avx512 static void vqkv__map_basis_avx512(vqkv__matrix table,
-                                                       const unsigned char *mean, int n_in,
-                                                       int n_out, short *words, float *scale)
+                                                       const unsigned char *mean,
+                                                       const vqkv__part *part, short *words,
+                                                       float *scale)
 {
+    const int n_in = part->n_in, n_out = part->n_out;
     int i, d;
     for (i = 0; i <= n_out; i += 16) {
         __m512 high = _mm512_setzero_ps(), factor;
         __mmask16 some;
         for (d = 0; d < n_in; d++)
             high =
-                _mm512_max_ps(high, _mm512_abs_ps(vqkv__map_row_avx512(&table, mean, d, n_out, i)));
+                _mm512_max_ps(high, _mm512_abs_ps(vqkv__map_row_avx512(&table, mean, part, d, i)));
         if (table.scale != NULL) /* bytes are words of 16 units, exactly */
             high = _mm512_mask_mov_ps(high, vqkv__map_real_avx512(n_out, i),
                                       _mm512_set1_ps(VQKV__MAP_TOP / 16.0f));
@@ -52,14 +56,15 @@ VQKV__TARGET_avx512 static void vqkv__map_basis_avx512(vqkv__matrix table,
         factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(VQKV__MAP_TOP), high);
         if (table.scale != NULL) {
             __mmask16 real = vqkv__map_real_avx512(n_out, i);
-            __m256i half = _mm256_maskz_loadu_epi16(real, (const void *)(table.scale + 2 * i));
+            __m256i half =
+                _mm256_maskz_loadu_epi16(real, (const void *)(table.scale + 2 * (part->first + i)));
             high =
                 _mm512_mask_mul_ps(high, real, high, _mm512_maskz_cvtph_ps(VQKV__ALL_avx512, half));
         }
         _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / VQKV__MAP_TOP)));
         for (d = 0; d < n_in; d += 2, words += 32) {
-            __m512 x = vqkv__map_row_avx512(&table, mean, d, n_out, i);
-            __m512 y = vqkv__map_row_avx512(&table, mean, d + 1, n_out, i);
+            __m512 x = vqkv__map_row_avx512(&table, mean, part, d, i);
+            __m512 y = vqkv__map_row_avx512(&table, mean, part, d + 1, i);
             __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
             __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
             _mm512_storeu_si512((void *)words,
@@ -83,7 +88,8 @@ VQKV__TARGET_avx512 static void vqkv__to_words_avx512(const float *x, int n, flo
  * constants where it is called. */
 VQKV__INLINE_avx512 void vqkv__map_tile_avx512(const short *x, int n_in, const short *words,
                                                const float *scale, int columns, const float *unit,
-                                               const int n, const int wide, float *y)
+                                               const float *const *base, const int n,
+                                               const int wide, float *y)
 {
     __m512i sum[4][4];
     int d, k, i;
@@ -110,19 +116,22 @@ VQKV__INLINE_avx512 void vqkv__map_tile_avx512(const short *x, int n_in, const s
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
 #pragma GCC unroll 4
-        for (i = 0; i < wide; i++)
+        for (i = 0; i < wide; i++) {
+            __m512 f = _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i), _mm512_set1_ps(unit[k]));
+            __m512 from =
+                base[k] != NULL ? _mm512_loadu_ps(base[k] + 16 * i) : _mm512_setzero_ps();
             _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
-                             _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]),
-                                           _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i),
-                                                         _mm512_set1_ps(unit[k]))));
+                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, from));
+        }
 }
 
 VQKV__TARGET_avx512 static void vqkv__map_words_avx512(const short *x, int m, int n_in,
                                                        const short *words, const float *scale,
                                                        int columns, const float *unit, int rows,
-                                                       float *y)
+                                                       const float *base, float *y)
 {
-    int c, r, step;
+    const float *bases[4];
+    int c, r, k, step;
     float units[VQKV__MAX_ROWS + 3]; /* of four rows from any one on */
     for (r = 0; r < rows + 3; r++)
         units[r] = unit[r % rows];
@@ -132,8 +141,10 @@ VQKV__TARGET_avx512 static void vqkv__map_words_avx512(const short *x, int m, in
         for (r = 0; r < m;) {
             const short *q = x + (size_t)r * (size_t)n_in;
             float *dst = y + (size_t)r * (size_t)columns + c;
+            for (k = 0; k < 4; k++)
+                bases[k] = base == NULL ? NULL : base + (size_t)((r + k) % rows * columns + c);
 #define VQKV__MAP(n, wide)                                                                         \
-    vqkv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, n, wide, dst)
+    vqkv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, bases, n, wide, dst)
             if (m - r >= 4) {
                 step == 64 ? VQKV__MAP(4, 4) : VQKV__MAP(4, 1);
                 r += 4;

@@ -14,6 +14,24 @@ typedef struct vqkv__ahead {
     const unsigned char *first[2][VQKV__ASKED], *last[2][VQKV__ASKED];
 } vqkv__ahead;
 
+/* What some K runs of a head meet codes with: each kernel's share of it lies run behind run. */
+typedef struct vqkv__scoring {
+    float *lut;                 /* score tables */
+    char *packed;               /* the same in bytes: vqkv__packed, then tables, for each of planes */
+    float *wide;                /* [rows, MAX_WIDE_LUT] score tables of wide codes, from here on */
+    unsigned char *table;       /* codewords of runs that vqkv__dots() says: [groups, 64] */
+    float *scale;               /* of their channels [4 * groups] */
+    unsigned char *lanes;       /* the queries in their units: [rows, groups, 4] */
+    float *unit;                /* [runs, rows, 2] */
+} vqkv__scoring;
+
+/* Bases of all K streams of a head in words: [columns / 16, n_in / 2, 32], scale [columns]. */
+typedef struct vqkv__map {
+    short *words;
+    float *scale;
+    int n_in, columns;
+} vqkv__map;
+
 typedef struct vqkv__pass {
     const vqkv *kv;
     const vqkv__ops *ops;
@@ -29,19 +47,15 @@ typedef struct vqkv__pass {
     float *q;      /* [rows, HEAD_DIM], scaled */
     float *turned; /* [rows, HEAD_DIM], in the frame of the block at hand */
     float *y;      /* [rows, MAX_LATENTS] query in latents */
-    float *lut;    /* score tables of all K streams of the head */
-    float *packed; /* the same in bytes: vqkv__packed, then tables, for each run of planes */
-    unsigned char *dot_table; /* codewords of K runs that vqkv__dots() says: [groups, 64] */
-    float *dot_scale;         /* of their channels [4 * groups] */
-    unsigned char *dot_lanes; /* the queries in their units, run behind run: [rows, groups, 4] */
-    float *dot_unit;          /* [runs, rows, 2] */
-    float *wide;              /* [rows, MAX_WIDE_LUT] score tables of wide codes */
+    vqkv__scoring scoring[2]; /* where what scores are taken with begins: steady runs, turning */
     float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
-    short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
+    vqkv__map map[2];         /* of steady channels to all latents, of turning ones to turning runs */
+    float *map_base;          /* [rows, columns] what steady channels make of the latter */
     short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
-    float *map_scale;         /* [map_columns] */
-    float *mapped;            /* [MAP_BLOCKS, rows, map_columns] the same in latents */
-    int map_columns, batches; /* batches: queries are mapped in batches */
+    float *mapped;            /* [MAP_BLOCKS, rows, columns] the same in latents */
+    float *pairs;             /* [rows, HEAD_DIM] queries, channels in the order of vqkv__order */
+    int batches;              /* queries are mapped in batches */
+    int steady_span;          /* that steady runs are ready for, -1: none */
     float map_unit[VQKV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
@@ -85,7 +99,9 @@ typedef struct vqkv__pass {
      VQKV__ROOM((size_t)VQKV__MAX_DOT_GROUPS * 4) +                                                \
      VQKV__ROOM((size_t)VQKV__MAX_DOT_GROUPS * VQKV__MAX_ROWS) +                                   \
      VQKV__ROOM(2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS) +                                             \
-     VQKV__ROOM((size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2) + VQKV__ROOM(VQKV__MAX_COLUMNS) +   \
+     VQKV__ROOM((size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2) + VQKV__ROOM(2 * VQKV__MAX_COLUMNS) +  \
+     VQKV__ROOM(VQKV__MAX_ROWS * VQKV_HEAD_DIM) +                                                  \
+     VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                                       \
      VQKV__ROOM(VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2) +                           \
      VQKV__ROOM((size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                   \
      VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \
@@ -107,17 +123,20 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->turned = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
     a->o = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
     a->y = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_LATENTS);
-    a->lut = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_LUT);
-    a->wide = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT);
+    a->scoring[0].lut = vqkv__take(&room, VQKV__MAX_ROWS * VQKV__MAX_LUT);
+    a->scoring[0].wide = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_LUT);
     a->bins = vqkv__take(&room, (size_t)VQKV__PASS_ROWS * VQKV__MAX_WIDE_BINS);
-    a->packed = vqkv__take(&room, VQKV__PACKED_ROOM);
-    a->dot_table = (unsigned char *)vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * 16);
-    a->dot_scale = vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * 4);
-    a->dot_lanes =
+    a->scoring[0].packed = (char *)vqkv__take(&room, VQKV__PACKED_ROOM);
+    a->scoring[0].table = (unsigned char *)vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * 16);
+    a->scoring[0].scale = vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * 4);
+    a->scoring[0].lanes =
         (unsigned char *)vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * VQKV__MAX_ROWS);
-    a->dot_unit = vqkv__take(&room, 2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS);
-    a->map_words = (short *)vqkv__take(&room, (size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2);
-    a->map_scale = vqkv__take(&room, VQKV__MAX_COLUMNS);
+    a->scoring[0].unit = vqkv__take(&room, 2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS);
+    a->scoring[1] = a->scoring[0];
+    a->map[0].words = (short *)vqkv__take(&room, (size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2);
+    a->map[0].scale = vqkv__take(&room, 2 * VQKV__MAX_COLUMNS);
+    a->map_base = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_COLUMNS);
+    a->pairs = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
     a->map_queries =
         (short *)vqkv__take(&room, VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2);
     a->mapped = vqkv__take(&room, (size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS);

@@ -22,6 +22,7 @@ enum vqkv__gain { VQKV__NO_GAIN, VQKV__RMS, VQKV__ABSMAX, VQKV__SIGNMAX, VQKV__R
 typedef struct vqkv__run {
     unsigned char coder, uniform, stages, beam, bits;
     unsigned char words;  /* whether its codewords, where they meet queries, do in 16 bits, not 8 */
+    unsigned char steady; /* keys: whether queries, for it, turn every STEADY_SPAN tokens only */
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
@@ -34,7 +35,7 @@ typedef struct vqkv__run {
 typedef struct vqkv__stream {
     unsigned char frame, transform, gain, gain_bytes, basis_bytes;
     int n_members, first_member; /* members are rows of the concatenated input */
-    int n_in, n_latents;
+    int n_in, n_latents, n_steady; /* n_steady: latents of steady runs, which are the first */
     int mean, enc, dec; /* offsets of tables, -1: none. Bases whose entries have one byte begin with
                            their scales, binary16 [members, n_latents] */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
@@ -97,6 +98,12 @@ typedef struct vqkv__packed {
 #define VQKV__MAP_TOP    2047.0f
 #define VQKV__COLUMNS(n) (((n) + 16) / 16 * 16)
 
+/* Columns first .. first + n_out - 1, rows row[0 .. n_in - 1], of a matrix of `columns`. */
+typedef struct vqkv__part {
+    const short *row;
+    int n_in, first, n_out, columns;
+} vqkv__part;
+
 /* Groups of a run's channels that meet a query together in a 32-bit lane. */
 static inline int vqkv__dot_groups(const vqkv__run *run)
 {
@@ -124,14 +131,15 @@ VQKV__INLINE void vqkv__ask(vqkv__asked *a)
 typedef struct vqkv__byte_ops {
     /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
      * through tables. */
-    /* A basis [n_in, n_out] with a mean, binary16 [n_in] or NULL, as one more column: words and
+    /* Some rows of a basis and of its mean, binary16 or NULL, which is one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
-    void (*map_basis)(vqkv__matrix, const unsigned char *, int, int, short *, float *);
+    void (*map_basis)(vqkv__matrix, const unsigned char *, const vqkv__part *, short *, float *);
     /* x [n] in words that count `unit` each. */
     void (*to_words)(const float *, int, float, short *);
-    /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
+    /* y [m, columns] = the words x [m, n_in] times a basis, plus base [rows, columns] or nothing;
+     * row i of x counts unit [i % rows], and has row i % rows of the base. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
-                      int, float *);
+                      int, const float *, float *);
     /* Codewords of a run of one channel a code or an even number: table [groups, 64]
      * bytes and the scale of each channel [4 * groups]. */
     void (*dot_books)(const vqkv__run *, unsigned char *, float *);

@@ -20,7 +20,7 @@
 
 /* To be raised with any change that makes another plan from the same capture, options and fitted
  * parts (search, allocation, costs, presets), so that no store passes an old plan off for it. */
-#define PLANNER_VERSION "plan v8"
+#define PLANNER_VERSION "plan v9"
 
 /* ---- opening ---- */
 

@@ -225,7 +225,7 @@ static vqkvc_code add_members(const work *w, shared *s, vqkvc_member *members, v
     stream->dec = vqkvc_plan_add_table(plan, stream->n_in, w->width, err, "dec %s", name);
     VQKVC_TRY(vqkvc_higgs_code(plan, stream, &w->anchor_grid, err));
     return vqkvc_sample_members(w->capture, members, stream->n_members,
-                                &(vqkvc_key_frame){stream->frame, plan->block, plan->stretch},
+                                &(vqkvc_key_frame){stream->frame, plan->block, plan->stretch, 0},
                                 w->params->seed, s->x, err);
 }
 

@@ -109,7 +109,7 @@ static vqkvc_code read_exact(chain *c, vqkvc_part part, int layer, vqkvc_err *er
     int n = c->plan->geometry.n_kv_heads;
     for (int h = 0; h < n; h++)
         members[h] = (vqkvc_member){part, layer, h};
-    return vqkvc_sample_members(c->capture, members, n, &(vqkvc_key_frame){VQKVC_FRAME_PRE, 0, NULL}, 1,
+    return vqkvc_sample_members(c->capture, members, n, &(vqkvc_key_frame){.frame = VQKVC_FRAME_PRE}, 1,
                                 c->exact, err);
 }
 

@@ -26,6 +26,8 @@ typedef struct vqkvc_auto_params {
     int tables_at;      /* tokens that tables are spread over to count as bits; 0: they do not */
     vqkvc_frame frame;  /* of keys; PRE: attention rebuilds them */
     int no_spans;       /* of frame BLOCK: all pairs turn back by the block's first token */
+    int bands;          /* of frame BLOCK: steady and turning channels have latents of their own:
+                           attention takes less time, KL is a third higher (frame.h) */
     uint8_t stretch[VQKVC_MAX_HEAD_DIM / 2]; /* of frame BLOCK, as in vqkvc_plan; what is given to
                                                 vqkvc_plan_auto() is not looked at */
     vqkvc_window window;
@@ -36,7 +38,7 @@ typedef struct vqkvc_auto_params {
 
 static inline vqkvc_key_frame vqkvc_auto_frame(const vqkvc_auto_params *p)
 {
-    return (vqkvc_key_frame){p->frame, p->window.block, p->stretch};
+    return (vqkvc_key_frame){p->frame, p->window.block, p->stretch, p->bands};
 }
 
 /* Refuses with VQKVC_E_USAGE, before any capture, what no capture of this geometry can give. */

@@ -114,13 +114,12 @@ vqkvc_code vqkvc_fit_keep(const vqkvc_fit_store *store, const char *kind, const 
     return kvdb_put_artifact(store->db, &a, bytes, n, err);
 }
 
-/* Which latents of a basis turn: [n_in]. A basis for separate channels has none that mixes them but
- * by rounding. */
+/* Which latents of a basis turn, with bands: [n_in]. None mixes bands but by rounding. */
 static void find_turning(const vqkvc_geometry *g, const vqkvc_key_frame *frame, const basis_part *b,
                          int n_in, uint8_t *turning)
 {
     size_t n = (size_t)n_in;
-    for (size_t j = 0; j < n; j++) {
+    for (size_t j = 0; j < n && frame->bands; j++) {
         double of[2] = {0, 0};
         for (size_t i = 0; i < n; i++) {
             double x = (double)vqkvc_f16_to_f32(b->dec[i * n + j]);

@@ -10,7 +10,7 @@
 /* What the recipes of all fitted parts begin with. To be raised with any change that makes other
  * bytes from the same samples and parameters, anywhere in fit/ or plan/: what stores hold of an
  * earlier version is then fitted again, not taken for the new. */
-#define VQKVC_FIT_VERSION "fit v5"
+#define VQKVC_FIT_VERSION "fit v6"
 
 /* Where fitted parts are kept, and what they were made from. db may be NULL. */
 typedef struct vqkvc_fit_store {

@@ -21,6 +21,7 @@ typedef struct vqkvc_key_frame {
     vqkvc_frame frame;
     int block;              /* BLOCK: tokens a block */
     const uint8_t *stretch; /* BLOCK: of each pair, as in vqkvc_plan; NULL: all 0 */
+    int bands;              /* BLOCK: steady and turning channels have latents of their own */
 } vqkvc_key_frame;
 
 /* Tokens of a pair's span; 0: it has no end. */
@@ -30,15 +31,16 @@ int64_t vqkvc_frame_base(const vqkvc_plan *plan, int pair, int64_t position);
 /* Whether channel c of a head is turned more often than every VQKVC_STEADY_SPAN tokens. */
 int vqkvc_frame_is_turning(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int c);
 
-/* Steady and turning channels become independent in a second moment of heads joined, in place:
- * moment [n, n], n a multiple of head_dim. A basis of it then has latents of either kind, and what
- * attention does for the steady ones it does once for many blocks. */
+/* With bands, steady and turning channels become independent in a second moment of heads joined, in
+ * place: moment [n, n], n a multiple of head_dim. A basis of it then has latents of either kind,
+ * and what attention does for the steady ones it does once for many blocks. */
 void vqkvc_frame_separate(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int n,
                           double *moment);
 
-/* The stretches that `auto` gives the pairs of a geometry: spans as long as a pair turns by at most
- * a radian, up to VQKVC_STEADY_SPAN; none end where a pair turns all the way round in a block. */
-void vqkvc_frame_stretch(const vqkvc_geometry *g, int block, uint8_t *stretch);
+/* The stretches that `auto` gives the pairs of a geometry, [n_rot / 2]: spans as long as a pair
+ * turns little, up to VQKVC_STEADY_SPAN; none end where it turns round and round in a block. With
+ * bands more pairs are steady: what that loses is less than what bands gain in time. */
+void vqkvc_frame_stretch(const vqkvc_geometry *g, int block, int bands, uint8_t *stretch);
 
 /* The turns of all pairs, in tokens, of a key that is `at` tokens into the spans: turns [n_rot /
  * 2]. Over all `at` below VQKVC_FRAME_PERIOD they are uniform over every span. */

@@ -212,7 +212,7 @@ static vqkvc_code add_part(const kvquant *q, vqkvc_plan *plan, vqkvc_part part, 
     if (run == NULL)
         return err->code;
     VQKVC_TRY(vqkvc_sample_members(q->capture, s->members, s->n_members,
-                                   &(vqkvc_key_frame){s->frame, plan->block, NULL}, q->seed, q->x,
+                                   &(vqkvc_key_frame){s->frame, plan->block, NULL, 0}, q->seed, q->x,
                                    err));
     s->outliers = q->outliers;
     if (is_key)

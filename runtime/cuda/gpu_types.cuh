@@ -6,7 +6,7 @@ enum vqkv__transform { VQKV__IDENTITY, VQKV__HADAMARD, VQKV__BASIS };
 enum vqkv__gain { VQKV__NO_GAIN, VQKV__RMS, VQKV__ABSMAX, VQKV__SIGNMAX, VQKV__RANGE, VQKV__NSN };
 
 struct vqkv__run {
-    unsigned char coder, uniform, stages, beam, bits, words;
+    unsigned char coder, uniform, stages, beam, bits, words, steady;
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
@@ -18,7 +18,7 @@ struct vqkv__run {
 struct vqkv__stream {
     unsigned char frame, transform, gain, gain_bytes, basis_bytes;
     int n_members, first_member;
-    int n_in, n_latents;
+    int n_in, n_latents, n_steady;
     int mean, enc, dec; /* offsets of tables, -1: none. Bases whose entries have one byte begin with
                            their scales, binary16 [members, n_latents] */
     int n_gains, gain_width, gain_table;

@@ -1,0 +1,63 @@
+#include "gen/turning.h"
+
+#include "plan/frame.h"
+
+/* Channel 0 or 1 of a pair. */
+static int channel_of(const vqkvc_geometry *g, int pair, int which)
+{
+    return g->rope_layout == VQKVC_ROPE_INTERLEAVED ? 2 * pair + which
+                                                    : pair + which * (g->n_rot / 2);
+}
+
+void gen_lower_turning(const vqkvc_plan *plan, gen_turning *out)
+{
+    const vqkvc_geometry *g = &plan->geometry;
+    vqkvc_key_frame frame = {VQKVC_FRAME_BLOCK, plan->block, plan->stretch, 0};
+    int half = g->n_rot / 2, n = 0, at = 0;
+    for (int turns = 0; turns < 2; turns++) {
+        for (int i = 0; i < half; i++)
+            if (vqkvc_frame_is_turning(g, &frame, channel_of(g, i, 0)) == turns)
+                out->pairs[n++] = i;
+        if (!turns)
+            out->steady_pairs = n;
+    }
+    for (int turns = 0; turns < 2; turns++) {
+        int from = turns ? out->steady_pairs : 0, to = turns ? half : out->steady_pairs;
+        for (int which = 0; which < 2; which++)
+            for (int i = from; i < to; i++)
+                out->order[at++] = channel_of(g, out->pairs[i], which);
+        for (int c = g->n_rot; c < g->head_dim && !turns; c++)
+            out->order[at++] = c;
+        if (!turns)
+            out->steady_dims = at;
+    }
+}
+
+/* Whether no turning channel has a part in latents first .. first + n - 1. */
+static int is_steady(const vqkvc_plan *plan, const vqkvc_stream *s, const gen_turning *turning,
+                     int first, int n)
+{
+    const vqkvc_table *dec = &plan->tables[s->dec];
+    int dim = plan->geometry.head_dim;
+    for (int m = 0; m < s->n_members; m++)
+        for (int i = turning->steady_dims; i < dim; i++)
+            for (int j = first; j < first + n; j++)
+                if (vqkvc_table_at(dec, m * dim + turning->order[i], j) != 0)
+                    return 0;
+    return 1;
+}
+
+void gen_mark_steady(const vqkvc_plan *plan, const vqkvc_stream *s, const gen_turning *turning,
+                     gen_stream *stream, gen_run *runs)
+{
+    stream->n_steady = 0;
+    if (s->members[0].part != VQKVC_PART_K || s->frame != VQKVC_FRAME_BLOCK || s->dec < 0)
+        return;
+    for (int r = 0; r < stream->n_runs; r++) {
+        int n = runs[r].planes / runs[r].stages * runs[r].width;
+        if (!is_steady(plan, s, turning, runs[r].first, n))
+            return;
+        runs[r].steady = 1;
+        stream->n_steady = runs[r].first + n;
+    }
+}
