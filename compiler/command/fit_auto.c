@@ -120,8 +120,7 @@ static vqkvc_frame frame_of(const vqkvc_options *o)
                                           : VQKVC_FRAME_BLOCK;
 }
 
-static const char *const ideas[] = {"gain", "metric", "probes", "sharing", "joint", "block-frame",
-                                    "spans"};
+static const char *const ideas[] = {"gain", "metric", "probes", "sharing", "joint", "block-frame"};
 
 enum { N_IDEAS = sizeof ideas / sizeof *ideas };
 
@@ -143,7 +142,6 @@ static int leave_out(const char *word, size_t n, vqkvc_auto_params *p, int *prob
         p->separate_heads |= i == 3 || i == 4;
         p->frame = i == 5 ? VQKVC_FRAME_POST : p->frame;
         p->any_frame &= i != 5;
-        p->no_spans |= i == 6;
         return 1;
     }
     return 0;
@@ -157,8 +155,8 @@ static vqkvc_code leave_out_all(const char *words, vqkvc_auto_params *p, int *pr
         if (!leave_out(words, n, p, probes))
             return vqkvc_fail(
                 err, VQKVC_E_USAGE,
-                "--without is '%.60s': wanted gain, metric, probes, sharing, joint, "
-                "block-frame or spans, with commas between them",
+                "--without is '%.60s': wanted gain, metric, probes, sharing, joint or "
+                "block-frame, with commas between them",
                 words);
         words += n + (words[n] == ',');
     }
@@ -178,7 +176,9 @@ static vqkvc_code params_of(const vqkvc_options *o, vqkvc_auto_params *p, int *g
         .max_ns = o->max_ns,
         .any_frame = o->max_ns > 0 && o->block == 0 && strcmp(o->frame, "best") == 0,
         .frame = frame_of(o),
-        .bands = strcmp(o->frame, "bands") == 0,
+        .spans = strcmp(o->frame, "bands") == 0   ? 2
+                 : strcmp(o->frame, "spans") == 0 ? 1
+                                                  : 0,
         .window = {.n_sink = o->sink, .n_recent = o->recent, .block = o->block},
         .seed = o->seed};
     return leave_out_all(o->without, p, groups, err);

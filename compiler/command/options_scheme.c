@@ -88,7 +88,7 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .offset = VQKVC_AT(without),
      .mark = VQKVC_GIVEN_AUTO,
      .help = "of auto: leave ideas out, to see what they are worth: gain, metric, probes, sharing, "
-             "joint, block-frame, spans (default: none)"},
+             "joint, block-frame (default: none)"},
     {.name = "layers-shared",
      .arg = "N",
      .type = VQKVC_OPT_INT,
@@ -110,14 +110,15 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .help = "of auto: groups of latents of each head whose errors are probed in the model; 0 "
              "trusts a closed form"},
     {.name = "frame",
-     .arg = "best|block|bands|post|pre",
+     .arg = "best|block|spans|bands|post|pre",
      .type = VQKVC_OPT_CHOICE,
      .offset = VQKVC_AT(frame),
      .fallback = "best",
      .mark = VQKVC_GIVEN_AUTO,
      .help = "of auto: which rotation coded keys carry; pre is none, and attention rebuilds keys; "
-             "bands are block, with slow and fast pairs in latents of their own, which takes less "
-             "time and loses more; best is pre without a limit on the scan, else block"},
+             "spans are block, with slow and fast pairs turned seldom or never, bands these with "
+             "latents of their own for the others: each takes less time and loses more; best is "
+             "pre without a limit on the scan, else block"},
     {.name = "share",
      .arg = "model|layer|head",
      .type = VQKVC_OPT_CHOICE,

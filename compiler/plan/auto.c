@@ -38,24 +38,23 @@ static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
     return p;
 }
 
-/* Frame of keys, tokens of a block, and the spans that these make. */
+/* Frame of keys, tokens of a block, and the stretches that these make. */
 static void set_frame(vqkvc_auto_params *p, const vqkvc_geometry *g, vqkvc_frame frame, int block,
-                      int bands)
+                      int spans)
 {
     p->frame = frame;
     p->window.block = block;
-    p->bands = bands && frame == VQKVC_FRAME_BLOCK && !p->no_spans;
+    p->spans = frame == VQKVC_FRAME_BLOCK ? spans : 0;
     memset(p->stretch, 0, sizeof p->stretch);
-    if (frame == VQKVC_FRAME_BLOCK && !p->no_spans)
-        vqkvc_frame_stretch(g, block, p->bands, p->stretch);
+    if (p->spans > 0)
+        vqkvc_frame_stretch(g, block, p->spans > 1, p->stretch);
 }
 
 /* Everything that the samples and metrics of a stream depend on besides the capture. */
 static char *settings_text(const vqkvc_auto_params *p, vqkvc_arena *arena, vqkvc_err *err)
 {
-    return vqkvc_arena_printf(arena, err, "frame=%d spans=%d bands=%d block=%d seed=%llu metric=%d probes=%s",
-                              (int)p->frame, p->frame == VQKVC_FRAME_BLOCK && !p->no_spans, p->bands,
-                              p->window.block, (unsigned long long)p->seed,
+    return vqkvc_arena_printf(arena, err, "frame=%d spans=%d block=%d seed=%llu metric=%d probes=%s",
+                              (int)p->frame, p->spans, p->window.block, (unsigned long long)p->seed,
                               !p->no_metric, p->sensitivity != NULL ? p->probes.hex : "none");
 }
 
@@ -307,10 +306,11 @@ static vqkvc_code make_in_time(vqkvc_plan *plan, const vqkvc_capture *c, const v
  * often, keys rotated by their positions never. */
 static const struct {
     vqkvc_frame frame;
-    int block, bands;
+    int block, spans;
 } candidates[] = {
-    {VQKVC_FRAME_BLOCK, 64, 0}, {VQKVC_FRAME_BLOCK, 128, 0}, {VQKVC_FRAME_BLOCK, 256, 0},
-    {VQKVC_FRAME_BLOCK, 64, 1}, {VQKVC_FRAME_BLOCK, 128, 1}, {VQKVC_FRAME_BLOCK, 256, 1},
+    {VQKVC_FRAME_BLOCK, 64, 0},  {VQKVC_FRAME_BLOCK, 64, 1},  {VQKVC_FRAME_BLOCK, 64, 2},
+    {VQKVC_FRAME_BLOCK, 128, 0}, {VQKVC_FRAME_BLOCK, 128, 1}, {VQKVC_FRAME_BLOCK, 128, 2},
+    {VQKVC_FRAME_BLOCK, 256, 0}, {VQKVC_FRAME_BLOCK, 256, 1}, {VQKVC_FRAME_BLOCK, 256, 2},
     {VQKVC_FRAME_POST, 64, 0},
 };
 
@@ -327,11 +327,13 @@ static vqkvc_code choose_frame(const vqkvc_capture *c, vqkvc_auto_params *p, con
         vqkvc_metrics metrics;
         vqkvc_design design;
         set_frame(p, &c->geometry, candidates[i].frame, candidates[i].block,
-                  candidates[i].bands);
+                  candidates[i].spans);
         if (make_metrics(c, p, &arena, &metrics, &mine) == VQKVC_OK &&
             vqkvc_search(c, p, &metrics, &arena, log, &design, &mine) == VQKVC_OK) {
             vqkvc_say(log, 1, "auto: keys %s%s, block %d: %.3f bits, %.2f ns, predicted loss %.4g",
-                      vqkvc_frame_word((int)p->frame), p->bands ? " in bands" : "",
+                      vqkvc_frame_word((int)p->frame), p->spans > 1   ? " in bands"
+                      : p->spans > 0 ? " in spans"
+                                     : "",
                       p->window.block, design.bits, design.ns,
                       design.loss);
             if (best < 0 || design.loss < loss) {
@@ -348,7 +350,7 @@ static vqkvc_code choose_frame(const vqkvc_capture *c, vqkvc_auto_params *p, con
     if (best < 0)
         return vqkvc_fail(err, none.code, "%s", none.msg);
     set_frame(p, &c->geometry, candidates[best].frame, candidates[best].block,
-              candidates[best].bands);
+              candidates[best].spans);
     return VQKVC_OK;
 }
 
@@ -361,7 +363,7 @@ vqkvc_code vqkvc_plan_auto(vqkvc_plan *plan, const vqkvc_capture *capture,
     vqkvc_metrics metrics;
     memset(plan, 0, sizeof *plan);
     VQKVC_TRY(check(capture, &p, err));
-    set_frame(&p, &capture->geometry, p.frame, p.window.block, p.bands);
+    set_frame(&p, &capture->geometry, p.frame, p.window.block, p.spans);
     if (p.any_frame && p.time != NULL && p.max_ns > 0)
         VQKVC_TRY(choose_frame(capture, &p, log, err));
     vqkvc_fit_store store = {.db = db,

@@ -17,17 +17,17 @@ typedef struct vqkvc_auto_params {
     double max_ns;   /* nanoseconds that attention may take per cached token and KV head, by the
                         cost model; 0: no limit */
     const vqkvc_time_model *time; /* NULL: none, and no limit of time */
-    int any_frame;     /* with max_ns: of block frames of 64, 128 and 256 tokens and keys rotated by
-                          their positions, what loses least; frame and block are not looked at */
+    int any_frame;     /* with max_ns: of block frames of 64, 128 and 256 tokens, with spans and without,
+                          and keys rotated by their positions, what loses least; frame, spans and
+                          block are not looked at */
     int layers_shared; /* layers that share a stream, at most 1024 / head_dim; 0: chosen; 1: none */
     int separate_heads; /* no stream over several heads */
     int no_gain;        /* no gains */
     int no_metric;      /* errors count alike in all channels of a head */
     int tables_at;      /* tokens that tables are spread over to count as bits; 0: they do not */
     vqkvc_frame frame;  /* of keys; PRE: attention rebuilds them */
-    int no_spans;       /* of frame BLOCK: all pairs turn back by the block's first token */
-    int bands;          /* of frame BLOCK: steady and turning channels have latents of their own:
-                           attention takes less time, KL is a third higher (frame.h) */
+    int spans;          /* of frame BLOCK: 1: spans are stretched, 2: and steady and turning channels
+                           have latents of their own (frame.h): less time, more loss */
     uint8_t stretch[VQKVC_MAX_HEAD_DIM / 2]; /* of frame BLOCK, as in vqkvc_plan; what is given to
                                                 vqkvc_plan_auto() is not looked at */
     vqkvc_window window;
@@ -38,7 +38,7 @@ typedef struct vqkvc_auto_params {
 
 static inline vqkvc_key_frame vqkvc_auto_frame(const vqkvc_auto_params *p)
 {
-    return (vqkvc_key_frame){p->frame, p->window.block, p->stretch, p->bands};
+    return (vqkvc_key_frame){p->frame, p->window.block, p->stretch, p->spans > 1};
 }
 
 /* Refuses with VQKVC_E_USAGE, before any capture, what no capture of this geometry can give. */

@@ -1,11 +1,11 @@
 #include "plan/calibration.h"
 
+#include <complex.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/rng.h"
-#include "plan/turned_moment.h"
 
 /* Of a dead head, next to the head that weighs most. */
 #define DEAD_WEIGHT 1e-6
@@ -36,7 +36,9 @@ static void turn_key(const vqkvc_capture *c, const vqkvc_key_frame *frame, uint6
         vqkvc_rope_rotate(g, (double)c->pos[i], x, n_members);
         break;
     case VQKVC_FRAME_BLOCK:
-        vqkvc_frame_turns(g, frame, (int64_t)vqkvc_rng_below(&rng, VQKVC_FRAME_PERIOD), turns);
+        vqkvc_frame_turns(
+            g, frame, (int64_t)vqkvc_rng_below(&rng, (uint64_t)vqkvc_frame_period(g, frame)),
+            turns);
         vqkvc_rope_rotate_pairs(g, turns, x, n_members);
         break;
     }
@@ -78,12 +80,66 @@ vqkvc_code vqkvc_sample_members(const vqkvc_capture *c, const vqkvc_member *memb
 
 /* ---- queries, turned ---- */
 
+/* The channels of pair i and its radians a token; channels without a rotation come in pairs that
+ * do not turn, and -1 stands for no channel. */
+typedef struct rotated_pair {
+    int channel[2];
+    double freq;
+} rotated_pair;
+
+static rotated_pair pair_of(const vqkvc_geometry *g, int i)
+{
+    int rotated = g->rope_layout == VQKVC_ROPE_NONE ? 0 : g->n_rot / 2;
+    if (i >= rotated) {
+        int first = 2 * i;
+        return (rotated_pair){{first, first + 1 < g->head_dim ? first + 1 : -1}, 0};
+    }
+    if (g->rope_layout == VQKVC_ROPE_HALVES)
+        return (rotated_pair){{i, i + rotated}, g->rope_freq[i]};
+    return (rotated_pair){{2 * i, 2 * i + 1}, g->rope_freq[i]};
+}
+
+/* E[exp(i angle d)] for d uniform over 0 .. n - 1. */
+static double complex mean_turn(double angle, double n)
+{
+    double half = sin(angle / 2);
+    if (fabs(half) < 1e-15)
+        return 1;
+    return sin(n * angle / 2) / (n * half) * cexp(I * (n - 1) * angle / 2);
+}
+
+/* The block of two pairs in a symmetric matrix [dim, dim], turned by a random distance: R_a B R_b'.
+ * A 2 x 2 matrix is a rotation with a factor, which turns by the difference of the angles, plus a
+ * reflection with a factor, which turns by their sum. */
+static void turn_block(rotated_pair a, rotated_pair b, double reach, int dim, double *moment)
+{
+    double block[2][2] = {{0}};
+    for (int r = 0; r < 2; r++)
+        for (int c = 0; c < 2; c++)
+            if (a.channel[r] >= 0 && b.channel[c] >= 0)
+                block[r][c] = moment[a.channel[r] * dim + b.channel[c]];
+    double complex turned =
+        ((block[0][0] + block[1][1]) / 2 + I * (block[1][0] - block[0][1]) / 2) *
+        mean_turn(a.freq - b.freq, reach);
+    double complex mirrored =
+        ((block[0][0] - block[1][1]) / 2 + I * (block[1][0] + block[0][1]) / 2) *
+        mean_turn(a.freq + b.freq, reach);
+    double out[2][2] = {{creal(turned) + creal(mirrored), cimag(mirrored) - cimag(turned)},
+                        {cimag(turned) + cimag(mirrored), creal(turned) - creal(mirrored)}};
+    for (int r = 0; r < 2; r++)
+        for (int c = 0; c < 2; c++)
+            if (a.channel[r] >= 0 && b.channel[c] >= 0) {
+                moment[a.channel[r] * dim + b.channel[c]] = out[r][c];
+                moment[b.channel[c] * dim + a.channel[r]] = out[r][c];
+            }
+}
+
 /* E[q q'] of the queries of one KV head, each turned by a random distance, from the captured
  * moments of all tokens: the expectation over distances has a closed form. */
 static void query_moment(const vqkvc_capture *c, int layer, int head, double *moment)
 {
     const vqkvc_geometry *g = &c->geometry;
-    int group = g->n_heads / g->n_kv_heads, dim = g->head_dim;
+    int group = g->n_heads / g->n_kv_heads, dim = g->head_dim, pairs = (dim + 1) / 2;
     const vqkvc_stats *s = &c->stats[VQKVC_QUERY][layer];
     int rotated = g->rope_layout == VQKVC_ROPE_NONE ? 0 : g->n_rot;
     if (s->moment == NULL || s->n == 0) {
@@ -97,7 +153,9 @@ static void query_moment(const vqkvc_capture *c, int layer, int head, double *mo
         for (size_t i = 0; i < block; i++)
             moment[i] += s->moment[(size_t)h * block + i] / group;
     double reach = g->n_ctx_train > 0 ? g->n_ctx_train : 2048;
-    vqkvc_moment_spread(g, reach, moment);
+    for (int i = 0; i < pairs; i++)
+        for (int j = i; j < pairs; j++)
+            turn_block(pair_of(g, i), pair_of(g, j), reach, dim, moment);
     for (int i = 0; i < dim; i++)
         for (int j = 0; j < dim; j++)
             moment[i * dim + j] *= (i < rotated ? (double)g->rope_mscale : 1) *

@@ -69,3 +69,11 @@ void vqkvc_frame_turns(const vqkvc_geometry *g, const vqkvc_key_frame *frame, in
         turns[i] = (double)(span > 0 ? at % span : at);
     }
 }
+
+int64_t vqkvc_frame_period(const vqkvc_geometry *g, const vqkvc_key_frame *frame)
+{
+    for (int i = 0; i < g->n_rot / 2; i++)
+        if (frame->stretch != NULL && frame->stretch[i] != 0)
+            return 1 << 20;
+    return frame->block;
+}

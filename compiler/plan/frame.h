@@ -1,11 +1,11 @@
 /* frame.h - which rotation coded keys carry, pair by pair.
  *
  * In frame BLOCK a key is turned back by the position of a first token, so that learned bases see
- * it nearly un-rotated, and queries turn back with it: for every pair of channels, the first token
- * of its span, which is a power of two of blocks. Slow pairs hardly turn over many blocks: long
- * spans cost them nothing, and their part of a query is turned once for many blocks. Fast pairs
- * turn all the way round within one block, so that turning them back gains nothing: their span has
- * no end, and they keep the rotation by their position. */
+ * it nearly un-rotated, and queries turn back with it: of every pair of channels, the first token
+ * of its span. That is the block, or with stretched spans a power of two of blocks. Slow pairs
+ * hardly turn over many blocks: long spans lose little, and their part of a query is turned once
+ * for many blocks. Fast pairs turn round and round within one block, so that turning them back
+ * gains nothing: their span has no end, and they keep the rotation by their position. */
 #ifndef VQKVC_PLAN_FRAME_H
 #define VQKVC_PLAN_FRAME_H
 
@@ -42,10 +42,11 @@ void vqkvc_frame_separate(const vqkvc_geometry *g, const vqkvc_key_frame *frame,
  * bands more pairs are steady: what that loses is less than what bands gain in time. */
 void vqkvc_frame_stretch(const vqkvc_geometry *g, int block, int bands, uint8_t *stretch);
 
-/* The turns of all pairs, in tokens, of a key that is `at` tokens into the spans: turns [n_rot /
- * 2]. Over all `at` below VQKVC_FRAME_PERIOD they are uniform over every span. */
-enum { VQKVC_FRAME_PERIOD = 1 << 20 };
+/* The turns of all pairs, in tokens, of a key that is `at` tokens behind a place where all spans
+ * begin: turns [n_rot / 2]. Over all `at` below the period they are even over every span; it is a
+ * block, if no pair is stretched, else 2^20 tokens, which stand for endless spans. */
 void vqkvc_frame_turns(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int64_t at,
                        double *turns);
+int64_t vqkvc_frame_period(const vqkvc_geometry *g, const vqkvc_key_frame *frame);
 
 #endif

@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "plan/calibration.h"
-#include "plan/turned_moment.h"
 
 enum { POSITIONS = 64 /* that stand for all positions of the sample */ };
 
@@ -76,8 +75,9 @@ void vqkvc_metrics_level(const vqkvc_capture *c, vqkvc_metrics *m)
     }
 }
 
-/* metric = mean over the turns of R metric R': rows are turned, then columns. */
-static void turn_metric(const vqkvc_geometry *g, int n, const int *turns, double *metric,
+/* metric = mean over n turns of all pairs, [n, pairs], of R metric R': rows are turned, then
+ * columns. */
+static void turn_metric(const vqkvc_geometry *g, int n, const double *turns, double *metric,
                         float *work, double *sum)
 {
     int dim = g->head_dim;
@@ -86,7 +86,7 @@ static void turn_metric(const vqkvc_geometry *g, int n, const int *turns, double
         for (int i = 0; i < dim * dim; i++)
             work[i] = (float)metric[i];
         for (int pass = 0; pass < 2; pass++) {
-            vqkvc_rope_rotate(g, turns[t], work, dim);
+            vqkvc_rope_rotate_pairs(g, turns + t * (g->n_rot / 2), work, dim);
             for (int i = 0; i < dim; i++)
                 for (int j = 0; j < i; j++) {
                     float swap = work[i * dim + j];
@@ -102,27 +102,44 @@ static void turn_metric(const vqkvc_geometry *g, int n, const int *turns, double
             metric[i * dim + j] = (sum[i * dim + j] + sum[j * dim + i]) / 2;
 }
 
+/* Turns of all pairs, in tokens, that stand for all that keys of a frame have: turns [POSITIONS,
+ * pairs]; their number. */
+static int turns_of(const vqkvc_capture *c, const vqkvc_key_frame *frame, double *turns)
+{
+    const vqkvc_geometry *g = &c->geometry;
+    int pairs = g->n_rot / 2, n = 0, blocks = frame->frame == VQKVC_FRAME_BLOCK;
+    int64_t range = blocks ? vqkvc_frame_period(g, frame) : c->n_sample, last = -1;
+    for (int i = 0; i < POSITIONS; i++) {
+        int64_t at = range * i / POSITIONS;
+        /* Steps of a golden section meet spans of every length evenly. */
+        if (blocks && range > frame->block)
+            at = (int64_t)i * 648055 % range;
+        if (at == last)
+            continue;
+        last = at;
+        if (blocks)
+            vqkvc_frame_turns(g, frame, at, turns + n * pairs);
+        for (int p = 0; p < pairs && !blocks; p++)
+            turns[n * pairs + p] = c->pos[at];
+        n++;
+    }
+    return n;
+}
+
 vqkvc_code vqkvc_metrics_turn(const vqkvc_capture *c, const vqkvc_key_frame *frame,
                               vqkvc_metrics *m, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &c->geometry;
-    int turns[POSITIONS], n = 0, heads = g->n_layers * g->n_kv_heads;
     if (frame->frame == VQKVC_FRAME_PRE || g->rope_layout == VQKVC_ROPE_NONE)
         return VQKVC_OK;
-    for (int h = 0; h < heads && frame->frame == VQKVC_FRAME_BLOCK; h++)
-        vqkvc_moment_into_frame(g, frame, m->k[h]);
-    if (frame->frame == VQKVC_FRAME_BLOCK)
-        return VQKVC_OK;
-    for (int i = 0; i < POSITIONS; i++) {
-        int at = (int)((int64_t)c->n_sample * i / POSITIONS);
-        if (i == 0 || at != (int)((int64_t)c->n_sample * (i - 1) / POSITIONS))
-            turns[n++] = c->pos[at];
-    }
     size_t values = (size_t)g->head_dim * (size_t)g->head_dim;
+    double *turns = vqkvc_alloc((size_t)POSITIONS * (size_t)(g->n_rot / 2) + 1, sizeof *turns, err);
     float *work = vqkvc_alloc(values, sizeof *work, err);
     double *sum = vqkvc_alloc(values, sizeof *sum, err);
-    for (int h = 0; h < heads && err->code == VQKVC_OK; h++)
+    int n = err->code == VQKVC_OK ? turns_of(c, frame, turns) : 0;
+    for (int h = 0; h < g->n_layers * g->n_kv_heads && err->code == VQKVC_OK; h++)
         turn_metric(g, n, turns, m->k[h], work, sum);
+    free(turns);
     free(work);
     free(sum);
     return err->code;
