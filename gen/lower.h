@@ -11,7 +11,8 @@ typedef enum gen_coder { GEN_NIBBLES, GEN_BYTES, GEN_HALVES, GEN_WIDE } gen_code
 
 typedef struct gen_run {
     gen_coder coder;
-    int uniform, beam, stages, bits, words, steady, width, first, planes, codes, book, book_step, gain;
+    int uniform, beam, stages, bits, words, steady, width, first, planes, codes, book, book_step,
+        gain;
 } gen_run;
 
 typedef struct gen_stream {

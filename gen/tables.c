@@ -51,9 +51,10 @@ static void print_streams(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_
                          "%d, %d, %d, %d, %d, %d, %d}, /* ",
                          frames[s->frame], transforms[s->transform], gains[s->gain],
                          s->gain == VQKVC_GAIN_NONE ? 0 : s->gain_bits / 8, l->basis_bytes,
-                         s->n_members, l->first_member, s->n_in, s->n_latents, l->n_steady,
-                         l->mean, l->enc, l->dec, l->n_gains, width, l->gain_table, s->gain_tokens, s->outliers,
-                         l->spread, l->kept, l->first_run, l->n_runs, l->bytes, l->start);
+                         s->n_members, l->first_member, s->n_in, s->n_latents, l->n_steady, l->mean,
+                         l->enc, l->dec, l->n_gains, width, l->gain_table, s->gain_tokens,
+                         s->outliers, l->spread, l->kept, l->first_run, l->n_runs, l->bytes,
+                         l->start);
         gen_put_user(out, s->name);
         vqkvc_buf_puts(out, " */\n");
     }
@@ -64,15 +65,16 @@ static void print_runs(const gen_lowered *low, vqkvc_buf *out)
 {
     static const char *const coders[] = {"VQKV__NIBBLES", "VQKV__BYTES", "VQKV__HALVES",
                                          "VQKV__WIDE"};
-    vqkvc_buf_puts(out,
-                   "\n/* coder, uniform, stages, beam, bits, words, steady, width; first latent, planes, "
-                   "codes; book, its step; gain "
-                   "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
+    vqkvc_buf_puts(
+        out, "\n/* coder, uniform, stages, beam, bits, words, steady, width; first latent, planes, "
+             "codes; book, its step; gain "
+             "*/\nstatic const vqkv__run vqkv__runs[] = {\n");
     for (int i = 0; i < low->n_runs; i++) {
         const gen_run *r = &low->runs[i];
         vqkvc_buf_printf(out, "    {%s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d, %d},\n",
                          coders[r->coder], r->uniform, r->stages, r->beam, r->bits, r->words,
-                         r->steady, r->width, r->first, r->planes, r->codes, r->book, r->book_step, r->gain);
+                         r->steady, r->width, r->first, r->planes, r->codes, r->book, r->book_step,
+                         r->gain);
     }
     vqkvc_buf_puts(out, "};\n");
 }
@@ -202,12 +204,13 @@ static void print_shorts(const char *name, const int *values, int n, vqkvc_buf *
 void gen_print_turning(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf *out)
 {
     const gen_turning *t = &low->turning;
-    vqkvc_buf_printf(out,
-                     "\n/* Pairs and channels of a head that keep their turn for STEADY_SPAN tokens "
-                     "in a blockwise frame\n * stand in front of those that turn from block to block. "
-                     "*/\n#define VQKV__STEADY_SPAN %d\n#define VQKV__STEADY_PAIRS %d\n"
-                     "#define VQKV__STEADY_DIMS %d\n",
-                     VQKVC_STEADY_SPAN, t->steady_pairs, t->steady_dims);
+    vqkvc_buf_printf(
+        out,
+        "\n/* Pairs and channels of a head that keep their turn for STEADY_SPAN tokens "
+        "in a blockwise frame\n * stand in front of those that turn from block to block. "
+        "*/\n#define VQKV__STEADY_SPAN %d\n#define VQKV__STEADY_PAIRS %d\n"
+        "#define VQKV__STEADY_DIMS %d\n",
+        VQKVC_STEADY_SPAN, t->steady_pairs, t->steady_dims);
     print_shorts("pairs", t->pairs, plan->geometry.n_rot / 2, out);
     print_shorts("order", t->order, plan->geometry.head_dim, out);
 }

@@ -65,9 +65,10 @@ VQKV__INLINE void vqkv__queue(vqkv__pass *a, const vqkv__use *uses, int n, int b
     for (u = 0; u < n; u++) {
         const unsigned char *p = vqkv__codes(a->kv, uses[u].stream, block);
         const int bytes = vqkv__streams[uses[u].stream].bytes;
-        if (q->n[far] < VQKV__ASKED && bytes <= VQKV__MAX_NEAR) {
-            q->first[far][q->n[far]] = p;
-            q->last[far][q->n[far]++] = p + bytes;
+        const int list = bytes > VQKV__MAX_NEAR ? 1 : far;
+        if (q->n[list] < VQKV__ASKED) {
+            q->first[list][q->n[list]] = p;
+            q->last[list][q->n[list]++] = p + bytes;
             continue;
         }
         for (i = 0; i < bytes; i += 64)
@@ -127,8 +128,9 @@ static void vqkv__collect_held(vqkv__pass *a)
 
 static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
 {
-    int j = 0, b, k, m, n, previous = -1, ready = 0, seen;
+    int j = 0, b, k, m, n, previous = -1, ready = 0, seen, batch = 0, batch_end;
     while ((n = vqkv__next_tile(a, n_sealed, &j)) > 0) {
+        batch_end = 0;
         if (!a->coded) {
             memset(a->acc, 0,
                    sizeof(float) * (size_t)a->rows * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
@@ -155,16 +157,18 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                 continue;
             }
             if (a->batches) {
-                const int at = b % VQKV__MAP_BLOCKS;
-                vqkv__fill_steady(a, entry.position);
-                if (at == 0)
-                    vqkv__map_batch(a, a->tile + b,
-                                    n - b < VQKV__MAP_BLOCKS ? n - b : VQKV__MAP_BLOCKS, previous);
-                vqkv__fill_mapped(a, a->mapped + (size_t)(at * a->rows) * (size_t)a->map[1].columns);
+                if (b >= batch_end) {
+                    batch = b;
+                    batch_end = b + vqkv__map_batch(a, a->tile + b, n - b, previous);
+                    previous = a->tile[batch_end - 1].position;
+                }
+                vqkv__fill_mapped(a, a->mapped + (size_t)((b - batch) * a->rows) *
+                                                     (size_t)a->map[1].columns);
             } else if (a->k_frame == VQKV__BLOCKWISE || !ready) {
                 if (a->k_frame == VQKV__BLOCKWISE)
                     vqkv__turn_queries(a, entry.position, previous);
                 vqkv__fill_tables(a);
+                previous = entry.position;
             }
             if (!a->asks)
                 vqkv__ask_rest(&a->ahead);
@@ -174,8 +178,6 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                 vqkv__score_kept(a->kv, a->ops, a->layer, a->head, a->tile[b + k].block, a->q,
                                  a->rows, scores + k * a->rows * VQKV_BLOCK);
             ready = 1;
-            previous = a->batches && b % VQKV__MAP_BLOCKS != VQKV__MAP_BLOCKS - 1 ? previous
-                                                                                  : entry.position;
         }
         seen = vqkv__soft_max(a, n, VQKV_BLOCK, 1);
         for (b = 0; b < n && seen && a->v_tile == NULL && VQKV__KEEPS; b++)

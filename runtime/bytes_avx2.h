@@ -402,6 +402,7 @@ static const vqkv__byte_ops vqkv__byte_ops_avx2 = {
     NULL,
     NULL,
     NULL,
+    NULL,
     vqkv__pack_tables_avx2,
     vqkv__score_bytes_avx2,
     vqkv__pack_books_avx2,

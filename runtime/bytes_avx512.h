@@ -338,6 +338,7 @@ VQKV__TARGET_avx512 static void vqkv__pack_books_avx512(const float *book, int n
 static const vqkv__byte_ops vqkv__byte_ops_avx512 = {
     vqkv__map_basis_avx512,
     vqkv__to_words_avx512,
+    vqkv__turn_words_avx512,
     vqkv__map_words_avx512,
     vqkv__dot_books_avx512,
     vqkv__dot_queries_avx512,

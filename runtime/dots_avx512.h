@@ -79,12 +79,6 @@ VQKV__INLINE_avx512 __m512 vqkv__dot_latents_avx512(const vqkv__run *run, const 
     return _mm512_loadu_ps(lane);
 }
 
-/* The first n of 16 lanes. */
-static inline __mmask16 vqkv__first_lanes(int n)
-{
-    return (__mmask16)(n < 16 ? (1u << (n < 0 ? 0 : n)) - 1u : 0xffffu);
-}
-
 /* Sums, or the largest, over the lanes of four registers. */
 VQKV__TARGET_avx512 static inline __m128i vqkv__four_sums_avx512(const __m512i *x)
 {

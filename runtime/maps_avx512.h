@@ -4,11 +4,16 @@
 
 #if VQKV_BLOCK >= 64
 
+/* The first n of 16 lanes. */
+static inline __mmask16 vqkv__first_lanes(int n)
+{
+    return (__mmask16)(n < 16 ? (1u << (n < 0 ? 0 : n)) - 1u : 0xffffu);
+}
+
 /* Which of columns i .. i + 15 are the basis's: the mean and what is behind it are not. */
 VQKV__INLINE_avx512 __mmask16 vqkv__map_real_avx512(int n_out, int i)
 {
-    int left = n_out - i;
-    return left < 16 ? (__mmask16)((1u << left) - 1u) : VQKV__ALL_avx512;
+    return vqkv__first_lanes(n_out - i);
 }
 
 /* Columns i .. i + 15 of the part's row d, without scales; the mean where they end. */
@@ -84,6 +89,26 @@ VQKV__TARGET_avx512 static void vqkv__to_words_avx512(const float *x, int n, flo
     }
 }
 
+VQKV__TARGET_avx512 static void vqkv__turn_words_avx512(const float *x, const float *c,
+                                                        const float *s, int pairs, float unit,
+                                                        short *out)
+{
+    const __m512 factor = _mm512_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < pairs; i += 16) {
+        __mmask16 some = vqkv__first_lanes(pairs - i);
+        __m512 u = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor);
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + pairs + i), factor);
+        __m512 cosine = _mm512_maskz_loadu_ps(some, c + i),
+               sine = _mm512_maskz_loadu_ps(some, s + i);
+        __m512 first = _mm512_fmadd_ps(v, sine, _mm512_mul_ps(u, cosine));
+        __m512 second = _mm512_fmsub_ps(v, cosine, _mm512_mul_ps(u, sine));
+        _mm512_mask_cvtsepi32_storeu_epi16((void *)(out + i), some, _mm512_cvtps_epi32(first));
+        _mm512_mask_cvtsepi32_storeu_epi16((void *)(out + pairs + i), some,
+                                           _mm512_cvtps_epi32(second));
+    }
+}
+
 /* Rows of x at distance n_in, of y at distance `columns`; `n` rows and 16 `wide` columns, both
  * constants where it is called. */
 VQKV__INLINE_avx512 void vqkv__map_tile_avx512(const short *x, int n_in, const short *words,
@@ -118,8 +143,7 @@ VQKV__INLINE_avx512 void vqkv__map_tile_avx512(const short *x, int n_in, const s
 #pragma GCC unroll 4
         for (i = 0; i < wide; i++) {
             __m512 f = _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i), _mm512_set1_ps(unit[k]));
-            __m512 from =
-                base[k] != NULL ? _mm512_loadu_ps(base[k] + 16 * i) : _mm512_setzero_ps();
+            __m512 from = base[k] != NULL ? _mm512_loadu_ps(base[k] + 16 * i) : _mm512_setzero_ps();
             _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
                              _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, from));
         }

@@ -16,13 +16,13 @@ typedef struct vqkv__ahead {
 
 /* What some K runs of a head meet codes with: each kernel's share of it lies run behind run. */
 typedef struct vqkv__scoring {
-    float *lut;                 /* score tables */
-    char *packed;               /* the same in bytes: vqkv__packed, then tables, for each of planes */
-    float *wide;                /* [rows, MAX_WIDE_LUT] score tables of wide codes, from here on */
-    unsigned char *table;       /* codewords of runs that vqkv__dots() says: [groups, 64] */
-    float *scale;               /* of their channels [4 * groups] */
-    unsigned char *lanes;       /* the queries in their units: [rows, groups, 4] */
-    float *unit;                /* [runs, rows, 2] */
+    float *lut;           /* score tables */
+    char *packed;         /* the same in bytes: vqkv__packed, then tables, for each of planes */
+    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes, from here on */
+    unsigned char *table; /* codewords of runs that vqkv__dots() says: [groups, 64] */
+    float *scale;         /* of their channels [4 * groups] */
+    unsigned char *lanes; /* the queries in their units: [rows, groups, 4] */
+    float *unit;          /* [runs, rows, 2] */
 } vqkv__scoring;
 
 /* Bases of all K streams of a head in words: [columns / 16, n_in / 2, 32], scale [columns]. */
@@ -44,18 +44,18 @@ typedef struct vqkv__pass {
     int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const vqkv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;      /* [rows, HEAD_DIM], scaled */
-    float *turned; /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;      /* [rows, MAX_LATENTS] query in latents */
+    float *q;                 /* [rows, HEAD_DIM], scaled */
+    float *turned;            /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;                 /* [rows, MAX_LATENTS] query in latents */
     vqkv__scoring scoring[2]; /* where what scores are taken with begins: steady runs, turning */
-    float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
-    vqkv__map map[2];         /* of steady channels to all latents, of turning ones to turning runs */
-    float *map_base;          /* [rows, columns] what steady channels make of the latter */
-    short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
-    float *mapped;            /* [MAP_BLOCKS, rows, columns] the same in latents */
-    float *pairs;             /* [rows, HEAD_DIM] queries, channels in the order of vqkv__order */
-    int batches;              /* queries are mapped in batches */
-    int steady_span;          /* that steady runs are ready for, -1: none */
+    float *bins;        /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    vqkv__map map[2];   /* of steady channels to all latents, of turning ones to turning runs */
+    float *map_base;    /* [rows, columns] what steady channels make of the latter */
+    short *map_queries; /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
+    float *mapped;      /* [MAP_BLOCKS, rows, columns] the same in latents */
+    float *pairs;       /* [rows, HEAD_DIM] queries, channels in the order of vqkv__order */
+    int batches;        /* queries are mapped in batches */
+    int steady_span;    /* that steady runs are ready for, -1: none */
     float map_unit[VQKV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
@@ -99,9 +99,9 @@ typedef struct vqkv__pass {
      VQKV__ROOM((size_t)VQKV__MAX_DOT_GROUPS * 4) +                                                \
      VQKV__ROOM((size_t)VQKV__MAX_DOT_GROUPS * VQKV__MAX_ROWS) +                                   \
      VQKV__ROOM(2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS) +                                             \
-     VQKV__ROOM((size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2) + VQKV__ROOM(2 * VQKV__MAX_COLUMNS) +  \
-     VQKV__ROOM(VQKV__MAX_ROWS * VQKV_HEAD_DIM) +                                                  \
-     VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                                       \
+     VQKV__ROOM((size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2) +                                   \
+     VQKV__ROOM(2 * VQKV__MAX_COLUMNS) + VQKV__ROOM(VQKV__MAX_ROWS * VQKV_HEAD_DIM) +              \
+     VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                                      \
      VQKV__ROOM(VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2) +                           \
      VQKV__ROOM((size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                   \
      VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \

@@ -2,7 +2,8 @@
  * scores are looked up with. Where every block has a frame of its own, this is done for a batch of
  * blocks at once: one product of all their queries with the basis. */
 
-/* Cosines and sines of the angles that queries turn back by for a block at `position`: of pairs from
+/* Cosines and sines of the angles that queries turn back by for a block at `position`: of pairs
+ * from
  * .. to - 1 of vqkv__pairs, in a->cs [2, N_ROT / 2]. Where it lies `unit` tokens behind `previous`,
  * pairs whose span begins go on by one complex product; all start afresh every 64 units. */
 static void vqkv__turn_angles(vqkv__pass *a, int from, int to, int position, int previous, int unit)
@@ -90,8 +91,8 @@ static inline int vqkv__before(const vqkv__pass *a, const vqkv__stream *s, int b
 
 /* Makes ready for batches: the bases of all K streams in words, of steady channels and of turning
  * ones, columns behind each other, with the mean as the last column of each; the queries in the
- * order of vqkv__order; and what a word of each counts. Turning leaves the length of a pair as it is, so that holds for every
- * block. */
+ * order of vqkv__order; and what a word of each counts. Turning leaves the length of a pair as it
+ * is, so that holds for every block. */
 static void vqkv__fill_maps(vqkv__pass *a)
 {
     /* HEAD_DIM products of a word of the basis and one of a query stay below 2^31. */
@@ -138,17 +139,13 @@ static void vqkv__fill_maps(vqkv__pass *a)
 static void vqkv__turn_band(vqkv__pass *a, const float *c, const float *s, int pairs, int at, int n,
                             short *words)
 {
-    float y[VQKV_HEAD_DIM];
-    int r, i;
+    int r;
     for (r = 0; r < a->rows; r++, words += n) {
         const float *x = a->pairs + r * VQKV_HEAD_DIM + at;
-        for (i = 0; i < pairs; i++) {
-            y[i] = x[i] * c[i] + x[pairs + i] * s[i];
-            y[pairs + i] = x[pairs + i] * c[i] - x[i] * s[i];
-        }
-        for (i = 2 * pairs; i < n; i++)
-            y[i] = x[i];
-        a->ops->bytes->to_words(y, n, a->map_unit[r], words);
+        a->ops->bytes->turn_words(x, c, s, pairs, a->map_unit[r], words);
+        if (n > 2 * pairs)
+            a->ops->bytes->to_words(x + 2 * pairs, n - 2 * pairs, a->map_unit[r],
+                                    words + 2 * pairs);
     }
 }
 
@@ -159,22 +156,6 @@ static void vqkv__map_band(vqkv__pass *a, int band, int m, const float *base, fl
     const vqkv__map *map = &a->map[band];
     a->ops->bytes->map_words(a->map_queries, m, map->n_in, map->words, map->scale, map->columns,
                              a->map_unit, a->rows, base, y);
-}
-
-/* The queries of n blocks from `entries` on, n <= MAP_BLOCKS, in latents of turning runs:
- * a->mapped. */
-static void vqkv__map_batch(vqkv__pass *a, const vqkv__entry *entries, int n, int previous)
-{
-    const int first = VQKV__STEADY_PAIRS, all = VQKV_N_ROT / 2, n_in = a->map[1].n_in;
-    const float *c = a->cs + first;
-    int b;
-    for (b = 0; b < n; b++) {
-        vqkv__turn_angles(a, first, all, entries[b].position, previous, VQKV_BLOCK);
-        vqkv__turn_band(a, c, c + all, all - first, VQKV__STEADY_DIMS, n_in,
-                        a->map_queries + (size_t)(b * a->rows) * (size_t)n_in);
-        previous = entries[b].position;
-    }
-    vqkv__map_band(a, 1, n * a->rows, a->map_base, a->mapped);
 }
 
 /* a->y [rows, n_latents] = dec' q for one member of a stream, and a->bias += q . mean. */
@@ -305,8 +286,8 @@ static void vqkv__fill_stream(vqkv__pass *a, const vqkv__stream *s, int band, co
     }
 }
 
-/* The same for all K streams of the head, of mapped queries [rows, columns]; returns what lies behind
- * it all. */
+/* The same for all K streams of the head, of mapped queries [rows, columns]; returns what lies
+ * behind it all. */
 static vqkv__scoring vqkv__fill_band(vqkv__pass *a, int band, const float *mapped)
 {
     vqkv__scoring to = a->scoring[band];
@@ -336,14 +317,20 @@ static void vqkv__keep_base(vqkv__pass *a, const float *mapped)
     }
 }
 
+/* Which span of steady channels a block at `position` is in. */
+static inline int vqkv__steady_span(int position)
+{
+    return (position - VQKV_N_SINK) / VQKV__STEADY_SPAN;
+}
+
 /* Makes steady runs ready for a block at `position`, if they are not, and the place behind them for
  * turning ones. */
 static void vqkv__fill_steady(vqkv__pass *a, int position)
 {
     const int pairs = VQKV__STEADY_PAIRS, unit = VQKV__STEADY_SPAN;
-    int span = (position - VQKV_N_SINK) / unit, before = a->steady_span;
+    int span = vqkv__steady_span(position), before = a->steady_span;
     vqkv__scoring end;
-    if (span == before)
+    if (VQKV__STEADY_DIMS == 0 || span == before)
         return;
     vqkv__turn_angles(a, 0, pairs, VQKV_N_SINK + span * unit,
                       before < 0 ? -1 : VQKV_N_SINK + before * unit, unit);
@@ -355,6 +342,27 @@ static void vqkv__fill_steady(vqkv__pass *a, int position)
     end.scale = a->scoring[1].scale;
     a->scoring[1] = end;
     a->steady_span = span;
+}
+
+/* The queries of some of the n blocks from `entries` on in latents of turning runs: a->mapped.
+ * Returns their number, which is MAP_BLOCKS at most; their steady channels are in one span, for
+ * which steady runs are made ready too. */
+static int vqkv__map_batch(vqkv__pass *a, const vqkv__entry *entries, int n, int previous)
+{
+    const int first = VQKV__STEADY_PAIRS, all = VQKV_N_ROT / 2, n_in = a->map[1].n_in;
+    const float *c = a->cs + first;
+    int b;
+    vqkv__fill_steady(a, entries[0].position);
+    for (b = 0; b < n && b < VQKV__MAP_BLOCKS; b++) {
+        if (VQKV__STEADY_DIMS > 0 && vqkv__steady_span(entries[b].position) != a->steady_span)
+            break;
+        vqkv__turn_angles(a, first, all, entries[b].position, previous, VQKV_BLOCK);
+        vqkv__turn_band(a, c, c + all, all - first, VQKV__STEADY_DIMS, n_in,
+                        a->map_queries + (size_t)(b * a->rows) * (size_t)n_in);
+        previous = entries[b].position;
+    }
+    vqkv__map_band(a, 1, b * a->rows, VQKV__STEADY_DIMS > 0 ? a->map_base : NULL, a->mapped);
+    return b;
 }
 
 /* What scores of one block are taken with, for queries mapped in a batch. */

@@ -34,7 +34,7 @@ typedef struct vqkv__run {
 
 typedef struct vqkv__stream {
     unsigned char frame, transform, gain, gain_bytes, basis_bytes;
-    int n_members, first_member; /* members are rows of the concatenated input */
+    int n_members, first_member;   /* members are rows of the concatenated input */
     int n_in, n_latents, n_steady; /* n_steady: latents of steady runs, which are the first */
     int mean, enc, dec; /* offsets of tables, -1: none. Bases whose entries have one byte begin with
                            their scales, binary16 [members, n_latents] */
@@ -129,13 +129,15 @@ VQKV__INLINE void vqkv__ask(vqkv__asked *a)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
-    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+    /* The next seven may be NULL, all of them: queries are mapped in fp32 then, and keys scored
      * through tables. */
     /* Some rows of a basis and of its mean, binary16 or NULL, which is one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
     void (*map_basis)(vqkv__matrix, const unsigned char *, const vqkv__part *, short *, float *);
     /* x [n] in words that count `unit` each. */
     void (*to_words)(const float *, int, float, short *);
+    /* The same of x [2, pairs] turned back by cosines and sines [pairs]. */
+    void (*turn_words)(const float *, const float *, const float *, int, float, short *);
     /* y [m, columns] = the words x [m, n_in] times a basis, plus base [rows, columns] or nothing;
      * row i of x counts unit [i % rows], and has row i % rows of the base. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,

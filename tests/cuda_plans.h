@@ -103,7 +103,7 @@ static const toy_case cuda_own_cases[] = {
 enum { N_CUDA_OWN = sizeof cuda_own_cases / sizeof *cuda_own_cases };
 
 /* Those of toy_plans.h that are taken. */
-static const char *const cuda_toys[] = {"golden", "shifts", "outliers", "chain"};
+static const char *const cuda_toys[] = {"golden", "shifts", "outliers", "chain", "spans"};
 enum {
     N_CUDA_TOYS = sizeof cuda_toys / sizeof *cuda_toys,
     N_CUDA_CASES = N_CUDA_TOYS + N_CUDA_OWN

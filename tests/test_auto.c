@@ -224,11 +224,17 @@ Test(auto, metrics_follow_sensitivities)
         cr_assert_float_eq(trace(m.k[h]) / trace(same.k[h]), 3, 0.02);
         cr_assert_float_eq(trace(m.v[h]) / trace(same.v[h]), 3, 0.02);
     }
-    cr_assert_eq(vqkvc_metrics_turn(&c, VQKVC_FRAME_BLOCK, 1, &same, &err), VQKVC_OK);
+    cr_assert_eq(
+        vqkvc_metrics_turn(&c, &(vqkvc_key_frame){VQKVC_FRAME_BLOCK, 1, NULL, 0}, &same, &err),
+        VQKVC_OK);
     double before = trace(same.k[3]), corner = same.k[3][1];
-    cr_assert_eq(vqkvc_metrics_turn(&c, VQKVC_FRAME_BLOCK, 1, &same, &err), VQKVC_OK);
+    cr_assert_eq(
+        vqkvc_metrics_turn(&c, &(vqkvc_key_frame){VQKVC_FRAME_BLOCK, 1, NULL, 0}, &same, &err),
+        VQKVC_OK);
     cr_assert_float_eq(same.k[3][1], corner, 1e-6 * before);
-    cr_assert_eq(vqkvc_metrics_turn(&c, VQKVC_FRAME_BLOCK, 64, &same, &err), VQKVC_OK);
+    cr_assert_eq(
+        vqkvc_metrics_turn(&c, &(vqkvc_key_frame){VQKVC_FRAME_BLOCK, 64, NULL, 0}, &same, &err),
+        VQKVC_OK);
     cr_assert_float_eq(trace(same.k[3]) / before, 1, 1e-5);
     vqkvc_arena_free(&arena);
     vqkvc_capture_free(&c);

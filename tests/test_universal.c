@@ -131,7 +131,8 @@ Test(universal, the_error_of_unequal_heads_is_the_one_that_the_search_expects)
     vqkvc_member members[HEADS] = {{VQKVC_PART_V, 0, 0}, {VQKVC_PART_V, 0, 1}};
     float *x = need((size_t)c.n_sample * WIDE, sizeof *x),
           *x_hat = need((size_t)c.n_sample * WIDE, sizeof *x);
-    OK(vqkvc_sample_members(&c, members, HEADS, VQKVC_FRAME_POST, 64, 1, x, &err));
+    OK(vqkvc_sample_members(&c, members, HEADS, &(vqkvc_key_frame){.frame = VQKVC_FRAME_POST}, 1, x,
+                            &err));
     vqkvc_stream_spec spec = {
         .name = "V", .members = members, .n_members = HEADS, .frame = VQKVC_FRAME_POST};
     int at = 2 * WIDE / 4; /* two bits a value */

@@ -3,6 +3,7 @@
 #ifndef VQKVC_TESTS_TOY_METHODS_H
 #define VQKVC_TESTS_TOY_METHODS_H
 
+#include "plan/frame.h"
 #include "toy_streams.h"
 
 static inline vqkvc_run *toy_set_runs(vqkvc_plan *plan, vqkvc_stream *s, int n)
@@ -86,6 +87,75 @@ static inline void toy_falling(vqkvc_plan *plan, const toy_case *c)
             runs[r] = (vqkvc_run){VQKVC_CODER_VQ, at, groups, width, 4, 1, 0, book};
         }
         s = toy_stream(plan, c, VQKVC_PART_V, 0, 1, head, "V levels");
+        toy_set_gain(s, VQKVC_GAIN_RMS, s->n_latents, 1);
+        toy_levels(plan, s, 4);
+    }
+}
+
+/* Spans of every length: the pairs by turns. */
+static inline void toy_stretch(vqkvc_plan *plan)
+{
+    static const uint8_t stretch[] = {VQKVC_STRETCH_ENDLESS, 0, 1, 3, 0, 2, 4};
+    for (int i = 0; i < plan->geometry.n_rot / 2; i++)
+        plan->stretch[i] = stretch[i % 7];
+}
+
+/* The last stream, of keys, gets a basis and nibbles of every width twice: steady latents, in which
+ * turning channels have no part, then latents of all channels. */
+static inline void toy_bands_stream(vqkvc_plan *plan, vqkvc_stream *s)
+{
+    static const struct {
+        int groups, width;
+        float scale;
+    } pattern[] = {{4, 1, 1}, {3, 2, 0.6F}, {1, 6, 0.4F}, {1, 8, 0.15F}};
+    enum { N_RUNS = sizeof pattern / sizeof *pattern, LATENTS = 4 + 6 + 6 + 8 };
+    const vqkvc_geometry *g = &plan->geometry;
+    const vqkvc_key_frame frame = {VQKVC_FRAME_BLOCK, plan->block, plan->stretch, 1};
+    vqkvc_err err = {0};
+    s->n_latents = 2 * LATENTS;
+    toy_basis(plan, s);
+    for (int which = 0; which < 2; which++) {
+        vqkvc_table *t = &plan->tables[which ? s->enc : s->dec];
+        for (int i = 0; i < s->n_in; i++)
+            for (int j = 0; j < LATENTS && vqkvc_frame_is_turning(g, &frame, i % g->head_dim); j++)
+                if (t->f16 != NULL)
+                    t->f16[i * t->cols + j] = 0;
+                else
+                    t->bytes[i * t->cols + j] = 0;
+    }
+    toy_set_gain(s, VQKVC_GAIN_RMS, 2 * LATENTS, 1);
+    vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, 2 * N_RUNS, &err);
+    cr_assert_not_null(runs, "%s", err.msg);
+    for (int r = 0, at = 0; r < 2 * N_RUNS; at += runs[r].groups * runs[r].width, r++) {
+        int groups = pattern[r % N_RUNS].groups, width = pattern[r % N_RUNS].width;
+        int book = toy_table(plan, groups, width * 16, (double)pattern[r % N_RUNS].scale, "book");
+        runs[r] = (vqkvc_run){VQKVC_CODER_VQ, at, groups, width, 4, 1, 0, book};
+    }
+}
+
+/* Keys in spans, their latents in bands: a stream of all layers, and one of each layer. */
+static inline void toy_bands(vqkvc_plan *plan, const toy_case *c)
+{
+    toy_stretch(plan);
+    for (int head = 0; head < c->n_kv_heads; head++) {
+        toy_bands_stream(plan, toy_stream(plan, c, VQKVC_PART_K, 0, c->n_layers, head, "K bands"));
+        for (int layer = 0; layer < c->n_layers; layer++) {
+            toy_bands_stream(plan, toy_stream(plan, c, VQKVC_PART_K, layer, 1, head, "K own"));
+            /* exact: over so many tokens of noise sums in bytes would be most of the error */
+            vqkvc_stream *s = toy_stream(plan, c, VQKVC_PART_V, layer, 1, head, "V as it is");
+            toy_set_runs(plan, s, 1)[0] =
+                (vqkvc_run){VQKVC_CODER_F16, 0, s->n_latents, 1, 16, 1, 0, -1};
+        }
+    }
+}
+
+/* The same without bases, so that queries are turned whole for every block. */
+static inline void toy_spans(vqkvc_plan *plan, const toy_case *c)
+{
+    toy_stretch(plan);
+    for (int i = 0; i < 2 * c->n_kv_heads * c->n_layers; i++) {
+        vqkvc_stream *s = toy_stream(plan, c, i % 2 == 0 ? VQKVC_PART_K : VQKVC_PART_V,
+                                     i / 2 % c->n_layers, 1, i / 2 / c->n_layers, "levels");
         toy_set_gain(s, VQKVC_GAIN_RMS, s->n_latents, 1);
         toy_levels(plan, s, 4);
     }

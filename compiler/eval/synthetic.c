@@ -24,7 +24,7 @@ typedef struct pattern {
 typedef struct recipe {
     const char *name;
     vqkvc_frame frame;         /* of keys */
-    int bands;                 /* as in vqkvc_key_frame */
+    int spans;                 /* as in vqkvc_auto_params */
     pattern own[2], shared[2]; /* K, V */
 } recipe;
 
@@ -69,9 +69,15 @@ static const recipe recipes[] = {
      {{2, {{24, 2, 1}, {4, 4, 1}}}, {3, {{17, 2, 1}, {4, 4, 1}, {1, 8, 1}}}},
      {{4, {{36, 1, 1}, {22, 2, 1}, {13, 4, 1}, {7, 8, 1}}},
       {4, {{8, 1, 1}, {25, 2, 1}, {7, 4, 1}, {3, 8, 1}}}}},
-    {"auto2f",
+    {"auto2s-spans",
      VQKVC_FRAME_BLOCK,
      1,
+     {{2, {{24, 2, 1}, {4, 4, 1}}}, {3, {{17, 2, 1}, {4, 4, 1}, {1, 8, 1}}}},
+     {{4, {{36, 1, 1}, {22, 2, 1}, {13, 4, 1}, {7, 8, 1}}},
+      {4, {{8, 1, 1}, {25, 2, 1}, {7, 4, 1}, {3, 8, 1}}}}},
+    {"auto2s-bands",
+     VQKVC_FRAME_BLOCK,
+     2,
      {{2, {{24, 2, 1}, {4, 4, 1}}}, {3, {{17, 2, 1}, {4, 4, 1}, {1, 8, 1}}}},
      {{4, {{36, 1, 1}, {22, 2, 1}, {13, 4, 1}, {7, 8, 1}}},
       {4, {{8, 1, 1}, {25, 2, 1}, {7, 4, 1}, {3, 8, 1}}}}},
@@ -178,8 +184,8 @@ static vqkvc_code arrange(const vqkvc_geometry *g, const pattern *p, const vqkvc
 {
     vqkvc_layout layout = {.n_runs = p->n};
     for (int i = 0; i < p->n; i++) {
-        layout.runs[i] = (vqkvc_layout_run){p->runs[i].width, p->runs[i].stages,
-                                            scaled(g, p->runs[i].groups)};
+        layout.runs[i] =
+            (vqkvc_layout_run){p->runs[i].width, p->runs[i].stages, scaled(g, p->runs[i].groups)};
         layout.n_channels += layout.runs[i].groups * p->runs[i].width;
     }
     int n = layout.n_channels, channels = 0;
@@ -278,9 +284,9 @@ static vqkvc_code add_stream(vqkvc_plan *plan, const vqkvc_key_frame *frame, con
 static vqkvc_code add_streams(vqkvc_plan *plan, const recipe *r, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &plan->geometry;
-    const vqkvc_key_frame frame = {r->frame, plan->block, plan->stretch, r->bands};
-    if (r->frame == VQKVC_FRAME_BLOCK)
-        vqkvc_frame_stretch(g, plan->block, r->bands, plan->stretch);
+    const vqkvc_key_frame frame = {r->frame, plan->block, plan->stretch, r->spans > 1};
+    if (r->spans > 0)
+        vqkvc_frame_stretch(g, plan->block, r->spans > 1, plan->stretch);
     for (int part = 0; part < 2; part++)
         for (int head = 0; head < g->n_kv_heads; head++) {
             VQKVC_TRY(add_stream(plan, &frame, &r->shared[part], (vqkvc_part)part, 0, g->n_layers,
@@ -316,8 +322,8 @@ static vqkvc_code add_mix(vqkvc_plan *plan, int layer, vqkvc_err *err)
     const vqkvc_key_frame frame = {.frame = m->frame, .block = plan->block};
     for (int part = 0; part < 2; part++)
         for (int i = 0; i < m->parts[part].streams; i++)
-            VQKVC_TRY(add_stream(plan, &frame, m->parts[part].pattern, (vqkvc_part)part, layer, 1, 0,
-                                 1, err));
+            VQKVC_TRY(add_stream(plan, &frame, m->parts[part].pattern, (vqkvc_part)part, layer, 1,
+                                 0, 1, err));
     return VQKVC_OK;
 }
 

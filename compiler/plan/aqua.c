@@ -109,8 +109,8 @@ static vqkvc_code read_exact(chain *c, vqkvc_part part, int layer, vqkvc_err *er
     int n = c->plan->geometry.n_kv_heads;
     for (int h = 0; h < n; h++)
         members[h] = (vqkvc_member){part, layer, h};
-    return vqkvc_sample_members(c->capture, members, n, &(vqkvc_key_frame){.frame = VQKVC_FRAME_PRE}, 1,
-                                c->exact, err);
+    return vqkvc_sample_members(c->capture, members, n,
+                                &(vqkvc_key_frame){.frame = VQKVC_FRAME_PRE}, 1, c->exact, err);
 }
 
 /* What a part of a layer is predicted from: K^ of this layer, if it is V, and the same part of the

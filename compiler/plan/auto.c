@@ -53,7 +53,8 @@ static void set_frame(vqkvc_auto_params *p, const vqkvc_geometry *g, vqkvc_frame
 /* Everything that the samples and metrics of a stream depend on besides the capture. */
 static char *settings_text(const vqkvc_auto_params *p, vqkvc_arena *arena, vqkvc_err *err)
 {
-    return vqkvc_arena_printf(arena, err, "frame=%d spans=%d block=%d seed=%llu metric=%d probes=%s",
+    return vqkvc_arena_printf(arena, err,
+                              "frame=%d spans=%d block=%d seed=%llu metric=%d probes=%s",
                               (int)p->frame, p->spans, p->window.block, (unsigned long long)p->seed,
                               !p->no_metric, p->sensitivity != NULL ? p->probes.hex : "none");
 }
@@ -326,16 +327,15 @@ static vqkvc_code choose_frame(const vqkvc_capture *c, vqkvc_auto_params *p, con
         vqkvc_err mine = {0};
         vqkvc_metrics metrics;
         vqkvc_design design;
-        set_frame(p, &c->geometry, candidates[i].frame, candidates[i].block,
-                  candidates[i].spans);
+        set_frame(p, &c->geometry, candidates[i].frame, candidates[i].block, candidates[i].spans);
         if (make_metrics(c, p, &arena, &metrics, &mine) == VQKVC_OK &&
             vqkvc_search(c, p, &metrics, &arena, log, &design, &mine) == VQKVC_OK) {
             vqkvc_say(log, 1, "auto: keys %s%s, block %d: %.3f bits, %.2f ns, predicted loss %.4g",
-                      vqkvc_frame_word((int)p->frame), p->spans > 1   ? " in bands"
+                      vqkvc_frame_word((int)p->frame),
+                      p->spans > 1   ? " in bands"
                       : p->spans > 0 ? " in spans"
                                      : "",
-                      p->window.block, design.bits, design.ns,
-                      design.loss);
+                      p->window.block, design.bits, design.ns, design.loss);
             if (best < 0 || design.loss < loss) {
                 best = (int)i;
                 loss = design.loss;

@@ -26,8 +26,8 @@ static vqkvc_code load_part(const vqkvc_capture *c, vqkvc_part part, int n, floa
     for (int layer = 0; layer < g->n_layers && err->code == VQKVC_OK; layer++) {
         for (int h = 0; h < g->n_kv_heads; h++)
             members[h] = (vqkvc_member){part, layer, h};
-        vqkvc_sample_members(c, members, g->n_kv_heads, &(vqkvc_key_frame){.frame = VQKVC_FRAME_PRE}, 0, all,
-                             err);
+        vqkvc_sample_members(c, members, g->n_kv_heads,
+                             &(vqkvc_key_frame){.frame = VQKVC_FRAME_PRE}, 0, all, err);
         for (int t = 0; t < n; t++)
             memcpy(x + (size_t)t * row_of(g) + (size_t)layer * width, all + (size_t)t * width,
                    width * sizeof *x);

@@ -36,9 +36,9 @@ static void turn_key(const vqkvc_capture *c, const vqkvc_key_frame *frame, uint6
         vqkvc_rope_rotate(g, (double)c->pos[i], x, n_members);
         break;
     case VQKVC_FRAME_BLOCK:
-        vqkvc_frame_turns(
-            g, frame, (int64_t)vqkvc_rng_below(&rng, (uint64_t)vqkvc_frame_period(g, frame)),
-            turns);
+        vqkvc_frame_turns(g, frame,
+                          (int64_t)vqkvc_rng_below(&rng, (uint64_t)vqkvc_frame_period(g, frame)),
+                          turns);
         vqkvc_rope_rotate_pairs(g, turns, x, n_members);
         break;
     }

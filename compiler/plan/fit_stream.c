@@ -365,9 +365,9 @@ static size_t move_codebooks(vqkvc_plan *plan, vqkvc_stream *s, char *bytes, int
 }
 
 static vqkvc_code basis_of(const vqkvc_stream_spec *spec, const vqkvc_geometry *g, int n,
-                           const float *x,
-                           const double *const *metric, const vqkvc_fit_store *store,
-                           const char *recipe, void *bytes, vqkvc_err *err)
+                           const float *x, const double *const *metric,
+                           const vqkvc_fit_store *store, const char *recipe, void *bytes,
+                           vqkvc_err *err)
 {
     int n_in = spec->n_members * g->head_dim, found;
     basis_part b;

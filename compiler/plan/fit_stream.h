@@ -35,10 +35,10 @@ typedef struct vqkvc_stream_spec {
     const vqkvc_member *members;
     int n_members;
     vqkvc_key_frame frame; /* POST of values */
-    int n_nibbles;       /* of a token */
-    int tables_at;       /* as in vqkvc_auto_params */
-    int gain_bits;       /* 0: none; 8 */
-    vqkvc_hash residual; /* of the codebooks that were taken off x before, "" for none */
+    int n_nibbles;         /* of a token */
+    int tables_at;         /* as in vqkvc_auto_params */
+    int gain_bits;         /* 0: none; 8 */
+    vqkvc_hash residual;   /* of the codebooks that were taken off x before, "" for none */
 } vqkvc_stream_spec;
 
 /* Adds a stream fitted to x [n, n_members * head_dim] in the metric (block-diagonal, one

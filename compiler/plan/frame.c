@@ -3,8 +3,8 @@
 #include <stddef.h>
 
 /* Radians that a pair turns, without and with bands: over its span at most, where that is more than
- * a block; and in a block, beyond which it is left as it is. KL divergence of the bundled model at 2
- * bits, relative to spans of one block (128 tokens, 16 windows of 1024): 1.02 with 0.5 and 12
+ * a block; and in a block, beyond which it is left as it is. KL divergence of the bundled model at
+ * 2 bits, relative to spans of one block (128 tokens, 16 windows of 1024): 1.02 with 0.5 and 12
  * radians, 1.07 with 0.5 and 2 pi, 1.20 with 1 and 2 pi; with bands 1.32 to 1.35 (SPEED.md). */
 static const struct {
     double in_span, in_block;

@@ -212,8 +212,8 @@ static vqkvc_code add_part(const kvquant *q, vqkvc_plan *plan, vqkvc_part part, 
     if (run == NULL)
         return err->code;
     VQKVC_TRY(vqkvc_sample_members(q->capture, s->members, s->n_members,
-                                   &(vqkvc_key_frame){s->frame, plan->block, NULL, 0}, q->seed, q->x,
-                                   err));
+                                   &(vqkvc_key_frame){s->frame, plan->block, NULL, 0}, q->seed,
+                                   q->x, err));
     s->outliers = q->outliers;
     if (is_key)
         s->frame = VQKVC_FRAME_PRE;

@@ -52,7 +52,7 @@ typedef struct vqkvc_member {
 #define VQKVC_FRAME_LIST(X)                                                                        \
     X(PRE, "pre")     /* un-rotated; attended by reconstruction */                                 \
     X(POST, "post")   /* rotated by their position */                                              \
-    X(BLOCK, "block") /* rotated by their offset in the block, or in a longer span (frame.h);         \
+    X(BLOCK, "block") /* rotated by their offset in the block, or in a longer span (frame.h);      \
                          queries turn back by its base */
 #define VQKVC_TRANSFORM_LIST(X)                                                                    \
     X(IDENTITY, "identity")                                                                        \

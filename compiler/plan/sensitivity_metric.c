@@ -16,8 +16,8 @@ vqkvc_code vqkvc_head_basis(const vqkvc_capture *c, vqkvc_member member, const v
 {
     int dim = c->geometry.head_dim, h = member.layer * c->geometry.n_kv_heads + member.head;
     size_t values = (size_t)c->n_sample * (size_t)dim;
-    vqkvc_key_frame frame = {.frame = member.part == VQKVC_PART_K ? VQKVC_FRAME_PRE
-                                                                  : VQKVC_FRAME_POST};
+    vqkvc_key_frame frame = {.frame =
+                                 member.part == VQKVC_PART_K ? VQKVC_FRAME_PRE : VQKVC_FRAME_POST};
     float *x = vqkvc_alloc(values, sizeof *x, err);
     double *mean = vqkvc_alloc((size_t)dim, sizeof *mean, err);
     double *cov = vqkvc_alloc((size_t)dim * (size_t)dim, sizeof *cov, err);

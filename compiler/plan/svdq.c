@@ -256,7 +256,8 @@ static vqkvc_code build_keys(svdq *q, vqkvc_plan *plan, vqkvc_svdq_claim *claims
             members[head] = (vqkvc_member){VQKVC_PART_K, layer, head};
         if (vqkvc_interrupted())
             return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted while fitting");
-        VQKVC_TRY(vqkvc_sample_members(q->capture, members, g->n_kv_heads, &(vqkvc_key_frame){.frame = VQKVC_FRAME_PRE}, 0, q->x, err));
+        VQKVC_TRY(vqkvc_sample_members(q->capture, members, g->n_kv_heads,
+                                       &(vqkvc_key_frame){.frame = VQKVC_FRAME_PRE}, 0, q->x, err));
         VQKVC_TRY(add_keys(q, plan, layer, err));
         VQKVC_TRY(check_claim(q, plan, layer, &claim, err));
         if (claims != NULL)

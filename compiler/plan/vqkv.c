@@ -178,8 +178,8 @@ static vqkvc_code gather(const vqkvc_capture *c, const vqkvc_vqkv_params *p, con
         int per_layer = set->head < 0 ? g->n_kv_heads : 1;
         vqkvc_member m = {set->part, set->first + h / per_layer,
                           set->head < 0 ? h % per_layer : set->head};
-        if (vqkvc_sample_members(c, &m, 1, &(vqkvc_key_frame){.frame = VQKVC_FRAME_POST}, p->seed, all, err) !=
-            VQKVC_OK)
+        if (vqkvc_sample_members(c, &m, 1, &(vqkvc_key_frame){.frame = VQKVC_FRAME_POST}, p->seed,
+                                 all, err) != VQKVC_OK)
             break;
         for (size_t i = (size_t)h % step; i < (size_t)c->n_sample; i += step, at++)
             for (int j = 0; j < b->n; j++)
