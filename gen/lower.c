@@ -244,7 +244,7 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
     out->first_run = low->n_runs;
     int64_t at = lower_gains(plan, s, out);
     at = lower_runs(plan, i, low, table_first, linear, at);
-    gen_mark_steady(plan, s, &low->turning, out, low->runs + out->first_run);
+    gen_mark_steady(plan, s, out, low->runs + out->first_run);
     if (at > INT32_MAX - low->block_bytes)
         return vqkvc_fail(err, VQKVC_E_UNSUPPORTED, "a block of %d tokens takes more than 2 GiB",
                           plan->block);

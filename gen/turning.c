@@ -33,29 +33,13 @@ void gen_lower_turning(const vqkvc_plan *plan, gen_turning *out)
     }
 }
 
-/* Whether no turning channel has a part in latents first .. first + n - 1. */
-static int is_steady(const vqkvc_plan *plan, const vqkvc_stream *s, const gen_turning *turning,
-                     int first, int n)
-{
-    const vqkvc_table *dec = &plan->tables[s->dec];
-    int dim = plan->geometry.head_dim;
-    for (int m = 0; m < s->n_members; m++)
-        for (int i = turning->steady_dims; i < dim; i++)
-            for (int j = first; j < first + n; j++)
-                if (vqkvc_table_at(dec, m * dim + turning->order[i], j) != 0)
-                    return 0;
-    return 1;
-}
-
-void gen_mark_steady(const vqkvc_plan *plan, const vqkvc_stream *s, const gen_turning *turning,
-                     gen_stream *stream, gen_run *runs)
+void gen_mark_steady(const vqkvc_plan *plan, const vqkvc_stream *s, gen_stream *stream,
+                     gen_run *runs)
 {
     stream->n_steady = 0;
-    if (s->members[0].part != VQKVC_PART_K || s->frame != VQKVC_FRAME_BLOCK || s->dec < 0)
-        return;
     for (int r = 0; r < stream->n_runs; r++) {
         int n = runs[r].planes / runs[r].stages * runs[r].width;
-        if (!is_steady(plan, s, turning, runs[r].first, n))
+        if (!vqkvc_frame_is_steady(plan, s, runs[r].first, n))
             return;
         runs[r].steady = 1;
         stream->n_steady = runs[r].first + n;

@@ -5,9 +5,8 @@
 #include "gen/lower.h"
 
 void gen_lower_turning(const vqkvc_plan *plan, gen_turning *out);
-/* Marks the first runs of a stream of keys whose latents no turning channel of any member has a
- * part in. */
-void gen_mark_steady(const vqkvc_plan *plan, const vqkvc_stream *s, const gen_turning *turning,
-                     gen_stream *stream, gen_run *runs);
+/* Marks the first runs of a stream, as far as their latents are steady. */
+void gen_mark_steady(const vqkvc_plan *plan, const vqkvc_stream *s, gen_stream *stream,
+                     gen_run *runs);
 
 #endif

@@ -84,7 +84,7 @@ Test(time_model, pieces_make_up_the_plan)
     for (int i = 0; i < plan.n_streams; i++) {
         const vqkvc_stream *s = &plan.streams[i];
         const vqkvc_time_readers r = {s->members[0].part, s->frame, plan.block, s->n_members,
-                                      s->n_members};
+                                      s->n_members,       0,        0};
         double each[VQKVC_LAYOUT_RUNS];
         vqkvc_time_groups(&m, &r, each);
         ns += vqkvc_time_stream(&m, &r);

@@ -48,6 +48,8 @@ static void set_frame(vqkvc_auto_params *p, const vqkvc_geometry *g, vqkvc_frame
     memset(p->stretch, 0, sizeof p->stretch);
     if (p->spans > 0)
         vqkvc_frame_stretch(g, block, p->spans > 1, p->stretch);
+    vqkvc_key_frame now = vqkvc_auto_frame(p);
+    p->steady = 1 - vqkvc_frame_turning_share(g, &now);
 }
 
 /* Everything that the samples and metrics of a stream depend on besides the capture. */

@@ -18,8 +18,8 @@ typedef struct vqkvc_auto_params {
                         cost model; 0: no limit */
     const vqkvc_time_model *time; /* NULL: none, and no limit of time */
     int any_frame;     /* with max_ns: of block frames of 64, 128 and 256 tokens, with spans and
-                          without,     and keys rotated by their positions, what loses least; frame, spans
-                          and     block are not looked at */
+                          without,     and keys rotated by their positions, what loses least; frame,
+                          spans     and     block are not looked at */
     int layers_shared; /* layers that share a stream, at most 1024 / head_dim; 0: chosen; 1: none */
     int separate_heads; /* no stream over several heads */
     int no_gain;        /* no gains */
@@ -28,8 +28,10 @@ typedef struct vqkvc_auto_params {
     vqkvc_frame frame;  /* of keys; PRE: attention rebuilds them */
     int spans; /* of frame BLOCK: 1: spans are stretched, 2: and steady and turning channels
                   have latents of their own (frame.h): less time, more loss */
-    uint8_t stretch[VQKVC_MAX_HEAD_DIM / 2]; /* of frame BLOCK, as in vqkvc_plan; what is given to
-                                                vqkvc_plan_auto() is not looked at */
+    /* Of frame BLOCK, as in vqkvc_plan, and the part of a head's channels that are then steady
+     * (frame.h); vqkvc_plan_auto() does not look at what is given here. */
+    uint8_t stretch[VQKVC_MAX_HEAD_DIM / 2];
+    double steady;
     vqkvc_window window;
     uint64_t seed;
     const vqkvc_sensitivity *sensitivity; /* NULL: the closed form of the metrics alone */

@@ -31,6 +31,29 @@ int vqkvc_frame_is_turning(const vqkvc_geometry *g, const vqkvc_key_frame *frame
     return span > 0 && span < VQKVC_STEADY_SPAN;
 }
 
+double vqkvc_frame_turning_share(const vqkvc_geometry *g, const vqkvc_key_frame *frame)
+{
+    int n = 0;
+    for (int c = 0; c < g->head_dim; c++)
+        n += vqkvc_frame_is_turning(g, frame, c);
+    return (double)n / g->head_dim;
+}
+
+int vqkvc_frame_is_steady(const vqkvc_plan *plan, const vqkvc_stream *s, int first, int n)
+{
+    const vqkvc_key_frame frame = {s->frame, plan->block, plan->stretch, 0};
+    const vqkvc_geometry *g = &plan->geometry;
+    if (s->members[0].part != VQKVC_PART_K || s->frame != VQKVC_FRAME_BLOCK ||
+        s->transform != VQKVC_TRANSFORM_BASIS)
+        return 0;
+    for (int i = 0; i < s->n_in; i++)
+        for (int j = first; j < first + n && vqkvc_frame_is_turning(g, &frame, i % g->head_dim);
+             j++)
+            if (vqkvc_table_at(&plan->tables[s->dec], i, j) != 0)
+                return 0;
+    return 1;
+}
+
 void vqkvc_frame_separate(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int n,
                           double *moment)
 {

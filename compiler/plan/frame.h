@@ -31,6 +31,12 @@ int64_t vqkvc_frame_base(const vqkvc_plan *plan, int pair, int64_t position);
 /* Whether channel c of a head is turned more often than every VQKVC_STEADY_SPAN tokens. */
 int vqkvc_frame_is_turning(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int c);
 
+/* The part of a head's channels that is turning. */
+double vqkvc_frame_turning_share(const vqkvc_geometry *g, const vqkvc_key_frame *frame);
+/* Whether a stream's latents first .. first + n - 1 are steady: keys in frame BLOCK, in a basis in
+ * which no turning channel of any member has a part in them. */
+int vqkvc_frame_is_steady(const vqkvc_plan *plan, const vqkvc_stream *s, int first, int n);
+
 /* With bands, steady and turning channels become independent in a second moment of heads joined, in
  * place: moment [n, n], n a multiple of head_dim. A basis of it then has latents of either kind,
  * and what attention does for the steady ones it does once for many blocks. */

@@ -45,7 +45,9 @@ vqkvc_time_readers vqkvc_scope_readers(const vqkvc_scope *s, const vqkvc_auto_pa
                                 .frame = params->frame,
                                 .block = params->window.block,
                                 .members = members,
-                                .layers = own ? 1 : s->n_layers};
+                                .layers = own ? 1 : s->n_layers,
+                                .steady_channels = params->steady,
+                                .steady_latents = params->spans > 1 ? params->steady : 0};
 }
 
 /* vqkvc_allocate_priced() by the cost model, where there is one: time [n_max + 1], else NULL. */

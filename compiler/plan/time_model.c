@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plan/frame.h"
+
 static const char *const words[] = {
 #define X(name, word) word,
     VQKVC_TIME_LIST(X)
@@ -64,14 +66,19 @@ static void add_codes(const vqkvc_time_readers *r, int width, int groups, int pl
         terms[VQKVC_TIME_PRODUCT] += (double)r->members * groups * width;
         return;
     }
-    if (r->part == VQKVC_PART_K && at > 0 && turns(r->part, r->frame))
-        terms[VQKVC_TIME_KD] += (double)r->members * planes * (width > 4 ? width / 4 : 1);
-    else if (r->part == VQKVC_PART_K)
-        terms[at == 0 ? VQKVC_TIME_K1 : VQKVC_TIME_K2] += (double)r->members * planes;
-    else
-        terms[VQKVC_TIME_V1 + at] += (double)r->members * planes;
-    if (turns(r->part, r->frame))
-        terms[VQKVC_TIME_MAP1 + at] += (double)r->members * planes / r->block;
+    double all = (double)r->members * planes,
+           turning = turns(r->part, r->frame) ? 1 - r->steady_latents : 0;
+    if (r->part == VQKVC_PART_V) {
+        terms[VQKVC_TIME_V1 + at] += all;
+    } else if (at == 0) {
+        terms[VQKVC_TIME_K1] += all;
+    } else {
+        terms[VQKVC_TIME_KD] += all * turning * (width > 4 ? width / 4 : 1);
+        terms[VQKVC_TIME_K2] += all * (1 - turning);
+    }
+    double mapped = turning * (1 - r->steady_channels);
+    if (turns(r->part, r->frame)) /* turning channels every block, the others once in a while */
+        terms[VQKVC_TIME_MAP1 + at] += all * (mapped / r->block + (1 - mapped) / VQKVC_STEADY_SPAN);
 }
 
 static double time_of(const vqkvc_time_model *m, const double *terms)
@@ -124,7 +131,12 @@ static int known(const vqkvc_stream *s)
 /* layer < 0: all. */
 static void add_plan_stream(const vqkvc_plan *plan, const vqkvc_stream *s, int layer, double *terms)
 {
-    vqkvc_time_readers r = {.part = s->members[0].part, .frame = s->frame, .block = plan->block};
+    const vqkvc_key_frame frame = {s->frame, plan->block, plan->stretch, 0};
+    vqkvc_time_readers r = {.part = s->members[0].part,
+                            .frame = s->frame,
+                            .block = plan->block,
+                            .steady_channels =
+                                1 - vqkvc_frame_turning_share(&plan->geometry, &frame)};
     for (int m = 0; m < s->n_members; m++) { /* ordered by layer */
         if (layer >= 0 && s->members[m].layer != layer)
             continue;
@@ -134,9 +146,11 @@ static void add_plan_stream(const vqkvc_plan *plan, const vqkvc_stream *s, int l
     if (r.members == 0)
         return;
     add_stream(&r, terms);
-    for (int i = 0; i < s->n_runs; i++)
-        add_codes(&r, s->runs[i].width, s->runs[i].groups, s->runs[i].groups * s->runs[i].stages,
-                  terms);
+    for (int i = 0; i < s->n_runs; i++) {
+        const vqkvc_run *run = &s->runs[i];
+        r.steady_latents = vqkvc_frame_is_steady(plan, s, run->first, run->groups * run->width);
+        add_codes(&r, run->width, run->groups, run->groups * run->stages, terms);
+    }
 }
 
 /* The frame of the keys of a head, on which all its streams agree. */

@@ -47,10 +47,12 @@ typedef struct vqkvc_time_model {
 /* Who reads a stream, and how. */
 typedef struct vqkvc_time_readers {
     vqkvc_part part;
-    vqkvc_frame frame; /* of keys */
-    int block;         /* tokens */
-    int members;       /* KV heads of layers that read it */
-    int layers;        /* that these are of */
+    vqkvc_frame frame;      /* of keys */
+    int block;              /* tokens */
+    int members;            /* KV heads of layers that read it */
+    int layers;             /* that these are of */
+    double steady_channels; /* in frame BLOCK, the part of a head's channels that are (frame.h) */
+    double steady_latents;  /* and of its latents */
 } vqkvc_time_readers;
 
 /* Tokens in the cache: some are exact, and calls take time of their own. */
