@@ -240,6 +240,46 @@ Test(auto, metrics_follow_sensitivities)
     vqkvc_capture_free(&c);
 }
 
+/* With spans a plan says which pairs turn how far; with bands its streams of keys begin with
+ * latents that nothing turning has a part in, and code almost as well as they can otherwise. */
+Test(auto, spans_and_bands)
+{
+    vqkvc_capture c;
+    make_capture(&c);
+    for (int i = 0; i < DIM / 2; i++)
+        c.geometry.rope_freq[i] = pow(10000, -2.0 * i / DIM);
+    for (int spans = 0; spans < 3; spans++) {
+        vqkvc_plan plan;
+        int stretched = 0, steady = 0, turning = 0;
+        make_plan(&plan, &c,
+                  &(vqkvc_auto_params){.bits = 2,
+                                       .max_scan = 6,
+                                       .frame = VQKVC_FRAME_BLOCK,
+                                       .spans = spans,
+                                       .window = {.block = 64}});
+        for (int i = 0; i < DIM / 2; i++)
+            stretched += plan.stretch[i] != 0;
+        cr_expect_eq(stretched > 0, spans > 0);
+        for (int i = 0; i < plan.n_streams; i++) {
+            const vqkvc_stream *s = &plan.streams[i];
+            for (int r = 0; r < s->n_runs; r++) {
+                const vqkvc_run *run = &s->runs[r];
+                int is = vqkvc_frame_is_steady(&plan, s, run->first, run->groups * run->width);
+                steady += is;
+                turning += s->members[0].part == VQKVC_PART_K && !is;
+                cr_expect(r == 0 || !is ||
+                              vqkvc_frame_is_steady(&plan, s, run[-1].first,
+                                                    run[-1].groups * run[-1].width),
+                          "stream %d: run %d is steady behind one that is not", i, r);
+            }
+        }
+        cr_expect_eq(steady > 0, spans > 1, "%d steady runs with spans %d", steady, spans);
+        cr_expect_gt(turning, 0);
+        vqkvc_plan_free(&plan);
+    }
+    vqkvc_capture_free(&c);
+}
+
 /* A layout takes no more nibbles than it was given and reaches its curve, which never rises. */
 Test(auto, layouts_reach_their_curves)
 {

@@ -22,6 +22,7 @@
     X(p->n_sink = -1, "n_sink")                                                                    \
     X(p->n_recent = -1, "n_recent")                                                                \
     X(p->calibration.hex[31] = '\0', "calibration")                                                \
+    X(p->stretch[255] = 1, "stretch of pair 255 is 1, but there are")                              \
     X(p->landmarks = 12, "landmarks (12)")                                                         \
     X(p->landmarks = 32, "landmarks (32) are longer than a block")                                 \
     X(p->max_error = -1, "max_error")                                                              \
@@ -220,6 +221,8 @@ Test(plan, storage_is_byte_identical_after_a_round_trip)
         else
             make_preset(&plan, &g, schemes[i]);
         plan.landmarks = i % 2 == 0 ? 8 : 0;
+        for (int p = 0; p < plan.geometry.n_rot / 2; p++)
+            plan.stretch[p] = (uint8_t)(p % 4 == 3 ? VQKVC_STRETCH_ENDLESS : p % 4);
         plan.max_error = i % 3 == 0 ? 0.3f : 0;
         plan.kept_rate = plan.max_error > 0 ? 1.0 / 3 : 0;
         write_plan(&plan, &first);
@@ -230,6 +233,7 @@ Test(plan, storage_is_byte_identical_after_a_round_trip)
         vqkvc_plan_hash(&plan, &a, &err);
         vqkvc_plan_hash(&again, &b, &err);
         cr_assert_str_eq(a.hex, b.hex);
+        cr_assert_eq(memcmp(again.stretch, plan.stretch, sizeof plan.stretch), 0);
         cr_assert_eq(memcmp(again.geometry.rope_freq, plan.geometry.rope_freq,
                             sizeof plan.geometry.rope_freq),
                      0);
@@ -305,8 +309,8 @@ Test(plan, storage_names_the_field_that_is_wrong)
     vqkvc_buf bytes = {0};
     make_toy(&plan);
     write_plan(&plan, &bytes);
-    expect_refusal(&bytes, "\"version\":4", "\"version\":3", "$.version is 3, but");
-    expect_refusal(&bytes, "\"version\":4", "\"version\":5", "by a newer program");
+    expect_refusal(&bytes, "\"version\":5", "\"version\":4", "$.version is 4, but");
+    expect_refusal(&bytes, "\"version\":5", "\"version\":6", "by a newer program");
     expect_refusal(&bytes, "\"block\":16", "\"block\":\"16\"", "$.block is no integer");
     expect_refusal(&bytes, "\"block\":16", "\"blocks\":16", "$.block is missing");
     expect_refusal(&bytes, "\"block\":16", "\"block\":16,\"x\":1", "$ has 1 unknown fields");
@@ -314,6 +318,9 @@ Test(plan, storage_names_the_field_that_is_wrong)
     expect_refusal(&bytes, "\"head_dim\":16", "\"head_dim\":99999999999", "$.geometry.head_dim");
     expect_refusal(&bytes, "\"rope_mscale\":1.0", "\"rope_mscale\":1e300", "rope_mscale");
     expect_refusal(&bytes, "\"rope_freq\":[1.0,", "\"rope_freq\":[", "rope_freq has 7 entries");
+    expect_refusal(&bytes, "\"stretch\":[0,", "\"stretch\":[", "stretch has 7 entries");
+    expect_refusal(&bytes, "\"stretch\":[0,", "\"stretch\":[9,", "stretch of pair 0 is 9");
+    expect_refusal(&bytes, "\"stretch\":[0,", "\"stretch\":[-1,", "stretch[] is -1");
     expect_refusal(&bytes, "\"members\":[[0,0]", "\"members\":[[0]", "$.streams[0].members");
     expect_refusal(&bytes, "\"coder\":\"vq\"", "\"coder\":\"vx\"", "$.streams[0].runs[0].coder");
     expect_refusal(&bytes, "\"frame\":\"block\"", "\"frame\":7", "$.streams[0].frame is no text");

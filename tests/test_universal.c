@@ -78,7 +78,7 @@ Test(universal, the_error_is_the_one_that_is_predicted)
         vqkvc_plan plan = {.geometry = toy_geometry(1, 1, DIM)};
         vqkvc_member member = {VQKVC_PART_V, 0, 0};
         vqkvc_stream_spec spec = {
-            .name = "V", .members = &member, .n_members = 1, .frame = VQKVC_FRAME_POST};
+            .name = "V", .members = &member, .n_members = 1, .frame = {.frame = VQKVC_FRAME_POST}};
         OK(vqkvc_universal_stream(&plan, &spec, code, TOKENS, x, &err));
         const vqkvc_stream *s = &plan.streams[0];
         OK(vqkvc_stream_reference(&plan, s, TOKENS, x, x_hat, NULL, &err));
@@ -134,7 +134,7 @@ Test(universal, the_error_of_unequal_heads_is_the_one_that_the_search_expects)
     OK(vqkvc_sample_members(&c, members, HEADS, &(vqkvc_key_frame){.frame = VQKVC_FRAME_POST}, 1, x,
                             &err));
     vqkvc_stream_spec spec = {
-        .name = "V", .members = members, .n_members = HEADS, .frame = VQKVC_FRAME_POST};
+        .name = "V", .members = members, .n_members = HEADS, .frame = {.frame = VQKVC_FRAME_POST}};
     int at = 2 * WIDE / 4; /* two bits a value */
     cr_assert_gt(picks[1][at], 0, "the search takes a basis for two bits over 16 tokens");
     OK(vqkvc_universal_stream(&plan, &spec, picks[1][at] - 1, c.n_sample, x, &err));

@@ -25,7 +25,7 @@
  *
  * FROM. weights unknown
  *       calibration none
- *       plan 92d640851a4c4d57940161fc46d09444
+ *       plan a562af91939b89efb21f8fb65884f25d
  *       vqkvc emit toy
  *
  * STREAMS
@@ -65,7 +65,7 @@
 #define TOY_KV_LANDMARKS 8 /* tokens that share a landmark; 0: none, and no top_tokens */
 #define TOY_KV_ATTENTION_SCALE 2.500000000e-01f /* 1 / sqrt(HEAD_DIM) */
 #define TOY_KV_MAX_ERROR 8.999999762e-01f /* of every vector, a part of its length; 0: no bound */
-#define TOY_KV_CODEC "92d640851a4c4d57940161fc46d09444" /* hash of the plan and all tables */
+#define TOY_KV_CODEC "a562af91939b89efb21f8fb65884f25d" /* hash of the plan and all tables */
 
 #ifdef __cplusplus
 extern "C" {
@@ -291,6 +291,7 @@ enum toy_kv__gain { TOY_KV__NO_GAIN, TOY_KV__RMS, TOY_KV__ABSMAX, TOY_KV__SIGNMA
 typedef struct toy_kv__run {
     unsigned char coder, uniform, stages, beam, bits;
     unsigned char words;  /* whether its codewords, where they meet queries, do in 16 bits, not 8 */
+    unsigned char steady; /* keys: whether queries, for it, turn every STEADY_SPAN tokens only */
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
     int planes;           /* groups * stages */
@@ -302,8 +303,8 @@ typedef struct toy_kv__run {
 
 typedef struct toy_kv__stream {
     unsigned char frame, transform, gain, gain_bytes, basis_bytes;
-    int n_members, first_member; /* members are rows of the concatenated input */
-    int n_in, n_latents;
+    int n_members, first_member;   /* members are rows of the concatenated input */
+    int n_in, n_latents, n_steady; /* n_steady: latents of steady runs, which are the first */
     int mean, enc, dec; /* offsets of tables, -1: none. Bases whose entries have one byte begin with
                            their scales, binary16 [members, n_latents] */
     int n_gains, gain_width, gain_table; /* gain_table: 256 values of an 8-bit gain */
@@ -366,6 +367,12 @@ typedef struct toy_kv__packed {
 #define TOY_KV__MAP_TOP    2047.0f
 #define TOY_KV__COLUMNS(n) (((n) + 16) / 16 * 16)
 
+/* Columns first .. first + n_out - 1, rows row[0 .. n_in - 1], of a matrix of `columns`. */
+typedef struct toy_kv__part {
+    const short *row;
+    int n_in, first, n_out, columns;
+} toy_kv__part;
+
 /* Groups of a run's channels that meet a query together in a 32-bit lane. */
 static inline int toy_kv__dot_groups(const toy_kv__run *run)
 {
@@ -391,16 +398,19 @@ TOY_KV__INLINE void toy_kv__ask(toy_kv__asked *a)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
-    /* The next six may be NULL, all of them: queries are mapped in fp32 then, and keys scored
+    /* The next seven may be NULL, all of them: queries are mapped in fp32 then, and keys scored
      * through tables. */
-    /* A basis [n_in, n_out] with a mean, binary16 [n_in] or NULL, as one more column: words and
+    /* Some rows of a basis and of its mean, binary16 or NULL, which is one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
-    void (*map_basis)(toy_kv__matrix, const unsigned char *, int, int, short *, float *);
+    void (*map_basis)(toy_kv__matrix, const unsigned char *, const toy_kv__part *, short *, float *);
     /* x [n] in words that count `unit` each. */
     void (*to_words)(const float *, int, float, short *);
-    /* y [m, columns] = the words x [m, n_in] times a basis; row i of x counts unit [i % rows]. */
+    /* The same of x [2, pairs] turned back by cosines and sines [pairs]. */
+    void (*turn_words)(const float *, const float *, const float *, int, float, short *);
+    /* y [m, columns] = the words x [m, n_in] times a basis, plus base [rows, columns] or nothing;
+     * row i of x counts unit [i % rows], and has row i % rows of the base. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
-                      int, float *);
+                      int, const float *, float *);
     /* Codewords of a run of one channel a code or an even number: table [groups, 64]
      * bytes and the scale of each channel [4 * groups]. */
     void (*dot_books)(const toy_kv__run *, unsigned char *, float *);
@@ -586,6 +596,12 @@ static const uint64_t toy_kv__rope_bits[] = {
     0x3f94e5e0a72f0539u, 0x3f8af286bca1af28u, 0x3f82c9fb4d812ca0u, 0x3f7bacf914c1bad0u,
 };
 
+/* Tokens of the span at whose first one a pair of a blockwise frame counts as un-rotated; 0: it
+ * stays as it is. */
+static const int toy_kv__spans[] = {
+    32, 32, 32, 32, 32, 32, 32, 32,
+};
+
 /* The rows of each stream: part, layer, KV head */
 static const toy_kv__member toy_kv__members[] = {
     {0, 0, 0}, {0, 1, 0}, {0, 2, 0}, {0, 0, 0}, {0, 1, 0}, {0, 2, 0}, {1, 0, 0}, {1, 1, 0},
@@ -615,36 +631,36 @@ static const toy_kv__prediction toy_kv__predictions[] = {
     {0, {0, 0}, 0, 0, 0, 0, 0},
 };
 
-/* coder, uniform, stages, beam, bits, words, width; first latent, planes, codes; book, its step; gain */
+/* coder, uniform, stages, beam, bits, words, steady, width; first latent, planes, codes; book, its step; gain */
 static const toy_kv__run toy_kv__runs[] = {
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 1, 0, 8, 32, 2352, 32, 0},
-    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 2, 4, 2, 160, 2480, 0, 0},
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 4, 8, 2, 192, 2512, 128, 0},
-    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 8, 12, 1, 224, 2640, 128, 0},
-    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 1, 20, 4, 240, 4496, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 0, 8, 128, 0, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 8, 8, 384, 0, 0, 1},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 0, 16, 64, 0, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 0, 16, 0, 0, 0, 0},
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 1, 0, 8, 32, 3872, 32, 0},
-    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 2, 4, 2, 160, 4000, 0, 0},
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 4, 8, 2, 192, 4032, 128, 0},
-    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 1, 12, 4, 224, 4496, 0, 0},
-    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 1, 0, 8, 32, 4320, 32, 0},
-    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 2, 4, 2, 160, 4448, 0, 0},
-    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 1, 0, 16, 0, 0, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 1, 0, 8, 32, 2352, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 0, 2, 4, 2, 160, 2480, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 4, 8, 2, 192, 2512, 128, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 0, 8, 12, 1, 224, 2640, 128, 0},
+    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 0, 1, 20, 4, 240, 4496, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 1, 0, 8, 128, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 1, 8, 8, 384, 0, 0, 1},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 1, 0, 16, 64, 0, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 1, 0, 16, 0, 0, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 1, 0, 8, 32, 3872, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 0, 2, 4, 2, 160, 4000, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 4, 8, 2, 192, 4032, 128, 0},
+    {TOY_KV__NIBBLES, 1, 1, 1, 4, 1, 0, 1, 12, 4, 224, 4496, 0, 0},
+    {TOY_KV__NIBBLES, 0, 2, 1, 4, 1, 0, 1, 0, 8, 32, 4320, 32, 0},
+    {TOY_KV__NIBBLES, 0, 1, 1, 4, 1, 0, 2, 4, 2, 160, 4448, 0, 0},
+    {TOY_KV__BYTES, 1, 1, 1, 8, 1, 0, 1, 0, 16, 0, 0, 0, 0},
 };
 
-/* frame, transform, gain, bytes of it, of the basis; members, first; n_in, n_latents; mean, enc, dec;
+/* frame, transform, gain, bytes of it, of the basis; members, first; n_in, n_latents, steady; mean, enc, dec;
  * gains, width, table, tokens; outliers, spread, place; first run, runs; bytes, start */
 static const toy_kv__stream toy_kv__streams[] = {
-    {TOY_KV__BLOCKWISE, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 3, 0, 48, 24, 0, 48, 1200, 1, 24, 4512, 1, 0, -1, 32, 0, 5, 304, 0}, /* shared */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__ABSMAX, 2, 2, 1, 3, 16, 16, 2768, -1, -1, 2, 8, 0, 1, 0, -1, 128, 5, 2, 640, 304}, /* own */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__RMS, 2, 2, 1, 4, 16, 16, 2784, -1, -1, 1, 16, 0, 1, 0, -1, 64, 7, 1, 576, 944}, /* own */
-    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 2, 1, 5, 16, 16, 2800, -1, -1, 0, 16, 0, 1, 0, -1, 0, 8, 1, 512, 1520}, /* own */
-    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 2, 6, 32, 16, 2816, 2848, 3360, 1, 16, 4768, 1, 0, -1, 32, 9, 4, 288, 2032}, /* shared */
-    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 1, 1, 8, 16, 8, 4160, 4176, 4248, 1, 8, 5024, 1, 0, -1, 32, 13, 2, 192, 2320}, /* shared */
-    {TOY_KV__POST, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 2, 1, 9, 16, 16, 4480, -1, -1, 0, 16, 0, 1, 0, -1, 0, 15, 1, 512, 2512}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 3, 0, 48, 24, 0, 0, 48, 1200, 1, 24, 4512, 1, 0, -1, 32, 0, 5, 304, 0}, /* shared */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__ABSMAX, 2, 2, 1, 3, 16, 16, 0, 2768, -1, -1, 2, 8, 0, 1, 0, -1, 128, 5, 2, 640, 304}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__RMS, 2, 2, 1, 4, 16, 16, 0, 2784, -1, -1, 1, 16, 0, 1, 0, -1, 64, 7, 1, 576, 944}, /* own */
+    {TOY_KV__BLOCKWISE, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 2, 1, 5, 16, 16, 0, 2800, -1, -1, 0, 16, 0, 1, 0, -1, 0, 8, 1, 512, 1520}, /* own */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 2, 2, 6, 32, 16, 0, 2816, 2848, 3360, 1, 16, 4768, 1, 0, -1, 32, 9, 4, 288, 2032}, /* shared */
+    {TOY_KV__POST, TOY_KV__BASIS, TOY_KV__RMS, 1, 1, 1, 8, 16, 8, 0, 4160, 4176, 4248, 1, 8, 5024, 1, 0, -1, 32, 13, 2, 192, 2320}, /* shared */
+    {TOY_KV__POST, TOY_KV__IDENTITY, TOY_KV__NO_GAIN, 0, 2, 1, 9, 16, 16, 0, 4480, -1, -1, 0, 16, 0, 1, 0, -1, 0, 15, 1, 512, 2512}, /* own */
 };
 
 /* Bases, means and codebooks: binary16, four to a little-endian word; or scales in
@@ -1011,6 +1027,18 @@ static const uint64_t toy_kv__tables[] = {
     0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u, 0x0000000000000000u,
 };
 
+/* Pairs and channels of a head that keep their turn for STEADY_SPAN tokens in a blockwise frame
+ * stand in front of those that turn from block to block. */
+#define TOY_KV__STEADY_SPAN 1024
+#define TOY_KV__STEADY_PAIRS 0
+#define TOY_KV__STEADY_DIMS 0
+static const short toy_kv__pairs[] = {
+    0, 1, 2, 3, 4, 5, 6, 7,
+};
+static const short toy_kv__order[] = {
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+};
+
 /* Scalar helpers, rotation, and places in the caller's memory. */
 
 static inline float toy_kv__from_bits(uint32_t bits)
@@ -1105,6 +1133,25 @@ static void toy_kv__angles(double position, float *cs)
     for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
         cs[2 * i] = (float)cos(position * toy_kv__rope_freq(i));
         cs[2 * i + 1] = (float)sin(position * toy_kv__rope_freq(i));
+    }
+}
+
+/* The position that a pair counts as un-rotated at in the frame of a block at `position`. */
+static inline int toy_kv__base_of(int pair, int position)
+{
+    int span = toy_kv__spans[pair];
+    return span > 0 ? position - ((position - TOY_KV_N_SINK) & (span - 1)) : 0; /* a power of two */
+}
+
+/* cs [TOY_KV_N_ROT]: of the angles that keys of a block at `position` are turned back by in a frame,
+ * besides those of their offsets in PRE. */
+static void toy_kv__frame_angles(int frame, int position, float *cs)
+{
+    int i;
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        double at = frame == TOY_KV__PRE ? position : toy_kv__base_of(i, position);
+        cs[2 * i] = (float)cos(at * toy_kv__rope_freq(i));
+        cs[2 * i + 1] = (float)sin(at * toy_kv__rope_freq(i));
     }
 }
 
@@ -3067,6 +3114,7 @@ static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
     NULL,
     NULL,
     NULL,
+    NULL,
     toy_kv__pack_tables_avx2,
     toy_kv__score_bytes_avx2,
     toy_kv__pack_books_avx2,
@@ -4412,20 +4460,27 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__transpose_avx512(const unsigned
 
 #if TOY_KV_BLOCK >= 64
 
+/* The first n of 16 lanes. */
+static inline __mmask16 toy_kv__first_lanes(int n)
+{
+    return (__mmask16)(n < 16 ? (1u << (n < 0 ? 0 : n)) - 1u : 0xffffu);
+}
+
 /* Which of columns i .. i + 15 are the basis's: the mean and what is behind it are not. */
 TOY_KV__INLINE_avx512 __mmask16 toy_kv__map_real_avx512(int n_out, int i)
 {
-    int left = n_out - i;
-    return left < 16 ? (__mmask16)((1u << left) - 1u) : TOY_KV__ALL_avx512;
+    return toy_kv__first_lanes(n_out - i);
 }
 
-/* Columns i .. i + 15 of a basis row, without scales; the mean where they end. */
+/* Columns i .. i + 15 of the part's row d, without scales; the mean where they end. */
 TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const toy_kv__matrix *table,
-                                                const unsigned char *mean, int d, int n_out, int i)
+                                                const unsigned char *mean, const toy_kv__part *part,
+                                                int d, int i)
 {
-    int left = n_out - i;
-    __mmask16 real = toy_kv__map_real_avx512(n_out, i);
-    size_t at = (size_t)d * (size_t)n_out + (size_t)i;
+    int left = part->n_out - i;
+    __mmask16 real = toy_kv__map_real_avx512(part->n_out, i);
+    size_t row = (size_t)part->row[d];
+    size_t at = row * (size_t)part->columns + (size_t)(part->first + i);
     __m512 x;
     if (table->scale != NULL)
         x = _mm512_maskz_cvtepi32_ps(
@@ -4438,21 +4493,23 @@ TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const toy_kv__matrix *table,
             _mm256_maskz_loadu_epi16(real, (const void *)(table->values + 2 * at)));
     if (left < 16 && mean != NULL)
         x = _mm512_mask_mov_ps(x, (__mmask16)(1u << left),
-                               _mm512_set1_ps(toy_kv__half_at(mean, (size_t)d)));
+                               _mm512_set1_ps(toy_kv__half_at(mean, row)));
     return x;
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(toy_kv__matrix table,
-                                                       const unsigned char *mean, int n_in,
-                                                       int n_out, short *words, float *scale)
+                                                       const unsigned char *mean,
+                                                       const toy_kv__part *part, short *words,
+                                                       float *scale)
 {
+    const int n_in = part->n_in, n_out = part->n_out;
     int i, d;
     for (i = 0; i <= n_out; i += 16) {
         __m512 high = _mm512_setzero_ps(), factor;
         __mmask16 some;
         for (d = 0; d < n_in; d++)
             high =
-                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(&table, mean, d, n_out, i)));
+                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(&table, mean, part, d, i)));
         if (table.scale != NULL) /* bytes are words of 16 units, exactly */
             high = _mm512_mask_mov_ps(high, toy_kv__map_real_avx512(n_out, i),
                                       _mm512_set1_ps(TOY_KV__MAP_TOP / 16.0f));
@@ -4460,14 +4517,15 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(toy_kv__matrix table,
         factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(TOY_KV__MAP_TOP), high);
         if (table.scale != NULL) {
             __mmask16 real = toy_kv__map_real_avx512(n_out, i);
-            __m256i half = _mm256_maskz_loadu_epi16(real, (const void *)(table.scale + 2 * i));
+            __m256i half =
+                _mm256_maskz_loadu_epi16(real, (const void *)(table.scale + 2 * (part->first + i)));
             high =
                 _mm512_mask_mul_ps(high, real, high, _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, half));
         }
         _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / TOY_KV__MAP_TOP)));
         for (d = 0; d < n_in; d += 2, words += 32) {
-            __m512 x = toy_kv__map_row_avx512(&table, mean, d, n_out, i);
-            __m512 y = toy_kv__map_row_avx512(&table, mean, d + 1, n_out, i);
+            __m512 x = toy_kv__map_row_avx512(&table, mean, part, d, i);
+            __m512 y = toy_kv__map_row_avx512(&table, mean, part, d + 1, i);
             __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
             __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
             _mm512_storeu_si512((void *)words,
@@ -4487,11 +4545,32 @@ TOY_KV__TARGET_avx512 static void toy_kv__to_words_avx512(const float *x, int n,
     }
 }
 
+TOY_KV__TARGET_avx512 static void toy_kv__turn_words_avx512(const float *x, const float *c,
+                                                        const float *s, int pairs, float unit,
+                                                        short *out)
+{
+    const __m512 factor = _mm512_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < pairs; i += 16) {
+        __mmask16 some = toy_kv__first_lanes(pairs - i);
+        __m512 u = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor);
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + pairs + i), factor);
+        __m512 cosine = _mm512_maskz_loadu_ps(some, c + i),
+               sine = _mm512_maskz_loadu_ps(some, s + i);
+        __m512 first = _mm512_fmadd_ps(v, sine, _mm512_mul_ps(u, cosine));
+        __m512 second = _mm512_fmsub_ps(v, cosine, _mm512_mul_ps(u, sine));
+        _mm512_mask_cvtsepi32_storeu_epi16((void *)(out + i), some, _mm512_cvtps_epi32(first));
+        _mm512_mask_cvtsepi32_storeu_epi16((void *)(out + pairs + i), some,
+                                           _mm512_cvtps_epi32(second));
+    }
+}
+
 /* Rows of x at distance n_in, of y at distance `columns`; `n` rows and 16 `wide` columns, both
  * constants where it is called. */
 TOY_KV__INLINE_avx512 void toy_kv__map_tile_avx512(const short *x, int n_in, const short *words,
                                                const float *scale, int columns, const float *unit,
-                                               const int n, const int wide, float *y)
+                                               const float *const *base, const int n,
+                                               const int wide, float *y)
 {
     __m512i sum[4][4];
     int d, k, i;
@@ -4518,19 +4597,21 @@ TOY_KV__INLINE_avx512 void toy_kv__map_tile_avx512(const short *x, int n_in, con
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
 #pragma GCC unroll 4
-        for (i = 0; i < wide; i++)
+        for (i = 0; i < wide; i++) {
+            __m512 f = _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i), _mm512_set1_ps(unit[k]));
+            __m512 from = base[k] != NULL ? _mm512_loadu_ps(base[k] + 16 * i) : _mm512_setzero_ps();
             _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
-                             _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]),
-                                           _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i),
-                                                         _mm512_set1_ps(unit[k]))));
+                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, from));
+        }
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m, int n_in,
                                                        const short *words, const float *scale,
                                                        int columns, const float *unit, int rows,
-                                                       float *y)
+                                                       const float *base, float *y)
 {
-    int c, r, step;
+    const float *bases[4];
+    int c, r, k, step;
     float units[TOY_KV__MAX_ROWS + 3]; /* of four rows from any one on */
     for (r = 0; r < rows + 3; r++)
         units[r] = unit[r % rows];
@@ -4540,8 +4621,10 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m
         for (r = 0; r < m;) {
             const short *q = x + (size_t)r * (size_t)n_in;
             float *dst = y + (size_t)r * (size_t)columns + c;
+            for (k = 0; k < 4; k++)
+                bases[k] = base == NULL ? NULL : base + (size_t)((r + k) % rows * columns + c);
 #define TOY_KV__MAP(n, wide)                                                                         \
-    toy_kv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, n, wide, dst)
+    toy_kv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, bases, n, wide, dst)
             if (m - r >= 4) {
                 step == 64 ? TOY_KV__MAP(4, 4) : TOY_KV__MAP(4, 1);
                 r += 4;
@@ -4634,12 +4717,6 @@ TOY_KV__INLINE_avx512 __m512 toy_kv__dot_latents_avx512(const toy_kv__run *run, 
                       ? y[(c + k) / run->width / run->stages * run->width + (c + k) % run->width]
                       : 0.0f;
     return _mm512_loadu_ps(lane);
-}
-
-/* The first n of 16 lanes. */
-static inline __mmask16 toy_kv__first_lanes(int n)
-{
-    return (__mmask16)(n < 16 ? (1u << (n < 0 ? 0 : n)) - 1u : 0xffffu);
 }
 
 /* Sums, or the largest, over the lanes of four registers. */
@@ -5485,6 +5562,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const float *book, i
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
     toy_kv__map_basis_avx512,
     toy_kv__to_words_avx512,
+    toy_kv__turn_words_avx512,
     toy_kv__map_words_avx512,
     toy_kv__dot_books_avx512,
     toy_kv__dot_queries_avx512,
@@ -8543,7 +8621,7 @@ static void toy_kv__turn_tile(const toy_kv *kv, const toy_kv__ops *ops, int fram
 {
     float cs[TOY_KV_N_ROT + 1] = {0.0f};
     if (frame != TOY_KV__POST) {
-        toy_kv__angles(position, cs);
+        toy_kv__frame_angles(frame, position, cs);
         ops->dense->turn(cs, frame == TOY_KV__PRE ? toy_kv__turns(kv) : NULL, direction, x, y);
     } else if (x != y) {
         memcpy(y, x, sizeof(float) * TOY_KV__HEAD_FLOATS);
@@ -9027,7 +9105,7 @@ typedef struct toy_kv__coding {
     toy_kv *kv;
     const toy_kv__ops *ops;
     int seq, token, block; /* first token of the block, its place in the pool */
-    float cs[TOY_KV_N_ROT + 1];
+    float pre[TOY_KV_N_ROT + 1], blockwise[TOY_KV_N_ROT + 1]; /* angles that keys turn back by */
     float *x, *z;        /* [MAX_IN, BLOCK], [MAX_LATENTS, BLOCK] */
     float *predicted;    /* [WIDTH, BLOCK] */
     unsigned char *mask; /* [MAX_LATENTS, BLOCK] where outliers are kept */
@@ -9047,7 +9125,8 @@ static void toy_kv__load_member(const toy_kv__coding *c, const toy_kv__member *m
 {
     c->ops->code->load(toy_kv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token), x);
     if (m->part == TOY_KV_KEY && frame != TOY_KV__POST)
-        c->ops->dense->turn(c->cs, frame == TOY_KV__PRE ? toy_kv__turns(c->kv) : NULL, -1.0f, x, x);
+        c->ops->dense->turn(frame == TOY_KV__PRE ? c->pre : c->blockwise,
+                            frame == TOY_KV__PRE ? toy_kv__turns(c->kv) : NULL, -1.0f, x, x);
 }
 
 /* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order,
@@ -9132,7 +9211,8 @@ static void toy_kv__encode_tokens(toy_kv *kv, const toy_kv__ops *ops, int seq, i
     c.token = token;
     c.block = block;
     c.of = -1;
-    toy_kv__angles(token, c.cs);
+    toy_kv__frame_angles(TOY_KV__PRE, token, c.pre);
+    toy_kv__frame_angles(TOY_KV__BLOCKWISE, token, c.blockwise);
     c.x = room;
     c.z = c.x + (size_t)TOY_KV__MAX_IN * TOY_KV_BLOCK;
     c.predicted = c.z + (size_t)TOY_KV__MAX_LATENTS * TOY_KV_BLOCK;
@@ -9441,6 +9521,24 @@ typedef struct toy_kv__ahead {
     const unsigned char *first[2][TOY_KV__ASKED], *last[2][TOY_KV__ASKED];
 } toy_kv__ahead;
 
+/* What some K runs of a head meet codes with: each kernel's share of it lies run behind run. */
+typedef struct toy_kv__scoring {
+    float *lut;           /* score tables */
+    char *packed;         /* the same in bytes: toy_kv__packed, then tables, for each of planes */
+    float *wide;          /* [rows, MAX_WIDE_LUT] score tables of wide codes, from here on */
+    unsigned char *table; /* codewords of runs that toy_kv__dots() says: [groups, 64] */
+    float *scale;         /* of their channels [4 * groups] */
+    unsigned char *lanes; /* the queries in their units: [rows, groups, 4] */
+    float *unit;          /* [runs, rows, 2] */
+} toy_kv__scoring;
+
+/* Bases of all K streams of a head in words: [columns / 16, n_in / 2, 32], scale [columns]. */
+typedef struct toy_kv__map {
+    short *words;
+    float *scale;
+    int n_in, columns;
+} toy_kv__map;
+
 typedef struct toy_kv__pass {
     const toy_kv *kv;
     const toy_kv__ops *ops;
@@ -9453,22 +9551,18 @@ typedef struct toy_kv__pass {
     int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const toy_kv__use *k_uses, *v_uses;
     int n_k_uses, n_v_uses, k_frame;
-    float *q;      /* [rows, HEAD_DIM], scaled */
-    float *turned; /* [rows, HEAD_DIM], in the frame of the block at hand */
-    float *y;      /* [rows, MAX_LATENTS] query in latents */
-    float *lut;    /* score tables of all K streams of the head */
-    float *packed; /* the same in bytes: toy_kv__packed, then tables, for each run of planes */
-    unsigned char *dot_table; /* codewords of K runs that toy_kv__dots() says: [groups, 64] */
-    float *dot_scale;         /* of their channels [4 * groups] */
-    unsigned char *dot_lanes; /* the queries in their units, run behind run: [rows, groups, 4] */
-    float *dot_unit;          /* [runs, rows, 2] */
-    float *wide;              /* [rows, MAX_WIDE_LUT] score tables of wide codes */
-    float *bins;      /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
-    short *map_words; /* bases of all K streams of the head, [map_columns / 16, HEAD_DIM / 2, 32] */
-    short *map_queries;       /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
-    float *map_scale;         /* [map_columns] */
-    float *mapped;            /* [MAP_BLOCKS, rows, map_columns] the same in latents */
-    int map_columns, batches; /* batches: queries are mapped in batches */
+    float *q;                 /* [rows, HEAD_DIM], scaled */
+    float *turned;            /* [rows, HEAD_DIM], in the frame of the block at hand */
+    float *y;                 /* [rows, MAX_LATENTS] query in latents */
+    toy_kv__scoring scoring[2]; /* where what scores are taken with begins: steady runs, turning */
+    float *bins;        /* [rows, MAX_WIDE_BINS] sums of probability * gain for each wide code */
+    toy_kv__map map[2];   /* of steady channels to all latents, of turning ones to turning runs */
+    float *map_base;    /* [rows, columns] what steady channels make of the latter */
+    short *map_queries; /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
+    float *mapped;      /* [MAP_BLOCKS, rows, columns] the same in latents */
+    float *pairs;       /* [rows, HEAD_DIM] queries, channels in the order of toy_kv__order */
+    int batches;        /* queries are mapped in batches */
+    int steady_span;    /* that steady runs are ready for, -1: none */
     float map_unit[TOY_KV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
@@ -9512,7 +9606,9 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM((size_t)TOY_KV__MAX_DOT_GROUPS * 4) +                                                \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_DOT_GROUPS * TOY_KV__MAX_ROWS) +                                   \
      TOY_KV__ROOM(2 * TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) +                                             \
-     TOY_KV__ROOM((size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2) + TOY_KV__ROOM(TOY_KV__MAX_COLUMNS) +   \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2) +                                   \
+     TOY_KV__ROOM(2 * TOY_KV__MAX_COLUMNS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM) +              \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                                      \
      TOY_KV__ROOM(TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2) +                           \
      TOY_KV__ROOM((size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                   \
      TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
@@ -9534,17 +9630,20 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->turned = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
     a->o = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
     a->y = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_LATENTS);
-    a->lut = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT);
-    a->wide = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT);
+    a->scoring[0].lut = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT);
+    a->scoring[0].wide = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_LUT);
     a->bins = toy_kv__take(&room, (size_t)TOY_KV__PASS_ROWS * TOY_KV__MAX_WIDE_BINS);
-    a->packed = toy_kv__take(&room, TOY_KV__PACKED_ROOM);
-    a->dot_table = (unsigned char *)toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * 16);
-    a->dot_scale = toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * 4);
-    a->dot_lanes =
+    a->scoring[0].packed = (char *)toy_kv__take(&room, TOY_KV__PACKED_ROOM);
+    a->scoring[0].table = (unsigned char *)toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * 16);
+    a->scoring[0].scale = toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * 4);
+    a->scoring[0].lanes =
         (unsigned char *)toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * TOY_KV__MAX_ROWS);
-    a->dot_unit = toy_kv__take(&room, 2 * TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
-    a->map_words = (short *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2);
-    a->map_scale = toy_kv__take(&room, TOY_KV__MAX_COLUMNS);
+    a->scoring[0].unit = toy_kv__take(&room, 2 * TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
+    a->scoring[1] = a->scoring[0];
+    a->map[0].words = (short *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2);
+    a->map[0].scale = toy_kv__take(&room, 2 * TOY_KV__MAX_COLUMNS);
+    a->map_base = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
+    a->pairs = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
     a->map_queries =
         (short *)toy_kv__take(&room, TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2);
     a->mapped = toy_kv__take(&room, (size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
@@ -9662,26 +9761,36 @@ static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
  * scores are looked up with. Where every block has a frame of its own, this is done for a batch of
  * blocks at once: one product of all their queries with the basis. */
 
-/* Cosines [N_ROT / 2] and sines of the angles that queries turn back by for a block at `position`.
- * They go on from block to block by one complex product a pair, and start afresh every 64 blocks.
- */
-static void toy_kv__block_angles(toy_kv__pass *a, int position, int previous)
+/* Cosines and sines of the angles that queries turn back by for a block at `position`: of pairs
+ * from
+ * .. to - 1 of toy_kv__pairs, in a->cs [2, N_ROT / 2]. Where it lies `unit` tokens behind `previous`,
+ * pairs whose span begins go on by one complex product; all start afresh every 64 units. */
+static void toy_kv__turn_angles(toy_kv__pass *a, int from, int to, int position, int previous, int unit)
 {
-    enum { PAIRS = TOY_KV_N_ROT / 2 };
-    float *c = a->cs, *s = a->cs + PAIRS, both[TOY_KV_N_ROT + 1];
-    int i;
-    if (previous >= 0 && position == previous + TOY_KV_BLOCK && position / TOY_KV_BLOCK % 64 != 0) {
-        for (i = 0; i < PAIRS; i++) {
-            float x = c[i], y = s[i];
+    float *c = a->cs, *s = a->cs + TOY_KV_N_ROT / 2;
+    int i, goes_on = previous >= 0 && position == previous + unit && position / unit % 64 != 0;
+    for (i = from; i < to; i++) {
+        int pair = toy_kv__pairs[i], base = toy_kv__base_of(pair, position);
+        float x = c[i], y = s[i];
+        if (!goes_on) {
+            double angle = base * toy_kv__rope_freq(pair);
+            c[i] = (float)cos(angle);
+            s[i] = (float)sin(angle);
+        } else if (base != toy_kv__base_of(pair, previous)) {
             c[i] = x * a->step[2 * i] - y * a->step[2 * i + 1];
             s[i] = y * a->step[2 * i] + x * a->step[2 * i + 1];
         }
-        return;
     }
-    toy_kv__angles(position, both);
-    for (i = 0; i < PAIRS; i++) {
-        c[i] = both[2 * i];
-        s[i] = both[2 * i + 1];
+}
+
+/* The angles that pairs turn by over their spans, in the order of toy_kv__pairs. */
+static void toy_kv__span_angles(float *cs)
+{
+    int i;
+    for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+        double angle = toy_kv__spans[toy_kv__pairs[i]] * toy_kv__rope_freq(toy_kv__pairs[i]);
+        cs[2 * i] = (float)cos(angle);
+        cs[2 * i + 1] = (float)sin(angle);
     }
 }
 
@@ -9693,7 +9802,9 @@ static void toy_kv__turn_back(const float *cs, const float *x, float *y)
     for (i = TOY_KV_N_ROT; i < TOY_KV_HEAD_DIM; i++)
         y[i] = x[i];
     for (i = 0; i < PAIRS; i++) {
-        int k = TOY_KV_ROPE_INTERLEAVED ? 2 * i : i, l = TOY_KV_ROPE_INTERLEAVED ? k + 1 : i + PAIRS;
+        int pair = toy_kv__pairs[i];
+        int k = TOY_KV_ROPE_INTERLEAVED ? 2 * pair : pair;
+        int l = TOY_KV_ROPE_INTERLEAVED ? k + 1 : k + PAIRS;
         float c = cs[i], s = cs[PAIRS + i];
         y[k] = x[k] * c + x[l] * s;
         y[l] = x[l] * c - x[k] * s;
@@ -9704,7 +9815,7 @@ static void toy_kv__turn_back(const float *cs, const float *x, float *y)
 static void toy_kv__turn_queries(toy_kv__pass *a, int position, int previous)
 {
     int r;
-    toy_kv__block_angles(a, position, previous);
+    toy_kv__turn_angles(a, 0, TOY_KV_N_ROT / 2, position, previous, TOY_KV_BLOCK);
     for (r = 0; r < a->rows; r++)
         toy_kv__turn_back(a->cs, a->q + r * TOY_KV_HEAD_DIM, a->turned + r * TOY_KV_HEAD_DIM);
 }
@@ -9722,47 +9833,88 @@ static int toy_kv__maps_batches(const toy_kv__pass *a)
     return 1;
 }
 
-/* Makes ready for batches: the bases of all K streams in words, columns behind each other, with the
- * mean as the last column of each; and what a word of each query counts. Turning leaves the length
- * of a pair as it is, so that holds for every block. */
+/* ---- bands: steady runs of keys, 0, and turning ones, 1; the latter are all where queries are not
+ * mapped in batches ---- */
+
+static inline int toy_kv__band(const toy_kv__pass *a, const toy_kv__run *run)
+{
+    return !(a->batches && run->steady);
+}
+
+/* Latents of a stream in front of those that queries are mapped to for a band: for steady runs to
+ * all, since steady channels count for every latent. */
+static inline int toy_kv__before(const toy_kv__pass *a, const toy_kv__stream *s, int band)
+{
+    return a->batches && band ? s->n_steady : 0;
+}
+
+/* Makes ready for batches: the bases of all K streams in words, of steady channels and of turning
+ * ones, columns behind each other, with the mean as the last column of each; the queries in the
+ * order of toy_kv__order; and what a word of each counts. Turning leaves the length of a pair as it
+ * is, so that holds for every block. */
 static void toy_kv__fill_maps(toy_kv__pass *a)
 {
     /* HEAD_DIM products of a word of the basis and one of a query stay below 2^31. */
     const float most = 2147483648.0f / (TOY_KV__MAP_TOP * TOY_KV_HEAD_DIM) - 1.0f;
     const float limit = most < 32767.0f ? most : 32767.0f;
-    int u, r, i;
-    a->map_columns = 0;
-    for (u = 0; u < a->n_k_uses; u++) {
-        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
-        a->ops->bytes->map_basis(
-            toy_kv__basis(s, s->dec, a->k_uses[u].member),
-            s->mean < 0 ? NULL : toy_kv__table(s->mean + row), TOY_KV_HEAD_DIM, s->n_latents,
-            a->map_words + (size_t)a->map_columns * TOY_KV_HEAD_DIM, a->map_scale + a->map_columns);
-        a->map_columns += TOY_KV__COLUMNS(s->n_latents);
+    int band, u, r, i;
+    for (band = 0; band < 2; band++) {
+        toy_kv__map *map = &a->map[band];
+        toy_kv__part part;
+        part.row = toy_kv__order + (band ? TOY_KV__STEADY_DIMS : 0);
+        part.n_in = map->n_in = band ? TOY_KV_HEAD_DIM - TOY_KV__STEADY_DIMS : TOY_KV__STEADY_DIMS;
+        map->columns = 0;
+        if (band) {
+            map->words = a->map[0].words + (size_t)a->map[0].columns * (size_t)a->map[0].n_in;
+            map->scale = a->map[0].scale + a->map[0].columns;
+        }
+        for (u = 0; u < a->n_k_uses; u++) {
+            const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+            int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
+            part.first = toy_kv__before(a, s, band);
+            part.n_out = s->n_latents - part.first;
+            part.columns = s->n_latents;
+            a->ops->bytes->map_basis(toy_kv__basis(s, s->dec, a->k_uses[u].member),
+                                     s->mean < 0 ? NULL : toy_kv__table(s->mean + row), &part,
+                                     map->words + (size_t)map->columns * (size_t)part.n_in,
+                                     map->scale + map->columns);
+            map->columns += TOY_KV__COLUMNS(part.n_out);
+        }
     }
     for (r = 0; r < a->rows; r++) {
         const float *x = a->q + r * TOY_KV_HEAD_DIM;
         float top = 0.0f;
-        for (i = 0; i < TOY_KV_HEAD_DIM; i++)
+        for (i = 0; i < TOY_KV_HEAD_DIM; i++) {
+            a->pairs[r * TOY_KV_HEAD_DIM + i] = x[toy_kv__order[i]];
             top += x[i] * x[i];
+        }
         a->map_unit[r] = sqrtf(top) / limit;
     }
 }
 
-/* Queries of n blocks from `entries` on, n <= MAP_BLOCKS, into latents: a->mapped. */
-static void toy_kv__map_batch(toy_kv__pass *a, const toy_kv__entry *entries, int n, int previous)
+/* The channels of a band of the queries, turned back by the angles at hand, in words [rows, n]:
+ * first channels of its `pairs` pairs, second channels, and those that never turn. c, s: of its
+ * pairs; at: of its first channel. */
+static void toy_kv__turn_band(toy_kv__pass *a, const float *c, const float *s, int pairs, int at, int n,
+                            short *words)
 {
-    int b, r;
-    for (b = 0; b < n; b++) {
-        toy_kv__turn_queries(a, entries[b].position, previous);
-        for (r = 0; r < a->rows; r++)
-            a->ops->bytes->to_words(a->turned + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, a->map_unit[r],
-                                    a->map_queries + (size_t)(b * a->rows + r) * TOY_KV_HEAD_DIM);
-        previous = entries[b].position;
+    int r;
+    for (r = 0; r < a->rows; r++, words += n) {
+        const float *x = a->pairs + r * TOY_KV_HEAD_DIM + at;
+        a->ops->bytes->turn_words(x, c, s, pairs, a->map_unit[r], words);
+        if (n > 2 * pairs)
+            a->ops->bytes->to_words(x + 2 * pairs, n - 2 * pairs, a->map_unit[r],
+                                    words + 2 * pairs);
     }
-    a->ops->bytes->map_words(a->map_queries, n * a->rows, TOY_KV_HEAD_DIM, a->map_words, a->map_scale,
-                             a->map_columns, a->map_unit, a->rows, a->mapped);
+}
+
+/* y [m, columns]: the m queries in a->map_queries, of a band's channels, in latents; what the other
+ * channels make of them, base [rows, columns], is added. */
+static void toy_kv__map_band(toy_kv__pass *a, int band, int m, const float *base, float *y)
+{
+    const toy_kv__map *map = &a->map[band];
+    a->ops->bytes->map_words(a->map_queries, m, map->n_in, map->words, map->scale, map->columns,
+                             a->map_unit, a->rows, base, y);
 }
 
 /* a->y [rows, n_latents] = dec' q for one member of a stream, and a->bias += q . mean. */
@@ -9791,34 +9943,39 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
  * query of its own for each block, tables cost more to fill than they save. */
 static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
 {
+    int turns = a->k_frame == TOY_KV__BLOCKWISE && toy_kv__band(a, run);
     return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
-           run->coder == TOY_KV__NIBBLES &&
-           (run->width == 1 || (a->k_frame == TOY_KV__BLOCKWISE && run->width % 2 == 0));
+           run->coder == TOY_KV__NIBBLES && (run->width == 1 || (turns && run->width % 2 == 0));
 }
 
-/* Whether run i of a K stream goes on from the one before: the same gain, and tables of nibbles
- * both. */
+/* Whether run i of a K stream goes on from the one before: the same band and gain, and tables of
+ * nibbles both. */
 static int toy_kv__continues(const toy_kv__pass *a, const toy_kv__stream *s, int i)
 {
     const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
     return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == TOY_KV__NIBBLES &&
-           run[-1].coder == TOY_KV__NIBBLES && !toy_kv__dots(a, run) && !toy_kv__dots(a, run - 1);
+           run[-1].coder == TOY_KV__NIBBLES && !toy_kv__dots(a, run) && !toy_kv__dots(a, run - 1) &&
+           toy_kv__band(a, run) == toy_kv__band(a, run - 1);
 }
 
 /* The codewords of K runs that meet queries themselves. */
 static void toy_kv__fill_dots(toy_kv__pass *a)
 {
-    unsigned char *table = a->dot_table;
-    float *scale = a->dot_scale;
-    int u, i;
-    for (u = 0; u < a->n_k_uses; u++) {
-        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
-            if (!toy_kv__dots(a, &toy_kv__runs[i]))
-                continue;
-            a->ops->bytes->dot_books(&toy_kv__runs[i], table, scale);
-            table += 64 * toy_kv__dot_groups(&toy_kv__runs[i]);
-            scale += 4 * toy_kv__dot_groups(&toy_kv__runs[i]);
+    toy_kv__scoring at = a->scoring[0];
+    int band, u, i;
+    for (band = 0; band < 2; band++) {
+        a->scoring[band].table = at.table;
+        a->scoring[band].scale = at.scale;
+        for (u = 0; u < a->n_k_uses; u++) {
+            const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+            for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
+                const toy_kv__run *run = &toy_kv__runs[i];
+                if (!toy_kv__dots(a, run) || toy_kv__band(a, run) != band)
+                    continue;
+                a->ops->bytes->dot_books(run, at.table, at.scale);
+                at.table += 64 * toy_kv__dot_groups(run);
+                at.scale += 4 * toy_kv__dot_groups(run);
+            }
         }
     }
 }
@@ -9828,7 +9985,6 @@ static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__run *run, const fl
                              float *lut)
 {
     int p, r;
-    y += run->first;
     if (run->coder == TOY_KV__NIBBLES) {
         a->ops->fill_tables(run, y, stride, a->rows, lut);
         return lut + run->planes * a->rows * 16;
@@ -9839,65 +9995,161 @@ static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__run *run, const fl
     return lut;
 }
 
-/* Score tables of every K stream of the head, also bias: for the queries as turned, or those of a
- * batch's block `mapped` if it is not NULL. Nibbles end up in a->packed where there are byte
- * kernels, else in a->lut like the others. */
-static void toy_kv__fill_tables(toy_kv__pass *a, const float *mapped)
+/* What the runs of one K stream in a band meet codes with, for queries in its latents of that band
+ * y [rows, stride]: from *to on, which goes on behind it. Nibbles end up in to->packed where there
+ * are byte kernels, else in to->lut like the others. */
+static void toy_kv__fill_stream(toy_kv__pass *a, const toy_kv__stream *s, int band, const float *y,
+                              size_t stride, toy_kv__scoring *to)
 {
-    int u, i, r, planes = 0;
-    float *lut = a->lut, *start = a->lut;
-    size_t wide = 0;
-    char *packed = (char *)a->packed;
-    unsigned char *lanes = a->dot_lanes;
-    float *unit = a->dot_unit, energy[TOY_KV__MAX_ROWS];
-    const float *scale = a->dot_scale;
-    for (r = 0; r < a->rows; r++)
-        a->bias[r] = 0.0f;
+    float energy[TOY_KV__MAX_ROWS], *start = to->lut;
+    const int before = toy_kv__before(a, s, band);
+    int i, r, planes = 0;
+    memset(energy, 0, sizeof energy);
+    for (i = 0; i < s->n_runs; i++) {
+        const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+        const float *from = y + run->first - before;
+        if (toy_kv__band(a, run) != band)
+            continue;
+        if (i > 0 && run[-1].gain != run->gain)
+            memset(energy, 0, sizeof energy);
+        if (!toy_kv__continues(a, s, i)) {
+            start = to->lut;
+            planes = 0;
+        }
+        if (toy_kv__dots(a, run)) {
+            int n = 4 * toy_kv__dot_groups(run);
+            a->ops->bytes->dot_queries(run, to->scale, from, stride, a->rows, to->lanes, to->unit,
+                                       energy);
+            to->scale += n;
+            to->lanes += a->rows * n;
+            to->unit += 2 * a->rows;
+            continue;
+        }
+        if (run->coder == TOY_KV__WIDE) {
+            for (r = 0; r < a->rows; r++)
+                toy_kv__fill_wide(a->ops, run, y - before + (size_t)r * stride,
+                                to->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT);
+            to->wide += (size_t)run->planes << run->bits;
+            continue;
+        }
+        to->lut = toy_kv__fill_run(a, run, from, stride, to->lut);
+        planes += run->planes;
+        if (a->k_bytes && run->coder == TOY_KV__NIBBLES && !toy_kv__continues(a, s, i + 1)) {
+            toy_kv__packed *head = (toy_kv__packed *)(void *)to->packed;
+            to->packed += sizeof *head;
+            a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
+                                       (signed char *)to->packed);
+            to->packed += head->bytes;
+            to->lut = start;
+        }
+    }
+}
+
+/* The same for all K streams of the head, of mapped queries [rows, columns]; returns what lies
+ * behind it all. */
+static toy_kv__scoring toy_kv__fill_band(toy_kv__pass *a, int band, const float *mapped)
+{
+    toy_kv__scoring to = a->scoring[band];
+    int u;
     for (u = 0; u < a->n_k_uses; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        size_t stride = mapped != NULL ? (size_t)a->map_columns : (size_t)s->n_latents;
-        const float *y = mapped != NULL ? mapped : a->y;
-        if (mapped == NULL)
-            toy_kv__map_one(a, s, a->k_uses[u].member);
-        for (r = 0; r < a->rows && mapped != NULL; r++)
-            a->bias[r] += y[(size_t)r * stride + (size_t)s->n_latents];
-        for (i = 0; i < s->n_runs; i++) {
-            const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-            if (i == 0 || run[-1].gain != run->gain)
-                memset(energy, 0, sizeof energy);
-            if (!toy_kv__continues(a, s, i)) {
-                start = lut;
-                planes = 0;
-            }
-            if (toy_kv__dots(a, run)) {
-                int n = 4 * toy_kv__dot_groups(run);
-                a->ops->bytes->dot_queries(run, scale, y + run->first, stride, a->rows, lanes, unit,
-                                           energy);
-                scale += n;
-                lanes += a->rows * n;
-                unit += 2 * a->rows;
-                continue;
-            }
-            if (run->coder == TOY_KV__WIDE) {
-                for (r = 0; r < a->rows; r++)
-                    toy_kv__fill_wide(a->ops, run, y + (size_t)r * stride,
-                                    a->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT + wide);
-                wide += (size_t)run->planes << run->bits;
-                continue;
-            }
-            lut = toy_kv__fill_run(a, run, y, stride, lut);
-            planes += run->planes;
-            if (a->k_bytes && run->coder == TOY_KV__NIBBLES && !toy_kv__continues(a, s, i + 1)) {
-                toy_kv__packed *head = (toy_kv__packed *)(void *)packed;
-                packed += sizeof *head;
-                a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
-                                           (signed char *)packed);
-                packed += head->bytes;
-                lut = start;
-            }
-        }
-        if (mapped != NULL)
-            mapped += TOY_KV__COLUMNS(s->n_latents);
+        toy_kv__fill_stream(a, s, band, mapped, (size_t)a->map[band].columns, &to);
+        mapped += TOY_KV__COLUMNS(s->n_latents - toy_kv__before(a, s, band));
+    }
+    return to;
+}
+
+/* a->map_base [rows, columns] = what steady channels make of the latents of turning runs, and of
+ * means: from their part of the queries in all latents. */
+static void toy_kv__keep_base(toy_kv__pass *a, const float *mapped)
+{
+    float *base = a->map_base;
+    int u, r;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        int before = toy_kv__before(a, s, 1), n = s->n_latents - before + 1;
+        for (r = 0; r < a->rows; r++)
+            memcpy(base + (size_t)(r * a->map[1].columns),
+                   mapped + (size_t)(r * a->map[0].columns + before), sizeof(float) * (size_t)n);
+        base += TOY_KV__COLUMNS(n - 1);
+        mapped += TOY_KV__COLUMNS(s->n_latents);
+    }
+}
+
+/* Which span of steady channels a block at `position` is in. */
+static inline int toy_kv__steady_span(int position)
+{
+    return (position - TOY_KV_N_SINK) / TOY_KV__STEADY_SPAN;
+}
+
+/* Makes steady runs ready for a block at `position`, if they are not, and the place behind them for
+ * turning ones. */
+static void toy_kv__fill_steady(toy_kv__pass *a, int position)
+{
+    const int pairs = TOY_KV__STEADY_PAIRS, unit = TOY_KV__STEADY_SPAN;
+    int span = toy_kv__steady_span(position), before = a->steady_span;
+    toy_kv__scoring end;
+    if (TOY_KV__STEADY_DIMS == 0 || span == before)
+        return;
+    toy_kv__turn_angles(a, 0, pairs, TOY_KV_N_SINK + span * unit,
+                      before < 0 ? -1 : TOY_KV_N_SINK + before * unit, unit);
+    toy_kv__turn_band(a, a->cs, a->cs + TOY_KV_N_ROT / 2, pairs, 0, a->map[0].n_in, a->map_queries);
+    toy_kv__map_band(a, 0, a->rows, NULL, a->mapped);
+    toy_kv__keep_base(a, a->mapped);
+    end = toy_kv__fill_band(a, 0, a->mapped);
+    end.table = a->scoring[1].table; /* codewords are there already */
+    end.scale = a->scoring[1].scale;
+    a->scoring[1] = end;
+    a->steady_span = span;
+}
+
+/* The queries of some of the n blocks from `entries` on in latents of turning runs: a->mapped.
+ * Returns their number, which is MAP_BLOCKS at most; their steady channels are in one span, for
+ * which steady runs are made ready too. */
+static int toy_kv__map_batch(toy_kv__pass *a, const toy_kv__entry *entries, int n, int previous)
+{
+    const int first = TOY_KV__STEADY_PAIRS, all = TOY_KV_N_ROT / 2, n_in = a->map[1].n_in;
+    const float *c = a->cs + first;
+    int b;
+    toy_kv__fill_steady(a, entries[0].position);
+    for (b = 0; b < n && b < TOY_KV__MAP_BLOCKS; b++) {
+        if (TOY_KV__STEADY_DIMS > 0 && toy_kv__steady_span(entries[b].position) != a->steady_span)
+            break;
+        toy_kv__turn_angles(a, first, all, entries[b].position, previous, TOY_KV_BLOCK);
+        toy_kv__turn_band(a, c, c + all, all - first, TOY_KV__STEADY_DIMS, n_in,
+                        a->map_queries + (size_t)(b * a->rows) * (size_t)n_in);
+        previous = entries[b].position;
+    }
+    toy_kv__map_band(a, 1, b * a->rows, TOY_KV__STEADY_DIMS > 0 ? a->map_base : NULL, a->mapped);
+    return b;
+}
+
+/* What scores of one block are taken with, for queries mapped in a batch. */
+static void toy_kv__fill_mapped(toy_kv__pass *a, const float *mapped)
+{
+    const float *y = mapped;
+    int u, r;
+    memset(a->bias, 0, sizeof a->bias);
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        int n = s->n_latents - toy_kv__before(a, s, 1);
+        for (r = 0; r < a->rows; r++)
+            a->bias[r] += y[(size_t)(r * a->map[1].columns + n)];
+        y += TOY_KV__COLUMNS(n);
+    }
+    toy_kv__fill_band(a, 1, mapped);
+}
+
+/* The same for the queries as turned, mapped here. */
+static void toy_kv__fill_tables(toy_kv__pass *a)
+{
+    toy_kv__scoring to = a->scoring[1];
+    int u;
+    memset(a->bias, 0, sizeof a->bias);
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        toy_kv__map_one(a, s, a->k_uses[u].member);
+        toy_kv__fill_stream(a, s, 1, a->y, (size_t)s->n_latents, &to);
     }
 }
 
@@ -9927,7 +10179,7 @@ static void toy_kv__fill_books(toy_kv__pass *a)
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
             for (p = 0; p < run->planes && run->coder == TOY_KV__NIBBLES; p++) {
-                float *dst = a->in_bytes ? a->lut : book;
+                float *dst = a->in_bytes ? a->scoring[0].lut : book;
                 n = run->width * 16;
                 memset(dst, 0, sizeof(float) * (size_t)n);
                 a->ops->add_row(
@@ -9947,8 +10199,8 @@ static void toy_kv__fill_books(toy_kv__pass *a)
 
 /* Scores of one run of planes that no byte kernel takes, added to a->part [n, rows, BLOCK]; returns
  * the end of its tables in lut. */
-static const float *toy_kv__score_run(toy_kv__pass *a, const unsigned char *const *codes, int n,
-                                    const toy_kv__run *run, const float *lut)
+static float *toy_kv__score_run(toy_kv__pass *a, const unsigned char *const *codes, int n,
+                              const toy_kv__run *run, float *lut)
 {
     int b, nibbles = run->coder == TOY_KV__NIBBLES;
     float *s = a->part;
@@ -9990,12 +10242,12 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
 {
     int u, i, b, planes = 0, first = 0, add = 0;
     const int step = a->rows * TOY_KV_BLOCK;
-    const float *lut = a->lut, *wide = a->wide, *bias = a->bias;
-    const char *packed = (const char *)a->packed;
-    const unsigned char *table = a->dot_table, *lanes = a->dot_lanes;
-    const float *unit = a->dot_unit;
+    const float *bias = a->bias;
+    toy_kv__scoring scoring[2];
     const toy_kv__byte_ops *ops = a->ops->bytes;
     const unsigned char *codes[TOY_KV__TILE];
+    scoring[0] = a->scoring[0];
+    scoring[1] = a->scoring[1];
     for (u = 0; u < a->n_k_uses; u++) {
         int stream = a->k_uses[u].stream;
         const toy_kv__stream *s = &toy_kv__streams[stream];
@@ -10003,6 +10255,7 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
             codes[b] = toy_kv__codes(a->kv, stream, entries[b].block);
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+            toy_kv__scoring *by = &scoring[toy_kv__band(a, run)];
             int dots = toy_kv__dots(a, run);
             if (i == 0 || run[-1].gain != run->gain)
                 add = 0;
@@ -10017,25 +10270,26 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
             }
             if (dots) {
                 int groups = toy_kv__dot_groups(run);
-                ops->dot_scores(codes, (size_t)run->codes, n, run, table, lanes, unit, a->rows, add,
-                                &a->ahead.now, a->part);
-                table += 64 * groups;
-                lanes += a->rows * 4 * groups;
-                unit += 2 * a->rows;
+                ops->dot_scores(codes, (size_t)run->codes, n, run, by->table, by->lanes, by->unit,
+                                a->rows, add, &a->ahead.now, a->part);
+                by->table += 64 * groups;
+                by->lanes += a->rows * 4 * groups;
+                by->unit += 2 * a->rows;
                 add = 1;
                 toy_kv__go_ahead(&a->ahead);
             } else if (run->coder == TOY_KV__WIDE) {
                 for (b = 0; b < n; b++)
-                    toy_kv__score_wide(run, codes[b] + run->codes, wide, a->rows, a->part + b * step);
-                wide += (size_t)run->planes << run->bits;
+                    toy_kv__score_wide(run, codes[b] + run->codes, by->wide, a->rows,
+                                     a->part + b * step);
+                by->wide += (size_t)run->planes << run->bits;
             } else if (run->coder != TOY_KV__NIBBLES || !a->k_bytes) {
-                lut = toy_kv__score_run(a, codes, n, run, lut);
+                by->lut = toy_kv__score_run(a, codes, n, run, by->lut);
             } else if (!toy_kv__continues(a, s, i + 1)) {
-                const toy_kv__packed *head = (const toy_kv__packed *)(const void *)packed;
-                packed += sizeof *head;
-                ops->score(codes, (size_t)first, n, planes, head, (const signed char *)packed,
+                const toy_kv__packed *head = (const toy_kv__packed *)(const void *)by->packed;
+                by->packed += sizeof *head;
+                ops->score(codes, (size_t)first, n, planes, head, (const signed char *)by->packed,
                            a->rows, add, &a->ahead.now, a->part);
-                packed += head->bytes;
+                by->packed += head->bytes;
                 add = 1;
                 toy_kv__go_ahead(&a->ahead);
             }
@@ -10245,9 +10499,10 @@ TOY_KV__INLINE void toy_kv__queue(toy_kv__pass *a, const toy_kv__use *uses, int 
     for (u = 0; u < n; u++) {
         const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
         const int bytes = toy_kv__streams[uses[u].stream].bytes;
-        if (q->n[far] < TOY_KV__ASKED && bytes <= TOY_KV__MAX_NEAR) {
-            q->first[far][q->n[far]] = p;
-            q->last[far][q->n[far]++] = p + bytes;
+        const int list = bytes > TOY_KV__MAX_NEAR ? 1 : far;
+        if (q->n[list] < TOY_KV__ASKED) {
+            q->first[list][q->n[list]] = p;
+            q->last[list][q->n[list]++] = p + bytes;
             continue;
         }
         for (i = 0; i < bytes; i += 64)
@@ -10307,8 +10562,9 @@ static void toy_kv__collect_held(toy_kv__pass *a)
 
 static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
 {
-    int j = 0, b, k, m, n, previous = -1, ready = 0, seen;
+    int j = 0, b, k, m, n, previous = -1, ready = 0, seen, batch = 0, batch_end;
     while ((n = toy_kv__next_tile(a, n_sealed, &j)) > 0) {
+        batch_end = 0;
         if (!a->coded) {
             memset(a->acc, 0,
                    sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
@@ -10334,16 +10590,20 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                 toy_kv__ask_rest(&a->ahead);
                 continue;
             }
-            if (a->batches && b % TOY_KV__MAP_BLOCKS == 0)
-                toy_kv__map_batch(a, a->tile + b, n - b < TOY_KV__MAP_BLOCKS ? n - b : TOY_KV__MAP_BLOCKS,
-                                previous);
-            else if (a->k_frame == TOY_KV__BLOCKWISE && !a->batches)
-                toy_kv__turn_queries(a, entry.position, previous);
-            if (a->batches)
-                toy_kv__fill_tables(a, a->mapped + (size_t)(b % TOY_KV__MAP_BLOCKS * a->rows) *
-                                                     (size_t)a->map_columns);
-            else if (a->k_frame == TOY_KV__BLOCKWISE || !ready)
-                toy_kv__fill_tables(a, NULL);
+            if (a->batches) {
+                if (b >= batch_end) {
+                    batch = b;
+                    batch_end = b + toy_kv__map_batch(a, a->tile + b, n - b, previous);
+                    previous = a->tile[batch_end - 1].position;
+                }
+                toy_kv__fill_mapped(a, a->mapped + (size_t)((b - batch) * a->rows) *
+                                                     (size_t)a->map[1].columns);
+            } else if (a->k_frame == TOY_KV__BLOCKWISE || !ready) {
+                if (a->k_frame == TOY_KV__BLOCKWISE)
+                    toy_kv__turn_queries(a, entry.position, previous);
+                toy_kv__fill_tables(a);
+                previous = entry.position;
+            }
             if (!a->asks)
                 toy_kv__ask_rest(&a->ahead);
             toy_kv__score_blocks(a, a->tile + b, m, scores);
@@ -10352,8 +10612,6 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                 toy_kv__score_kept(a->kv, a->ops, a->layer, a->head, a->tile[b + k].block, a->q,
                                  a->rows, scores + k * a->rows * TOY_KV_BLOCK);
             ready = 1;
-            previous = a->batches && b % TOY_KV__MAP_BLOCKS != TOY_KV__MAP_BLOCKS - 1 ? previous
-                                                                                  : entry.position;
         }
         seen = toy_kv__soft_max(a, n, TOY_KV_BLOCK, 1);
         for (b = 0; b < n && seen && a->v_tile == NULL && TOY_KV__KEEPS; b++)
@@ -10388,9 +10646,11 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
                  (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
     a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
+    a->steady_span = -1;
+    a->scoring[1] = a->scoring[0];
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
-        toy_kv__angles(TOY_KV_BLOCK, a->step);
+        toy_kv__span_angles(a->step);
     for (t = 0; t < TOY_KV_N_SINK && t < n_tokens; t += n) {
         n = (TOY_KV_N_SINK < n_tokens ? TOY_KV_N_SINK : n_tokens) - t;
         n = n > TOY_KV_BLOCK ? TOY_KV_BLOCK : n;
