@@ -43,8 +43,8 @@ typedef struct gen_prediction {
 /* Which pairs and channels of a head turn from block to block in frame BLOCK; the others keep the
  * same turn for VQKVC_STEADY_SPAN tokens at least. */
 typedef struct gen_turning {
-    int steady_pairs, steady_dims;
-    int pairs[VQKVC_MAX_HEAD_DIM / 2]; /* [n_rot / 2] steady ones, then turning ones */
+    int n_pairs, steady_pairs, steady_dims;
+    int pairs[VQKVC_MAX_HEAD_DIM / 2]; /* [n_pairs] steady ones, then turning ones */
     /* [head_dim] Steady channels: the first of each pair, the second of each, those without a pair;
      * then the turning ones alike. */
     int order[VQKVC_MAX_HEAD_DIM];

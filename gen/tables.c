@@ -211,6 +211,6 @@ void gen_print_turning(const vqkvc_plan *plan, const gen_lowered *low, vqkvc_buf
         "*/\n#define VQKV__STEADY_SPAN %d\n#define VQKV__STEADY_PAIRS %d\n"
         "#define VQKV__STEADY_DIMS %d\n",
         VQKVC_STEADY_SPAN, t->steady_pairs, t->steady_dims);
-    print_shorts("pairs", t->pairs, plan->geometry.n_rot / 2, out);
+    print_shorts("pairs", t->pairs, t->n_pairs, out);
     print_shorts("order", t->order, plan->geometry.head_dim, out);
 }

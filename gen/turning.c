@@ -13,7 +13,7 @@ void gen_lower_turning(const vqkvc_plan *plan, gen_turning *out)
 {
     const vqkvc_geometry *g = &plan->geometry;
     vqkvc_key_frame frame = {VQKVC_FRAME_BLOCK, plan->block, plan->stretch, 0};
-    int half = g->n_rot / 2, n = 0, at = 0;
+    int n_rot = g->rope_layout == VQKVC_ROPE_NONE ? 0 : g->n_rot, half = n_rot / 2, n = 0, at = 0;
     for (int turns = 0; turns < 2; turns++) {
         for (int i = 0; i < half; i++)
             if (vqkvc_frame_is_turning(g, &frame, channel_of(g, i, 0)) == turns)
@@ -26,11 +26,12 @@ void gen_lower_turning(const vqkvc_plan *plan, gen_turning *out)
         for (int which = 0; which < 2; which++)
             for (int i = from; i < to; i++)
                 out->order[at++] = channel_of(g, out->pairs[i], which);
-        for (int c = g->n_rot; c < g->head_dim && !turns; c++)
+        for (int c = n_rot; c < g->head_dim && !turns; c++)
             out->order[at++] = c;
         if (!turns)
             out->steady_dims = at;
     }
+    out->n_pairs = half;
 }
 
 void gen_mark_steady(const vqkvc_plan *plan, const vqkvc_stream *s, gen_stream *stream,

@@ -132,7 +132,6 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->scoring[0].lanes =
         (unsigned char *)vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * VQKV__MAX_ROWS);
     a->scoring[0].unit = vqkv__take(&room, 2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS);
-    a->scoring[1] = a->scoring[0];
     a->map[0].words = (short *)vqkv__take(&room, (size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2);
     a->map[0].scale = vqkv__take(&room, 2 * VQKV__MAX_COLUMNS);
     a->map_base = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_COLUMNS);

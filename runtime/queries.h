@@ -122,6 +122,8 @@ static void vqkv__fill_maps(vqkv__pass *a)
             map->columns += VQKV__COLUMNS(part.n_out);
         }
     }
+    /* what lies behind the mean of a stream is never set, but added */
+    memset(a->map_base, 0, sizeof(float) * (size_t)(a->rows * a->map[1].columns));
     for (r = 0; r < a->rows; r++) {
         const float *x = a->q + r * VQKV_HEAD_DIM;
         float top = 0.0f;

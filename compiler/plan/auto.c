@@ -15,8 +15,14 @@ enum {
      * enough, which is dear in a short cache. */
     BLOCK = 64,
     TURNED_BLOCK = 128,
-    SHORT_CACHE = 4096
+    LONG_CACHE = 4096 /* tokens */
 };
+
+/* Whether the cache is said to be much longer than what probes see. */
+static int is_long(const vqkvc_auto_params *p)
+{
+    return p->tables_at >= LONG_CACHE;
+}
 
 static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
 {
@@ -30,7 +36,7 @@ static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
     if (p.window.n_recent <= 0)
         p.window.n_recent = 32;
     if (p.window.block <= 0) {
-        int is_short = p.tables_at > 0 && p.tables_at < SHORT_CACHE;
+        int is_short = p.tables_at > 0 && !is_long(&p);
         p.window.block = p.frame == VQKVC_FRAME_BLOCK && !is_short ? TURNED_BLOCK : BLOCK;
     }
     if (p.seed == 0)
@@ -56,9 +62,10 @@ static void set_frame(vqkvc_auto_params *p, const vqkvc_geometry *g, vqkvc_frame
 static char *settings_text(const vqkvc_auto_params *p, vqkvc_arena *arena, vqkvc_err *err)
 {
     return vqkvc_arena_printf(arena, err,
-                              "frame=%d spans=%d block=%d seed=%llu metric=%d probes=%s",
+                              "frame=%d spans=%d block=%d seed=%llu metric=%d probes=%s%s",
                               (int)p->frame, p->spans, p->window.block, (unsigned long long)p->seed,
-                              !p->no_metric, p->sensitivity != NULL ? p->probes.hex : "none");
+                              !p->no_metric, p->sensitivity != NULL ? p->probes.hex : "none",
+                              p->sensitivity != NULL && is_long(p) ? " raised" : "");
 }
 
 /* x [n, n_in] loses what `stream` codes of it. */
@@ -219,7 +226,16 @@ static vqkvc_code make_metrics(const vqkvc_capture *c, const vqkvc_auto_params *
         vqkvc_metrics_level(c, m);
     vqkvc_key_frame frame = vqkvc_auto_frame(p);
     if (p->sensitivity != NULL) {
-        VQKVC_TRY(vqkvc_metrics_weigh(c, p->sensitivity, p->seed, m, err));
+        vqkvc_sensitivity s = *p->sensitivity;
+        if (is_long(p)) {
+            size_t n = 2 * (size_t)c->geometry.n_layers * (size_t)c->geometry.n_kv_heads;
+            double *raised = vqkvc_arena_alloc(arena, n * (size_t)s.groups, sizeof(double), err);
+            if (raised == NULL)
+                return err->code;
+            vqkvc_sensitivity_raise(&c->geometry, s, raised);
+            s.at = raised;
+        }
+        VQKVC_TRY(vqkvc_metrics_weigh(c, &s, p->seed, m, err));
         VQKVC_TRY(vqkvc_metrics_turn(c, &frame, m, err));
     }
     for (int h = 0; h < c->geometry.n_layers * c->geometry.n_kv_heads; h++)

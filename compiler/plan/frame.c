@@ -18,6 +18,8 @@ int vqkvc_frame_span(int block, uint8_t stretch)
 int64_t vqkvc_frame_base(const vqkvc_plan *plan, int pair, int64_t position)
 {
     int span = vqkvc_frame_span(plan->block, plan->stretch[pair]);
+    if (plan->stretch[pair] == 0) /* the block's own first token, wherever blocks begin */
+        return position;
     return span > 0 ? position - (position - plan->n_sink) % span : 0;
 }
 
@@ -43,15 +45,20 @@ int vqkvc_frame_is_steady(const vqkvc_plan *plan, const vqkvc_stream *s, int fir
 {
     const vqkvc_key_frame frame = {s->frame, plan->block, plan->stretch, 0};
     const vqkvc_geometry *g = &plan->geometry;
+    int steady = 0;
     if (s->members[0].part != VQKVC_PART_K || s->frame != VQKVC_FRAME_BLOCK ||
         s->transform != VQKVC_TRANSFORM_BASIS)
         return 0;
-    for (int i = 0; i < s->n_in; i++)
-        for (int j = first; j < first + n && vqkvc_frame_is_turning(g, &frame, i % g->head_dim);
-             j++)
+    for (int i = 0; i < s->n_in; i++) {
+        if (!vqkvc_frame_is_turning(g, &frame, i % g->head_dim)) {
+            steady = 1;
+            continue;
+        }
+        for (int j = first; j < first + n; j++)
             if (vqkvc_table_at(&plan->tables[s->dec], i, j) != 0)
                 return 0;
-    return 1;
+    }
+    return steady;
 }
 
 void vqkvc_frame_separate(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int n,

@@ -34,7 +34,7 @@ int vqkvc_frame_is_turning(const vqkvc_geometry *g, const vqkvc_key_frame *frame
 /* The part of a head's channels that is turning. */
 double vqkvc_frame_turning_share(const vqkvc_geometry *g, const vqkvc_key_frame *frame);
 /* Whether a stream's latents first .. first + n - 1 are steady: keys in frame BLOCK, in a basis in
- * which no turning channel of any member has a part in them. */
+ * which no turning channel of any member has a part in them, though some channel is steady. */
 int vqkvc_frame_is_steady(const vqkvc_plan *plan, const vqkvc_stream *s, int first, int n);
 
 /* With bands, steady and turning channels become independent in a second moment of heads joined, in

@@ -211,9 +211,10 @@ static vqkvc_code add_part(const kvquant *q, vqkvc_plan *plan, vqkvc_part part, 
     vqkvc_run *run = s == NULL ? NULL : vqkvc_plan_set_runs(plan, s, 1, err);
     if (run == NULL)
         return err->code;
-    VQKVC_TRY(vqkvc_sample_members(q->capture, s->members, s->n_members,
-                                   &(vqkvc_key_frame){s->frame, plan->block, NULL, 0}, q->seed,
-                                   q->x, err));
+    VQKVC_TRY(vqkvc_sample_members(
+        q->capture, s->members, s->n_members,
+        &(vqkvc_key_frame){.frame = is_key ? VQKVC_FRAME_PRE : VQKVC_FRAME_POST}, q->seed, q->x,
+        err));
     s->outliers = q->outliers;
     if (is_key)
         s->frame = VQKVC_FRAME_PRE;

@@ -1,4 +1,6 @@
 /* Measured sensitivities and rotations, put into the metrics. */
+#include <float.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,6 +45,25 @@ static void weigh(const vqkvc_basis *b, const double *s, int groups, double *met
             for (int r = 0; r < dim; r++)
                 for (int c = 0; c < dim; c++)
                     metric[r * dim + c] += s[group] * b->enc[r * dim + j] * b->enc[c * dim + j];
+}
+
+/* The geometric mean of one part's sensitivities, [heads * groups]. */
+static double typical(const double *s, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += log(s[i] > DBL_MIN ? s[i] : DBL_MIN);
+    return exp(sum / n);
+}
+
+void vqkvc_sensitivity_raise(const vqkvc_geometry *g, vqkvc_sensitivity s, double *raised)
+{
+    int n = g->n_layers * g->n_kv_heads * s.groups;
+    for (int part = 0; part < 2; part++) {
+        double least = typical(s.at + part * n, n);
+        for (int i = part * n; i < (part + 1) * n; i++)
+            raised[i] = s.at[i] > least ? s.at[i] : least;
+    }
 }
 
 vqkvc_code vqkvc_metrics_weigh(const vqkvc_capture *c, const vqkvc_sensitivity *sensitivity,

@@ -130,7 +130,7 @@ __device__ inline void angle(int position, int pair, float *c, float *s)
 __device__ inline int base_of(int pair, int position)
 {
     int span = vqkv__spans[pair];
-    return span > 0 ? position - (position - n_sink) % span : 0;
+    return span > 0 ? position - ((position - n_sink) & (span - 1)) : 0; // a power of two
 }
 
 /* The channels of a pair. */
