@@ -1,5 +1,7 @@
 #include "gen/turning.h"
 
+#include <stddef.h>
+
 #include "plan/frame.h"
 
 /* Channel 0 or 1 of a pair. */
@@ -37,12 +39,9 @@ void gen_lower_turning(const vqkvc_plan *plan, gen_turning *out)
 void gen_mark_steady(const vqkvc_plan *plan, const vqkvc_stream *s, gen_stream *stream,
                      gen_run *runs)
 {
-    stream->n_steady = 0;
-    for (int r = 0; r < stream->n_runs; r++) {
-        int n = runs[r].planes / runs[r].stages * runs[r].width;
-        if (!vqkvc_frame_is_steady(plan, s, runs[r].first, n))
-            return;
-        runs[r].steady = 1;
-        stream->n_steady = runs[r].first + n;
-    }
+    int n = vqkvc_frame_steady_runs(plan, s);
+    const vqkvc_run *last = n > 0 ? &s->runs[n - 1] : NULL;
+    stream->n_steady = last != NULL ? last->first + last->groups * last->width : 0;
+    for (int r = 0; r < stream->n_runs; r++)
+        runs[r].steady = runs[r].first < stream->n_steady;
 }

@@ -65,7 +65,7 @@ VQKV__INLINE void vqkv__queue(vqkv__pass *a, const vqkv__use *uses, int n, int b
     for (u = 0; u < n; u++) {
         const unsigned char *p = vqkv__codes(a->kv, uses[u].stream, block);
         const int bytes = vqkv__streams[uses[u].stream].bytes;
-        const int list = bytes > VQKV__MAX_NEAR ? 1 : far;
+        const int list = far || bytes > VQKV__MAX_NEAR;
         if (q->n[list] < VQKV__ASKED) {
             q->first[list][q->n[list]] = p;
             q->last[list][q->n[list]++] = p + bytes;
@@ -212,7 +212,7 @@ static void vqkv__attend_rows(vqkv__pass *a)
                  (a->ops->bytes->map_words != NULL || a->k_frame != VQKV__BLOCKWISE);
     a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
-    a->steady_span = -1;
+    a->steady_number = -1;
     a->scoring[1] = a->scoring[0];
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)

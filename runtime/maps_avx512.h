@@ -18,13 +18,13 @@ VQKV__INLINE_avx512 __mmask16 vqkv__map_real_avx512(int n_out, int i)
 
 /* Columns i .. i + 15 of the part's row d, without scales; the mean where they end. */
 VQKV__INLINE_avx512 __m512 vqkv__map_row_avx512(const vqkv__matrix *table,
-                                                const unsigned char *mean, const vqkv__part *part,
+                                                const unsigned char *mean, const vqkv__slice *slice,
                                                 int d, int i)
 {
-    int left = part->n_out - i;
-    __mmask16 real = vqkv__map_real_avx512(part->n_out, i);
-    size_t row = (size_t)part->row[d];
-    size_t at = row * (size_t)part->columns + (size_t)(part->first + i);
+    int left = slice->n_out - i;
+    __mmask16 real = vqkv__map_real_avx512(slice->n_out, i);
+    size_t row = (size_t)slice->row[d];
+    size_t at = row * (size_t)slice->columns + (size_t)(slice->first + i);
     __m512 x;
     if (table->scale != NULL)
         x = _mm512_maskz_cvtepi32_ps(
@@ -43,17 +43,17 @@ VQKV__INLINE_avx512 __m512 vqkv__map_row_avx512(const vqkv__matrix *table,
 
 VQKV__TARGET_avx512 static void vqkv__map_basis_avx512(vqkv__matrix table,
                                                        const unsigned char *mean,
-                                                       const vqkv__part *part, short *words,
+                                                       const vqkv__slice *slice, short *words,
                                                        float *scale)
 {
-    const int n_in = part->n_in, n_out = part->n_out;
+    const int n_in = slice->n_in, n_out = slice->n_out;
     int i, d;
     for (i = 0; i <= n_out; i += 16) {
         __m512 high = _mm512_setzero_ps(), factor;
         __mmask16 some;
         for (d = 0; d < n_in; d++)
             high =
-                _mm512_max_ps(high, _mm512_abs_ps(vqkv__map_row_avx512(&table, mean, part, d, i)));
+                _mm512_max_ps(high, _mm512_abs_ps(vqkv__map_row_avx512(&table, mean, slice, d, i)));
         if (table.scale != NULL) /* bytes are words of 16 units, exactly */
             high = _mm512_mask_mov_ps(high, vqkv__map_real_avx512(n_out, i),
                                       _mm512_set1_ps(VQKV__MAP_TOP / 16.0f));
@@ -61,15 +61,15 @@ VQKV__TARGET_avx512 static void vqkv__map_basis_avx512(vqkv__matrix table,
         factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(VQKV__MAP_TOP), high);
         if (table.scale != NULL) {
             __mmask16 real = vqkv__map_real_avx512(n_out, i);
-            __m256i half =
-                _mm256_maskz_loadu_epi16(real, (const void *)(table.scale + 2 * (part->first + i)));
+            __m256i half = _mm256_maskz_loadu_epi16(
+                real, (const void *)(table.scale + 2 * (slice->first + i)));
             high =
                 _mm512_mask_mul_ps(high, real, high, _mm512_maskz_cvtph_ps(VQKV__ALL_avx512, half));
         }
         _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / VQKV__MAP_TOP)));
         for (d = 0; d < n_in; d += 2, words += 32) {
-            __m512 x = vqkv__map_row_avx512(&table, mean, part, d, i);
-            __m512 y = vqkv__map_row_avx512(&table, mean, part, d + 1, i);
+            __m512 x = vqkv__map_row_avx512(&table, mean, slice, d, i);
+            __m512 y = vqkv__map_row_avx512(&table, mean, slice, d + 1, i);
             __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
             __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
             _mm512_storeu_si512((void *)words,

@@ -7,7 +7,8 @@
 #define VQKV__TILE       (1024 / VQKV_BLOCK)
 #define VQKV__MAP_BLOCKS (VQKV__TILE < 8 ? VQKV__TILE : 8)
 
-/* Codes to ask for while blocks are scored, stream by stream: [0] of keys, [1] of values. */
+/* Codes to ask for while blocks are scored, stream by stream: [0] near, of keys that are few enough
+ * for the first-level cache, [1] far, of the other keys and of values. */
 typedef struct vqkv__ahead {
     vqkv__asked now; /* the streams at hand */
     int n[2], next[2];
@@ -53,9 +54,9 @@ typedef struct vqkv__pass {
     float *map_base;    /* [rows, columns] what steady channels make of the latter */
     short *map_queries; /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
     float *mapped;      /* [MAP_BLOCKS, rows, columns] the same in latents */
-    float *pairs;       /* [rows, HEAD_DIM] queries, channels in the order of vqkv__order */
+    float *ordered;     /* [rows, HEAD_DIM] queries, channels in the order of vqkv__order */
     int batches;        /* queries are mapped in batches */
-    int steady_span;    /* that steady runs are ready for, -1: none */
+    int steady_number;  /* of the span that steady runs are ready for, -1: none */
     float map_unit[VQKV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
@@ -134,8 +135,8 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->scoring[0].unit = vqkv__take(&room, 2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS);
     a->map[0].words = (short *)vqkv__take(&room, (size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2);
     a->map[0].scale = vqkv__take(&room, 2 * VQKV__MAX_COLUMNS);
+    a->ordered = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
     a->map_base = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_COLUMNS);
-    a->pairs = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
     a->map_queries =
         (short *)vqkv__take(&room, VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2);
     a->mapped = vqkv__take(&room, (size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS);

@@ -2,10 +2,10 @@
  * scores are looked up with. Where every block has a frame of its own, this is done for a batch of
  * blocks at once: one product of all their queries with the basis. */
 
-/* Cosines and sines of the angles that queries turn back by for a block at `position`: of pairs
- * from
- * .. to - 1 of vqkv__pairs, in a->cs [2, N_ROT / 2]. Where it lies `unit` tokens behind `previous`,
- * pairs whose span begins go on by one complex product; all start afresh every 64 units. */
+/* Cosines and sines of the angles that queries turn back by for a block at `position`, in a->cs [2,
+ * N_ROT / 2]: of the pairs that vqkv__pairs has at from .. to - 1. Where it lies `unit` tokens
+ * behind `previous`, pairs whose span begins go on by one complex product; all start afresh every
+ * 64 units. */
 static void vqkv__turn_angles(vqkv__pass *a, int from, int to, int position, int previous, int unit)
 {
     float *c = a->cs, *s = a->cs + VQKV_N_ROT / 2;
@@ -101,9 +101,9 @@ static void vqkv__fill_maps(vqkv__pass *a)
     int band, u, r, i;
     for (band = 0; band < 2; band++) {
         vqkv__map *map = &a->map[band];
-        vqkv__part part;
-        part.row = vqkv__order + (band ? VQKV__STEADY_DIMS : 0);
-        part.n_in = map->n_in = band ? VQKV_HEAD_DIM - VQKV__STEADY_DIMS : VQKV__STEADY_DIMS;
+        vqkv__slice slice;
+        slice.row = vqkv__order + (band ? VQKV__STEADY_DIMS : 0);
+        slice.n_in = map->n_in = band ? VQKV_HEAD_DIM - VQKV__STEADY_DIMS : VQKV__STEADY_DIMS;
         map->columns = 0;
         if (band) {
             map->words = a->map[0].words + (size_t)a->map[0].columns * (size_t)a->map[0].n_in;
@@ -112,14 +112,14 @@ static void vqkv__fill_maps(vqkv__pass *a)
         for (u = 0; u < a->n_k_uses; u++) {
             const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
             int row = a->k_uses[u].member * VQKV_HEAD_DIM;
-            part.first = vqkv__before(a, s, band);
-            part.n_out = s->n_latents - part.first;
-            part.columns = s->n_latents;
+            slice.first = vqkv__before(a, s, band);
+            slice.n_out = s->n_latents - slice.first;
+            slice.columns = s->n_latents;
             a->ops->bytes->map_basis(vqkv__basis(s, s->dec, a->k_uses[u].member),
-                                     s->mean < 0 ? NULL : vqkv__table(s->mean + row), &part,
-                                     map->words + (size_t)map->columns * (size_t)part.n_in,
+                                     s->mean < 0 ? NULL : vqkv__table(s->mean + row), &slice,
+                                     map->words + (size_t)map->columns * (size_t)slice.n_in,
                                      map->scale + map->columns);
-            map->columns += VQKV__COLUMNS(part.n_out);
+            map->columns += VQKV__COLUMNS(slice.n_out);
         }
     }
     /* what lies behind the mean of a stream is never set, but added */
@@ -128,7 +128,7 @@ static void vqkv__fill_maps(vqkv__pass *a)
         const float *x = a->q + r * VQKV_HEAD_DIM;
         float top = 0.0f;
         for (i = 0; i < VQKV_HEAD_DIM; i++) {
-            a->pairs[r * VQKV_HEAD_DIM + i] = x[vqkv__order[i]];
+            a->ordered[r * VQKV_HEAD_DIM + i] = x[vqkv__order[i]];
             top += x[i] * x[i];
         }
         a->map_unit[r] = sqrtf(top) / limit;
@@ -143,7 +143,7 @@ static void vqkv__turn_band(vqkv__pass *a, const float *c, const float *s, int p
 {
     int r;
     for (r = 0; r < a->rows; r++, words += n) {
-        const float *x = a->pairs + r * VQKV_HEAD_DIM + at;
+        const float *x = a->ordered + r * VQKV_HEAD_DIM + at;
         a->ops->bytes->turn_words(x, c, s, pairs, a->map_unit[r], words);
         if (n > 2 * pairs)
             a->ops->bytes->to_words(x + 2 * pairs, n - 2 * pairs, a->map_unit[r],
@@ -319,8 +319,8 @@ static void vqkv__keep_base(vqkv__pass *a, const float *mapped)
     }
 }
 
-/* Which span of steady channels a block at `position` is in. */
-static inline int vqkv__steady_span(int position)
+/* The number of the span of steady channels that a block at `position` is in. */
+static inline int vqkv__steady_number(int position)
 {
     return (position - VQKV_N_SINK) / VQKV__STEADY_SPAN;
 }
@@ -330,12 +330,12 @@ static inline int vqkv__steady_span(int position)
 static void vqkv__fill_steady(vqkv__pass *a, int position)
 {
     const int pairs = VQKV__STEADY_PAIRS, unit = VQKV__STEADY_SPAN;
-    int span = vqkv__steady_span(position), before = a->steady_span;
+    int number = vqkv__steady_number(position), last = a->steady_number;
     vqkv__scoring end;
-    if (VQKV__STEADY_DIMS == 0 || span == before)
+    if (VQKV__STEADY_DIMS == 0 || number == last)
         return;
-    vqkv__turn_angles(a, 0, pairs, VQKV_N_SINK + span * unit,
-                      before < 0 ? -1 : VQKV_N_SINK + before * unit, unit);
+    vqkv__turn_angles(a, 0, pairs, VQKV_N_SINK + number * unit,
+                      last < 0 ? -1 : VQKV_N_SINK + last * unit, unit);
     vqkv__turn_band(a, a->cs, a->cs + VQKV_N_ROT / 2, pairs, 0, a->map[0].n_in, a->map_queries);
     vqkv__map_band(a, 0, a->rows, NULL, a->mapped);
     vqkv__keep_base(a, a->mapped);
@@ -343,7 +343,7 @@ static void vqkv__fill_steady(vqkv__pass *a, int position)
     end.table = a->scoring[1].table; /* codewords are there already */
     end.scale = a->scoring[1].scale;
     a->scoring[1] = end;
-    a->steady_span = span;
+    a->steady_number = number;
 }
 
 /* The queries of some of the n blocks from `entries` on in latents of turning runs: a->mapped.
@@ -356,7 +356,7 @@ static int vqkv__map_batch(vqkv__pass *a, const vqkv__entry *entries, int n, int
     int b;
     vqkv__fill_steady(a, entries[0].position);
     for (b = 0; b < n && b < VQKV__MAP_BLOCKS; b++) {
-        if (VQKV__STEADY_DIMS > 0 && vqkv__steady_span(entries[b].position) != a->steady_span)
+        if (VQKV__STEADY_DIMS > 0 && vqkv__steady_number(entries[b].position) != a->steady_number)
             break;
         vqkv__turn_angles(a, first, all, entries[b].position, previous, VQKV_BLOCK);
         vqkv__turn_band(a, c, c + all, all - first, VQKV__STEADY_DIMS, n_in,

@@ -99,10 +99,10 @@ typedef struct vqkv__packed {
 #define VQKV__COLUMNS(n) (((n) + 16) / 16 * 16)
 
 /* Columns first .. first + n_out - 1, rows row[0 .. n_in - 1], of a matrix of `columns`. */
-typedef struct vqkv__part {
+typedef struct vqkv__slice {
     const short *row;
     int n_in, first, n_out, columns;
-} vqkv__part;
+} vqkv__slice;
 
 /* Groups of a run's channels that meet a query together in a 32-bit lane. */
 static inline int vqkv__dot_groups(const vqkv__run *run)
@@ -112,8 +112,8 @@ static inline int vqkv__dot_groups(const vqkv__run *run)
 }
 
 /* What kernels ask the memory for, a line now and then: all at once would fill the queue of misses,
- * and what is at work would wait for its end. Codes of keys that come next, into the first-level
- * cache, and of values, which have more time. Kernels hold it in registers. */
+ * and what is at work would wait for its end. Codes that come next: `keys` into the first-level
+ * cache, `values` and keys that would fill it into the second. Kernels hold it in registers. */
 typedef struct vqkv__asked {
     const unsigned char *keys, *keys_end, *values, *values_end;
 } vqkv__asked;
@@ -133,7 +133,7 @@ typedef struct vqkv__byte_ops {
      * through tables. */
     /* Some rows of a basis and of its mean, binary16 or NULL, which is one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
-    void (*map_basis)(vqkv__matrix, const unsigned char *, const vqkv__part *, short *, float *);
+    void (*map_basis)(vqkv__matrix, const unsigned char *, const vqkv__slice *, short *, float *);
     /* x [n] in words that count `unit` each. */
     void (*to_words)(const float *, int, float, short *);
     /* The same of x [2, pairs] turned back by cosines and sines [pairs]. */

@@ -22,11 +22,12 @@ static const struct {
     {"higgs2", 32, 0.42f}, {"wide", 8, 0.38f}, /* wide codes, a group of five */
     {"shifts", 8, 0.72f},                      /* all rebuilt, a group of nine: two passes */
     {"chain", 0, 0.7f},                        /* predicted */
+    {"bands", 16, 0},                          /* chunks in several spans */
     {"q4_0", 0, 0.09f},                        /* negative weights */
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
-static int case_indices[N_CASES] = {0, 1, 2, 3, 4, 5, 6, 7};
+static int case_indices[N_CASES] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
 
 TestSuite(sparse, .init = make_dir, .fini = remove_dir, .timeout = TEST_SECONDS);
 

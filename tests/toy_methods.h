@@ -92,6 +92,23 @@ static inline void toy_falling(vqkvc_plan *plan, const toy_case *c)
     }
 }
 
+/* The same, but the first latents have a part in nothing. */
+static inline void toy_idle(vqkvc_plan *plan, const toy_case *c)
+{
+    toy_falling(plan, c);
+    for (int i = 0; i < plan->n_streams; i++) {
+        const vqkvc_stream *s = &plan->streams[i];
+        for (int at = 0; at < s->n_in * s->n_latents && s->dec >= 0; at++)
+            for (int which = 0; which < 2 && at % s->n_latents < s->runs[0].groups; which++) {
+                vqkvc_table *t = &plan->tables[which ? s->enc : s->dec];
+                if (t->f16 != NULL)
+                    t->f16[at] = 0;
+                else
+                    t->bytes[at] = 0;
+            }
+    }
+}
+
 /* Spans of every length: the pairs by turns. */
 static inline void toy_stretch(vqkvc_plan *plan)
 {

@@ -27,6 +27,8 @@ static const toy_case toy_cases[] = {
     {"outliers", NULL, 3, 1, 2, 96, HALVES, 96, 0, 8, 32, POST, NO_GAIN, 0, 0, 0, 0, toy_outliers},
     {"chain", NULL, 3, 2, 3, 24, HALVES, 16, 4, 16, 32, PRE, NO_GAIN, 0, 0, 0, 0, toy_chain},
     {"falling", NULL, 1, 2, 5, 48, HALVES, 48, 4, 24, 64, IN_BLOCK, RMS, 8, 1, 1, 1, toy_falling},
+    {"still", NULL, 1, 1, 2, 48, UNTURNED, 48, 4, 24, 64, IN_BLOCK, RMS, 8, 1, 1, 1, toy_falling},
+    {"idle", NULL, 1, 2, 5, 48, HALVES, 48, 4, 24, 64, IN_BLOCK, RMS, 8, 1, 1, 1, toy_idle},
     {"bands", NULL, 2, 1, 5, 48, HALVES, 40, 4, 24, 256, IN_BLOCK, RMS, 8, 1, 1, 1, toy_bands},
     {"spans", NULL, 2, 1, 2, 32, PAIRS, 32, 3, 16, 128, IN_BLOCK, RMS, 8, 1, 1, 0, toy_spans},
 };

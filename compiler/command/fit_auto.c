@@ -176,9 +176,9 @@ static vqkvc_code params_of(const vqkvc_options *o, vqkvc_auto_params *p, int *g
         .max_ns = o->max_ns,
         .any_frame = o->max_ns > 0 && o->block == 0 && strcmp(o->frame, "best") == 0,
         .frame = frame_of(o),
-        .spans = strcmp(o->frame, "bands") == 0   ? 2
-                 : strcmp(o->frame, "spans") == 0 ? 1
-                                                  : 0,
+        .spans = strcmp(o->frame, "bands") == 0   ? VQKVC_SPANS_BANDS
+                 : strcmp(o->frame, "spans") == 0 ? VQKVC_SPANS_LONG
+                                                  : VQKVC_SPANS_BLOCK,
         .window = {.n_sink = o->sink, .n_recent = o->recent, .block = o->block},
         .seed = o->seed};
     return leave_out_all(o->without, p, groups, err);

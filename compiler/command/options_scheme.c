@@ -118,7 +118,7 @@ const vqkvc_option vqkvc_options_scheme[] = {
      .help = "of auto: which rotation coded keys carry; pre is none, and attention rebuilds keys; "
              "spans are block, with slow and fast pairs turned seldom or never, bands these with "
              "latents of their own for the others: each takes less time and loses more; best is "
-             "pre without a limit on the scan, else block"},
+             "pre without a limit on the scan, with --max-ns what loses least, else block"},
     {.name = "share",
      .arg = "model|layer|head",
      .type = VQKVC_OPT_CHOICE,

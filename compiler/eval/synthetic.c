@@ -7,6 +7,7 @@
 
 #include "base/half.h"
 #include "base/rng.h"
+#include "plan/auto.h"
 #include "plan/bands.h"
 #include "plan/frame.h"
 
@@ -24,7 +25,6 @@ typedef struct pattern {
 typedef struct recipe {
     const char *name;
     vqkvc_frame frame;         /* of keys */
-    int spans;                 /* as in vqkvc_auto_params */
     pattern own[2], shared[2]; /* K, V */
 } recipe;
 
@@ -40,44 +40,26 @@ typedef struct mix {
 static const recipe recipes[] = {
     {"auto1",
      VQKVC_FRAME_POST,
-     0,
      {{4, {{3, 1, 1}, {8, 2, 1}, {5, 4, 1}, {3, 8, 1}}}, {3, {{5, 2, 1}, {5, 4, 1}, {2, 8, 1}}}},
      {{0}}},
     {"auto2",
      VQKVC_FRAME_POST,
-     0,
      {{3, {{20, 1, 1}, {14, 2, 1}, {4, 4, 1}}}, {4, {{8, 1, 1}, {12, 2, 1}, {3, 4, 1}, {1, 8, 1}}}},
      {{0}}},
     {"auto2b",
      VQKVC_FRAME_BLOCK,
-     0,
      {{3, {{20, 1, 1}, {14, 2, 1}, {4, 4, 1}}}, {4, {{8, 1, 1}, {12, 2, 1}, {3, 4, 1}, {1, 8, 1}}}},
      {{0}}},
     {"auto3",
      VQKVC_FRAME_POST,
-     0,
      {{2, {{52, 1, 1}, {6, 2, 1}}}, {3, {{22, 1, 1}, {14, 2, 1}, {3, 4, 1}}}},
      {{0}}},
     {"auto4",
      VQKVC_FRAME_POST,
-     0,
      {{3, {{8, 1, 2}, {46, 1, 1}, {5, 2, 1}}}, {3, {{2, 1, 2}, {42, 1, 1}, {9, 2, 1}}}},
      {{0}}},
     {"auto2s",
      VQKVC_FRAME_BLOCK,
-     0,
-     {{2, {{24, 2, 1}, {4, 4, 1}}}, {3, {{17, 2, 1}, {4, 4, 1}, {1, 8, 1}}}},
-     {{4, {{36, 1, 1}, {22, 2, 1}, {13, 4, 1}, {7, 8, 1}}},
-      {4, {{8, 1, 1}, {25, 2, 1}, {7, 4, 1}, {3, 8, 1}}}}},
-    {"auto2s-spans",
-     VQKVC_FRAME_BLOCK,
-     1,
-     {{2, {{24, 2, 1}, {4, 4, 1}}}, {3, {{17, 2, 1}, {4, 4, 1}, {1, 8, 1}}}},
-     {{4, {{36, 1, 1}, {22, 2, 1}, {13, 4, 1}, {7, 8, 1}}},
-      {4, {{8, 1, 1}, {25, 2, 1}, {7, 4, 1}, {3, 8, 1}}}}},
-    {"auto2s-bands",
-     VQKVC_FRAME_BLOCK,
-     2,
      {{2, {{24, 2, 1}, {4, 4, 1}}}, {3, {{17, 2, 1}, {4, 4, 1}, {1, 8, 1}}}},
      {{4, {{36, 1, 1}, {22, 2, 1}, {13, 4, 1}, {7, 8, 1}}},
       {4, {{8, 1, 1}, {25, 2, 1}, {7, 4, 1}, {3, 8, 1}}}}},
@@ -281,12 +263,13 @@ static vqkvc_code add_stream(vqkvc_plan *plan, const vqkvc_key_frame *frame, con
     return err->code;
 }
 
-static vqkvc_code add_streams(vqkvc_plan *plan, const recipe *r, vqkvc_err *err)
+static vqkvc_code add_streams(vqkvc_plan *plan, const recipe *r, vqkvc_spans spans, vqkvc_err *err)
 {
     const vqkvc_geometry *g = &plan->geometry;
-    const vqkvc_key_frame frame = {r->frame, plan->block, plan->stretch, r->spans > 1};
-    if (r->spans > 0)
-        vqkvc_frame_stretch(g, plan->block, r->spans > 1, plan->stretch);
+    int bands = spans == VQKVC_SPANS_BANDS;
+    const vqkvc_key_frame frame = {r->frame, plan->block, plan->stretch, bands};
+    if (spans != VQKVC_SPANS_BLOCK)
+        vqkvc_frame_stretch(g, plan->block, bands, plan->stretch);
     for (int part = 0; part < 2; part++)
         for (int head = 0; head < g->n_kv_heads; head++) {
             VQKVC_TRY(add_stream(plan, &frame, &r->shared[part], (vqkvc_part)part, 0, g->n_layers,
@@ -298,18 +281,31 @@ static vqkvc_code add_streams(vqkvc_plan *plan, const recipe *r, vqkvc_err *err)
     return vqkvc_plan_validate(plan, err);
 }
 
+/* Whether `scheme` is the recipe, and with what spans: "auto2s", "auto2s-spans", "auto2s-bands". */
+static int is_recipe(const recipe *r, const char *scheme, vqkvc_spans *spans)
+{
+    size_t n = strlen(r->name);
+    if (strncmp(scheme, r->name, n) != 0)
+        return 0;
+    *spans = strcmp(scheme + n, "-bands") == 0   ? VQKVC_SPANS_BANDS
+             : strcmp(scheme + n, "-spans") == 0 ? VQKVC_SPANS_LONG
+                                                 : VQKVC_SPANS_BLOCK;
+    return scheme[n] == '\0' || (*spans != VQKVC_SPANS_BLOCK && r->frame == VQKVC_FRAME_BLOCK);
+}
+
 vqkvc_code vqkvc_synthetic_plan(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
                                 int block, vqkvc_err *err)
 {
     vqkvc_window window = {-1, -1, block};
     for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
-        if (strcmp(recipes[i].name, scheme) != 0)
+        vqkvc_spans spans;
+        if (!is_recipe(&recipes[i], scheme, &spans))
             continue;
         *plan = (vqkvc_plan){.geometry = *g, .n_sink = 4, .n_recent = 32, .block = block};
         if (block <= 0) /* as auto does it */
             plan->block = recipes[i].frame == VQKVC_FRAME_BLOCK ? 128 : 64;
         snprintf(plan->scheme, sizeof plan->scheme, "%s", scheme);
-        if (add_streams(plan, &recipes[i], err) != VQKVC_OK)
+        if (add_streams(plan, &recipes[i], spans, err) != VQKVC_OK)
             vqkvc_plan_free(plan);
         return err->code;
     }

@@ -46,14 +46,14 @@ static vqkvc_auto_params with_defaults(const vqkvc_auto_params *given)
 
 /* Frame of keys, tokens of a block, and the stretches that these make. */
 static void set_frame(vqkvc_auto_params *p, const vqkvc_geometry *g, vqkvc_frame frame, int block,
-                      int spans)
+                      vqkvc_spans spans)
 {
     p->frame = frame;
     p->window.block = block;
-    p->spans = frame == VQKVC_FRAME_BLOCK ? spans : 0;
+    p->spans = frame == VQKVC_FRAME_BLOCK ? spans : VQKVC_SPANS_BLOCK;
     memset(p->stretch, 0, sizeof p->stretch);
-    if (p->spans > 0)
-        vqkvc_frame_stretch(g, block, p->spans > 1, p->stretch);
+    if (p->spans != VQKVC_SPANS_BLOCK)
+        vqkvc_frame_stretch(g, block, p->spans == VQKVC_SPANS_BANDS, p->stretch);
     vqkvc_key_frame now = vqkvc_auto_frame(p);
     p->steady = 1 - vqkvc_frame_turning_share(g, &now);
 }
@@ -61,11 +61,11 @@ static void set_frame(vqkvc_auto_params *p, const vqkvc_geometry *g, vqkvc_frame
 /* Everything that the samples and metrics of a stream depend on besides the capture. */
 static char *settings_text(const vqkvc_auto_params *p, vqkvc_arena *arena, vqkvc_err *err)
 {
-    return vqkvc_arena_printf(arena, err,
-                              "frame=%d spans=%d block=%d seed=%llu metric=%d probes=%s%s",
-                              (int)p->frame, p->spans, p->window.block, (unsigned long long)p->seed,
-                              !p->no_metric, p->sensitivity != NULL ? p->probes.hex : "none",
-                              p->sensitivity != NULL && is_long(p) ? " raised" : "");
+    return vqkvc_arena_printf(
+        arena, err, "frame=%d spans=%d block=%d seed=%llu metric=%d probes=%s%s", (int)p->frame,
+        (int)p->spans, p->window.block, (unsigned long long)p->seed, !p->no_metric,
+        p->sensitivity != NULL ? p->probes.hex : "none",
+        p->sensitivity != NULL && is_long(p) ? " raised" : "");
 }
 
 /* x [n, n_in] loses what `stream` codes of it. */
@@ -325,13 +325,17 @@ static vqkvc_code make_in_time(vqkvc_plan *plan, const vqkvc_capture *c, const v
  * often, keys rotated by their positions never. */
 static const struct {
     vqkvc_frame frame;
-    int block, spans;
+    int block;
+    vqkvc_spans spans;
 } candidates[] = {
-    {VQKVC_FRAME_BLOCK, 64, 0},  {VQKVC_FRAME_BLOCK, 64, 1},  {VQKVC_FRAME_BLOCK, 64, 2},
-    {VQKVC_FRAME_BLOCK, 128, 0}, {VQKVC_FRAME_BLOCK, 128, 1}, {VQKVC_FRAME_BLOCK, 128, 2},
-    {VQKVC_FRAME_BLOCK, 256, 0}, {VQKVC_FRAME_BLOCK, 256, 1}, {VQKVC_FRAME_BLOCK, 256, 2},
-    {VQKVC_FRAME_POST, 64, 0},
+    {VQKVC_FRAME_BLOCK, 64, VQKVC_SPANS_BLOCK},  {VQKVC_FRAME_BLOCK, 64, VQKVC_SPANS_LONG},
+    {VQKVC_FRAME_BLOCK, 64, VQKVC_SPANS_BANDS},  {VQKVC_FRAME_BLOCK, 128, VQKVC_SPANS_BLOCK},
+    {VQKVC_FRAME_BLOCK, 128, VQKVC_SPANS_LONG},  {VQKVC_FRAME_BLOCK, 128, VQKVC_SPANS_BANDS},
+    {VQKVC_FRAME_BLOCK, 256, VQKVC_SPANS_BLOCK}, {VQKVC_FRAME_BLOCK, 256, VQKVC_SPANS_LONG},
+    {VQKVC_FRAME_BLOCK, 256, VQKVC_SPANS_BANDS}, {VQKVC_FRAME_POST, 64, VQKVC_SPANS_BLOCK},
 };
+
+static const char *const spans_words[] = {"", " in spans", " in bands"};
 
 /* Sets frame and block of *p to those whose design loses least. */
 static vqkvc_code choose_frame(const vqkvc_capture *c, vqkvc_auto_params *p, const vqkvc_log *log,
@@ -349,11 +353,8 @@ static vqkvc_code choose_frame(const vqkvc_capture *c, vqkvc_auto_params *p, con
         if (make_metrics(c, p, &arena, &metrics, &mine) == VQKVC_OK &&
             vqkvc_search(c, p, &metrics, &arena, log, &design, &mine) == VQKVC_OK) {
             vqkvc_say(log, 1, "auto: keys %s%s, block %d: %.3f bits, %.2f ns, predicted loss %.4g",
-                      vqkvc_frame_word((int)p->frame),
-                      p->spans > 1   ? " in bands"
-                      : p->spans > 0 ? " in spans"
-                                     : "",
-                      p->window.block, design.bits, design.ns, design.loss);
+                      vqkvc_frame_word((int)p->frame), spans_words[p->spans], p->window.block,
+                      design.bits, design.ns, design.loss);
             if (best < 0 || design.loss < loss) {
                 best = (int)i;
                 loss = design.loss;

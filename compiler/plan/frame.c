@@ -61,6 +61,15 @@ int vqkvc_frame_is_steady(const vqkvc_plan *plan, const vqkvc_stream *s, int fir
     return steady;
 }
 
+int vqkvc_frame_steady_runs(const vqkvc_plan *plan, const vqkvc_stream *s)
+{
+    int n = 0;
+    while (n < s->n_runs &&
+           vqkvc_frame_is_steady(plan, s, s->runs[n].first, s->runs[n].groups * s->runs[n].width))
+        n++;
+    return n;
+}
+
 void vqkvc_frame_separate(const vqkvc_geometry *g, const vqkvc_key_frame *frame, int n,
                           double *moment)
 {

@@ -37,6 +37,9 @@ double vqkvc_frame_turning_share(const vqkvc_geometry *g, const vqkvc_key_frame 
  * which no turning channel of any member has a part in them, though some channel is steady. */
 int vqkvc_frame_is_steady(const vqkvc_plan *plan, const vqkvc_stream *s, int first, int n);
 
+/* How many of a stream's first runs have steady latents. */
+int vqkvc_frame_steady_runs(const vqkvc_plan *plan, const vqkvc_stream *s);
+
 /* With bands, steady and turning channels become independent in a second moment of heads joined, in
  * place: moment [n, n], n a multiple of head_dim. A basis of it then has latents of either kind,
  * and what attention does for the steady ones it does once for many blocks. */

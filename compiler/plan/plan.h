@@ -29,9 +29,10 @@
 
 enum { VQKVC_PLAN_VERSION = 5 };
 
+/* The most that a pair's span is stretched, and what stands for a span without end. */
+enum { VQKVC_MAX_STRETCH = 8, VQKVC_STRETCH_ENDLESS = 255 };
 /* Bounds of plans that are valid: stages of a run; candidates of a beam, and the width of groups
  * that are coded with one. */
-enum { VQKVC_MAX_STRETCH = 8, VQKVC_STRETCH_ENDLESS = 255 };
 enum { VQKVC_MAX_STAGES = 128, VQKVC_MAX_BEAM = 16, VQKVC_MAX_BEAM_WIDTH = 512 };
 
 typedef enum vqkvc_part { VQKVC_PART_K, VQKVC_PART_V } vqkvc_part;

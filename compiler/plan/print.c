@@ -6,6 +6,8 @@
 
 #include <jansson.h>
 
+#include "plan/frame.h"
+
 enum { COST_CONTEXT = 4096 };
 
 /* ---- text ---- */
@@ -143,6 +145,25 @@ static void put_prediction(vqkvc_buf *out, const vqkvc_plan *plan, const vqkvc_p
         vqkvc_buf_puts(out, p->per_head ? " per head\n" : " full rank\n");
 }
 
+/* Of pairs in frame block, where they have spans of their own. */
+static void put_spans(vqkvc_buf *out, const vqkvc_plan *plan)
+{
+    const vqkvc_key_frame frame = {VQKVC_FRAME_BLOCK, plan->block, plan->stretch, 0};
+    int stretched = 0, endless = 0, bands = 0, pairs = plan->geometry.n_rot / 2;
+    for (int i = 0; i < pairs; i++) {
+        stretched += plan->stretch[i] != 0;
+        endless += plan->stretch[i] == VQKVC_STRETCH_ENDLESS;
+    }
+    if (stretched == 0)
+        return;
+    for (int i = 0; i < plan->n_streams; i++)
+        bands |= vqkvc_frame_steady_runs(plan, &plan->streams[i]) > 0;
+    vqkvc_buf_printf(
+        out, "spans     %.0f %% of channels turn from block to block, %d of %d pairs never%s\n",
+        100 * vqkvc_frame_turning_share(&plan->geometry, &frame), endless, pairs,
+        bands ? "; in bands" : "");
+}
+
 static void put_head(vqkvc_buf *out, const vqkvc_plan *plan)
 {
     const vqkvc_geometry *g = &plan->geometry;
@@ -154,6 +175,7 @@ static void put_head(vqkvc_buf *out, const vqkvc_plan *plan)
                      g->rope_layout == VQKVC_ROPE_NONE ? 0 : g->n_rot);
     vqkvc_buf_printf(out, "window    first %d and latest %d tokens exact, blocks of %d\n",
                      plan->n_sink, plan->n_recent, plan->block);
+    put_spans(out, plan);
     vqkvc_buf_printf(out,
                      "cost      %.3f bits a value at %d tokens: codes %.3f, gains %.3f, window "
                      "%.3f, tables %.3f (%zu bytes); scan %.3f\n",

@@ -47,7 +47,8 @@ vqkvc_time_readers vqkvc_scope_readers(const vqkvc_scope *s, const vqkvc_auto_pa
                                 .members = members,
                                 .layers = own ? 1 : s->n_layers,
                                 .steady_channels = params->steady,
-                                .steady_latents = params->spans > 1 ? params->steady : 0};
+                                .steady_latents =
+                                    params->spans == VQKVC_SPANS_BANDS ? params->steady : 0};
 }
 
 /* vqkvc_allocate_priced() by the cost model, where there is one: time [n_max + 1], else NULL. */

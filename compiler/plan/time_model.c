@@ -136,7 +136,10 @@ static void add_plan_stream(const vqkvc_plan *plan, const vqkvc_stream *s, int l
                             .frame = s->frame,
                             .block = plan->block,
                             .steady_channels =
-                                1 - vqkvc_frame_turning_share(&plan->geometry, &frame)};
+                                s->transform == VQKVC_TRANSFORM_BASIS
+                                    ? 1 - vqkvc_frame_turning_share(&plan->geometry, &frame)
+                                    : 0};
+    int steady = vqkvc_frame_steady_runs(plan, s);
     for (int m = 0; m < s->n_members; m++) { /* ordered by layer */
         if (layer >= 0 && s->members[m].layer != layer)
             continue;
@@ -148,7 +151,7 @@ static void add_plan_stream(const vqkvc_plan *plan, const vqkvc_stream *s, int l
     add_stream(&r, terms);
     for (int i = 0; i < s->n_runs; i++) {
         const vqkvc_run *run = &s->runs[i];
-        r.steady_latents = vqkvc_frame_is_steady(plan, s, run->first, run->groups * run->width);
+        r.steady_latents = i < steady;
         add_codes(&r, run->width, run->groups, run->groups * run->stages, terms);
     }
 }
