@@ -368,10 +368,10 @@ typedef struct toy_kv__packed {
 #define TOY_KV__COLUMNS(n) (((n) + 16) / 16 * 16)
 
 /* Columns first .. first + n_out - 1, rows row[0 .. n_in - 1], of a matrix of `columns`. */
-typedef struct toy_kv__part {
+typedef struct toy_kv__slice {
     const short *row;
     int n_in, first, n_out, columns;
-} toy_kv__part;
+} toy_kv__slice;
 
 /* Groups of a run's channels that meet a query together in a 32-bit lane. */
 static inline int toy_kv__dot_groups(const toy_kv__run *run)
@@ -381,8 +381,8 @@ static inline int toy_kv__dot_groups(const toy_kv__run *run)
 }
 
 /* What kernels ask the memory for, a line now and then: all at once would fill the queue of misses,
- * and what is at work would wait for its end. Codes of keys that come next, into the first-level
- * cache, and of values, which have more time. Kernels hold it in registers. */
+ * and what is at work would wait for its end. Codes that come next: `keys` into the first-level
+ * cache, `values` and keys that would fill it into the second. Kernels hold it in registers. */
 typedef struct toy_kv__asked {
     const unsigned char *keys, *keys_end, *values, *values_end;
 } toy_kv__asked;
@@ -402,7 +402,7 @@ typedef struct toy_kv__byte_ops {
      * through tables. */
     /* Some rows of a basis and of its mean, binary16 or NULL, which is one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
-    void (*map_basis)(toy_kv__matrix, const unsigned char *, const toy_kv__part *, short *, float *);
+    void (*map_basis)(toy_kv__matrix, const unsigned char *, const toy_kv__slice *, short *, float *);
     /* x [n] in words that count `unit` each. */
     void (*to_words)(const float *, int, float, short *);
     /* The same of x [2, pairs] turned back by cosines and sines [pairs]. */
@@ -4474,13 +4474,13 @@ TOY_KV__INLINE_avx512 __mmask16 toy_kv__map_real_avx512(int n_out, int i)
 
 /* Columns i .. i + 15 of the part's row d, without scales; the mean where they end. */
 TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const toy_kv__matrix *table,
-                                                const unsigned char *mean, const toy_kv__part *part,
+                                                const unsigned char *mean, const toy_kv__slice *slice,
                                                 int d, int i)
 {
-    int left = part->n_out - i;
-    __mmask16 real = toy_kv__map_real_avx512(part->n_out, i);
-    size_t row = (size_t)part->row[d];
-    size_t at = row * (size_t)part->columns + (size_t)(part->first + i);
+    int left = slice->n_out - i;
+    __mmask16 real = toy_kv__map_real_avx512(slice->n_out, i);
+    size_t row = (size_t)slice->row[d];
+    size_t at = row * (size_t)slice->columns + (size_t)(slice->first + i);
     __m512 x;
     if (table->scale != NULL)
         x = _mm512_maskz_cvtepi32_ps(
@@ -4499,17 +4499,17 @@ TOY_KV__INLINE_avx512 __m512 toy_kv__map_row_avx512(const toy_kv__matrix *table,
 
 TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(toy_kv__matrix table,
                                                        const unsigned char *mean,
-                                                       const toy_kv__part *part, short *words,
+                                                       const toy_kv__slice *slice, short *words,
                                                        float *scale)
 {
-    const int n_in = part->n_in, n_out = part->n_out;
+    const int n_in = slice->n_in, n_out = slice->n_out;
     int i, d;
     for (i = 0; i <= n_out; i += 16) {
         __m512 high = _mm512_setzero_ps(), factor;
         __mmask16 some;
         for (d = 0; d < n_in; d++)
             high =
-                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(&table, mean, part, d, i)));
+                _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(&table, mean, slice, d, i)));
         if (table.scale != NULL) /* bytes are words of 16 units, exactly */
             high = _mm512_mask_mov_ps(high, toy_kv__map_real_avx512(n_out, i),
                                       _mm512_set1_ps(TOY_KV__MAP_TOP / 16.0f));
@@ -4517,15 +4517,15 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(toy_kv__matrix table,
         factor = _mm512_maskz_div_ps(some, _mm512_set1_ps(TOY_KV__MAP_TOP), high);
         if (table.scale != NULL) {
             __mmask16 real = toy_kv__map_real_avx512(n_out, i);
-            __m256i half =
-                _mm256_maskz_loadu_epi16(real, (const void *)(table.scale + 2 * (part->first + i)));
+            __m256i half = _mm256_maskz_loadu_epi16(
+                real, (const void *)(table.scale + 2 * (slice->first + i)));
             high =
                 _mm512_mask_mul_ps(high, real, high, _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, half));
         }
         _mm512_storeu_ps(scale + i, _mm512_mul_ps(high, _mm512_set1_ps(1.0f / TOY_KV__MAP_TOP)));
         for (d = 0; d < n_in; d += 2, words += 32) {
-            __m512 x = toy_kv__map_row_avx512(&table, mean, part, d, i);
-            __m512 y = toy_kv__map_row_avx512(&table, mean, part, d + 1, i);
+            __m512 x = toy_kv__map_row_avx512(&table, mean, slice, d, i);
+            __m512 y = toy_kv__map_row_avx512(&table, mean, slice, d + 1, i);
             __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
             __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(y, factor));
             _mm512_storeu_si512((void *)words,
@@ -9514,7 +9514,8 @@ static void toy_kv__mask_chunks(const toy_kv__choice *choice, int j, float *s)
 #define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
 #define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
 
-/* Codes to ask for while blocks are scored, stream by stream: [0] of keys, [1] of values. */
+/* Codes to ask for while blocks are scored, stream by stream: [0] near, of keys that are few enough
+ * for the first-level cache, [1] far, of the other keys and of values. */
 typedef struct toy_kv__ahead {
     toy_kv__asked now; /* the streams at hand */
     int n[2], next[2];
@@ -9560,9 +9561,9 @@ typedef struct toy_kv__pass {
     float *map_base;    /* [rows, columns] what steady channels make of the latter */
     short *map_queries; /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
     float *mapped;      /* [MAP_BLOCKS, rows, columns] the same in latents */
-    float *pairs;       /* [rows, HEAD_DIM] queries, channels in the order of toy_kv__order */
+    float *ordered;     /* [rows, HEAD_DIM] queries, channels in the order of toy_kv__order */
     int batches;        /* queries are mapped in batches */
-    int steady_span;    /* that steady runs are ready for, -1: none */
+    int steady_number;  /* of the span that steady runs are ready for, -1: none */
     float map_unit[TOY_KV__MAX_ROWS];
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
@@ -9639,11 +9640,10 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->scoring[0].lanes =
         (unsigned char *)toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * TOY_KV__MAX_ROWS);
     a->scoring[0].unit = toy_kv__take(&room, 2 * TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
-    a->scoring[1] = a->scoring[0];
     a->map[0].words = (short *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2);
     a->map[0].scale = toy_kv__take(&room, 2 * TOY_KV__MAX_COLUMNS);
+    a->ordered = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
     a->map_base = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
-    a->pairs = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
     a->map_queries =
         (short *)toy_kv__take(&room, TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2);
     a->mapped = toy_kv__take(&room, (size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
@@ -9761,10 +9761,10 @@ static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
  * scores are looked up with. Where every block has a frame of its own, this is done for a batch of
  * blocks at once: one product of all their queries with the basis. */
 
-/* Cosines and sines of the angles that queries turn back by for a block at `position`: of pairs
- * from
- * .. to - 1 of toy_kv__pairs, in a->cs [2, N_ROT / 2]. Where it lies `unit` tokens behind `previous`,
- * pairs whose span begins go on by one complex product; all start afresh every 64 units. */
+/* Cosines and sines of the angles that queries turn back by for a block at `position`, in a->cs [2,
+ * N_ROT / 2]: of the pairs that toy_kv__pairs has at from .. to - 1. Where it lies `unit` tokens
+ * behind `previous`, pairs whose span begins go on by one complex product; all start afresh every
+ * 64 units. */
 static void toy_kv__turn_angles(toy_kv__pass *a, int from, int to, int position, int previous, int unit)
 {
     float *c = a->cs, *s = a->cs + TOY_KV_N_ROT / 2;
@@ -9860,9 +9860,9 @@ static void toy_kv__fill_maps(toy_kv__pass *a)
     int band, u, r, i;
     for (band = 0; band < 2; band++) {
         toy_kv__map *map = &a->map[band];
-        toy_kv__part part;
-        part.row = toy_kv__order + (band ? TOY_KV__STEADY_DIMS : 0);
-        part.n_in = map->n_in = band ? TOY_KV_HEAD_DIM - TOY_KV__STEADY_DIMS : TOY_KV__STEADY_DIMS;
+        toy_kv__slice slice;
+        slice.row = toy_kv__order + (band ? TOY_KV__STEADY_DIMS : 0);
+        slice.n_in = map->n_in = band ? TOY_KV_HEAD_DIM - TOY_KV__STEADY_DIMS : TOY_KV__STEADY_DIMS;
         map->columns = 0;
         if (band) {
             map->words = a->map[0].words + (size_t)a->map[0].columns * (size_t)a->map[0].n_in;
@@ -9871,21 +9871,23 @@ static void toy_kv__fill_maps(toy_kv__pass *a)
         for (u = 0; u < a->n_k_uses; u++) {
             const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
             int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
-            part.first = toy_kv__before(a, s, band);
-            part.n_out = s->n_latents - part.first;
-            part.columns = s->n_latents;
+            slice.first = toy_kv__before(a, s, band);
+            slice.n_out = s->n_latents - slice.first;
+            slice.columns = s->n_latents;
             a->ops->bytes->map_basis(toy_kv__basis(s, s->dec, a->k_uses[u].member),
-                                     s->mean < 0 ? NULL : toy_kv__table(s->mean + row), &part,
-                                     map->words + (size_t)map->columns * (size_t)part.n_in,
+                                     s->mean < 0 ? NULL : toy_kv__table(s->mean + row), &slice,
+                                     map->words + (size_t)map->columns * (size_t)slice.n_in,
                                      map->scale + map->columns);
-            map->columns += TOY_KV__COLUMNS(part.n_out);
+            map->columns += TOY_KV__COLUMNS(slice.n_out);
         }
     }
+    /* what lies behind the mean of a stream is never set, but added */
+    memset(a->map_base, 0, sizeof(float) * (size_t)(a->rows * a->map[1].columns));
     for (r = 0; r < a->rows; r++) {
         const float *x = a->q + r * TOY_KV_HEAD_DIM;
         float top = 0.0f;
         for (i = 0; i < TOY_KV_HEAD_DIM; i++) {
-            a->pairs[r * TOY_KV_HEAD_DIM + i] = x[toy_kv__order[i]];
+            a->ordered[r * TOY_KV_HEAD_DIM + i] = x[toy_kv__order[i]];
             top += x[i] * x[i];
         }
         a->map_unit[r] = sqrtf(top) / limit;
@@ -9900,7 +9902,7 @@ static void toy_kv__turn_band(toy_kv__pass *a, const float *c, const float *s, i
 {
     int r;
     for (r = 0; r < a->rows; r++, words += n) {
-        const float *x = a->pairs + r * TOY_KV_HEAD_DIM + at;
+        const float *x = a->ordered + r * TOY_KV_HEAD_DIM + at;
         a->ops->bytes->turn_words(x, c, s, pairs, a->map_unit[r], words);
         if (n > 2 * pairs)
             a->ops->bytes->to_words(x + 2 * pairs, n - 2 * pairs, a->map_unit[r],
@@ -10076,8 +10078,8 @@ static void toy_kv__keep_base(toy_kv__pass *a, const float *mapped)
     }
 }
 
-/* Which span of steady channels a block at `position` is in. */
-static inline int toy_kv__steady_span(int position)
+/* The number of the span of steady channels that a block at `position` is in. */
+static inline int toy_kv__steady_number(int position)
 {
     return (position - TOY_KV_N_SINK) / TOY_KV__STEADY_SPAN;
 }
@@ -10087,12 +10089,12 @@ static inline int toy_kv__steady_span(int position)
 static void toy_kv__fill_steady(toy_kv__pass *a, int position)
 {
     const int pairs = TOY_KV__STEADY_PAIRS, unit = TOY_KV__STEADY_SPAN;
-    int span = toy_kv__steady_span(position), before = a->steady_span;
+    int number = toy_kv__steady_number(position), last = a->steady_number;
     toy_kv__scoring end;
-    if (TOY_KV__STEADY_DIMS == 0 || span == before)
+    if (TOY_KV__STEADY_DIMS == 0 || number == last)
         return;
-    toy_kv__turn_angles(a, 0, pairs, TOY_KV_N_SINK + span * unit,
-                      before < 0 ? -1 : TOY_KV_N_SINK + before * unit, unit);
+    toy_kv__turn_angles(a, 0, pairs, TOY_KV_N_SINK + number * unit,
+                      last < 0 ? -1 : TOY_KV_N_SINK + last * unit, unit);
     toy_kv__turn_band(a, a->cs, a->cs + TOY_KV_N_ROT / 2, pairs, 0, a->map[0].n_in, a->map_queries);
     toy_kv__map_band(a, 0, a->rows, NULL, a->mapped);
     toy_kv__keep_base(a, a->mapped);
@@ -10100,7 +10102,7 @@ static void toy_kv__fill_steady(toy_kv__pass *a, int position)
     end.table = a->scoring[1].table; /* codewords are there already */
     end.scale = a->scoring[1].scale;
     a->scoring[1] = end;
-    a->steady_span = span;
+    a->steady_number = number;
 }
 
 /* The queries of some of the n blocks from `entries` on in latents of turning runs: a->mapped.
@@ -10113,7 +10115,7 @@ static int toy_kv__map_batch(toy_kv__pass *a, const toy_kv__entry *entries, int 
     int b;
     toy_kv__fill_steady(a, entries[0].position);
     for (b = 0; b < n && b < TOY_KV__MAP_BLOCKS; b++) {
-        if (TOY_KV__STEADY_DIMS > 0 && toy_kv__steady_span(entries[b].position) != a->steady_span)
+        if (TOY_KV__STEADY_DIMS > 0 && toy_kv__steady_number(entries[b].position) != a->steady_number)
             break;
         toy_kv__turn_angles(a, first, all, entries[b].position, previous, TOY_KV_BLOCK);
         toy_kv__turn_band(a, c, c + all, all - first, TOY_KV__STEADY_DIMS, n_in,
@@ -10499,7 +10501,7 @@ TOY_KV__INLINE void toy_kv__queue(toy_kv__pass *a, const toy_kv__use *uses, int 
     for (u = 0; u < n; u++) {
         const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
         const int bytes = toy_kv__streams[uses[u].stream].bytes;
-        const int list = bytes > TOY_KV__MAX_NEAR ? 1 : far;
+        const int list = far || bytes > TOY_KV__MAX_NEAR;
         if (q->n[list] < TOY_KV__ASKED) {
             q->first[list][q->n[list]] = p;
             q->last[list][q->n[list]++] = p + bytes;
@@ -10646,7 +10648,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
                  (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
     a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
-    a->steady_span = -1;
+    a->steady_number = -1;
     a->scoring[1] = a->scoring[0];
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
