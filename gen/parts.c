@@ -31,6 +31,7 @@
     X(encode)                                                                                      \
     X(landmarks)                                                                                   \
     X(pass)                                                                                        \
+    X(query_map)                                                                                   \
     X(queries)                                                                                     \
     X(absorbed)                                                                                    \
     X(attend)                                                                                      \

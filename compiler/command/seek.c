@@ -9,7 +9,7 @@
 #include "eval/attend_f16.h"
 #include "eval/measure.h"
 
-enum { WINDOWS = 2, CONTEXT = 1024, FIRST_COUNTED = 128, STEP = 8, MOST_BUILDS = 9, MOST_BITS = 8 };
+enum { WINDOWS = 2, CONTEXT = 1024, FIRST_COUNTED = 128, STEP = 8, MOST_BUILDS = 9 };
 
 /* Bits are tried in whole multiples of this. The slope is that of ln(KL) over bits which most plans
  * have, for the first step. */
@@ -205,8 +205,8 @@ vqkvc_code vqkvc_seek_bits(const vqkvc_scheme_input *in, const vqkvc_auto_params
                           "--max-kl and --max-ppl are measured in the model, which a dump lacks");
     /* A plan reads no fewer bits than it stores. */
     s.most = params->max_scan > 0
-                 ? fmin(MOST_BITS, fmax(floor(params->max_scan / grain), 2) * grain)
-                 : MOST_BITS;
+                 ? fmin(VQKVC_MOST_BITS, fmax(floor(params->max_scan / grain), 2) * grain)
+                 : VQKVC_MOST_BITS;
     if (find_text(&s, err) == VQKVC_OK && close_in(&s, params, &p.bits, err) == VQKVC_OK)
         vqkvc_plan_auto(plan, in->capture, &p, in->db, in->parent, in->log, err);
     vqkvc_arena_free(&s.arena);

@@ -198,8 +198,9 @@ vqkvc_code vqkvc_auto_check(const vqkvc_auto_params *p, const vqkvc_geometry *g,
 {
     int most = VQKVC_MOST_JOINED / g->head_dim;
     int layers = p->layers_shared < g->n_layers ? p->layers_shared : g->n_layers;
-    if (p->bits != 0 && (p->bits < 0.05 || p->bits > 9))
-        return vqkvc_fail(err, VQKVC_E_USAGE, "%g bits a value: wanted 0.05 to 9", p->bits);
+    if (p->bits != 0 && (p->bits < 0.05 || p->bits > VQKVC_MOST_BITS))
+        return vqkvc_fail(err, VQKVC_E_USAGE, "%g bits a value: wanted 0.05 to %d", p->bits,
+                          VQKVC_MOST_BITS);
     if (layers > most)
         return vqkvc_fail(err, VQKVC_E_USAGE,
                           "%d layers cannot share a stream: it has at most %d channels, so %d "

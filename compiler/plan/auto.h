@@ -11,6 +11,9 @@
 #include "plan/plan.h"
 #include "plan/time_model.h"
 
+/* Bits a value that may be asked for, at most. */
+enum { VQKVC_MOST_BITS = 9 };
+
 /* Of the pairs of keys in frame BLOCK (frame.h); each takes less time than the one before, and
  * loses more. */
 typedef enum vqkvc_spans {

@@ -9757,9 +9757,10 @@ static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
         a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }
 
-/* Queries of coded blocks: turned into the frame of a block, mapped into latents, made into what
- * scores are looked up with. Where every block has a frame of its own, this is done for a batch of
- * blocks at once: one product of all their queries with the basis. */
+/* Queries of coded blocks: turned into the frame of a block and mapped into latents. Where every
+ * block has a frame of its own, this is done for a batch of blocks at once, one product of all
+ * their queries with the basis; and of channels that keep their turn for longer once for many
+ * batches. */
 
 /* Cosines and sines of the angles that queries turn back by for a block at `position`, in a->cs [2,
  * N_ROT / 2]: of the pairs that toy_kv__pairs has at from .. to - 1. Where it lies `unit` tokens
@@ -9940,6 +9941,9 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
             toy_kv__hadamard(y, s->n_in);
     }
 }
+
+/* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs that
+ * lasts for many blocks, of turning ones for one. */
 
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
  * query of its own for each block, tables cost more to fill than they save. */
