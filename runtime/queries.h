@@ -1,5 +1,5 @@
-/* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs that
- * lasts for many blocks, of turning ones for one. */
+/* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs
+ * that lasts for many blocks, of turning ones for one. */
 
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
  * query of its own for each block, tables cost more to fill than they save. */

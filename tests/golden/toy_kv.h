@@ -9942,8 +9942,8 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
     }
 }
 
-/* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs that
- * lasts for many blocks, of turning ones for one. */
+/* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs
+ * that lasts for many blocks, of turning ones for one. */
 
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
  * query of its own for each block, tables cost more to fill than they save. */
