@@ -240,6 +240,21 @@ Test(auto, metrics_follow_sensitivities)
     vqkvc_capture_free(&c);
 }
 
+/* For long caches no sensitivity stays below the geometric mean of its part; others stay as they
+ * are.
+ */
+Test(auto, small_sensitivities_are_raised)
+{
+    enum { N = LAYERS * HEADS * 2 };
+    vqkvc_geometry g = toy_geometry(LAYERS, HEADS, DIM);
+    double at[2 * N], raised[2 * N];
+    for (int i = 0; i < 2 * N; i++)
+        at[i] = (i < N ? 1 : 100) * (i % 2 == 0 ? 4 : 0.25);
+    vqkvc_sensitivity_raise(&g, (vqkvc_sensitivity){.groups = 2, .at = at}, raised);
+    for (int i = 0; i < 2 * N; i++)
+        cr_expect_float_eq(raised[i], i % 2 == 0 ? at[i] : i < N ? 1.0 : 100.0, 1e-9, "%d", i);
+}
+
 /* With spans a plan says which pairs turn how far; with bands its streams of keys begin with
  * latents that nothing turning has a part in, and code almost as well as they can otherwise. */
 Test(auto, spans_and_bands)
