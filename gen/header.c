@@ -112,10 +112,10 @@ static void print_implementation(const vqkvc_plan *plan, const gen_lowered *low,
         "#elif !defined(VQKV_NO_SIMD) && defined(__GNUC__) && defined(__aarch64__)\n"
         "#define VQKV__ARM\n#include <arm_neon.h>\n#endif\n\n";
     static const char close[] = "\n#endif /* VQKV_IMPLEMENTATION */\n";
-    static const char *const rest[] = {"dispatch", "wide",      "decode",  "exceptions",
-                                       "rebuild",  "gains",     "encode",  "landmarks",
-                                       "pass",     "query_map", "queries", "absorbed",
-                                       "attend",   "jobs",      "kvcache", "save"};
+    static const char *const rest[] = {
+        "dispatch", "wide",      "decode", "exceptions", "rebuild", "gains",
+        "encode",   "landmarks", "pass",   "query_map",  "steps",   "queries",
+        "absorbed", "attend",    "jobs",   "kvcache",    "save"};
     vqkvc_buf text = {0};
     gen_text(out, open, sizeof open - 1, prefix, NULL);
     gen_part(out, "types", prefix, NULL);

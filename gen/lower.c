@@ -265,13 +265,14 @@ static vqkvc_code lower_stream(const vqkvc_plan *plan, int i, gen_lowered *low,
 
 /* What absorbing one stream of a head takes. */
 typedef struct absorbing {
-    int lut, book, latents, runs, columns, groups;
+    int lut, book, latents, runs, columns, groups, uses;
     int64_t wide;
 } absorbing;
 
 static void add_absorbing(const gen_lowered *low, const vqkvc_stream *s, const gen_stream *lowered,
                           absorbing *sum)
 {
+    sum->uses++;
     sum->latents += s->n_latents;
     sum->runs += lowered->n_runs;
     if (s->frame == VQKVC_FRAME_BLOCK && s->transform == VQKVC_TRANSFORM_BASIS)
@@ -292,6 +293,7 @@ static void add_absorbing(const gen_lowered *low, const vqkvc_stream *s, const g
 
 static void note_absorbing(gen_lowered *low, int part, const absorbing *sum)
 {
+    low->max_uses = larger(low->max_uses, sum->uses);
     if (part == VQKVC_PART_K) {
         low->max_lut = larger(low->max_lut, sum->lut);
         low->max_runs = larger(low->max_runs, sum->runs);

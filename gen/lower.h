@@ -70,7 +70,7 @@ typedef struct gen_lowered {
     int block_bytes;
     /* the most that any stream or head needs */
     int max_in, max_latents, max_width, max_lut, max_book, max_sum_latents, max_runs,
-        max_dot_groups;
+        max_dot_groups, max_uses; /* max_uses: streams of a head that are absorbed */
     int max_columns; /* of the bases of one head's keys, as batches of queries are mapped */
     int max_stages, max_beam, max_rank;
     int max_out_latents;                 /* of streams that keep outliers */

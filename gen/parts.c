@@ -32,6 +32,7 @@
     X(landmarks)                                                                                   \
     X(pass)                                                                                        \
     X(query_map)                                                                                   \
+    X(steps)                                                                                       \
     X(queries)                                                                                     \
     X(absorbed)                                                                                    \
     X(attend)                                                                                      \

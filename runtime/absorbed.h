@@ -42,21 +42,21 @@ static void vqkv__fill_books(vqkv__pass *a)
     }
 }
 
-/* Scores of one run of planes that no byte kernel takes, added to a->part [n, rows, BLOCK]; returns
- * the end of its tables in lut. */
-static float *vqkv__score_run(vqkv__pass *a, const unsigned char *const *codes, int n,
-                              const vqkv__run *run, float *lut)
+/* Scores of one step that no byte kernel takes, added to a->part [n, rows, BLOCK]; by->lut goes on
+ * behind its tables. */
+static void vqkv__score_run(vqkv__pass *a, const unsigned char *const *codes, int n,
+                            const vqkv__run *run, vqkv__scoring *by)
 {
     int b, nibbles = run->coder == VQKV__NIBBLES;
     float *s = a->part;
     for (b = 0; b < n; b++, s += a->rows * VQKV_BLOCK) {
         if (nibbles)
-            a->ops->score_nibbles(codes[b] + run->codes, run->planes, lut, a->rows, s);
+            a->ops->score_nibbles(codes[b] + run->codes, run->planes, by->lut, a->rows, s);
         else
             a->ops->score_scalars(codes[b] + run->codes, run->planes, run->coder == VQKV__HALVES,
-                                  lut, a->rows, s);
+                                  by->lut, a->rows, s);
     }
-    return lut + run->planes * a->rows * (nibbles ? 16 : 1);
+    by->lut += run->planes * a->rows * (nibbles ? 16 : 1);
 }
 
 /* The gains of n blocks for one group of latents of a stream: a->gain [n, BLOCK]. */
@@ -66,6 +66,15 @@ static void vqkv__read_tile(vqkv__pass *a, const vqkv__stream *s, const unsigned
     int b;
     for (b = 0; b < n; b++)
         vqkv__read_gains(a->ops, s, codes[b], group, a->gain + b * VQKV_BLOCK);
+}
+
+/* Where a stream's codes of n blocks begin, those of block 0 at `from`. */
+static inline void vqkv__codes_of(const unsigned char *from, const vqkv__stream *s,
+                                  const vqkv__entry *entries, int n, const unsigned char **codes)
+{
+    int b;
+    for (b = 0; b < n; b++)
+        codes[b] = from + (size_t)s->bytes * (size_t)entries[b].block;
 }
 
 /* Goes on to the next streams where all of one is asked for. */
@@ -85,67 +94,59 @@ static void vqkv__go_ahead(vqkv__ahead *q)
  * to is set by the first of them, or begins at 0 where its kernel can only add. */
 static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n, float *scores)
 {
-    int u, i, b, planes = 0, first = 0, add = 0;
-    const int step = a->rows * VQKV_BLOCK;
+    int b, groups, add = 0;
+    const int size = a->rows * VQKV_BLOCK;
     const float *bias = a->bias;
-    vqkv__scoring scoring[2];
     const vqkv__byte_ops *ops = a->ops->bytes;
+    const vqkv__step *step, *end = a->steps + a->n_steps;
     const unsigned char *codes[VQKV__TILE];
+    vqkv__scoring scoring[2];
     scoring[0] = a->scoring[0];
     scoring[1] = a->scoring[1];
-    for (u = 0; u < a->n_k_uses; u++) {
-        int stream = a->k_uses[u].stream;
-        const vqkv__stream *s = &vqkv__streams[stream];
-        for (b = 0; b < n; b++)
-            codes[b] = vqkv__codes(a->kv, stream, entries[b].block);
-        for (i = 0; i < s->n_runs; i++) {
-            const vqkv__run *run = &vqkv__runs[s->first_run + i];
-            vqkv__scoring *by = &scoring[vqkv__band(a, run)];
-            int dots = vqkv__dots(a, run);
-            if (i == 0 || run[-1].gain != run->gain)
-                add = 0;
-            if (!vqkv__continues(a, s, i)) {
-                planes = 0;
-                first = run->codes;
-            }
-            planes += run->planes;
-            if (!add && !dots && (run->coder != VQKV__NIBBLES || !a->k_bytes)) {
-                memset(a->part, 0, sizeof(float) * (size_t)(n * step));
-                add = 1;
-            }
-            if (dots) {
-                int groups = vqkv__dot_groups(run);
-                ops->dot_scores(codes, (size_t)run->codes, n, run, by->table, by->lanes, by->unit,
-                                a->rows, add, &a->ahead.now, a->part);
-                by->table += 64 * groups;
-                by->lanes += a->rows * 4 * groups;
-                by->unit += 2 * a->rows;
-                add = 1;
-                vqkv__go_ahead(&a->ahead);
-            } else if (run->coder == VQKV__WIDE) {
-                for (b = 0; b < n; b++)
-                    vqkv__score_wide(run, codes[b] + run->codes, by->wide, a->rows,
-                                     a->part + b * step);
-                by->wide += (size_t)run->planes << run->bits;
-            } else if (run->coder != VQKV__NIBBLES || !a->k_bytes) {
-                by->lut = vqkv__score_run(a, codes, n, run, by->lut);
-            } else if (!vqkv__continues(a, s, i + 1)) {
-                const vqkv__packed *head = (const vqkv__packed *)(const void *)by->packed;
-                by->packed += sizeof *head;
-                ops->score(codes, (size_t)first, n, planes, head, (const signed char *)by->packed,
-                           a->rows, add, &a->ahead.now, a->part);
-                by->packed += head->bytes;
-                add = 1;
-                vqkv__go_ahead(&a->ahead);
-            }
-            if (i < s->n_runs - 1 && run[1].gain == run->gain)
-                continue;
-            vqkv__read_tile(a, s, codes, n, run->gain);
-            for (b = 0; b < n; b++)
-                a->ops->gain_scores(a->gain + b * VQKV_BLOCK, a->part + b * step, bias, a->rows,
-                                    scores + b * step);
-            bias = NULL;
+    for (step = a->steps; step < end; step++) {
+        const vqkv__run *run = step->run;
+        vqkv__scoring *by = &scoring[step->band];
+        if (step->first) {
+            add = 0;
+            vqkv__codes_of(a->k_codes[step->use], step->stream, entries, n, codes);
         }
+        if (!add && step->kernel > VQKV__BY_PACKED)
+            memset(a->part, 0, sizeof(float) * (size_t)(n * size));
+        switch (step->kernel) {
+        case VQKV__BY_DOTS:
+            groups = vqkv__dot_groups(run);
+            ops->dot_scores(codes, (size_t)run->codes, n, run, by->table, by->lanes, by->unit,
+                            a->rows, add, &a->ahead.now, a->part);
+            by->table += 64 * groups;
+            by->lanes += a->rows * 4 * groups;
+            by->unit += 2 * a->rows;
+            vqkv__go_ahead(&a->ahead);
+            break;
+        case VQKV__BY_PACKED: {
+            const vqkv__packed *head = (const vqkv__packed *)(const void *)by->packed;
+            by->packed += sizeof *head;
+            ops->score(codes, (size_t)run->codes, n, step->planes, head,
+                       (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
+            by->packed += head->bytes;
+            vqkv__go_ahead(&a->ahead);
+            break;
+        }
+        case VQKV__BY_WIDE:
+            for (b = 0; b < n; b++)
+                vqkv__score_wide(run, codes[b] + run->codes, by->wide, a->rows, a->part + b * size);
+            by->wide += (size_t)run->planes << run->bits;
+            break;
+        default:
+            vqkv__score_run(a, codes, n, run, by);
+        }
+        add = 1;
+        if (!step->last)
+            continue;
+        vqkv__read_tile(a, step->stream, codes, n, run->gain);
+        for (b = 0; b < n; b++)
+            a->ops->gain_scores(a->gain + b * VQKV_BLOCK, a->part + b * size, bias, a->rows,
+                                scores + b * size, step + 1 < end ? NULL : a->high);
+        bias = NULL;
     }
 }
 
@@ -185,10 +186,8 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
     float *acc = a->acc, *bins = a->bins;
     int u, i, b, r, packed = 0, scaled = 0; /* the weights at hand are in a->bytes, in a->part */
     for (u = 0; u < a->n_v_uses; u++) {
-        int stream = a->v_uses[u].stream;
-        const vqkv__stream *s = &vqkv__streams[stream];
-        for (b = 0; b < n; b++)
-            codes[b] = vqkv__codes(a->kv, stream, entries[b].block);
+        const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
+        vqkv__codes_of(a->v_codes[u], s, entries, n, codes);
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
             float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
@@ -220,10 +219,11 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
                 packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
-                     a->rows, dst, VQKV__MAX_SUM_LATENTS);
+                     a->rows, &a->later.now, dst, VQKV__MAX_SUM_LATENTS);
+            vqkv__go_ahead(&a->later);
             if (fine)
                 ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
-                         rest_scale, a->rows, dst, VQKV__MAX_SUM_LATENTS);
+                         rest_scale, a->rows, &a->later.now, dst, VQKV__MAX_SUM_LATENTS);
             book_bytes += run->planes * run->width * 16;
             book_scale += run->planes * run->width;
         }

@@ -8,6 +8,8 @@
 /* Blocks that are scored together where they have the same score tables: few enough that their
  * scores stay in the first-level cache. */
 #define VQKV__TOGETHER 2
+/* The last tiles, while whose values are summed memory is asked for what comes behind them. */
+#define VQKV__LATER 3
 /* Bytes of a stream's block that are asked for into the first-level cache: more would push out what
  * is at work. */
 #define VQKV__MAX_NEAR 8192
@@ -55,22 +57,60 @@ static int vqkv__next_tile(vqkv__pass *a, int n_sealed, int *j)
     return n;
 }
 
+/* Queues some bytes, if there is room. */
+static inline int vqkv__piece(vqkv__ahead *q, int list, const unsigned char *p, int bytes)
+{
+    if (q->n[list] == VQKV__ASKED)
+        return 0;
+    q->first[list][q->n[list]] = p;
+    q->last[list][q->n[list]++] = p + bytes;
+    return 1;
+}
+
+/* An empty queue. */
+static inline void vqkv__ask_nothing(const vqkv__pass *a, vqkv__ahead *q)
+{
+    const unsigned char *none = (const unsigned char *)a->s; /* any line will do */
+    q->n[0] = q->n[1] = q->next[0] = q->next[1] = 0;
+    q->now.keys = q->now.keys_end = q->now.values = q->now.values_end = none;
+}
+
+/* Queues what comes behind the coded blocks: the exact tokens from `coded` on, and the bases that
+ * sums are mapped back with. */
+static void vqkv__queue_later(vqkv__pass *a, int coded, int n_tokens)
+{
+    int t, n, u, part;
+    for (t = coded; t < n_tokens && t < a->last; t += n) {
+        n = n_tokens - t > VQKV_BLOCK ? VQKV_BLOCK : n_tokens - t; /* t is at a block's start */
+        for (part = 0; part < 2; part++)
+            vqkv__piece(
+                &a->later, 1,
+                vqkv__exact(a->kv, a->seq, a->layer, part ? VQKV_VALUE : VQKV_KEY, a->head, t),
+                n * VQKV_HEAD_DIM * 2);
+    }
+    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
+        if (s->transform == VQKV__BASIS)
+            vqkv__piece(&a->later, 1, vqkv__basis(s, s->dec, a->v_uses[u].member).values,
+                        VQKV_HEAD_DIM * s->n_latents * s->basis_bytes);
+    }
+    vqkv__go_ahead(&a->later);
+}
+
 /* Queues the codes of a block. Streams lie apart, and where the next block lies only the block
  * table knows, so no hardware sees it coming. What the queue has no room for is asked for at once.
  */
-VQKV__INLINE void vqkv__queue(vqkv__pass *a, const vqkv__use *uses, int n, int block, int far)
+VQKV__INLINE void vqkv__queue(vqkv__pass *a, const vqkv__use *uses, int n,
+                              const unsigned char *const *codes, int block, int far)
 {
     vqkv__ahead *q = &a->ahead;
     int u, i;
     for (u = 0; u < n; u++) {
-        const unsigned char *p = vqkv__codes(a->kv, uses[u].stream, block);
         const int bytes = vqkv__streams[uses[u].stream].bytes;
+        const unsigned char *p = codes[u] + (size_t)bytes * (size_t)block;
         const int list = far || bytes > VQKV__MAX_NEAR;
-        if (q->n[list] < VQKV__ASKED) {
-            q->first[list][q->n[list]] = p;
-            q->last[list][q->n[list]++] = p + bytes;
+        if (vqkv__piece(q, list, p, bytes))
             continue;
-        }
         for (i = 0; i < bytes; i += 64)
             VQKV__PREFETCH(p + i, 2);
     }
@@ -80,18 +120,15 @@ VQKV__INLINE void vqkv__queue(vqkv__pass *a, const vqkv__use *uses, int n, int b
  * blocks ahead, and those of these blocks' values. Inlined as well. */
 VQKV__INLINE void vqkv__queue_blocks(vqkv__pass *a, int b, int m, int n, int n_sealed)
 {
-    const unsigned char *none = (const unsigned char *)a->s; /* any line will do */
-    a->ahead.n[0] = a->ahead.n[1] = a->ahead.next[0] = a->ahead.next[1] = 0;
-    a->ahead.now.keys = a->ahead.now.keys_end = none;
-    a->ahead.now.values = a->ahead.now.values_end = none;
+    vqkv__ask_nothing(a, &a->ahead);
     for (; m > 0; m--, b++) {
         /* behind the tile the next blocks are a guess, right unless chunks were chosen */
         int over = b + VQKV__AHEAD - (n - 1);
         int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + VQKV__AHEAD];
         if (a->k_tile == NULL && ahead < n_sealed)
-            vqkv__queue(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 0);
+            vqkv__queue(a, a->k_uses, a->n_k_uses, a->k_codes, a->blocks[ahead].block, 0);
         if (a->v_tile == NULL)
-            vqkv__queue(a, a->v_uses, a->n_v_uses, a->tile[b].block, 1);
+            vqkv__queue(a, a->v_uses, a->n_v_uses, a->v_codes, a->tile[b].block, 1);
     }
     vqkv__go_ahead(&a->ahead);
 }
@@ -126,9 +163,10 @@ static void vqkv__collect_held(vqkv__pass *a)
     }
 }
 
-static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
+static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed, int n_tokens)
 {
-    int j = 0, b, k, m, n, previous = -1, ready = 0, seen, batch = 0, batch_end;
+    int j = 0, b, k, m, n, previous = -1, ready = 0, seen, batch = 0, batch_end, later = 0;
+    vqkv__ask_nothing(a, &a->later);
     while ((n = vqkv__next_tile(a, n_sealed, &j)) > 0) {
         batch_end = 0;
         if (!a->coded) {
@@ -143,6 +181,8 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                 vqkv__fill_maps(a);
         }
         a->coded = 1;
+        for (b = 0; b < a->rows * a->ops->lanes; b++)
+            a->high[b] = VQKV__MASKED;
         for (b = 0; b < n; b += m) {
             vqkv__entry entry = a->tile[b];
             float *scores = a->s + b * a->rows * VQKV_BLOCK;
@@ -179,7 +219,11 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
                                  a->rows, scores + k * a->rows * VQKV_BLOCK);
             ready = 1;
         }
-        seen = vqkv__soft_max(a, n, VQKV_BLOCK, 1);
+        if (!later && n_sealed - j <= VQKV__LATER * VQKV__TILE) {
+            vqkv__queue_later(a, VQKV_N_SINK + n_sealed * VQKV_BLOCK, n_tokens);
+            later = 1;
+        }
+        seen = vqkv__soft_max(a, n, VQKV_BLOCK, 1, vqkv__open(a, n));
         for (b = 0; b < n && seen && a->v_tile == NULL && VQKV__KEEPS; b++)
             vqkv__sum_kept(a->kv, a->ops, a->layer, a->head, a->tile[b].block, a->rows,
                            a->s + b * a->rows * VQKV_BLOCK, a->l_coded, a->o);
@@ -190,6 +234,16 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed)
         if (seen && a->v_tile == NULL)
             vqkv__sum_tile(a, a->tile, n, seen == 2);
     }
+}
+
+/* Where the codes of the head's streams begin, of those that are absorbed. */
+static void vqkv__find_codes(vqkv__pass *a)
+{
+    int u;
+    for (u = 0; u < a->n_k_uses && a->k_tile == NULL; u++)
+        a->k_codes[u] = vqkv__codes(a->kv, a->k_uses[u].stream, 0);
+    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++)
+        a->v_codes[u] = vqkv__codes(a->kv, a->v_uses[u].stream, 0);
 }
 
 /* One pass for a->rows queries whose a->q, positions and range are set. */
@@ -213,6 +267,9 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->steady_number = -1;
+    vqkv__find_codes(a);
+    if (a->k_tile == NULL)
+        vqkv__plan_steps(a);
     a->scoring[1] = a->scoring[0];
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)
@@ -223,7 +280,7 @@ static void vqkv__attend_rows(vqkv__pass *a)
         if (t < a->last && t + n > a->first)
             vqkv__attend_exact(a, t, n);
     }
-    vqkv__attend_blocks(a, q->n_sealed);
+    vqkv__attend_blocks(a, q->n_sealed, n_tokens);
     for (t = coded; t < n_tokens; t += n) {
         n = n_tokens - t > VQKV_BLOCK ? VQKV_BLOCK : n_tokens - t; /* t is at a block's start */
         if (t < a->last && t + n > a->first)

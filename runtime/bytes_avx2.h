@@ -376,9 +376,11 @@ VQKV__TARGET_avx2 static void vqkv__sum_bytes_avx2(const unsigned char *const *c
                                                    int blocks, const vqkv__run *run,
                                                    const signed char *book, const float *book_scale,
                                                    const unsigned char *weights, const float *scale,
-                                                   int rows, float *acc, size_t stride)
+                                                   int rows, vqkv__asked *ahead, float *acc,
+                                                   size_t stride)
 {
     int p, w, r;
+    (void)ahead;
     for (p = 0; p < run->planes; p++) {
         size_t plane = offset + (size_t)p * (VQKV_BLOCK / 2);
         for (w = 0; w < run->width; w++, book += 16, book_scale++) {

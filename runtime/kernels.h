@@ -4,7 +4,7 @@
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
- *   gather(table, bytes): binary16 values of a table at LANES byte codes
+ *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -222,22 +222,25 @@ VQKV__TARGET_ISA static void vqkv__scale_rows_ISA(const float *gain, const float
         }
 }
 
-/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
+ * LANES], if not NULL, rises to the highest of each lane. */
 VQKV__TARGET_ISA static void vqkv__gain_scores_ISA(const float *gain, const float *part,
-                                                   const float *bias, int rows, float *s)
+                                                   const float *bias, int rows, float *s,
+                                                   float *high)
 {
     int r, t;
     for (r = 0; r < rows; r++, part += VQKV_BLOCK, s += VQKV_BLOCK) {
-        if (bias != NULL) {
-            vqkv__vf_ISA base = vqkv__set1_ISA(bias[r]);
-            for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
-                vqkv__store_ISA(
-                    s + t, vqkv__fma_ISA(vqkv__load_ISA(gain + t), vqkv__load_ISA(part + t), base));
-            continue;
+        const vqkv__vf_ISA base = vqkv__set1_ISA(bias != NULL ? bias[r] : 0.0f);
+        vqkv__vf_ISA top = vqkv__set1_ISA(VQKV__MASKED);
+        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+            vqkv__vf_ISA x = vqkv__fma_ISA(vqkv__load_ISA(gain + t), vqkv__load_ISA(part + t),
+                                           bias != NULL ? base : vqkv__load_ISA(s + t));
+            vqkv__store_ISA(s + t, x);
+            top = vqkv__max_ISA(top, x);
         }
-        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
-            vqkv__store_ISA(s + t, vqkv__fma_ISA(vqkv__load_ISA(gain + t), vqkv__load_ISA(part + t),
-                                                 vqkv__load_ISA(s + t)));
+        if (high != NULL)
+            vqkv__store_ISA(high + r * VQKV__LANES_ISA,
+                            vqkv__max_ISA(top, vqkv__load_ISA(high + r * VQKV__LANES_ISA)));
     }
 }
 
@@ -246,9 +249,10 @@ VQKV__TARGET_ISA static void vqkv__gains_ISA(const unsigned char *p, const unsig
                                              float *gain)
 {
     int t;
-    for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
-        vqkv__store_ISA(gain + t, table != NULL ? vqkv__gather_ISA(table, p + t)
-                                                : vqkv__loadh_ISA(p + 2 * t));
+    for (t = 0; t < VQKV_BLOCK && table != NULL; t += VQKV__GATHERED_ISA)
+        vqkv__gather_ISA(table, p + t, gain + t);
+    for (t = 0; t < VQKV_BLOCK && table == NULL; t += VQKV__LANES_ISA)
+        vqkv__store_ISA(gain + t, vqkv__loadh_ISA(p + 2 * t));
 }
 
 /* y [n] += x * table row, binary16 [n] */

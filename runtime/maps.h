@@ -14,8 +14,42 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__map_entries_ISA(const vqkv__matrix *tab
                                                          int n_in, int n_out, const float *x,
                                                          int ldx, int rows, float *y)
 {
-    int r, j, d;
-    for (j = 0; j + VQKV__LANES_ISA <= n_out; j += VQKV__LANES_ISA) {
+    int r, j = 0, d;
+    for (; j + 2 * VQKV__LANES_ISA <= n_out && rows % 4 == 0; j += 2 * VQKV__LANES_ISA) {
+        vqkv__vf_ISA scale = vqkv__set1_ISA(1.0f), next = scale;
+        if (bytes) {
+            scale = vqkv__loadh_ISA(table->scale + 2 * (size_t)j);
+            next = vqkv__loadh_ISA(table->scale + 2 * (size_t)(j + VQKV__LANES_ISA));
+        }
+        for (r = 0; r < rows; r += 4) {
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f), b##k = a##k;
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            for (d = 0; d < n_in; d++) {
+                const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+                vqkv__vf_ISA u = vqkv__entries_ISA(table, at, bytes);
+                vqkv__vf_ISA v = vqkv__entries_ISA(table, at + VQKV__LANES_ISA, bytes);
+#define VQKV__X(k)                                                                                 \
+    {                                                                                              \
+        vqkv__vf_ISA q = vqkv__set1_ISA(xd[k * ldx]);                                              \
+        a##k = vqkv__fma_ISA(q, u, a##k);                                                          \
+        b##k = vqkv__fma_ISA(q, v, b##k);                                                          \
+    }
+                VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+            }
+#define VQKV__X(k)                                                                                 \
+    {                                                                                              \
+        float *to = y + (size_t)(r + k) * (size_t)n_out + j;                                       \
+        vqkv__store_ISA(to, vqkv__mul_ISA(scale, a##k));                                           \
+        vqkv__store_ISA(to + VQKV__LANES_ISA, vqkv__mul_ISA(next, b##k));                          \
+    }
+            VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        }
+    }
+    for (; j + VQKV__LANES_ISA <= n_out; j += VQKV__LANES_ISA) {
         vqkv__vf_ISA scale =
             bytes ? vqkv__loadh_ISA(table->scale + 2 * (size_t)j) : vqkv__set1_ISA(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -69,7 +103,15 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *t
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
 {
+    float rest[VQKV__MAX_ROWS][VQKV__LANES_ISA]; /* the last LANES of y, 0 where whole ones end */
     int d, r, j;
+    for (r = 0; r < rows && n_in >= VQKV__LANES_ISA; r++)
+        for (j = 0; j < VQKV__LANES_ISA; j++) {
+            int at = n_in - VQKV__LANES_ISA + j;
+            rest[r][j] = at < n_in / VQKV__LANES_ISA * VQKV__LANES_ISA
+                             ? 0.0f
+                             : y[(size_t)r * (size_t)n_in + (size_t)at];
+        }
     for (d = 0; d < n_out; d++) {
         size_t row = (size_t)d * (size_t)n_in;
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -84,9 +126,15 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *t
                 VQKV__ROWS4(VQKV__X)
 #undef VQKV__X
             }
-#define VQKV__X(k) sum[k] = vqkv__hsum_ISA(a##k);
-            VQKV__ROWS4(VQKV__X)
+            if (j < n_in && n_in >= VQKV__LANES_ISA) { /* the last LANES, some of them once more */
+                vqkv__vf_ISA b =
+                    vqkv__entries_ISA(table, row + (size_t)(n_in - VQKV__LANES_ISA), bytes);
+#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(rest[r + k]), b, a##k);
+                VQKV__ROWS4(VQKV__X)
 #undef VQKV__X
+                j = n_in;
+            }
+            vqkv__hsum4_ISA(a0, a1, a2, a3, sum);
             for (; j < n_in; j++) {
                 float b = vqkv__raw_at(table, row + (size_t)j);
 #define VQKV__X(k) sum[k] += x[k * n_in + j] * b;

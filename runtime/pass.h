@@ -7,13 +7,31 @@
 #define VQKV__TILE       (1024 / VQKV_BLOCK)
 #define VQKV__MAP_BLOCKS (VQKV__TILE < 8 ? VQKV__TILE : 8)
 
-/* Codes to ask for while blocks are scored, stream by stream: [0] near, of keys that are few enough
- * for the first-level cache, [1] far, of the other keys and of values. */
+/* What kernels are to ask for, piece by piece: [0] near, codes of keys that are few enough for the
+ * first-level cache, [1] far, the rest. */
 typedef struct vqkv__ahead {
     vqkv__asked now; /* the streams at hand */
     int n[2], next[2];
     const unsigned char *first[2][VQKV__ASKED], *last[2][VQKV__ASKED];
 } vqkv__ahead;
+
+/* What takes the scores of K runs. */
+enum vqkv__kernel {
+    VQKV__BY_DOTS,    /* codewords meet the query */
+    VQKV__BY_PACKED,  /* score tables in bytes */
+    VQKV__BY_TABLES,  /* score tables in fp32 */
+    VQKV__BY_SCALARS, /* values meet the query in fp32 */
+    VQKV__BY_WIDE     /* score tables of codes of other than 4 bits */
+};
+
+/* One kernel's share of the scores of a block. */
+typedef struct vqkv__step {
+    const vqkv__run *run; /* the first of n_runs */
+    const vqkv__stream *stream;
+    int use, n_runs, planes; /* use: which of the head's K streams */
+    unsigned char kernel, band;
+    unsigned char first, last; /* of those that share a gain */
+} vqkv__step;
 
 /* What some K runs of a head meet codes with: each kernel's share of it lies run behind run. */
 typedef struct vqkv__scoring {
@@ -44,6 +62,9 @@ typedef struct vqkv__pass {
     int in_bytes;      /* V streams are summed by byte kernels */
     int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const vqkv__use *k_uses, *v_uses;
+    const unsigned char *k_codes[VQKV__MAX_USES], *v_codes[VQKV__MAX_USES]; /* of block 0 */
+    vqkv__step *steps; /* [n_steps] of K streams */
+    int n_steps;
     int n_k_uses, n_v_uses, k_frame;
     float *q;                 /* [rows, HEAD_DIM], scaled */
     float *turned;            /* [rows, HEAD_DIM], in the frame of the block at hand */
@@ -66,12 +87,14 @@ typedef struct vqkv__pass {
     float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
-    vqkv__ahead ahead;
-    int asks;                     /* kernels ask for it; else it is asked for before them */
+    vqkv__ahead ahead; /* codes, asked for while blocks are scored */
+    vqkv__ahead later; /* what is needed behind the coded blocks, while the last ones are summed */
+    int asks;          /* kernels ask for it; else it is asked for before them */
     vqkv__entry tile[VQKV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
     int tile_block[VQKV__TILE], tile_token[VQKV__TILE];
-    const vqkv__choice *choice; /* of chunks; NULL: all are attended */
-    float bias[VQKV__MAX_ROWS]; /* q . mean of the coded keys */
+    const vqkv__choice *choice;      /* of chunks; NULL: all are attended */
+    float bias[VQKV__MAX_ROWS];      /* q . mean of the coded keys */
+    float high[VQKV__MAX_ROWS * 16]; /* [rows, lanes] the highest scores of a tile */
     float m[VQKV__MAX_ROWS], l[VQKV__MAX_ROWS], l_coded[VQKV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
 } vqkv__pass;
@@ -108,7 +131,8 @@ typedef struct vqkv__pass {
      VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
      VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV__TILE * VQKV_BLOCK) +                     \
-     VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2)
+     VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2 +                          \
+     VQKV__ROOM(VQKV__MAX_RUNS * sizeof(vqkv__step) / 4))
 
 static float *vqkv__take(float **room, size_t n)
 {
@@ -148,6 +172,7 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->bytes = (unsigned char *)vqkv__take(&room, VQKV__TILE_FLOATS / 2);
     a->step = vqkv__take(&room, VQKV_N_ROT + 1);
     a->cs = vqkv__take(&room, VQKV_N_ROT + 1);
+    a->steps = (vqkv__step *)(void *)vqkv__take(&room, VQKV__MAX_RUNS * sizeof(vqkv__step) / 4);
 }
 
 /* Which of the n tokens from `token` on a row sees: *from .. *to - 1, counted from `token`. */
@@ -196,18 +221,49 @@ static int vqkv__mask_row(const vqkv__pass *a, int r, int blocks, int n, int cod
 /* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
 #define VQKV__NOTHING 3e-8f
 
-/* Softmax of a->s over the tile's blocks, n tokens in each; what was summed before is shrunk where
- * a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are more than
- * nothing (their probabilities are in the sums all the same), 2 if some probability is so large a
- * part of its row's sum that rounding it to 8 bits would show, else 1. */
-static int vqkv__soft_max(vqkv__pass *a, int blocks, int n, int coded)
+/* Whether every row sees all of the tile's coded blocks, as they were scored. */
+static int vqkv__open(const vqkv__pass *a, int blocks)
+{
+    int r, from, to;
+    if (a->k_tile != NULL || VQKV__KEEPS || a->choice != NULL || a->soft_cap > 0.0f)
+        return 0;
+    for (r = 0; r < a->rows; r++) {
+        vqkv__seen(a, r, a->tile_token[0], VQKV_BLOCK, &from, &to);
+        if (from > 0)
+            return 0;
+        vqkv__seen(a, r, a->tile_token[blocks - 1], VQKV_BLOCK, &from, &to);
+        if (to < VQKV_BLOCK)
+            return 0;
+    }
+    return 1;
+}
+
+/* The highest score of a row in an open tile. */
+static float vqkv__top(const vqkv__pass *a, int r)
+{
+    const float *high = a->high + r * a->ops->lanes;
+    float top = high[0];
+    int i;
+    for (i = 1; i < a->ops->lanes; i++)
+        top = high[i] > top ? high[i] : top;
+    return top;
+}
+
+/* Softmax of a->s over the tile's blocks, n tokens in each; open: all of them are seen, and their
+ * highest scores in a->high. What was summed before is shrunk where a row's maximum rises. Returns
+ * 0 if no row sees any of them, or none for which they are more than nothing (their probabilities
+ * are in the sums all the same), 2 if some probability is so large a part of its row's sum that
+ * rounding it to 8 bits would show, else 1. */
+static int vqkv__soft_max(vqkv__pass *a, int blocks, int n, int coded, int open)
 {
     float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
     int r, b, seen = 0;
     for (r = 0; r < a->rows; r++) {
         float *s = a->s + r * VQKV_BLOCK, top = VQKV__MASKED, sum, shrink = 1.0f;
         int step = a->rows * VQKV_BLOCK;
-        if (vqkv__mask_row(a, r, blocks, n, coded, s))
+        if (open)
+            top = vqkv__top(a, r);
+        else if (vqkv__mask_row(a, r, blocks, n, coded, s))
             top = a->ops->largest(s, blocks, (size_t)step);
         if (top <= VQKV__MASKED) { /* a choice may leave nothing that this row sees */
             for (b = 0; b < blocks; b++)
@@ -246,6 +302,6 @@ static void vqkv__attend_exact(vqkv__pass *a, int token, int n)
         VQKV__PREFETCH(v + i, 3);
     a->ops->exact_scores(k, n, a->q, a->rows, a->s);
     a->tile_token[0] = token;
-    if (vqkv__soft_max(a, 1, n, 0))
+    if (vqkv__soft_max(a, 1, n, 0, 0))
         a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }

@@ -1,43 +1,21 @@
 /* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs
  * that lasts for many blocks, of turning ones for one. */
 
-/* Whether a K run's codewords meet the query themselves instead of through score tables. With a
- * query of its own for each block, tables cost more to fill than they save. */
-static int vqkv__dots(const vqkv__pass *a, const vqkv__run *run)
-{
-    int turns = a->k_frame == VQKV__BLOCKWISE && vqkv__band(a, run);
-    return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
-           run->coder == VQKV__NIBBLES && (run->width == 1 || (turns && run->width % 2 == 0));
-}
-
-/* Whether run i of a K stream goes on from the one before: the same band and gain, and tables of
- * nibbles both. */
-static int vqkv__continues(const vqkv__pass *a, const vqkv__stream *s, int i)
-{
-    const vqkv__run *run = &vqkv__runs[s->first_run + i];
-    return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == VQKV__NIBBLES &&
-           run[-1].coder == VQKV__NIBBLES && !vqkv__dots(a, run) && !vqkv__dots(a, run - 1) &&
-           vqkv__band(a, run) == vqkv__band(a, run - 1);
-}
-
 /* The codewords of K runs that meet queries themselves. */
 static void vqkv__fill_dots(vqkv__pass *a)
 {
     vqkv__scoring at = a->scoring[0];
-    int band, u, i;
+    int band, i;
     for (band = 0; band < 2; band++) {
         a->scoring[band].table = at.table;
         a->scoring[band].scale = at.scale;
-        for (u = 0; u < a->n_k_uses; u++) {
-            const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
-            for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
-                const vqkv__run *run = &vqkv__runs[i];
-                if (!vqkv__dots(a, run) || vqkv__band(a, run) != band)
-                    continue;
-                a->ops->bytes->dot_books(run, at.table, at.scale);
-                at.table += 64 * vqkv__dot_groups(run);
-                at.scale += 4 * vqkv__dot_groups(run);
-            }
+        for (i = 0; i < a->n_steps; i++) {
+            const vqkv__step *step = &a->steps[i];
+            if (step->kernel != VQKV__BY_DOTS || step->band != band)
+                continue;
+            a->ops->bytes->dot_books(step->run, at.table, at.scale);
+            at.table += 64 * vqkv__dot_groups(step->run);
+            at.scale += 4 * vqkv__dot_groups(step->run);
         }
     }
 }
@@ -57,66 +35,65 @@ static float *vqkv__fill_run(vqkv__pass *a, const vqkv__run *run, const float *y
     return lut;
 }
 
-/* What the runs of one K stream in a band meet codes with, for queries in its latents of that band
- * y [rows, stride]: from *to on, which goes on behind it. Nibbles end up in to->packed where there
- * are byte kernels, else in to->lut like the others. */
-static void vqkv__fill_stream(vqkv__pass *a, const vqkv__stream *s, int band, const float *y,
-                              size_t stride, vqkv__scoring *to)
+/* What the runs of one step meet codes with, for queries in latents y [rows, stride] from latent
+ * `before` on: from *to on, which goes on behind it. energy [rows]: mean squares of the scores of
+ * its gain so far. */
+static void vqkv__fill_step(vqkv__pass *a, const vqkv__step *step, int before, const float *y,
+                            size_t stride, float *energy, vqkv__scoring *to)
 {
-    float energy[VQKV__MAX_ROWS], *start = to->lut;
-    const int before = vqkv__before(a, s, band);
-    int i, r, planes = 0;
-    memset(energy, 0, sizeof energy);
-    for (i = 0; i < s->n_runs; i++) {
-        const vqkv__run *run = &vqkv__runs[s->first_run + i];
-        const float *from = y + run->first - before;
-        if (vqkv__band(a, run) != band)
-            continue;
-        if (i > 0 && run[-1].gain != run->gain)
-            memset(energy, 0, sizeof energy);
-        if (!vqkv__continues(a, s, i)) {
-            start = to->lut;
-            planes = 0;
-        }
-        if (vqkv__dots(a, run)) {
-            int n = 4 * vqkv__dot_groups(run);
-            a->ops->bytes->dot_queries(run, to->scale, from, stride, a->rows, to->lanes, to->unit,
-                                       energy);
-            to->scale += n;
-            to->lanes += a->rows * n;
-            to->unit += 2 * a->rows;
-            continue;
-        }
-        if (run->coder == VQKV__WIDE) {
-            for (r = 0; r < a->rows; r++)
-                vqkv__fill_wide(a->ops, run, y - before + (size_t)r * stride,
-                                to->wide + (size_t)r * VQKV__MAX_WIDE_LUT);
-            to->wide += (size_t)run->planes << run->bits;
-            continue;
-        }
-        to->lut = vqkv__fill_run(a, run, from, stride, to->lut);
-        planes += run->planes;
-        if (a->k_bytes && run->coder == VQKV__NIBBLES && !vqkv__continues(a, s, i + 1)) {
-            vqkv__packed *head = (vqkv__packed *)(void *)to->packed;
-            to->packed += sizeof *head;
-            a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
-                                       (signed char *)to->packed);
-            to->packed += head->bytes;
-            to->lut = start;
-        }
+    const vqkv__run *run = step->run, *end = run + step->n_runs;
+    const vqkv__byte_ops *ops = a->ops->bytes;
+    float *lut = to->lut;
+    int r, n;
+    switch (step->kernel) {
+    case VQKV__BY_DOTS:
+        n = 4 * vqkv__dot_groups(run);
+        ops->dot_queries(run, to->scale, y + run->first - before, stride, a->rows, to->lanes,
+                         to->unit, energy);
+        to->scale += n;
+        to->lanes += a->rows * n;
+        to->unit += 2 * a->rows;
+        return;
+    case VQKV__BY_WIDE:
+        for (r = 0; r < a->rows; r++)
+            vqkv__fill_wide(a->ops, run, y - before + (size_t)r * stride,
+                            to->wide + (size_t)r * VQKV__MAX_WIDE_LUT);
+        to->wide += (size_t)run->planes << run->bits;
+        return;
+    case VQKV__BY_PACKED: {
+        vqkv__packed *head = (vqkv__packed *)(void *)to->packed;
+        for (; run < end; run++)
+            lut = vqkv__fill_run(a, run, y + run->first - before, stride, lut);
+        to->packed += sizeof *head;
+        ops->pack_tables(to->lut, step->planes, a->rows, energy, head, (signed char *)to->packed);
+        to->packed += head->bytes;
+        return;
+    }
+    default:
+        to->lut = vqkv__fill_run(a, run, y + run->first - before, stride, lut);
     }
 }
 
-/* The same for all K streams of the head, of mapped queries [rows, columns]; returns what lies
- * behind it all. */
+/* The same for all steps of a band, of mapped queries [rows, columns]; returns what lies behind it
+ * all. */
 static vqkv__scoring vqkv__fill_band(vqkv__pass *a, int band, const float *mapped)
 {
+    const size_t stride = (size_t)a->map[band].columns;
     vqkv__scoring to = a->scoring[band];
-    int u;
-    for (u = 0; u < a->n_k_uses; u++) {
-        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
-        vqkv__fill_stream(a, s, band, mapped, (size_t)a->map[band].columns, &to);
-        mapped += VQKV__COLUMNS(s->n_latents - vqkv__before(a, s, band));
+    float energy[VQKV__MAX_ROWS];
+    int i, use = 0;
+    memset(energy, 0, sizeof energy);
+    for (i = 0; i < a->n_steps; i++) {
+        const vqkv__step *step = &a->steps[i];
+        for (; use < step->use; use++) {
+            const vqkv__stream *s = &vqkv__streams[a->k_uses[use].stream];
+            mapped += VQKV__COLUMNS(s->n_latents - vqkv__before(a, s, band));
+        }
+        if (step->first)
+            memset(energy, 0, sizeof energy);
+        if (step->band == band)
+            vqkv__fill_step(a, step, vqkv__before(a, step->stream, band), mapped, stride, energy,
+                            &to);
     }
     return to;
 }
@@ -206,11 +183,15 @@ static void vqkv__fill_mapped(vqkv__pass *a, const float *mapped)
 static void vqkv__fill_tables(vqkv__pass *a)
 {
     vqkv__scoring to = a->scoring[1];
-    int u;
+    float energy[VQKV__MAX_ROWS];
+    int i;
     memset(a->bias, 0, sizeof a->bias);
-    for (u = 0; u < a->n_k_uses; u++) {
-        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
-        vqkv__map_one(a, s, a->k_uses[u].member);
-        vqkv__fill_stream(a, s, 1, a->y, (size_t)s->n_latents, &to);
+    for (i = 0; i < a->n_steps; i++) {
+        const vqkv__step *step = &a->steps[i];
+        if (i == 0 || step->use != step[-1].use)
+            vqkv__map_one(a, step->stream, a->k_uses[step->use].member);
+        if (step->first)
+            memset(energy, 0, sizeof energy);
+        vqkv__fill_step(a, step, 0, a->y, (size_t)step->stream->n_latents, energy, &to);
     }
 }

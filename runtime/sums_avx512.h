@@ -116,8 +116,8 @@ VQKV__INLINE_avx512 void vqkv__sum_rows_avx512(const unsigned char *const *codes
                                                const vqkv__four *four, const int each, int real,
                                                const signed char *book, const float *book_scale,
                                                const unsigned char *weights, const float *scale,
-                                               int rows, int r, const int n, float *acc,
-                                               size_t stride)
+                                               int rows, int r, const int n, vqkv__asked *ahead,
+                                               float *acc, size_t stride)
 {
     __m512i sum[4][4], table[4];
     const unsigned char *w = weights + (size_t)r * VQKV_BLOCK;
@@ -130,7 +130,8 @@ VQKV__INLINE_avx512 void vqkv__sum_rows_avx512(const unsigned char *const *codes
         for (k = 0; k < n; k++)
             sum[k][i] = _mm512_setzero_si512();
     }
-    for (b = 0; b < blocks; b++, w += (size_t)rows * VQKV_BLOCK)
+    for (b = 0; b < blocks; b++, w += (size_t)rows * VQKV_BLOCK) {
+        vqkv__ask_far(ahead);
         for (t = 0; t < VQKV_BLOCK; t += 64) {
             __m512i x = vqkv__plane_codes_avx512(codes[b] + four->plane[0], t), v[4];
             v[0] = _mm512_permutexvar_epi8(x, table[0]);
@@ -148,6 +149,7 @@ VQKV__INLINE_avx512 void vqkv__sum_rows_avx512(const unsigned char *const *codes
                     vqkv__add_bytes_avx512(&sum[k][i], p, v[i]);
             }
         }
+    }
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
         const __m512 f = _mm512_set1_ps(scale[r + k]);
@@ -168,15 +170,17 @@ VQKV__INLINE_avx512 void vqkv__sum_run_avx512(const unsigned char *const *codes,
                                               int blocks, const vqkv__run *run, const int each,
                                               const signed char *book, const float *book_scale,
                                               const unsigned char *weights, const float *scale,
-                                              int rows, float *acc, size_t stride)
+                                              int rows, vqkv__asked *ahead, float *acc,
+                                              size_t stride)
 {
+    vqkv__asked asked = *ahead;
     int c, r, n = run->planes * run->width;
     for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
         vqkv__four four = vqkv__four_of(run, offset, c, n);
         int real = n - c < 4 ? n - c : 4;
 #define VQKV__SUM(n_rows)                                                                          \
     vqkv__sum_rows_avx512(codes, blocks, &four, each, real, book, book_scale, weights, scale,      \
-                          rows, r, n_rows, acc, stride)
+                          rows, r, n_rows, &asked, acc, stride)
         for (r = 0; r + 4 <= rows; r += 4)
             VQKV__SUM(4);
         for (; r + 2 <= rows; r += 2)
@@ -185,17 +189,18 @@ VQKV__INLINE_avx512 void vqkv__sum_run_avx512(const unsigned char *const *codes,
             VQKV__SUM(1);
 #undef VQKV__SUM
     }
+    *ahead = asked;
 }
 
 VQKV__TARGET_avx512 static void
 vqkv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blocks,
                        const vqkv__run *run, const signed char *book, const float *book_scale,
-                       const unsigned char *weights, const float *scale, int rows, float *acc,
-                       size_t stride)
+                       const unsigned char *weights, const float *scale, int rows,
+                       vqkv__asked *ahead, float *acc, size_t stride)
 {
 #define VQKV__X(each)                                                                              \
     vqkv__sum_run_avx512(codes, offset, blocks, run, each, book, book_scale, weights, scale, rows, \
-                         acc, stride)
+                         ahead, acc, stride)
     if (run->width % 4 == 0)
         VQKV__X(4);
     else if (run->width == 2)

@@ -127,6 +127,13 @@ VQKV__INLINE void vqkv__ask(vqkv__asked *a)
     a->values += a->values < a->values_end ? 64 : 0;
 }
 
+/* One line of values alone. */
+VQKV__INLINE void vqkv__ask_far(vqkv__asked *a)
+{
+    VQKV__PREFETCH(a->values, 2);
+    a->values += a->values < a->values_end ? 64 : 0;
+}
+
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
     /* The next seven may be NULL, all of them: queries are mapped in fp32 then, and keys scored
@@ -169,9 +176,10 @@ typedef struct vqkv__byte_ops {
     void (*pack_weights)(const float *, const float *, int, int, unsigned char *, unsigned char *,
                          float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
-     * blocks: block pointers, offset of the run in each. */
+     * blocks: block pointers, offset of the run in each; what to ask for meanwhile. */
     void (*sum)(const unsigned char *const *, size_t, int, const vqkv__run *, const signed char *,
-                const float *, const unsigned char *, const float *, int, float *, size_t);
+                const float *, const unsigned char *, const float *, int, vqkv__asked *, float *,
+                size_t);
     float rest; /* what is left of a weight counts scale / rest */
     /* A probability above this part of its row's sum so far is worth the rest as well. */
     float fine;
@@ -229,7 +237,7 @@ typedef struct vqkv__ops {
     void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
     void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
     void (*scale_rows)(const float *, const float *, int, float *);
-    void (*gain_scores)(const float *, const float *, const float *, int, float *);
+    void (*gain_scores)(const float *, const float *, const float *, int, float *, float *);
     void (*gains)(const unsigned char *, const unsigned char *, float *);
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);

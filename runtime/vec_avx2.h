@@ -1,5 +1,6 @@
 /* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
-#define VQKV__LANES_avx2 8
+#define VQKV__LANES_avx2    8
+#define VQKV__GATHERED_avx2 8
 #if VQKV_BLOCK >= 64
 #define VQKV__BYTE_OPS_avx2 &vqkv__byte_ops_avx2
 #else
@@ -123,11 +124,11 @@ static inline int64_t vqkv__four_halves(const unsigned char *table, const unsign
                      (uint64_t)h[3] << 48);
 }
 /* Loads one by one: four times as fast as the gather instruction, on Zen 5. */
-VQKV__TARGET_avx2 static inline __m256 vqkv__gather_avx2(const unsigned char *table,
-                                                         const unsigned char *codes)
+VQKV__TARGET_avx2 static inline void vqkv__gather_avx2(const unsigned char *table,
+                                                       const unsigned char *codes, float *x)
 {
-    return _mm256_cvtph_ps(
-        _mm_set_epi64x(vqkv__four_halves(table, codes + 4), vqkv__four_halves(table, codes)));
+    _mm256_storeu_ps(x, _mm256_cvtph_ps(_mm_set_epi64x(vqkv__four_halves(table, codes + 4),
+                                                       vqkv__four_halves(table, codes))));
 }
 VQKV__TARGET_avx2 static inline void vqkv__storeu8_avx2(unsigned char *p, __m256 x)
 {

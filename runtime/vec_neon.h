@@ -1,4 +1,5 @@
 /* Vector vocabulary, NEON (AArch64): four lanes. See kernels.h. */
+#define VQKV__GATHERED_neon 4
 #define VQKV__LANES_neon    4
 #define VQKV__BYTE_OPS_neon NULL
 #define VQKV__TARGET_neon
@@ -105,13 +106,14 @@ static inline float32x4_t vqkv__lookup_neon(uint8x16x4_t table, uint32x4_t index
 {
     return vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(index)));
 }
-static inline float32x4_t vqkv__gather_neon(const unsigned char *table, const unsigned char *codes)
+static inline void vqkv__gather_neon(const unsigned char *table, const unsigned char *codes,
+                                     float *x)
 {
     uint16_t h[4];
     int i;
     for (i = 0; i < 4; i++)
         memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
+    vst1q_f32(x, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h))));
 }
 static inline void vqkv__storeu8_neon(unsigned char *p, float32x4_t x)
 {

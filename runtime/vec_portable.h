@@ -1,5 +1,6 @@
 /* Vector vocabulary, portable C: one lane. See kernels.h for what each word means. */
 #define VQKV__LANES_portable    1
+#define VQKV__GATHERED_portable 1
 #define VQKV__BYTE_OPS_portable NULL
 #define VQKV__TARGET_portable
 /* Outputs that a pass of dense.h holds sums of. */
@@ -90,9 +91,10 @@ static inline float vqkv__lookup_portable(const float *table, unsigned index)
 {
     return table[index];
 }
-static inline float vqkv__gather_portable(const unsigned char *table, const unsigned char *codes)
+static inline void vqkv__gather_portable(const unsigned char *table, const unsigned char *codes,
+                                         float *x)
 {
-    return vqkv__half_at(table, *codes);
+    *x = vqkv__half_at(table, *codes);
 }
 static inline void vqkv__storeu8_portable(unsigned char *p, float x)
 {

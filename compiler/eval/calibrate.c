@@ -41,7 +41,8 @@ static void make_vectors(vqkvc_rng *rng, int n, int head_dim, float *x)
         x[i] = (float)(vqkvc_rng_normal(rng) * 2 / sqrt(1 + 0.25 * (i % head_dim)));
 }
 
-/* Appends `context` tokens to every layer: the same BATCH of them again and again. */
+/* Appends `context` tokens to every layer: the same BATCH of them again and again, the last ones
+ * token by token, so that the exact window is as decoding leaves it. */
 static vqkvc_code fill(const subject *s, int context, vqkvc_rng *rng, vqkvc_progress *progress,
                        vqkvc_err *err)
 {
@@ -51,8 +52,9 @@ static vqkvc_code fill(const subject *s, int context, vqkvc_rng *rng, vqkvc_prog
     if (kv == NULL)
         return err->code;
     make_vectors(rng, 2 * BATCH * g->n_kv_heads, g->head_dim, kv);
-    for (int at = 0; at < context && err->code == VQKVC_OK; at += BATCH) {
-        int n = context - at < BATCH ? context - at : BATCH;
+    int decoded = context > BATCH ? context - BATCH : 0;
+    for (int at = 0, n; at < context && err->code == VQKVC_OK; at += n) {
+        n = at >= decoded ? 1 : decoded - at < BATCH ? decoded - at : BATCH;
         if (vqkvc_interrupted())
             vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted");
         for (int l = 0; l < g->n_layers && err->code == VQKVC_OK; l++)

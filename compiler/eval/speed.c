@@ -214,8 +214,11 @@ static vqkvc_code append(const bench *b, const vqkvc_cache *cache, int at, int n
     return VQKVC_OK;
 }
 
+/* Prefill in batches, then the latest MAX_BATCH tokens one by one: an append leaves its own tokens in
+ * the exact window, and what is timed is a cache as decoding leaves it. */
 static vqkvc_code fill(bench *b, vqkvc_err *err)
 {
+    int decoded = b->o.context > MAX_BATCH ? b->o.context - MAX_BATCH : 0;
     float *kv = vqkvc_arena_alloc(&b->arena, 2 * MAX_BATCH * row_of(b), sizeof *kv, err);
     if (kv == NULL)
         return err->code;
@@ -224,8 +227,8 @@ static vqkvc_code fill(bench *b, vqkvc_err *err)
         VQKVC_TRY(vqkvc_cache_header(&b->caches[i], s->codec, s->name, b->g, 1, b->o.context,
                                      MAX_BATCH, b->o.isa, err));
         VQKVC_TRY(vqkvc_cache_header_choose(&b->caches[i], s->top_tokens, err));
-        for (int at = 0; at < b->o.context; at += MAX_BATCH) {
-            int n = b->o.context - at < MAX_BATCH ? b->o.context - at : MAX_BATCH;
+        for (int at = 0, n; at < b->o.context; at += n) {
+            n = at >= decoded ? 1 : decoded - at < MAX_BATCH ? decoded - at : MAX_BATCH;
             if (vqkvc_interrupted())
                 return vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted");
             VQKVC_TRY(append(b, &b->caches[i], at, n, kv, kv + MAX_BATCH * row_of(b), err));

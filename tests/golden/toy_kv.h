@@ -396,6 +396,13 @@ TOY_KV__INLINE void toy_kv__ask(toy_kv__asked *a)
     a->values += a->values < a->values_end ? 64 : 0;
 }
 
+/* One line of values alone. */
+TOY_KV__INLINE void toy_kv__ask_far(toy_kv__asked *a)
+{
+    TOY_KV__PREFETCH(a->values, 2);
+    a->values += a->values < a->values_end ? 64 : 0;
+}
+
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
     /* The next seven may be NULL, all of them: queries are mapped in fp32 then, and keys scored
@@ -438,9 +445,10 @@ typedef struct toy_kv__byte_ops {
     void (*pack_weights)(const float *, const float *, int, int, unsigned char *, unsigned char *,
                          float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
-     * blocks: block pointers, offset of the run in each. */
+     * blocks: block pointers, offset of the run in each; what to ask for meanwhile. */
     void (*sum)(const unsigned char *const *, size_t, int, const toy_kv__run *, const signed char *,
-                const float *, const unsigned char *, const float *, int, float *, size_t);
+                const float *, const unsigned char *, const float *, int, toy_kv__asked *, float *,
+                size_t);
     float rest; /* what is left of a weight counts scale / rest */
     /* A probability above this part of its row's sum so far is worth the rest as well. */
     float fine;
@@ -498,7 +506,7 @@ typedef struct toy_kv__ops {
     void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
     void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
     void (*scale_rows)(const float *, const float *, int, float *);
-    void (*gain_scores)(const float *, const float *, const float *, int, float *);
+    void (*gain_scores)(const float *, const float *, const float *, int, float *, float *);
     void (*gains)(const unsigned char *, const unsigned char *, float *);
     void (*add_row)(const unsigned char *, int, float, float *);
     float (*dot_row)(const unsigned char *, int, const float *);
@@ -580,6 +588,7 @@ struct toy_kv {
 #define TOY_KV__MAX_WIDE_BINS 0
 #define TOY_KV__MAX_SUM_LATENTS 32
 #define TOY_KV__MAX_RUNS 7
+#define TOY_KV__MAX_USES 2
 #define TOY_KV__MAX_DOT_GROUPS 16
 #define TOY_KV__MAX_COLUMNS 32
 #define TOY_KV__MAX_STAGES 2
@@ -1273,6 +1282,7 @@ static inline const toy_kv__use *toy_kv__uses_of(int part, int layer, int head, 
 }
 /* Vector vocabulary, portable C: one lane. See kernels.h for what each word means. */
 #define TOY_KV__LANES_portable    1
+#define TOY_KV__GATHERED_portable 1
 #define TOY_KV__BYTE_OPS_portable NULL
 #define TOY_KV__TARGET_portable
 /* Outputs that a pass of dense.h holds sums of. */
@@ -1363,9 +1373,10 @@ static inline float toy_kv__lookup_portable(const float *table, unsigned index)
 {
     return table[index];
 }
-static inline float toy_kv__gather_portable(const unsigned char *table, const unsigned char *codes)
+static inline void toy_kv__gather_portable(const unsigned char *table, const unsigned char *codes,
+                                         float *x)
 {
-    return toy_kv__half_at(table, *codes);
+    *x = toy_kv__half_at(table, *codes);
 }
 static inline void toy_kv__storeu8_portable(unsigned char *p, float x)
 {
@@ -1883,8 +1894,42 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__map_entries_portable(const t
                                                          int n_in, int n_out, const float *x,
                                                          int ldx, int rows, float *y)
 {
-    int r, j, d;
-    for (j = 0; j + TOY_KV__LANES_portable <= n_out; j += TOY_KV__LANES_portable) {
+    int r, j = 0, d;
+    for (; j + 2 * TOY_KV__LANES_portable <= n_out && rows % 4 == 0; j += 2 * TOY_KV__LANES_portable) {
+        toy_kv__vf_portable scale = toy_kv__set1_portable(1.0f), next = scale;
+        if (bytes) {
+            scale = toy_kv__loadh_portable(table->scale + 2 * (size_t)j);
+            next = toy_kv__loadh_portable(table->scale + 2 * (size_t)(j + TOY_KV__LANES_portable));
+        }
+        for (r = 0; r < rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f), b##k = a##k;
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+                toy_kv__vf_portable u = toy_kv__entries_portable(table, at, bytes);
+                toy_kv__vf_portable v = toy_kv__entries_portable(table, at + TOY_KV__LANES_portable, bytes);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable q = toy_kv__set1_portable(xd[k * ldx]);                                              \
+        a##k = toy_kv__fma_portable(q, u, a##k);                                                          \
+        b##k = toy_kv__fma_portable(q, v, b##k);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        float *to = y + (size_t)(r + k) * (size_t)n_out + j;                                       \
+        toy_kv__store_portable(to, toy_kv__mul_portable(scale, a##k));                                           \
+        toy_kv__store_portable(to + TOY_KV__LANES_portable, toy_kv__mul_portable(next, b##k));                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+    }
+    for (; j + TOY_KV__LANES_portable <= n_out; j += TOY_KV__LANES_portable) {
         toy_kv__vf_portable scale =
             bytes ? toy_kv__loadh_portable(table->scale + 2 * (size_t)j) : toy_kv__set1_portable(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -1938,7 +1983,15 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
 {
+    float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_portable]; /* the last LANES of y, 0 where whole ones end */
     int d, r, j;
+    for (r = 0; r < rows && n_in >= TOY_KV__LANES_portable; r++)
+        for (j = 0; j < TOY_KV__LANES_portable; j++) {
+            int at = n_in - TOY_KV__LANES_portable + j;
+            rest[r][j] = at < n_in / TOY_KV__LANES_portable * TOY_KV__LANES_portable
+                             ? 0.0f
+                             : y[(size_t)r * (size_t)n_in + (size_t)at];
+        }
     for (d = 0; d < n_out; d++) {
         size_t row = (size_t)d * (size_t)n_in;
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -1953,9 +2006,15 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             }
-#define TOY_KV__X(k) sum[k] = toy_kv__hsum_portable(a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
+            if (j < n_in && n_in >= TOY_KV__LANES_portable) { /* the last LANES, some of them once more */
+                toy_kv__vf_portable b =
+                    toy_kv__entries_portable(table, row + (size_t)(n_in - TOY_KV__LANES_portable), bytes);
+#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(rest[r + k]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
+                j = n_in;
+            }
+            toy_kv__hsum4_portable(a0, a1, a2, a3, sum);
             for (; j < n_in; j++) {
                 float b = toy_kv__raw_at(table, row + (size_t)j);
 #define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
@@ -2004,7 +2063,7 @@ TOY_KV__TARGET_portable static void toy_kv__unmap_portable(toy_kv__matrix table,
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
- *   gather(table, bytes): binary16 values of a table at LANES byte codes
+ *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -2222,22 +2281,25 @@ TOY_KV__TARGET_portable static void toy_kv__scale_rows_portable(const float *gai
         }
 }
 
-/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
+ * LANES], if not NULL, rises to the highest of each lane. */
 TOY_KV__TARGET_portable static void toy_kv__gain_scores_portable(const float *gain, const float *part,
-                                                   const float *bias, int rows, float *s)
+                                                   const float *bias, int rows, float *s,
+                                                   float *high)
 {
     int r, t;
     for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
-        if (bias != NULL) {
-            toy_kv__vf_portable base = toy_kv__set1_portable(bias[r]);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
-                toy_kv__store_portable(
-                    s + t, toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(part + t), base));
-            continue;
+        const toy_kv__vf_portable base = toy_kv__set1_portable(bias != NULL ? bias[r] : 0.0f);
+        toy_kv__vf_portable top = toy_kv__set1_portable(TOY_KV__MASKED);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            toy_kv__vf_portable x = toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(part + t),
+                                           bias != NULL ? base : toy_kv__load_portable(s + t));
+            toy_kv__store_portable(s + t, x);
+            top = toy_kv__max_portable(top, x);
         }
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
-            toy_kv__store_portable(s + t, toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(part + t),
-                                                 toy_kv__load_portable(s + t)));
+        if (high != NULL)
+            toy_kv__store_portable(high + r * TOY_KV__LANES_portable,
+                            toy_kv__max_portable(top, toy_kv__load_portable(high + r * TOY_KV__LANES_portable)));
     }
 }
 
@@ -2246,9 +2308,10 @@ TOY_KV__TARGET_portable static void toy_kv__gains_portable(const unsigned char *
                                              float *gain)
 {
     int t;
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
-        toy_kv__store_portable(gain + t, table != NULL ? toy_kv__gather_portable(table, p + t)
-                                                : toy_kv__loadh_portable(p + 2 * t));
+    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_portable)
+        toy_kv__gather_portable(table, p + t, gain + t);
+    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_portable)
+        toy_kv__store_portable(gain + t, toy_kv__loadh_portable(p + 2 * t));
 }
 
 /* y [n] += x * table row, binary16 [n] */
@@ -2530,7 +2593,8 @@ static const toy_kv__ops toy_kv__ops_portable = {
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 /* Vector vocabulary, AVX2 with FMA and F16C: eight lanes. See kernels.h. */
-#define TOY_KV__LANES_avx2 8
+#define TOY_KV__LANES_avx2    8
+#define TOY_KV__GATHERED_avx2 8
 #if TOY_KV_BLOCK >= 64
 #define TOY_KV__BYTE_OPS_avx2 &toy_kv__byte_ops_avx2
 #else
@@ -2654,11 +2718,11 @@ static inline int64_t toy_kv__four_halves(const unsigned char *table, const unsi
                      (uint64_t)h[3] << 48);
 }
 /* Loads one by one: four times as fast as the gather instruction, on Zen 5. */
-TOY_KV__TARGET_avx2 static inline __m256 toy_kv__gather_avx2(const unsigned char *table,
-                                                         const unsigned char *codes)
+TOY_KV__TARGET_avx2 static inline void toy_kv__gather_avx2(const unsigned char *table,
+                                                       const unsigned char *codes, float *x)
 {
-    return _mm256_cvtph_ps(
-        _mm_set_epi64x(toy_kv__four_halves(table, codes + 4), toy_kv__four_halves(table, codes)));
+    _mm256_storeu_ps(x, _mm256_cvtph_ps(_mm_set_epi64x(toy_kv__four_halves(table, codes + 4),
+                                                       toy_kv__four_halves(table, codes))));
 }
 TOY_KV__TARGET_avx2 static inline void toy_kv__storeu8_avx2(unsigned char *p, __m256 x)
 {
@@ -3088,9 +3152,11 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *cons
                                                    int blocks, const toy_kv__run *run,
                                                    const signed char *book, const float *book_scale,
                                                    const unsigned char *weights, const float *scale,
-                                                   int rows, float *acc, size_t stride)
+                                                   int rows, toy_kv__asked *ahead, float *acc,
+                                                   size_t stride)
 {
     int p, w, r;
+    (void)ahead;
     for (p = 0; p < run->planes; p++) {
         size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
         for (w = 0; w < run->width; w++, book += 16, book_scale++) {
@@ -3619,8 +3685,42 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__map_entries_avx2(const toy_kv__m
                                                          int n_in, int n_out, const float *x,
                                                          int ldx, int rows, float *y)
 {
-    int r, j, d;
-    for (j = 0; j + TOY_KV__LANES_avx2 <= n_out; j += TOY_KV__LANES_avx2) {
+    int r, j = 0, d;
+    for (; j + 2 * TOY_KV__LANES_avx2 <= n_out && rows % 4 == 0; j += 2 * TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 scale = toy_kv__set1_avx2(1.0f), next = scale;
+        if (bytes) {
+            scale = toy_kv__loadh_avx2(table->scale + 2 * (size_t)j);
+            next = toy_kv__loadh_avx2(table->scale + 2 * (size_t)(j + TOY_KV__LANES_avx2));
+        }
+        for (r = 0; r < rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f), b##k = a##k;
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+                toy_kv__vf_avx2 u = toy_kv__entries_avx2(table, at, bytes);
+                toy_kv__vf_avx2 v = toy_kv__entries_avx2(table, at + TOY_KV__LANES_avx2, bytes);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 q = toy_kv__set1_avx2(xd[k * ldx]);                                              \
+        a##k = toy_kv__fma_avx2(q, u, a##k);                                                          \
+        b##k = toy_kv__fma_avx2(q, v, b##k);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        float *to = y + (size_t)(r + k) * (size_t)n_out + j;                                       \
+        toy_kv__store_avx2(to, toy_kv__mul_avx2(scale, a##k));                                           \
+        toy_kv__store_avx2(to + TOY_KV__LANES_avx2, toy_kv__mul_avx2(next, b##k));                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+    }
+    for (; j + TOY_KV__LANES_avx2 <= n_out; j += TOY_KV__LANES_avx2) {
         toy_kv__vf_avx2 scale =
             bytes ? toy_kv__loadh_avx2(table->scale + 2 * (size_t)j) : toy_kv__set1_avx2(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -3674,7 +3774,15 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv_
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
 {
+    float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_avx2]; /* the last LANES of y, 0 where whole ones end */
     int d, r, j;
+    for (r = 0; r < rows && n_in >= TOY_KV__LANES_avx2; r++)
+        for (j = 0; j < TOY_KV__LANES_avx2; j++) {
+            int at = n_in - TOY_KV__LANES_avx2 + j;
+            rest[r][j] = at < n_in / TOY_KV__LANES_avx2 * TOY_KV__LANES_avx2
+                             ? 0.0f
+                             : y[(size_t)r * (size_t)n_in + (size_t)at];
+        }
     for (d = 0; d < n_out; d++) {
         size_t row = (size_t)d * (size_t)n_in;
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -3689,9 +3797,15 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv_
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             }
-#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx2(a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
+            if (j < n_in && n_in >= TOY_KV__LANES_avx2) { /* the last LANES, some of them once more */
+                toy_kv__vf_avx2 b =
+                    toy_kv__entries_avx2(table, row + (size_t)(n_in - TOY_KV__LANES_avx2), bytes);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(rest[r + k]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
+                j = n_in;
+            }
+            toy_kv__hsum4_avx2(a0, a1, a2, a3, sum);
             for (; j < n_in; j++) {
                 float b = toy_kv__raw_at(table, row + (size_t)j);
 #define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
@@ -3740,7 +3854,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(toy_kv__matrix table, int n_o
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
- *   gather(table, bytes): binary16 values of a table at LANES byte codes
+ *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -3958,22 +4072,25 @@ TOY_KV__TARGET_avx2 static void toy_kv__scale_rows_avx2(const float *gain, const
         }
 }
 
-/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
+ * LANES], if not NULL, rises to the highest of each lane. */
 TOY_KV__TARGET_avx2 static void toy_kv__gain_scores_avx2(const float *gain, const float *part,
-                                                   const float *bias, int rows, float *s)
+                                                   const float *bias, int rows, float *s,
+                                                   float *high)
 {
     int r, t;
     for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
-        if (bias != NULL) {
-            toy_kv__vf_avx2 base = toy_kv__set1_avx2(bias[r]);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
-                toy_kv__store_avx2(
-                    s + t, toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(part + t), base));
-            continue;
+        const toy_kv__vf_avx2 base = toy_kv__set1_avx2(bias != NULL ? bias[r] : 0.0f);
+        toy_kv__vf_avx2 top = toy_kv__set1_avx2(TOY_KV__MASKED);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            toy_kv__vf_avx2 x = toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(part + t),
+                                           bias != NULL ? base : toy_kv__load_avx2(s + t));
+            toy_kv__store_avx2(s + t, x);
+            top = toy_kv__max_avx2(top, x);
         }
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
-            toy_kv__store_avx2(s + t, toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(part + t),
-                                                 toy_kv__load_avx2(s + t)));
+        if (high != NULL)
+            toy_kv__store_avx2(high + r * TOY_KV__LANES_avx2,
+                            toy_kv__max_avx2(top, toy_kv__load_avx2(high + r * TOY_KV__LANES_avx2)));
     }
 }
 
@@ -3982,9 +4099,10 @@ TOY_KV__TARGET_avx2 static void toy_kv__gains_avx2(const unsigned char *p, const
                                              float *gain)
 {
     int t;
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
-        toy_kv__store_avx2(gain + t, table != NULL ? toy_kv__gather_avx2(table, p + t)
-                                                : toy_kv__loadh_avx2(p + 2 * t));
+    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_avx2)
+        toy_kv__gather_avx2(table, p + t, gain + t);
+    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(gain + t, toy_kv__loadh_avx2(p + 2 * t));
 }
 
 /* y [n] += x * table row, binary16 [n] */
@@ -4259,7 +4377,8 @@ static const toy_kv__ops toy_kv__ops_avx2 = {
 
 #undef TOY_KV__ROWS4
 /* Vector vocabulary, AVX-512 (F, BW, VL, DQ, VBMI, VNNI): sixteen lanes. See kernels.h. */
-#define TOY_KV__LANES_avx512 16
+#define TOY_KV__LANES_avx512    16
+#define TOY_KV__GATHERED_avx512 32
 #if TOY_KV_BLOCK >= 64
 #define TOY_KV__BYTE_OPS_avx512 &toy_kv__byte_ops_avx512
 #else
@@ -4407,12 +4526,12 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__lookup_avx512(__m512 table, _
 {
     return _mm512_maskz_permutexvar_ps(TOY_KV__ALL_avx512, index, table);
 }
-/* 256 binary16 values fill eight registers: four two-register permutations beat a gather. */
-TOY_KV__TARGET_avx512 static inline __m512 toy_kv__gather_avx512(const unsigned char *table,
-                                                             const unsigned char *codes)
+/* x [32] = values of a table of 256 at byte codes. They fill eight registers: four two-register
+ * permutations, of 32 codes at once, beat a gather. */
+TOY_KV__INLINE_avx512 void toy_kv__gather_avx512(const unsigned char *table, const unsigned char *codes,
+                                             float *x)
 {
-    __m512i index = _mm512_maskz_cvtepu8_epi16(
-        0xffffffffu, _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)codes)));
+    __m512i index = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)codes));
     __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64));
     __mmask32 bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
     __m512i part[4];
@@ -4425,7 +4544,9 @@ TOY_KV__TARGET_avx512 static inline __m512 toy_kv__gather_avx512(const unsigned 
     part[0] = _mm512_mask_blend_epi16(bit6, part[0], part[1]);
     part[2] = _mm512_mask_blend_epi16(bit6, part[2], part[3]);
     part[0] = _mm512_mask_blend_epi16(bit7, part[0], part[2]);
-    return _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, _mm512_castsi512_si256(part[0]));
+    _mm512_storeu_ps(x, _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, _mm512_castsi512_si256(part[0])));
+    _mm512_storeu_ps(
+        x + 16, _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512, _mm512_extracti64x4_epi64(part[0], 1)));
 }
 TOY_KV__TARGET_avx512 static inline void toy_kv__storeu8_avx512(unsigned char *p, __m512 x)
 {
@@ -5132,8 +5253,8 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *c
                                                const toy_kv__four *four, const int each, int real,
                                                const signed char *book, const float *book_scale,
                                                const unsigned char *weights, const float *scale,
-                                               int rows, int r, const int n, float *acc,
-                                               size_t stride)
+                                               int rows, int r, const int n, toy_kv__asked *ahead,
+                                               float *acc, size_t stride)
 {
     __m512i sum[4][4], table[4];
     const unsigned char *w = weights + (size_t)r * TOY_KV_BLOCK;
@@ -5146,7 +5267,8 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *c
         for (k = 0; k < n; k++)
             sum[k][i] = _mm512_setzero_si512();
     }
-    for (b = 0; b < blocks; b++, w += (size_t)rows * TOY_KV_BLOCK)
+    for (b = 0; b < blocks; b++, w += (size_t)rows * TOY_KV_BLOCK) {
+        toy_kv__ask_far(ahead);
         for (t = 0; t < TOY_KV_BLOCK; t += 64) {
             __m512i x = toy_kv__plane_codes_avx512(codes[b] + four->plane[0], t), v[4];
             v[0] = _mm512_permutexvar_epi8(x, table[0]);
@@ -5164,6 +5286,7 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *c
                     toy_kv__add_bytes_avx512(&sum[k][i], p, v[i]);
             }
         }
+    }
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
         const __m512 f = _mm512_set1_ps(scale[r + k]);
@@ -5184,15 +5307,17 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_run_avx512(const unsigned char *const *co
                                               int blocks, const toy_kv__run *run, const int each,
                                               const signed char *book, const float *book_scale,
                                               const unsigned char *weights, const float *scale,
-                                              int rows, float *acc, size_t stride)
+                                              int rows, toy_kv__asked *ahead, float *acc,
+                                              size_t stride)
 {
+    toy_kv__asked asked = *ahead;
     int c, r, n = run->planes * run->width;
     for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
         toy_kv__four four = toy_kv__four_of(run, offset, c, n);
         int real = n - c < 4 ? n - c : 4;
 #define TOY_KV__SUM(n_rows)                                                                          \
     toy_kv__sum_rows_avx512(codes, blocks, &four, each, real, book, book_scale, weights, scale,      \
-                          rows, r, n_rows, acc, stride)
+                          rows, r, n_rows, &asked, acc, stride)
         for (r = 0; r + 4 <= rows; r += 4)
             TOY_KV__SUM(4);
         for (; r + 2 <= rows; r += 2)
@@ -5201,17 +5326,18 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_run_avx512(const unsigned char *const *co
             TOY_KV__SUM(1);
 #undef TOY_KV__SUM
     }
+    *ahead = asked;
 }
 
 TOY_KV__TARGET_avx512 static void
 toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blocks,
                        const toy_kv__run *run, const signed char *book, const float *book_scale,
-                       const unsigned char *weights, const float *scale, int rows, float *acc,
-                       size_t stride)
+                       const unsigned char *weights, const float *scale, int rows,
+                       toy_kv__asked *ahead, float *acc, size_t stride)
 {
 #define TOY_KV__X(each)                                                                              \
     toy_kv__sum_run_avx512(codes, offset, blocks, run, each, book, book_scale, weights, scale, rows, \
-                         acc, stride)
+                         ahead, acc, stride)
     if (run->width % 4 == 0)
         TOY_KV__X(4);
     else if (run->width == 2)
@@ -6071,8 +6197,42 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__map_entries_avx512(const toy_k
                                                          int n_in, int n_out, const float *x,
                                                          int ldx, int rows, float *y)
 {
-    int r, j, d;
-    for (j = 0; j + TOY_KV__LANES_avx512 <= n_out; j += TOY_KV__LANES_avx512) {
+    int r, j = 0, d;
+    for (; j + 2 * TOY_KV__LANES_avx512 <= n_out && rows % 4 == 0; j += 2 * TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 scale = toy_kv__set1_avx512(1.0f), next = scale;
+        if (bytes) {
+            scale = toy_kv__loadh_avx512(table->scale + 2 * (size_t)j);
+            next = toy_kv__loadh_avx512(table->scale + 2 * (size_t)(j + TOY_KV__LANES_avx512));
+        }
+        for (r = 0; r < rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f), b##k = a##k;
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+                toy_kv__vf_avx512 u = toy_kv__entries_avx512(table, at, bytes);
+                toy_kv__vf_avx512 v = toy_kv__entries_avx512(table, at + TOY_KV__LANES_avx512, bytes);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 q = toy_kv__set1_avx512(xd[k * ldx]);                                              \
+        a##k = toy_kv__fma_avx512(q, u, a##k);                                                          \
+        b##k = toy_kv__fma_avx512(q, v, b##k);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        float *to = y + (size_t)(r + k) * (size_t)n_out + j;                                       \
+        toy_kv__store_avx512(to, toy_kv__mul_avx512(scale, a##k));                                           \
+        toy_kv__store_avx512(to + TOY_KV__LANES_avx512, toy_kv__mul_avx512(next, b##k));                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+    }
+    for (; j + TOY_KV__LANES_avx512 <= n_out; j += TOY_KV__LANES_avx512) {
         toy_kv__vf_avx512 scale =
             bytes ? toy_kv__loadh_avx512(table->scale + 2 * (size_t)j) : toy_kv__set1_avx512(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -6126,7 +6286,15 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
 {
+    float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_avx512]; /* the last LANES of y, 0 where whole ones end */
     int d, r, j;
+    for (r = 0; r < rows && n_in >= TOY_KV__LANES_avx512; r++)
+        for (j = 0; j < TOY_KV__LANES_avx512; j++) {
+            int at = n_in - TOY_KV__LANES_avx512 + j;
+            rest[r][j] = at < n_in / TOY_KV__LANES_avx512 * TOY_KV__LANES_avx512
+                             ? 0.0f
+                             : y[(size_t)r * (size_t)n_in + (size_t)at];
+        }
     for (d = 0; d < n_out; d++) {
         size_t row = (size_t)d * (size_t)n_in;
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -6141,9 +6309,15 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             }
-#define TOY_KV__X(k) sum[k] = toy_kv__hsum_avx512(a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
+            if (j < n_in && n_in >= TOY_KV__LANES_avx512) { /* the last LANES, some of them once more */
+                toy_kv__vf_avx512 b =
+                    toy_kv__entries_avx512(table, row + (size_t)(n_in - TOY_KV__LANES_avx512), bytes);
+#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(rest[r + k]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
+                j = n_in;
+            }
+            toy_kv__hsum4_avx512(a0, a1, a2, a3, sum);
             for (; j < n_in; j++) {
                 float b = toy_kv__raw_at(table, row + (size_t)j);
 #define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
@@ -6192,7 +6366,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(toy_kv__matrix table, int
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
- *   gather(table, bytes): binary16 values of a table at LANES byte codes
+ *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -6410,22 +6584,25 @@ TOY_KV__TARGET_avx512 static void toy_kv__scale_rows_avx512(const float *gain, c
         }
 }
 
-/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
+ * LANES], if not NULL, rises to the highest of each lane. */
 TOY_KV__TARGET_avx512 static void toy_kv__gain_scores_avx512(const float *gain, const float *part,
-                                                   const float *bias, int rows, float *s)
+                                                   const float *bias, int rows, float *s,
+                                                   float *high)
 {
     int r, t;
     for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
-        if (bias != NULL) {
-            toy_kv__vf_avx512 base = toy_kv__set1_avx512(bias[r]);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
-                toy_kv__store_avx512(
-                    s + t, toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(part + t), base));
-            continue;
+        const toy_kv__vf_avx512 base = toy_kv__set1_avx512(bias != NULL ? bias[r] : 0.0f);
+        toy_kv__vf_avx512 top = toy_kv__set1_avx512(TOY_KV__MASKED);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            toy_kv__vf_avx512 x = toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(part + t),
+                                           bias != NULL ? base : toy_kv__load_avx512(s + t));
+            toy_kv__store_avx512(s + t, x);
+            top = toy_kv__max_avx512(top, x);
         }
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
-            toy_kv__store_avx512(s + t, toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(part + t),
-                                                 toy_kv__load_avx512(s + t)));
+        if (high != NULL)
+            toy_kv__store_avx512(high + r * TOY_KV__LANES_avx512,
+                            toy_kv__max_avx512(top, toy_kv__load_avx512(high + r * TOY_KV__LANES_avx512)));
     }
 }
 
@@ -6434,9 +6611,10 @@ TOY_KV__TARGET_avx512 static void toy_kv__gains_avx512(const unsigned char *p, c
                                              float *gain)
 {
     int t;
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
-        toy_kv__store_avx512(gain + t, table != NULL ? toy_kv__gather_avx512(table, p + t)
-                                                : toy_kv__loadh_avx512(p + 2 * t));
+    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_avx512)
+        toy_kv__gather_avx512(table, p + t, gain + t);
+    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(gain + t, toy_kv__loadh_avx512(p + 2 * t));
 }
 
 /* y [n] += x * table row, binary16 [n] */
@@ -6717,6 +6895,7 @@ static const toy_kv__ops toy_kv__ops_avx512 = {
 
 #ifdef TOY_KV__ARM
 /* Vector vocabulary, NEON (AArch64): four lanes. See kernels.h. */
+#define TOY_KV__GATHERED_neon 4
 #define TOY_KV__LANES_neon    4
 #define TOY_KV__BYTE_OPS_neon NULL
 #define TOY_KV__TARGET_neon
@@ -6823,13 +7002,14 @@ static inline float32x4_t toy_kv__lookup_neon(uint8x16x4_t table, uint32x4_t ind
 {
     return vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(index)));
 }
-static inline float32x4_t toy_kv__gather_neon(const unsigned char *table, const unsigned char *codes)
+static inline void toy_kv__gather_neon(const unsigned char *table, const unsigned char *codes,
+                                     float *x)
 {
     uint16_t h[4];
     int i;
     for (i = 0; i < 4; i++)
         memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
+    vst1q_f32(x, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h))));
 }
 static inline void toy_kv__storeu8_neon(unsigned char *p, float32x4_t x)
 {
@@ -7364,8 +7544,42 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__map_entries_neon(const toy_kv__m
                                                          int n_in, int n_out, const float *x,
                                                          int ldx, int rows, float *y)
 {
-    int r, j, d;
-    for (j = 0; j + TOY_KV__LANES_neon <= n_out; j += TOY_KV__LANES_neon) {
+    int r, j = 0, d;
+    for (; j + 2 * TOY_KV__LANES_neon <= n_out && rows % 4 == 0; j += 2 * TOY_KV__LANES_neon) {
+        toy_kv__vf_neon scale = toy_kv__set1_neon(1.0f), next = scale;
+        if (bytes) {
+            scale = toy_kv__loadh_neon(table->scale + 2 * (size_t)j);
+            next = toy_kv__loadh_neon(table->scale + 2 * (size_t)(j + TOY_KV__LANES_neon));
+        }
+        for (r = 0; r < rows; r += 4) {
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f), b##k = a##k;
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (d = 0; d < n_in; d++) {
+                const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
+                const float *xd = x + (size_t)r * (size_t)ldx + d;
+                toy_kv__vf_neon u = toy_kv__entries_neon(table, at, bytes);
+                toy_kv__vf_neon v = toy_kv__entries_neon(table, at + TOY_KV__LANES_neon, bytes);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon q = toy_kv__set1_neon(xd[k * ldx]);                                              \
+        a##k = toy_kv__fma_neon(q, u, a##k);                                                          \
+        b##k = toy_kv__fma_neon(q, v, b##k);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        float *to = y + (size_t)(r + k) * (size_t)n_out + j;                                       \
+        toy_kv__store_neon(to, toy_kv__mul_neon(scale, a##k));                                           \
+        toy_kv__store_neon(to + TOY_KV__LANES_neon, toy_kv__mul_neon(next, b##k));                          \
+    }
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+    }
+    for (; j + TOY_KV__LANES_neon <= n_out; j += TOY_KV__LANES_neon) {
         toy_kv__vf_neon scale =
             bytes ? toy_kv__loadh_neon(table->scale + 2 * (size_t)j) : toy_kv__set1_neon(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -7419,7 +7633,15 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv_
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
 {
+    float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_neon]; /* the last LANES of y, 0 where whole ones end */
     int d, r, j;
+    for (r = 0; r < rows && n_in >= TOY_KV__LANES_neon; r++)
+        for (j = 0; j < TOY_KV__LANES_neon; j++) {
+            int at = n_in - TOY_KV__LANES_neon + j;
+            rest[r][j] = at < n_in / TOY_KV__LANES_neon * TOY_KV__LANES_neon
+                             ? 0.0f
+                             : y[(size_t)r * (size_t)n_in + (size_t)at];
+        }
     for (d = 0; d < n_out; d++) {
         size_t row = (size_t)d * (size_t)n_in;
         for (r = 0; r + 4 <= rows; r += 4) {
@@ -7434,9 +7656,15 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv_
                 TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
             }
-#define TOY_KV__X(k) sum[k] = toy_kv__hsum_neon(a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
+            if (j < n_in && n_in >= TOY_KV__LANES_neon) { /* the last LANES, some of them once more */
+                toy_kv__vf_neon b =
+                    toy_kv__entries_neon(table, row + (size_t)(n_in - TOY_KV__LANES_neon), bytes);
+#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(rest[r + k]), b, a##k);
+                TOY_KV__ROWS4(TOY_KV__X)
 #undef TOY_KV__X
+                j = n_in;
+            }
+            toy_kv__hsum4_neon(a0, a1, a2, a3, sum);
             for (; j < n_in; j++) {
                 float b = toy_kv__raw_at(table, row + (size_t)j);
 #define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
@@ -7485,7 +7713,7 @@ TOY_KV__TARGET_neon static void toy_kv__unmap_neon(toy_kv__matrix table, int n_o
  *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
  *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
  *   vt: sixteen floats  table(p), lookup(table, codes)
- *   gather(table, bytes): binary16 values of a table at LANES byte codes
+ *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
  *
  * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
@@ -7703,22 +7931,25 @@ TOY_KV__TARGET_neon static void toy_kv__scale_rows_neon(const float *gain, const
         }
 }
 
-/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK] */
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
+ * LANES], if not NULL, rises to the highest of each lane. */
 TOY_KV__TARGET_neon static void toy_kv__gain_scores_neon(const float *gain, const float *part,
-                                                   const float *bias, int rows, float *s)
+                                                   const float *bias, int rows, float *s,
+                                                   float *high)
 {
     int r, t;
     for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
-        if (bias != NULL) {
-            toy_kv__vf_neon base = toy_kv__set1_neon(bias[r]);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
-                toy_kv__store_neon(
-                    s + t, toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(part + t), base));
-            continue;
+        const toy_kv__vf_neon base = toy_kv__set1_neon(bias != NULL ? bias[r] : 0.0f);
+        toy_kv__vf_neon top = toy_kv__set1_neon(TOY_KV__MASKED);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            toy_kv__vf_neon x = toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(part + t),
+                                           bias != NULL ? base : toy_kv__load_neon(s + t));
+            toy_kv__store_neon(s + t, x);
+            top = toy_kv__max_neon(top, x);
         }
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
-            toy_kv__store_neon(s + t, toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(part + t),
-                                                 toy_kv__load_neon(s + t)));
+        if (high != NULL)
+            toy_kv__store_neon(high + r * TOY_KV__LANES_neon,
+                            toy_kv__max_neon(top, toy_kv__load_neon(high + r * TOY_KV__LANES_neon)));
     }
 }
 
@@ -7727,9 +7958,10 @@ TOY_KV__TARGET_neon static void toy_kv__gains_neon(const unsigned char *p, const
                                              float *gain)
 {
     int t;
-    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
-        toy_kv__store_neon(gain + t, table != NULL ? toy_kv__gather_neon(table, p + t)
-                                                : toy_kv__loadh_neon(p + 2 * t));
+    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_neon)
+        toy_kv__gather_neon(table, p + t, gain + t);
+    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_neon)
+        toy_kv__store_neon(gain + t, toy_kv__loadh_neon(p + 2 * t));
 }
 
 /* y [n] += x * table row, binary16 [n] */
@@ -9514,13 +9746,31 @@ static void toy_kv__mask_chunks(const toy_kv__choice *choice, int j, float *s)
 #define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
 #define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
 
-/* Codes to ask for while blocks are scored, stream by stream: [0] near, of keys that are few enough
- * for the first-level cache, [1] far, of the other keys and of values. */
+/* What kernels are to ask for, piece by piece: [0] near, codes of keys that are few enough for the
+ * first-level cache, [1] far, the rest. */
 typedef struct toy_kv__ahead {
     toy_kv__asked now; /* the streams at hand */
     int n[2], next[2];
     const unsigned char *first[2][TOY_KV__ASKED], *last[2][TOY_KV__ASKED];
 } toy_kv__ahead;
+
+/* What takes the scores of K runs. */
+enum toy_kv__kernel {
+    TOY_KV__BY_DOTS,    /* codewords meet the query */
+    TOY_KV__BY_PACKED,  /* score tables in bytes */
+    TOY_KV__BY_TABLES,  /* score tables in fp32 */
+    TOY_KV__BY_SCALARS, /* values meet the query in fp32 */
+    TOY_KV__BY_WIDE     /* score tables of codes of other than 4 bits */
+};
+
+/* One kernel's share of the scores of a block. */
+typedef struct toy_kv__step {
+    const toy_kv__run *run; /* the first of n_runs */
+    const toy_kv__stream *stream;
+    int use, n_runs, planes; /* use: which of the head's K streams */
+    unsigned char kernel, band;
+    unsigned char first, last; /* of those that share a gain */
+} toy_kv__step;
 
 /* What some K runs of a head meet codes with: each kernel's share of it lies run behind run. */
 typedef struct toy_kv__scoring {
@@ -9551,6 +9801,9 @@ typedef struct toy_kv__pass {
     int in_bytes;      /* V streams are summed by byte kernels */
     int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const toy_kv__use *k_uses, *v_uses;
+    const unsigned char *k_codes[TOY_KV__MAX_USES], *v_codes[TOY_KV__MAX_USES]; /* of block 0 */
+    toy_kv__step *steps; /* [n_steps] of K streams */
+    int n_steps;
     int n_k_uses, n_v_uses, k_frame;
     float *q;                 /* [rows, HEAD_DIM], scaled */
     float *turned;            /* [rows, HEAD_DIM], in the frame of the block at hand */
@@ -9573,12 +9826,14 @@ typedef struct toy_kv__pass {
     float *step, *cs; /* angles of one block [N_ROT / 2, 2], of the one at hand [2, N_ROT / 2] */
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
-    toy_kv__ahead ahead;
-    int asks;                     /* kernels ask for it; else it is asked for before them */
+    toy_kv__ahead ahead; /* codes, asked for while blocks are scored */
+    toy_kv__ahead later; /* what is needed behind the coded blocks, while the last ones are summed */
+    int asks;          /* kernels ask for it; else it is asked for before them */
     toy_kv__entry tile[TOY_KV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
     int tile_block[TOY_KV__TILE], tile_token[TOY_KV__TILE];
-    const toy_kv__choice *choice; /* of chunks; NULL: all are attended */
-    float bias[TOY_KV__MAX_ROWS]; /* q . mean of the coded keys */
+    const toy_kv__choice *choice;      /* of chunks; NULL: all are attended */
+    float bias[TOY_KV__MAX_ROWS];      /* q . mean of the coded keys */
+    float high[TOY_KV__MAX_ROWS * 16]; /* [rows, lanes] the highest scores of a tile */
     float m[TOY_KV__MAX_ROWS], l[TOY_KV__MAX_ROWS], l_coded[TOY_KV__MAX_ROWS];
     float *o; /* [rows, HEAD_DIM] */
 } toy_kv__pass;
@@ -9615,7 +9870,8 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV__TILE * TOY_KV_BLOCK) +                     \
-     TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2)
+     TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2 +                          \
+     TOY_KV__ROOM(TOY_KV__MAX_RUNS * sizeof(toy_kv__step) / 4))
 
 static float *toy_kv__take(float **room, size_t n)
 {
@@ -9655,6 +9911,7 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->bytes = (unsigned char *)toy_kv__take(&room, TOY_KV__TILE_FLOATS / 2);
     a->step = toy_kv__take(&room, TOY_KV_N_ROT + 1);
     a->cs = toy_kv__take(&room, TOY_KV_N_ROT + 1);
+    a->steps = (toy_kv__step *)(void *)toy_kv__take(&room, TOY_KV__MAX_RUNS * sizeof(toy_kv__step) / 4);
 }
 
 /* Which of the n tokens from `token` on a row sees: *from .. *to - 1, counted from `token`. */
@@ -9703,18 +9960,49 @@ static int toy_kv__mask_row(const toy_kv__pass *a, int r, int blocks, int n, int
 /* A part of a row's sum that is lost in the rounding of its output: values need not be read. */
 #define TOY_KV__NOTHING 3e-8f
 
-/* Softmax of a->s over the tile's blocks, n tokens in each; what was summed before is shrunk where
- * a row's maximum rises. Returns 0 if no row sees any of them, or none for which they are more than
- * nothing (their probabilities are in the sums all the same), 2 if some probability is so large a
- * part of its row's sum that rounding it to 8 bits would show, else 1. */
-static int toy_kv__soft_max(toy_kv__pass *a, int blocks, int n, int coded)
+/* Whether every row sees all of the tile's coded blocks, as they were scored. */
+static int toy_kv__open(const toy_kv__pass *a, int blocks)
+{
+    int r, from, to;
+    if (a->k_tile != NULL || TOY_KV__KEEPS || a->choice != NULL || a->soft_cap > 0.0f)
+        return 0;
+    for (r = 0; r < a->rows; r++) {
+        toy_kv__seen(a, r, a->tile_token[0], TOY_KV_BLOCK, &from, &to);
+        if (from > 0)
+            return 0;
+        toy_kv__seen(a, r, a->tile_token[blocks - 1], TOY_KV_BLOCK, &from, &to);
+        if (to < TOY_KV_BLOCK)
+            return 0;
+    }
+    return 1;
+}
+
+/* The highest score of a row in an open tile. */
+static float toy_kv__top(const toy_kv__pass *a, int r)
+{
+    const float *high = a->high + r * a->ops->lanes;
+    float top = high[0];
+    int i;
+    for (i = 1; i < a->ops->lanes; i++)
+        top = high[i] > top ? high[i] : top;
+    return top;
+}
+
+/* Softmax of a->s over the tile's blocks, n tokens in each; open: all of them are seen, and their
+ * highest scores in a->high. What was summed before is shrunk where a row's maximum rises. Returns
+ * 0 if no row sees any of them, or none for which they are more than nothing (their probabilities
+ * are in the sums all the same), 2 if some probability is so large a part of its row's sum that
+ * rounding it to 8 bits would show, else 1. */
+static int toy_kv__soft_max(toy_kv__pass *a, int blocks, int n, int coded, int open)
 {
     float fine = a->ops->bytes != NULL ? a->ops->bytes->fine : 1.0f;
     int r, b, seen = 0;
     for (r = 0; r < a->rows; r++) {
         float *s = a->s + r * TOY_KV_BLOCK, top = TOY_KV__MASKED, sum, shrink = 1.0f;
         int step = a->rows * TOY_KV_BLOCK;
-        if (toy_kv__mask_row(a, r, blocks, n, coded, s))
+        if (open)
+            top = toy_kv__top(a, r);
+        else if (toy_kv__mask_row(a, r, blocks, n, coded, s))
             top = a->ops->largest(s, blocks, (size_t)step);
         if (top <= TOY_KV__MASKED) { /* a choice may leave nothing that this row sees */
             for (b = 0; b < blocks; b++)
@@ -9753,7 +10041,7 @@ static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
         TOY_KV__PREFETCH(v + i, 3);
     a->ops->exact_scores(k, n, a->q, a->rows, a->s);
     a->tile_token[0] = token;
-    if (toy_kv__soft_max(a, 1, n, 0))
+    if (toy_kv__soft_max(a, 1, n, 0, 0))
         a->ops->exact_sums(v, n, a->s, a->rows, a->o);
 }
 
@@ -9942,8 +10230,8 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
     }
 }
 
-/* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs
- * that lasts for many blocks, of turning ones for one. */
+/* What scores of one head's keys are made of: which kernel takes which runs. Planned once a pass;
+ * queries.h fills what each kernel wants, absorbed.h calls them for every block. */
 
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
  * query of its own for each block, tables cost more to fill than they save. */
@@ -9954,34 +10242,68 @@ static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
            run->coder == TOY_KV__NIBBLES && (run->width == 1 || (turns && run->width % 2 == 0));
 }
 
-/* Whether run i of a K stream goes on from the one before: the same band and gain, and tables of
- * nibbles both. */
-static int toy_kv__continues(const toy_kv__pass *a, const toy_kv__stream *s, int i)
+static int toy_kv__kernel_of(const toy_kv__pass *a, const toy_kv__run *run)
 {
-    const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-    return i > 0 && i < s->n_runs && run[-1].gain == run->gain && run->coder == TOY_KV__NIBBLES &&
-           run[-1].coder == TOY_KV__NIBBLES && !toy_kv__dots(a, run) && !toy_kv__dots(a, run - 1) &&
-           toy_kv__band(a, run) == toy_kv__band(a, run - 1);
+    return run->coder == TOY_KV__WIDE      ? TOY_KV__BY_WIDE
+           : run->coder != TOY_KV__NIBBLES ? TOY_KV__BY_SCALARS
+           : toy_kv__dots(a, run)          ? TOY_KV__BY_DOTS
+           : a->k_bytes                  ? TOY_KV__BY_PACKED
+                                         : TOY_KV__BY_TABLES;
 }
+
+/* a->steps: those of all K streams of the head, runs in their order. Neighbouring runs that share a
+ * gain and a band are one step where packed tables take them. */
+static void toy_kv__plan_steps(toy_kv__pass *a)
+{
+    toy_kv__step *step = a->steps;
+    int u, i;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        for (i = 0; i < s->n_runs; i++) {
+            const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
+            const int kernel = toy_kv__kernel_of(a, run), band = toy_kv__band(a, run);
+            const int first = i == 0 || run[-1].gain != run->gain;
+            const int last = i == s->n_runs - 1 || run[1].gain != run->gain;
+            if (!first && kernel == TOY_KV__BY_PACKED && step[-1].kernel == kernel &&
+                step[-1].band == band) {
+                step[-1].n_runs++;
+                step[-1].planes += run->planes;
+                step[-1].last = (unsigned char)last;
+                continue;
+            }
+            step->run = run;
+            step->stream = s;
+            step->use = u;
+            step->n_runs = 1;
+            step->planes = run->planes;
+            step->kernel = (unsigned char)kernel;
+            step->band = (unsigned char)band;
+            step->first = (unsigned char)first;
+            step->last = (unsigned char)last;
+            step++;
+        }
+    }
+    a->n_steps = (int)(step - a->steps);
+}
+
+/* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs
+ * that lasts for many blocks, of turning ones for one. */
 
 /* The codewords of K runs that meet queries themselves. */
 static void toy_kv__fill_dots(toy_kv__pass *a)
 {
     toy_kv__scoring at = a->scoring[0];
-    int band, u, i;
+    int band, i;
     for (band = 0; band < 2; band++) {
         a->scoring[band].table = at.table;
         a->scoring[band].scale = at.scale;
-        for (u = 0; u < a->n_k_uses; u++) {
-            const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-            for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
-                const toy_kv__run *run = &toy_kv__runs[i];
-                if (!toy_kv__dots(a, run) || toy_kv__band(a, run) != band)
-                    continue;
-                a->ops->bytes->dot_books(run, at.table, at.scale);
-                at.table += 64 * toy_kv__dot_groups(run);
-                at.scale += 4 * toy_kv__dot_groups(run);
-            }
+        for (i = 0; i < a->n_steps; i++) {
+            const toy_kv__step *step = &a->steps[i];
+            if (step->kernel != TOY_KV__BY_DOTS || step->band != band)
+                continue;
+            a->ops->bytes->dot_books(step->run, at.table, at.scale);
+            at.table += 64 * toy_kv__dot_groups(step->run);
+            at.scale += 4 * toy_kv__dot_groups(step->run);
         }
     }
 }
@@ -10001,66 +10323,65 @@ static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__run *run, const fl
     return lut;
 }
 
-/* What the runs of one K stream in a band meet codes with, for queries in its latents of that band
- * y [rows, stride]: from *to on, which goes on behind it. Nibbles end up in to->packed where there
- * are byte kernels, else in to->lut like the others. */
-static void toy_kv__fill_stream(toy_kv__pass *a, const toy_kv__stream *s, int band, const float *y,
-                              size_t stride, toy_kv__scoring *to)
+/* What the runs of one step meet codes with, for queries in latents y [rows, stride] from latent
+ * `before` on: from *to on, which goes on behind it. energy [rows]: mean squares of the scores of
+ * its gain so far. */
+static void toy_kv__fill_step(toy_kv__pass *a, const toy_kv__step *step, int before, const float *y,
+                            size_t stride, float *energy, toy_kv__scoring *to)
 {
-    float energy[TOY_KV__MAX_ROWS], *start = to->lut;
-    const int before = toy_kv__before(a, s, band);
-    int i, r, planes = 0;
-    memset(energy, 0, sizeof energy);
-    for (i = 0; i < s->n_runs; i++) {
-        const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-        const float *from = y + run->first - before;
-        if (toy_kv__band(a, run) != band)
-            continue;
-        if (i > 0 && run[-1].gain != run->gain)
-            memset(energy, 0, sizeof energy);
-        if (!toy_kv__continues(a, s, i)) {
-            start = to->lut;
-            planes = 0;
-        }
-        if (toy_kv__dots(a, run)) {
-            int n = 4 * toy_kv__dot_groups(run);
-            a->ops->bytes->dot_queries(run, to->scale, from, stride, a->rows, to->lanes, to->unit,
-                                       energy);
-            to->scale += n;
-            to->lanes += a->rows * n;
-            to->unit += 2 * a->rows;
-            continue;
-        }
-        if (run->coder == TOY_KV__WIDE) {
-            for (r = 0; r < a->rows; r++)
-                toy_kv__fill_wide(a->ops, run, y - before + (size_t)r * stride,
-                                to->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT);
-            to->wide += (size_t)run->planes << run->bits;
-            continue;
-        }
-        to->lut = toy_kv__fill_run(a, run, from, stride, to->lut);
-        planes += run->planes;
-        if (a->k_bytes && run->coder == TOY_KV__NIBBLES && !toy_kv__continues(a, s, i + 1)) {
-            toy_kv__packed *head = (toy_kv__packed *)(void *)to->packed;
-            to->packed += sizeof *head;
-            a->ops->bytes->pack_tables(start, planes, a->rows, energy, head,
-                                       (signed char *)to->packed);
-            to->packed += head->bytes;
-            to->lut = start;
-        }
+    const toy_kv__run *run = step->run, *end = run + step->n_runs;
+    const toy_kv__byte_ops *ops = a->ops->bytes;
+    float *lut = to->lut;
+    int r, n;
+    switch (step->kernel) {
+    case TOY_KV__BY_DOTS:
+        n = 4 * toy_kv__dot_groups(run);
+        ops->dot_queries(run, to->scale, y + run->first - before, stride, a->rows, to->lanes,
+                         to->unit, energy);
+        to->scale += n;
+        to->lanes += a->rows * n;
+        to->unit += 2 * a->rows;
+        return;
+    case TOY_KV__BY_WIDE:
+        for (r = 0; r < a->rows; r++)
+            toy_kv__fill_wide(a->ops, run, y - before + (size_t)r * stride,
+                            to->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT);
+        to->wide += (size_t)run->planes << run->bits;
+        return;
+    case TOY_KV__BY_PACKED: {
+        toy_kv__packed *head = (toy_kv__packed *)(void *)to->packed;
+        for (; run < end; run++)
+            lut = toy_kv__fill_run(a, run, y + run->first - before, stride, lut);
+        to->packed += sizeof *head;
+        ops->pack_tables(to->lut, step->planes, a->rows, energy, head, (signed char *)to->packed);
+        to->packed += head->bytes;
+        return;
+    }
+    default:
+        to->lut = toy_kv__fill_run(a, run, y + run->first - before, stride, lut);
     }
 }
 
-/* The same for all K streams of the head, of mapped queries [rows, columns]; returns what lies
- * behind it all. */
+/* The same for all steps of a band, of mapped queries [rows, columns]; returns what lies behind it
+ * all. */
 static toy_kv__scoring toy_kv__fill_band(toy_kv__pass *a, int band, const float *mapped)
 {
+    const size_t stride = (size_t)a->map[band].columns;
     toy_kv__scoring to = a->scoring[band];
-    int u;
-    for (u = 0; u < a->n_k_uses; u++) {
-        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        toy_kv__fill_stream(a, s, band, mapped, (size_t)a->map[band].columns, &to);
-        mapped += TOY_KV__COLUMNS(s->n_latents - toy_kv__before(a, s, band));
+    float energy[TOY_KV__MAX_ROWS];
+    int i, use = 0;
+    memset(energy, 0, sizeof energy);
+    for (i = 0; i < a->n_steps; i++) {
+        const toy_kv__step *step = &a->steps[i];
+        for (; use < step->use; use++) {
+            const toy_kv__stream *s = &toy_kv__streams[a->k_uses[use].stream];
+            mapped += TOY_KV__COLUMNS(s->n_latents - toy_kv__before(a, s, band));
+        }
+        if (step->first)
+            memset(energy, 0, sizeof energy);
+        if (step->band == band)
+            toy_kv__fill_step(a, step, toy_kv__before(a, step->stream, band), mapped, stride, energy,
+                            &to);
     }
     return to;
 }
@@ -10150,12 +10471,16 @@ static void toy_kv__fill_mapped(toy_kv__pass *a, const float *mapped)
 static void toy_kv__fill_tables(toy_kv__pass *a)
 {
     toy_kv__scoring to = a->scoring[1];
-    int u;
+    float energy[TOY_KV__MAX_ROWS];
+    int i;
     memset(a->bias, 0, sizeof a->bias);
-    for (u = 0; u < a->n_k_uses; u++) {
-        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        toy_kv__map_one(a, s, a->k_uses[u].member);
-        toy_kv__fill_stream(a, s, 1, a->y, (size_t)s->n_latents, &to);
+    for (i = 0; i < a->n_steps; i++) {
+        const toy_kv__step *step = &a->steps[i];
+        if (i == 0 || step->use != step[-1].use)
+            toy_kv__map_one(a, step->stream, a->k_uses[step->use].member);
+        if (step->first)
+            memset(energy, 0, sizeof energy);
+        toy_kv__fill_step(a, step, 0, a->y, (size_t)step->stream->n_latents, energy, &to);
     }
 }
 
@@ -10203,21 +10528,21 @@ static void toy_kv__fill_books(toy_kv__pass *a)
     }
 }
 
-/* Scores of one run of planes that no byte kernel takes, added to a->part [n, rows, BLOCK]; returns
- * the end of its tables in lut. */
-static float *toy_kv__score_run(toy_kv__pass *a, const unsigned char *const *codes, int n,
-                              const toy_kv__run *run, float *lut)
+/* Scores of one step that no byte kernel takes, added to a->part [n, rows, BLOCK]; by->lut goes on
+ * behind its tables. */
+static void toy_kv__score_run(toy_kv__pass *a, const unsigned char *const *codes, int n,
+                            const toy_kv__run *run, toy_kv__scoring *by)
 {
     int b, nibbles = run->coder == TOY_KV__NIBBLES;
     float *s = a->part;
     for (b = 0; b < n; b++, s += a->rows * TOY_KV_BLOCK) {
         if (nibbles)
-            a->ops->score_nibbles(codes[b] + run->codes, run->planes, lut, a->rows, s);
+            a->ops->score_nibbles(codes[b] + run->codes, run->planes, by->lut, a->rows, s);
         else
             a->ops->score_scalars(codes[b] + run->codes, run->planes, run->coder == TOY_KV__HALVES,
-                                  lut, a->rows, s);
+                                  by->lut, a->rows, s);
     }
-    return lut + run->planes * a->rows * (nibbles ? 16 : 1);
+    by->lut += run->planes * a->rows * (nibbles ? 16 : 1);
 }
 
 /* The gains of n blocks for one group of latents of a stream: a->gain [n, BLOCK]. */
@@ -10227,6 +10552,15 @@ static void toy_kv__read_tile(toy_kv__pass *a, const toy_kv__stream *s, const un
     int b;
     for (b = 0; b < n; b++)
         toy_kv__read_gains(a->ops, s, codes[b], group, a->gain + b * TOY_KV_BLOCK);
+}
+
+/* Where a stream's codes of n blocks begin, those of block 0 at `from`. */
+static inline void toy_kv__codes_of(const unsigned char *from, const toy_kv__stream *s,
+                                  const toy_kv__entry *entries, int n, const unsigned char **codes)
+{
+    int b;
+    for (b = 0; b < n; b++)
+        codes[b] = from + (size_t)s->bytes * (size_t)entries[b].block;
 }
 
 /* Goes on to the next streams where all of one is asked for. */
@@ -10246,67 +10580,59 @@ static void toy_kv__go_ahead(toy_kv__ahead *q)
  * to is set by the first of them, or begins at 0 where its kernel can only add. */
 static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, int n, float *scores)
 {
-    int u, i, b, planes = 0, first = 0, add = 0;
-    const int step = a->rows * TOY_KV_BLOCK;
+    int b, groups, add = 0;
+    const int size = a->rows * TOY_KV_BLOCK;
     const float *bias = a->bias;
-    toy_kv__scoring scoring[2];
     const toy_kv__byte_ops *ops = a->ops->bytes;
+    const toy_kv__step *step, *end = a->steps + a->n_steps;
     const unsigned char *codes[TOY_KV__TILE];
+    toy_kv__scoring scoring[2];
     scoring[0] = a->scoring[0];
     scoring[1] = a->scoring[1];
-    for (u = 0; u < a->n_k_uses; u++) {
-        int stream = a->k_uses[u].stream;
-        const toy_kv__stream *s = &toy_kv__streams[stream];
-        for (b = 0; b < n; b++)
-            codes[b] = toy_kv__codes(a->kv, stream, entries[b].block);
-        for (i = 0; i < s->n_runs; i++) {
-            const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-            toy_kv__scoring *by = &scoring[toy_kv__band(a, run)];
-            int dots = toy_kv__dots(a, run);
-            if (i == 0 || run[-1].gain != run->gain)
-                add = 0;
-            if (!toy_kv__continues(a, s, i)) {
-                planes = 0;
-                first = run->codes;
-            }
-            planes += run->planes;
-            if (!add && !dots && (run->coder != TOY_KV__NIBBLES || !a->k_bytes)) {
-                memset(a->part, 0, sizeof(float) * (size_t)(n * step));
-                add = 1;
-            }
-            if (dots) {
-                int groups = toy_kv__dot_groups(run);
-                ops->dot_scores(codes, (size_t)run->codes, n, run, by->table, by->lanes, by->unit,
-                                a->rows, add, &a->ahead.now, a->part);
-                by->table += 64 * groups;
-                by->lanes += a->rows * 4 * groups;
-                by->unit += 2 * a->rows;
-                add = 1;
-                toy_kv__go_ahead(&a->ahead);
-            } else if (run->coder == TOY_KV__WIDE) {
-                for (b = 0; b < n; b++)
-                    toy_kv__score_wide(run, codes[b] + run->codes, by->wide, a->rows,
-                                     a->part + b * step);
-                by->wide += (size_t)run->planes << run->bits;
-            } else if (run->coder != TOY_KV__NIBBLES || !a->k_bytes) {
-                by->lut = toy_kv__score_run(a, codes, n, run, by->lut);
-            } else if (!toy_kv__continues(a, s, i + 1)) {
-                const toy_kv__packed *head = (const toy_kv__packed *)(const void *)by->packed;
-                by->packed += sizeof *head;
-                ops->score(codes, (size_t)first, n, planes, head, (const signed char *)by->packed,
-                           a->rows, add, &a->ahead.now, a->part);
-                by->packed += head->bytes;
-                add = 1;
-                toy_kv__go_ahead(&a->ahead);
-            }
-            if (i < s->n_runs - 1 && run[1].gain == run->gain)
-                continue;
-            toy_kv__read_tile(a, s, codes, n, run->gain);
-            for (b = 0; b < n; b++)
-                a->ops->gain_scores(a->gain + b * TOY_KV_BLOCK, a->part + b * step, bias, a->rows,
-                                    scores + b * step);
-            bias = NULL;
+    for (step = a->steps; step < end; step++) {
+        const toy_kv__run *run = step->run;
+        toy_kv__scoring *by = &scoring[step->band];
+        if (step->first) {
+            add = 0;
+            toy_kv__codes_of(a->k_codes[step->use], step->stream, entries, n, codes);
         }
+        if (!add && step->kernel > TOY_KV__BY_PACKED)
+            memset(a->part, 0, sizeof(float) * (size_t)(n * size));
+        switch (step->kernel) {
+        case TOY_KV__BY_DOTS:
+            groups = toy_kv__dot_groups(run);
+            ops->dot_scores(codes, (size_t)run->codes, n, run, by->table, by->lanes, by->unit,
+                            a->rows, add, &a->ahead.now, a->part);
+            by->table += 64 * groups;
+            by->lanes += a->rows * 4 * groups;
+            by->unit += 2 * a->rows;
+            toy_kv__go_ahead(&a->ahead);
+            break;
+        case TOY_KV__BY_PACKED: {
+            const toy_kv__packed *head = (const toy_kv__packed *)(const void *)by->packed;
+            by->packed += sizeof *head;
+            ops->score(codes, (size_t)run->codes, n, step->planes, head,
+                       (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
+            by->packed += head->bytes;
+            toy_kv__go_ahead(&a->ahead);
+            break;
+        }
+        case TOY_KV__BY_WIDE:
+            for (b = 0; b < n; b++)
+                toy_kv__score_wide(run, codes[b] + run->codes, by->wide, a->rows, a->part + b * size);
+            by->wide += (size_t)run->planes << run->bits;
+            break;
+        default:
+            toy_kv__score_run(a, codes, n, run, by);
+        }
+        add = 1;
+        if (!step->last)
+            continue;
+        toy_kv__read_tile(a, step->stream, codes, n, run->gain);
+        for (b = 0; b < n; b++)
+            a->ops->gain_scores(a->gain + b * TOY_KV_BLOCK, a->part + b * size, bias, a->rows,
+                                scores + b * size, step + 1 < end ? NULL : a->high);
+        bias = NULL;
     }
 }
 
@@ -10346,10 +10672,8 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     float *acc = a->acc, *bins = a->bins;
     int u, i, b, r, packed = 0, scaled = 0; /* the weights at hand are in a->bytes, in a->part */
     for (u = 0; u < a->n_v_uses; u++) {
-        int stream = a->v_uses[u].stream;
-        const toy_kv__stream *s = &toy_kv__streams[stream];
-        for (b = 0; b < n; b++)
-            codes[b] = toy_kv__codes(a->kv, stream, entries[b].block);
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        toy_kv__codes_of(a->v_codes[u], s, entries, n, codes);
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
             float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
@@ -10381,10 +10705,11 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
                 packed = 1;
             }
             ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
-                     a->rows, dst, TOY_KV__MAX_SUM_LATENTS);
+                     a->rows, &a->later.now, dst, TOY_KV__MAX_SUM_LATENTS);
+            toy_kv__go_ahead(&a->later);
             if (fine)
                 ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
-                         rest_scale, a->rows, dst, TOY_KV__MAX_SUM_LATENTS);
+                         rest_scale, a->rows, &a->later.now, dst, TOY_KV__MAX_SUM_LATENTS);
             book_bytes += run->planes * run->width * 16;
             book_scale += run->planes * run->width;
         }
@@ -10448,6 +10773,8 @@ static void toy_kv__collect(toy_kv__pass *a)
 /* Blocks that are scored together where they have the same score tables: few enough that their
  * scores stay in the first-level cache. */
 #define TOY_KV__TOGETHER 2
+/* The last tiles, while whose values are summed memory is asked for what comes behind them. */
+#define TOY_KV__LATER 3
 /* Bytes of a stream's block that are asked for into the first-level cache: more would push out what
  * is at work. */
 #define TOY_KV__MAX_NEAR 8192
@@ -10495,22 +10822,60 @@ static int toy_kv__next_tile(toy_kv__pass *a, int n_sealed, int *j)
     return n;
 }
 
+/* Queues some bytes, if there is room. */
+static inline int toy_kv__piece(toy_kv__ahead *q, int list, const unsigned char *p, int bytes)
+{
+    if (q->n[list] == TOY_KV__ASKED)
+        return 0;
+    q->first[list][q->n[list]] = p;
+    q->last[list][q->n[list]++] = p + bytes;
+    return 1;
+}
+
+/* An empty queue. */
+static inline void toy_kv__ask_nothing(const toy_kv__pass *a, toy_kv__ahead *q)
+{
+    const unsigned char *none = (const unsigned char *)a->s; /* any line will do */
+    q->n[0] = q->n[1] = q->next[0] = q->next[1] = 0;
+    q->now.keys = q->now.keys_end = q->now.values = q->now.values_end = none;
+}
+
+/* Queues what comes behind the coded blocks: the exact tokens from `coded` on, and the bases that
+ * sums are mapped back with. */
+static void toy_kv__queue_later(toy_kv__pass *a, int coded, int n_tokens)
+{
+    int t, n, u, part;
+    for (t = coded; t < n_tokens && t < a->last; t += n) {
+        n = n_tokens - t > TOY_KV_BLOCK ? TOY_KV_BLOCK : n_tokens - t; /* t is at a block's start */
+        for (part = 0; part < 2; part++)
+            toy_kv__piece(
+                &a->later, 1,
+                toy_kv__exact(a->kv, a->seq, a->layer, part ? TOY_KV_VALUE : TOY_KV_KEY, a->head, t),
+                n * TOY_KV_HEAD_DIM * 2);
+    }
+    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        if (s->transform == TOY_KV__BASIS)
+            toy_kv__piece(&a->later, 1, toy_kv__basis(s, s->dec, a->v_uses[u].member).values,
+                        TOY_KV_HEAD_DIM * s->n_latents * s->basis_bytes);
+    }
+    toy_kv__go_ahead(&a->later);
+}
+
 /* Queues the codes of a block. Streams lie apart, and where the next block lies only the block
  * table knows, so no hardware sees it coming. What the queue has no room for is asked for at once.
  */
-TOY_KV__INLINE void toy_kv__queue(toy_kv__pass *a, const toy_kv__use *uses, int n, int block, int far)
+TOY_KV__INLINE void toy_kv__queue(toy_kv__pass *a, const toy_kv__use *uses, int n,
+                              const unsigned char *const *codes, int block, int far)
 {
     toy_kv__ahead *q = &a->ahead;
     int u, i;
     for (u = 0; u < n; u++) {
-        const unsigned char *p = toy_kv__codes(a->kv, uses[u].stream, block);
         const int bytes = toy_kv__streams[uses[u].stream].bytes;
+        const unsigned char *p = codes[u] + (size_t)bytes * (size_t)block;
         const int list = far || bytes > TOY_KV__MAX_NEAR;
-        if (q->n[list] < TOY_KV__ASKED) {
-            q->first[list][q->n[list]] = p;
-            q->last[list][q->n[list]++] = p + bytes;
+        if (toy_kv__piece(q, list, p, bytes))
             continue;
-        }
         for (i = 0; i < bytes; i += 64)
             TOY_KV__PREFETCH(p + i, 2);
     }
@@ -10520,18 +10885,15 @@ TOY_KV__INLINE void toy_kv__queue(toy_kv__pass *a, const toy_kv__use *uses, int 
  * blocks ahead, and those of these blocks' values. Inlined as well. */
 TOY_KV__INLINE void toy_kv__queue_blocks(toy_kv__pass *a, int b, int m, int n, int n_sealed)
 {
-    const unsigned char *none = (const unsigned char *)a->s; /* any line will do */
-    a->ahead.n[0] = a->ahead.n[1] = a->ahead.next[0] = a->ahead.next[1] = 0;
-    a->ahead.now.keys = a->ahead.now.keys_end = none;
-    a->ahead.now.values = a->ahead.now.values_end = none;
+    toy_kv__ask_nothing(a, &a->ahead);
     for (; m > 0; m--, b++) {
         /* behind the tile the next blocks are a guess, right unless chunks were chosen */
         int over = b + TOY_KV__AHEAD - (n - 1);
         int ahead = over > 0 ? a->tile_block[n - 1] + over : a->tile_block[b + TOY_KV__AHEAD];
         if (a->k_tile == NULL && ahead < n_sealed)
-            toy_kv__queue(a, a->k_uses, a->n_k_uses, a->blocks[ahead].block, 0);
+            toy_kv__queue(a, a->k_uses, a->n_k_uses, a->k_codes, a->blocks[ahead].block, 0);
         if (a->v_tile == NULL)
-            toy_kv__queue(a, a->v_uses, a->n_v_uses, a->tile[b].block, 1);
+            toy_kv__queue(a, a->v_uses, a->n_v_uses, a->v_codes, a->tile[b].block, 1);
     }
     toy_kv__go_ahead(&a->ahead);
 }
@@ -10566,9 +10928,10 @@ static void toy_kv__collect_held(toy_kv__pass *a)
     }
 }
 
-static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
+static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed, int n_tokens)
 {
-    int j = 0, b, k, m, n, previous = -1, ready = 0, seen, batch = 0, batch_end;
+    int j = 0, b, k, m, n, previous = -1, ready = 0, seen, batch = 0, batch_end, later = 0;
+    toy_kv__ask_nothing(a, &a->later);
     while ((n = toy_kv__next_tile(a, n_sealed, &j)) > 0) {
         batch_end = 0;
         if (!a->coded) {
@@ -10583,6 +10946,8 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                 toy_kv__fill_maps(a);
         }
         a->coded = 1;
+        for (b = 0; b < a->rows * a->ops->lanes; b++)
+            a->high[b] = TOY_KV__MASKED;
         for (b = 0; b < n; b += m) {
             toy_kv__entry entry = a->tile[b];
             float *scores = a->s + b * a->rows * TOY_KV_BLOCK;
@@ -10619,7 +10984,11 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
                                  a->rows, scores + k * a->rows * TOY_KV_BLOCK);
             ready = 1;
         }
-        seen = toy_kv__soft_max(a, n, TOY_KV_BLOCK, 1);
+        if (!later && n_sealed - j <= TOY_KV__LATER * TOY_KV__TILE) {
+            toy_kv__queue_later(a, TOY_KV_N_SINK + n_sealed * TOY_KV_BLOCK, n_tokens);
+            later = 1;
+        }
+        seen = toy_kv__soft_max(a, n, TOY_KV_BLOCK, 1, toy_kv__open(a, n));
         for (b = 0; b < n && seen && a->v_tile == NULL && TOY_KV__KEEPS; b++)
             toy_kv__sum_kept(a->kv, a->ops, a->layer, a->head, a->tile[b].block, a->rows,
                            a->s + b * a->rows * TOY_KV_BLOCK, a->l_coded, a->o);
@@ -10630,6 +10999,16 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed)
         if (seen && a->v_tile == NULL)
             toy_kv__sum_tile(a, a->tile, n, seen == 2);
     }
+}
+
+/* Where the codes of the head's streams begin, of those that are absorbed. */
+static void toy_kv__find_codes(toy_kv__pass *a)
+{
+    int u;
+    for (u = 0; u < a->n_k_uses && a->k_tile == NULL; u++)
+        a->k_codes[u] = toy_kv__codes(a->kv, a->k_uses[u].stream, 0);
+    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++)
+        a->v_codes[u] = toy_kv__codes(a->kv, a->v_uses[u].stream, 0);
 }
 
 /* One pass for a->rows queries whose a->q, positions and range are set. */
@@ -10653,6 +11032,9 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->steady_number = -1;
+    toy_kv__find_codes(a);
+    if (a->k_tile == NULL)
+        toy_kv__plan_steps(a);
     a->scoring[1] = a->scoring[0];
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
@@ -10663,7 +11045,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
         if (t < a->last && t + n > a->first)
             toy_kv__attend_exact(a, t, n);
     }
-    toy_kv__attend_blocks(a, q->n_sealed);
+    toy_kv__attend_blocks(a, q->n_sealed, n_tokens);
     for (t = coded; t < n_tokens; t += n) {
         n = n_tokens - t > TOY_KV_BLOCK ? TOY_KV_BLOCK : n_tokens - t; /* t is at a block's start */
         if (t < a->last && t + n > a->first)

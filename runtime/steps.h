@@ -1,0 +1,55 @@
+/* What scores of one head's keys are made of: which kernel takes which runs. Planned once a pass;
+ * queries.h fills what each kernel wants, absorbed.h calls them for every block. */
+
+/* Whether a K run's codewords meet the query themselves instead of through score tables. With a
+ * query of its own for each block, tables cost more to fill than they save. */
+static int vqkv__dots(const vqkv__pass *a, const vqkv__run *run)
+{
+    int turns = a->k_frame == VQKV__BLOCKWISE && vqkv__band(a, run);
+    return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
+           run->coder == VQKV__NIBBLES && (run->width == 1 || (turns && run->width % 2 == 0));
+}
+
+static int vqkv__kernel_of(const vqkv__pass *a, const vqkv__run *run)
+{
+    return run->coder == VQKV__WIDE      ? VQKV__BY_WIDE
+           : run->coder != VQKV__NIBBLES ? VQKV__BY_SCALARS
+           : vqkv__dots(a, run)          ? VQKV__BY_DOTS
+           : a->k_bytes                  ? VQKV__BY_PACKED
+                                         : VQKV__BY_TABLES;
+}
+
+/* a->steps: those of all K streams of the head, runs in their order. Neighbouring runs that share a
+ * gain and a band are one step where packed tables take them. */
+static void vqkv__plan_steps(vqkv__pass *a)
+{
+    vqkv__step *step = a->steps;
+    int u, i;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
+        for (i = 0; i < s->n_runs; i++) {
+            const vqkv__run *run = &vqkv__runs[s->first_run + i];
+            const int kernel = vqkv__kernel_of(a, run), band = vqkv__band(a, run);
+            const int first = i == 0 || run[-1].gain != run->gain;
+            const int last = i == s->n_runs - 1 || run[1].gain != run->gain;
+            if (!first && kernel == VQKV__BY_PACKED && step[-1].kernel == kernel &&
+                step[-1].band == band) {
+                step[-1].n_runs++;
+                step[-1].planes += run->planes;
+                step[-1].last = (unsigned char)last;
+                continue;
+            }
+            step->run = run;
+            step->stream = s;
+            step->use = u;
+            step->n_runs = 1;
+            step->planes = run->planes;
+            step->kernel = (unsigned char)kernel;
+            step->band = (unsigned char)band;
+            step->first = (unsigned char)first;
+            step->last = (unsigned char)last;
+            step++;
+        }
+    }
+    a->n_steps = (int)(step - a->steps);
+}
