@@ -75,8 +75,8 @@ static inline void vqkv__ask_nothing(const vqkv__pass *a, vqkv__ahead *q)
     q->now.keys = q->now.keys_end = q->now.values = q->now.values_end = none;
 }
 
-/* Queues what comes behind the coded blocks: the exact tokens from `coded` on, and the bases that
- * sums are mapped back with. */
+/* Queues what comes behind the coded blocks: the exact tokens from `coded` on, and the bases
+ * that sums are mapped back with. */
 static void vqkv__queue_later(vqkv__pass *a, int coded, int n_tokens)
 {
     int t, n, u, part;
@@ -246,6 +246,22 @@ static void vqkv__find_codes(vqkv__pass *a)
         a->v_codes[u] = vqkv__codes(a->kv, a->v_uses[u].stream, 0);
 }
 
+/* Asks for what queries are mapped with. Inlined, or gcc takes it for a function without effects.
+ */
+VQKV__INLINE void vqkv__ask_bases(const vqkv__pass *a)
+{
+    int u, i;
+    for (u = 0; u < a->n_k_uses && a->k_tile == NULL; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
+        const unsigned char *p;
+        if (s->transform != VQKV__BASIS)
+            continue;
+        p = vqkv__basis(s, s->dec, a->k_uses[u].member).values;
+        for (i = 0; i < VQKV_HEAD_DIM * s->n_latents * s->basis_bytes; i += 64)
+            VQKV__PREFETCH(p + i, 2);
+    }
+}
+
 /* One pass for a->rows queries whose a->q, positions and range are set. */
 static void vqkv__attend_rows(vqkv__pass *a)
 {
@@ -268,6 +284,7 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->steady_number = -1;
     vqkv__find_codes(a);
+    vqkv__ask_bases(a);
     if (a->k_tile == NULL)
         vqkv__plan_steps(a);
     a->scoring[1] = a->scoring[0];

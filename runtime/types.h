@@ -10,7 +10,7 @@
 #define VQKV__PREFETCH(p, locality) (void)(p)
 #define VQKV__INLINE                static inline
 #endif
-#define VQKV__AHEAD 2 /* blocks that codes of keys are asked for in advance */
+#define VQKV__AHEAD 3 /* blocks that codes of keys are asked for in advance */
 #define VQKV__ASKED 8 /* streams of keys, and of values, that are asked for by and by */
 
 enum vqkv__coder { VQKV__NIBBLES, VQKV__BYTES, VQKV__HALVES, VQKV__WIDE };

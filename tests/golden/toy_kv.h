@@ -279,7 +279,7 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #define TOY_KV__PREFETCH(p, locality) (void)(p)
 #define TOY_KV__INLINE                static inline
 #endif
-#define TOY_KV__AHEAD 2 /* blocks that codes of keys are asked for in advance */
+#define TOY_KV__AHEAD 3 /* blocks that codes of keys are asked for in advance */
 #define TOY_KV__ASKED 8 /* streams of keys, and of values, that are asked for by and by */
 
 enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES, TOY_KV__WIDE };
@@ -10840,8 +10840,8 @@ static inline void toy_kv__ask_nothing(const toy_kv__pass *a, toy_kv__ahead *q)
     q->now.keys = q->now.keys_end = q->now.values = q->now.values_end = none;
 }
 
-/* Queues what comes behind the coded blocks: the exact tokens from `coded` on, and the bases that
- * sums are mapped back with. */
+/* Queues what comes behind the coded blocks: the exact tokens from `coded` on, and the bases
+ * that sums are mapped back with. */
 static void toy_kv__queue_later(toy_kv__pass *a, int coded, int n_tokens)
 {
     int t, n, u, part;
@@ -11011,6 +11011,22 @@ static void toy_kv__find_codes(toy_kv__pass *a)
         a->v_codes[u] = toy_kv__codes(a->kv, a->v_uses[u].stream, 0);
 }
 
+/* Asks for what queries are mapped with. Inlined, or gcc takes it for a function without effects.
+ */
+TOY_KV__INLINE void toy_kv__ask_bases(const toy_kv__pass *a)
+{
+    int u, i;
+    for (u = 0; u < a->n_k_uses && a->k_tile == NULL; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        const unsigned char *p;
+        if (s->transform != TOY_KV__BASIS)
+            continue;
+        p = toy_kv__basis(s, s->dec, a->k_uses[u].member).values;
+        for (i = 0; i < TOY_KV_HEAD_DIM * s->n_latents * s->basis_bytes; i += 64)
+            TOY_KV__PREFETCH(p + i, 2);
+    }
+}
+
 /* One pass for a->rows queries whose a->q, positions and range are set. */
 static void toy_kv__attend_rows(toy_kv__pass *a)
 {
@@ -11033,6 +11049,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->steady_number = -1;
     toy_kv__find_codes(a);
+    toy_kv__ask_bases(a);
     if (a->k_tile == NULL)
         toy_kv__plan_steps(a);
     a->scoring[1] = a->scoring[0];
