@@ -167,10 +167,11 @@ $(BUILD)/fuzz/%: tests/%.c tests/fuzz_driver.c $(wildcard tests/*.h) $(BUILD)/li
 	$(Q)$(CC) $(CFLAGS_ALL) -Itests $< tests/fuzz_driver.c $(BUILD)/libvqkvc.a -o $@ $(LIBS_ALL)
 
 # Examples run over the header that `make demo` emits; scripts/demo.sh emits it by the same command.
+# What the examples are compiled with; DEMO_ARGS: further options of `vqkvc build`.
 DEMO_HEADER := $(BUILD)/demo/ref7m_kv.h
 $(DEMO_HEADER): $(BUILD)/vqkvc examples/models/ref7m.gguf
 	@mkdir -p $(@D)
-	$(BUILD)/vqkvc build examples/models/ref7m.gguf --self --prefix ref7m_kv --db $(@D)/vqkvc.db -o $@
+	$(BUILD)/vqkvc build examples/models/ref7m.gguf --self --prefix ref7m_kv --db $(@D)/vqkvc.db $(DEMO_ARGS) -o $@
 
 $(BUILD)/examples/minimal: examples/minimal.c $(DEMO_HEADER)
 	@mkdir -p $(@D)

@@ -1,4 +1,4 @@
-/* generate.c - text from the bundled model, with the exact cache and with the compressed one.
+/* generate.c - text from the bundled model, with an fp16 cache and with the compressed one.
  *
  * The compressed cache is an emitted header that is compiled in (compressed.c). Standard output
  * holds the text; with both caches, titles and figures as well. */
@@ -27,7 +27,7 @@ enum {
 
 typedef struct options {
     const char *model, *prompt, *context; /* context: a file, or NULL */
-    int exact, compressed;                /* which caches */
+    int f16, compressed;                  /* which caches */
     int n;                                /* tokens to generate */
     int context_tokens;                   /* at most; 0: all of the file */
     float temperature;
@@ -164,37 +164,26 @@ static vqkvc_code run_cache(generator *g, const vqkvc_cache *cache, run *r, vqkv
 
 /* ---- the caches side by side ---- */
 
-/* Engines keep an exact cache in fp16; the reader's, in fp32 for reference, is counted like that.
- */
-static size_t fp16_bytes(const vqkvc_geometry *g, int n_tokens)
-{
-    return (size_t)n_tokens * (size_t)g->n_layers * 2 * (size_t)g->n_kv_heads *
-           (size_t)g->head_dim * 2;
-}
-
 static double rate(const run *r)
 {
     return r->decoding > 0 ? (r->n - 1) / r->decoding : 0;
 }
 
-static void print_figures(const generator *g, const run *r, const char *counted)
+static void print_figures(const generator *g, const run *r)
 {
     fprintf(g->notes,
-            "\n[prompt: %d tokens in %.2f s; text: %d tokens, %.0f a second; cache: %zu "
-            "bytes%s]\n",
-            g->n_prompt, r->prefill, r->n, rate(r), r->cache_bytes, counted);
+            "\n[prompt: %d tokens in %.2f s; text: %d tokens, %.0f a second; cache: %zu bytes]\n",
+            g->n_prompt, r->prefill, r->n, rate(r), r->cache_bytes);
 }
 
-static vqkvc_code run_exact(generator *g, int n_ctx, run *r, vqkvc_err *err)
+static vqkvc_code run_f16(generator *g, int n_ctx, run *r, vqkvc_err *err)
 {
-    const vqkvc_geometry *geometry = vqkvc_model_geometry(g->model);
     vqkvc_cache cache;
-    VQKVC_TRY(vqkvc_cache_exact(&cache, geometry, 1, n_ctx, err));
-    fprintf(g->notes, "\n--- exact cache ---\n");
+    VQKVC_TRY(vqkvc_cache_f16(&cache, vqkvc_model_geometry(g->model), 1, n_ctx, err));
+    fprintf(g->notes, "\n--- fp16 cache ---\n");
     run_cache(g, &cache, r, err);
     cache.free(cache.self);
-    r->cache_bytes = fp16_bytes(geometry, g->n_prompt + r->n - 1);
-    print_figures(g, r, " in fp16");
+    print_figures(g, r);
     return err->code;
 }
 
@@ -205,22 +194,23 @@ static vqkvc_code run_compressed(generator *g, int n_ctx, run *r, vqkvc_err *err
     fprintf(g->notes, "\n--- compressed cache ---\n");
     run_cache(g, &cache, r, err);
     cache.free(cache.self);
-    print_figures(g, r, "");
+    print_figures(g, r);
     return err->code;
 }
 
-static void print_comparison(const generator *g, const run *exact, const run *small)
+static void print_comparison(const generator *g, const run *half, const run *small)
 {
     int same = 0;
-    while (same < exact->n && same < small->n && exact->ids[same] == small->ids[same])
+    while (same < half->n && same < small->n && half->ids[same] == small->ids[same])
         same++;
     fprintf(g->notes,
             "\n--- comparison ---\n"
             "first tokens that agree  %d of %d\n"
-            "tokens a second          exact %.0f, compressed %.0f\n"
-            "cache, bytes             exact %zu in fp16, compressed %zu: %.2f times smaller\n",
-            same, exact->n, rate(exact), rate(small), exact->cache_bytes, small->cache_bytes,
-            (double)exact->cache_bytes / (double)small->cache_bytes);
+            "tokens a second          fp16 %.0f, compressed %.0f: %.2f times as many\n"
+            "cache, bytes             fp16 %zu, compressed %zu: %.2f times smaller\n",
+            same, half->n, rate(half), rate(small), rate(half) > 0 ? rate(small) / rate(half) : 0,
+            half->cache_bytes, small->cache_bytes,
+            (double)half->cache_bytes / (double)small->cache_bytes);
 }
 
 /* The prompt, or the end of a long context. */
@@ -260,7 +250,7 @@ static vqkvc_code take_prompt(generator *g, vqkvc_err *err)
 static vqkvc_code generate(generator *g, vqkvc_err *err)
 {
     const options *o = g->o;
-    run exact = {0}, small = {0};
+    run half = {0}, small = {0};
     VQKVC_TRY(vqkvc_model_open(&g->model, o->model, 0, err));
     VQKVC_TRY(take_prompt(g, err));
     g->vocab = vqkvc_model_vocab_size(g->model);
@@ -272,13 +262,13 @@ static vqkvc_code generate(generator *g, vqkvc_err *err)
         fprintf(stderr, "generate: %d tokens in all, but the model was trained for %d\n", n_ctx,
                 trained);
     print_prompt(g, err);
-    if (o->exact && err->code == VQKVC_OK)
-        run_exact(g, n_ctx, &exact, err);
+    if (o->f16 && err->code == VQKVC_OK)
+        run_f16(g, n_ctx, &half, err);
     if (o->compressed && err->code == VQKVC_OK)
         run_compressed(g, n_ctx, &small, err);
-    if (o->exact && o->compressed && err->code == VQKVC_OK)
-        print_comparison(g, &exact, &small);
-    free(exact.ids);
+    if (o->f16 && o->compressed && err->code == VQKVC_OK)
+        print_comparison(g, &half, &small);
+    free(half.ids);
     free(small.ids);
     return err->code;
 }
@@ -288,12 +278,12 @@ static vqkvc_code generate(generator *g, vqkvc_err *err)
 static const char help[] =
     "usage: generate [option...]\n"
     "\n"
-    "Generates text with the exact cache and with the compressed one that is compiled in.\n"
+    "Generates text with an fp16 cache and with the compressed one that is compiled in.\n"
     "\n"
     "  -m, --model FILE        GGUF model (default: examples/models/ref7m.gguf)\n"
     "  -p, --prompt TEXT       what to go on with (default: a sentence; after a context: nothing)\n"
     "  -n, --tokens N          tokens to generate (default: 96)\n"
-    "      --cache WHICH       exact, compressed or both (default: both)\n"
+    "      --cache WHICH       f16, compressed or both (default: both)\n"
     "      --temperature T     0 takes the likeliest token (default: 0)\n"
     "      --seed S            of sampling (default: 1)\n"
     "      --context FILE      put a long text before the prompt; NAME.i32 holds token ids\n"
@@ -326,11 +316,10 @@ static float temperature(const char *text, vqkvc_err *err)
 
 static void choose_caches(options *o, const char *which, vqkvc_err *err)
 {
-    o->exact = strcmp(which, "compressed") != 0;
-    o->compressed = strcmp(which, "exact") != 0;
-    if (o->exact && o->compressed && strcmp(which, "both") != 0)
-        vqkvc_fail(err, VQKVC_E_USAGE, "--cache: wanted exact, compressed or both, not '%s'",
-                   which);
+    o->f16 = strcmp(which, "compressed") != 0;
+    o->compressed = strcmp(which, "f16") != 0;
+    if (o->f16 && o->compressed && strcmp(which, "both") != 0)
+        vqkvc_fail(err, VQKVC_E_USAGE, "--cache: wanted f16, compressed or both, not '%s'", which);
 }
 
 enum { OPT_CACHE = 256, OPT_TEMPERATURE, OPT_SEED, OPT_CONTEXT, OPT_CONTEXT_TOKENS };
@@ -387,7 +376,7 @@ static vqkvc_code read_options(options *o, int argc, char **argv, int *wants_hel
 {
     int option;
     *o = (options){
-        .model = "examples/models/ref7m.gguf", .exact = 1, .compressed = 1, .n = 96, .seed = 1};
+        .model = "examples/models/ref7m.gguf", .f16 = 1, .compressed = 1, .n = 96, .seed = 1};
     while (err->code == VQKVC_OK && !*wants_help &&
            (option = getopt_long(argc, argv, "m:p:n:h", long_options, NULL)) != -1)
         apply(o, option, wants_help, err);
@@ -404,7 +393,7 @@ int main(int argc, char **argv)
     options o;
     int wants_help = 0;
     if (read_options(&o, argc, argv, &wants_help, &err) == VQKVC_OK && !wants_help) {
-        generator g = {.o = &o, .notes = o.exact && o.compressed ? stdout : stderr};
+        generator g = {.o = &o, .notes = o.f16 && o.compressed ? stdout : stderr};
         vqkvc_matrix_init();
         generate(&g, &err);
         vqkvc_model_close(g.model);

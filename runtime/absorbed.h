@@ -42,6 +42,19 @@ static void vqkv__fill_books(vqkv__pass *a)
     }
 }
 
+/* Goes on to the next streams where all of one is asked for. */
+static void vqkv__go_ahead(vqkv__ahead *q)
+{
+    if (q->now.keys >= q->now.keys_end && q->next[0] < q->n[0]) {
+        q->now.keys = q->first[0][q->next[0]];
+        q->now.keys_end = q->last[0][q->next[0]++];
+    }
+    if (q->now.values >= q->now.values_end && q->next[1] < q->n[1]) {
+        q->now.values = q->first[1][q->next[1]];
+        q->now.values_end = q->last[1][q->next[1]++];
+    }
+}
+
 /* Scores of one step that no byte kernel takes, added to a->part [n, rows, BLOCK]; by->lut goes on
  * behind its tables. */
 static void vqkv__score_run(vqkv__pass *a, const unsigned char *const *codes, int n,
@@ -54,7 +67,8 @@ static void vqkv__score_run(vqkv__pass *a, const unsigned char *const *codes, in
             a->ops->score_nibbles(codes[b] + run->codes, run->planes, by->lut, a->rows, s);
         else
             a->ops->score_scalars(codes[b] + run->codes, run->planes, run->coder == VQKV__HALVES,
-                                  by->lut, a->rows, s);
+                                  by->lut, a->rows, &a->ahead.now, s);
+        vqkv__go_ahead(&a->ahead);
     }
     by->lut += run->planes * a->rows * (nibbles ? 16 : 1);
 }
@@ -75,19 +89,6 @@ static inline void vqkv__codes_of(const unsigned char *from, const vqkv__stream 
     int b;
     for (b = 0; b < n; b++)
         codes[b] = from + (size_t)s->bytes * (size_t)entries[b].block;
-}
-
-/* Goes on to the next streams where all of one is asked for. */
-static void vqkv__go_ahead(vqkv__ahead *q)
-{
-    if (q->now.keys >= q->now.keys_end && q->next[0] < q->n[0]) {
-        q->now.keys = q->first[0][q->next[0]];
-        q->now.keys_end = q->last[0][q->next[0]++];
-    }
-    if (q->now.values >= q->now.values_end && q->next[1] < q->n[1]) {
-        q->now.values = q->first[1][q->next[1]];
-        q->now.values_end = q->last[1][q->next[1]++];
-    }
 }
 
 /* scores [n, rows, BLOCK] of n blocks through the same score tables. What runs of one gain add up

@@ -280,13 +280,13 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->k_frame = vqkv__streams[a->k_uses[0].stream].frame;
     a->k_bytes = a->ops->bytes != NULL &&
                  (a->ops->bytes->map_words != NULL || a->k_frame != VQKV__BLOCKWISE);
-    a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->steady_number = -1;
     vqkv__find_codes(a);
     vqkv__ask_bases(a);
     if (a->k_tile == NULL)
         vqkv__plan_steps(a);
+    a->asks = vqkv__asks(a);
     a->scoring[1] = a->scoring[0];
     a->coded = 0;
     if (a->k_frame == VQKV__BLOCKWISE)

@@ -1,15 +1,15 @@
 /* Byte kernels, AVX-512 with VBMI and VNNI: what vqkv__byte_ops promises (types.h).
  *
  * Scores: the planes of four codes are interleaved in registers, so that one byte permutation looks
- * up four planes of sixteen tokens and one dot product adds them: with ones, or, where entries have
- * 8 bits, with the step of each plane's entries. */
+ * up four planes of sixteen tokens and one dot product adds them, each entry times the step of its
+ * plane. Where 8 bits are too few, a second table adds what the first one's rounding has left. */
 
 #if VQKV_BLOCK >= 64
 
 /* A quad of planes from `plane` on, 32 tokens and 32 half a block later of each: [4, 32] bytes in
  * two registers. Anything stands where no plane is: its table is 0. */
-VQKV__INLINE_avx512 void vqkv__quad_avx512(const unsigned char *codes, int plane, int planes,
-                                           __m512i *low, __m512i *high)
+VQKV__INLINE_avx512 void vqkv__quad_planes_avx512(const unsigned char *codes, int plane, int planes,
+                                                  __m512i *low, __m512i *high)
 {
     const int bytes = VQKV_BLOCK / 2;
     const unsigned char *p = codes + plane * bytes;
@@ -40,91 +40,68 @@ VQKV__TARGET_avx512 static inline __m512i vqkv__interleave_avx512(int first)
                            _mm512_set1_epi32((int)(0x60402000u + 0x01010101u * (unsigned)first)));
 }
 
-/* Scores of n rows, a constant where it is called, from row r on: quads in 16 bits. */
-VQKV__INLINE_avx512 void vqkv__score_wide_avx512(const unsigned char *codes, int planes,
+/* v [4]: where the entries of a quad's codes stand in a table of four times sixteen: 16 tokens in
+ * each, 32 and, half a block later, 32 more. */
+VQKV__INLINE_avx512 void vqkv__quad_avx512(const unsigned char *codes, int plane, int planes,
+                                           __m512i *v)
+{
+    const __m512i nibble = _mm512_set1_epi8(15), base = _mm512_set1_epi32(0x30201000);
+    __m512i a, b;
+    vqkv__quad_planes_avx512(codes, plane, planes, &a, &b);
+    v[0] = _mm512_permutex2var_epi8(a, vqkv__interleave_avx512(0), b);
+    v[1] = _mm512_permutex2var_epi8(a, vqkv__interleave_avx512(16), b);
+    v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
+    v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
+    v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+    v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
+}
+
+/* Adds the entries that one table has for each row at the indices v, 16 tokens in each, times its
+ * steps. tables: [rows, 64] entries, then the steps [rows, 4]; from row r on. */
+VQKV__INLINE_avx512 void vqkv__score_quad_avx512(const __m512i *v, const signed char *tables,
+                                                 int rows, int r, const int n, __m512i (*sum)[4])
+{
+    const signed char *t = tables + (size_t)r * 64;
+    const signed char *step = tables + (size_t)rows * 64 + (size_t)r * 4;
+    int k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
+        __m512i steps = vqkv__four_bytes_avx512(step + k * 4);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            vqkv__add_bytes_avx512(&sum[k][i], _mm512_permutexvar_epi8(v[i], e), steps);
+    }
+}
+
+/* Scores of n rows, a constant where it is called, from row r on, 64 tokens at a time. */
+VQKV__INLINE_avx512 void vqkv__score_rows_avx512(const unsigned char *codes, int planes,
                                                  const vqkv__packed *head,
                                                  const signed char *tables, int rows, int r,
                                                  const int n, int add, vqkv__asked *ahead, float *s)
 {
-    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
-    const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
-    int part, q, k;
-    for (part = 0; part < VQKV_BLOCK / 32; part++) { /* 16 tokens and 16 half a block later */
-        const __m512i pick = vqkv__interleave_avx512(part % 2 * 16);
-        const unsigned char *p = codes + part / 2 * 32;
-        const signed char *t = tables + (size_t)r * 128;
-        __m512i high[4][2], sum[4][2];
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++)
-            high[k][0] = high[k][1] = sum[k][0] = sum[k][1] = _mm512_setzero_si512();
-        for (q = 0; q < head->wide; q++, t += (size_t)rows * 128) {
-            __m512i x, y, a, b;
-            vqkv__quad_avx512(p, 4 * q, planes, &x, &y);
-            vqkv__ask(ahead);
-            x = _mm512_permutex2var_epi8(x, pick, y);
-            a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
-            b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
-#pragma GCC unroll 4
-            for (k = 0; k < n; k++) {
-                __m512i h = _mm512_loadu_si512((const void *)(t + k * 128));
-                __m512i l = _mm512_loadu_si512((const void *)(t + k * 128 + 64));
-                vqkv__add_bytes_avx512(&high[k][0], ones, _mm512_permutexvar_epi8(a, h));
-                vqkv__add_bytes_avx512(&high[k][1], ones, _mm512_permutexvar_epi8(b, h));
-                vqkv__add_bytes_avx512(&sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
-                vqkv__add_bytes_avx512(&sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
-            }
-        }
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            float *dst = s + (r + k) * VQKV_BLOCK + part * 16;
-            __m512 f = _mm512_set1_ps(head->scale[2 * (r + k)]);
-            __m512i w0 = _mm512_add_epi32(_mm512_slli_epi32(high[k][0], 8), sum[k][0]);
-            __m512i w1 = _mm512_add_epi32(_mm512_slli_epi32(high[k][1], 8), sum[k][1]);
-            float *far = dst + VQKV_BLOCK / 2;
-            vqkv__flush_avx512(w0, f, add, dst);
-            vqkv__flush_avx512(w1, f, add, far);
-        }
-    }
-}
-
-/* The same of quads in 8 bits, 64 tokens at a time. */
-VQKV__INLINE_avx512 void vqkv__score_narrow_avx512(const unsigned char *codes, int planes,
-                                                   const vqkv__packed *head,
-                                                   const signed char *tables, int rows, int r,
-                                                   const int n, int add, vqkv__asked *ahead,
-                                                   float *s)
-{
-    const __m512i nibble = _mm512_set1_epi8(15), base = _mm512_set1_epi32(0x30201000);
-    const __m512i pick0 = vqkv__interleave_avx512(0), pick1 = vqkv__interleave_avx512(16);
     const size_t bytes = (size_t)rows * 64 + 4 * VQKV__MAX_ROWS;
     int c, q, k, i;
-    tables += (size_t)head->wide * (size_t)rows * 128;
     for (c = 0; c < VQKV_BLOCK / 64; c++, codes += 32) {
-        const signed char *t = tables + (size_t)r * 64;
-        const signed char *step = tables + (size_t)rows * 64 + (size_t)r * 4;
+        const signed char *t = tables;
         __m512i sum[4][4];
 #pragma GCC unroll 4
         for (k = 0; k < n; k++)
             sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_set1_epi32(-head->offset[r + k]);
-        for (q = head->wide; q < (planes + 3) / 4; q++, t += bytes, step += bytes) {
-            __m512i a, b, v[4];
-            vqkv__quad_avx512(codes, 4 * q, planes, &a, &b);
+        for (q = 0; q < head->wide; q++, t += 2 * bytes) {
+            __m512i v[4];
+            vqkv__quad_avx512(codes, 4 * q, planes, v);
             vqkv__ask(ahead);
             vqkv__ask(ahead);
-            v[0] = _mm512_permutex2var_epi8(a, pick0, b);
-            v[1] = _mm512_permutex2var_epi8(a, pick1, b);
-            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
-            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
-            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
-            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
-#pragma GCC unroll 4
-            for (k = 0; k < n; k++) {
-                __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
-                __m512i steps = vqkv__four_bytes_avx512(step + k * 4);
-#pragma GCC unroll 4
-                for (i = 0; i < 4; i++)
-                    vqkv__add_bytes_avx512(&sum[k][i], _mm512_permutexvar_epi8(v[i], e), steps);
-            }
+            vqkv__score_quad_avx512(v, t, rows, r, n, sum);
+            vqkv__score_quad_avx512(v, t + bytes, rows, r, n, sum);
+        }
+        for (; q < (planes + 3) / 4; q++, t += bytes) {
+            __m512i v[4];
+            vqkv__quad_avx512(codes, 4 * q, planes, v);
+            vqkv__ask(ahead);
+            vqkv__ask(ahead);
+            vqkv__score_quad_avx512(v, t, rows, r, n, sum);
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
@@ -136,19 +113,6 @@ VQKV__INLINE_avx512 void vqkv__score_narrow_avx512(const unsigned char *codes, i
                                        i % 2 * 16);
         }
     }
-}
-
-/* Both kinds; most tables have one only. */
-VQKV__INLINE_avx512 void vqkv__score_rows_avx512(const unsigned char *codes, int planes,
-                                                 const vqkv__packed *head,
-                                                 const signed char *tables, int rows, int r,
-                                                 const int n, int add, vqkv__asked *ahead, float *s)
-{
-    if (head->wide > 0)
-        vqkv__score_wide_avx512(codes, planes, head, tables, rows, r, n, add, ahead, s);
-    if (head->wide < (planes + 3) / 4)
-        vqkv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, add || head->wide > 0,
-                                  ahead, s);
 }
 
 VQKV__TARGET_avx512 static void vqkv__score_bytes_avx512(const unsigned char *const *codes,
@@ -171,12 +135,6 @@ VQKV__TARGET_avx512 static void vqkv__score_bytes_avx512(const unsigned char *co
     }
 #undef VQKV__X
     *ahead = asked;
-}
-
-/* A table of sixteen fp32 entries times factor, rounded to 32 bits. */
-VQKV__TARGET_avx512 static inline __m512i vqkv__scaled_avx512(const float *lut, float factor)
-{
-    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(lut), _mm512_set1_ps(factor)));
 }
 
 /* The table of plane p for row r in lut [planes, rows, 16]; 0 behind the last plane. */
@@ -219,13 +177,13 @@ VQKV__TARGET_avx512 static inline float vqkv__top_of_four(__m128 x)
 }
 
 /* Chooses the wide quads of tables lut [planes, rows, 16], which rows share: from the last quad on,
- * as many 8-bit ones as keep every row's rounding error within the tolerance. top [rows]: the
- * largest magnitude in the latter. */
+ * as many with one table as keep every row's rounding error within the tolerance. top [rows]: the
+ * largest magnitude. */
 VQKV__TARGET_avx512 static int vqkv__wide_quads_avx512(const float *lut, int planes, int rows,
                                                        const float *energy, float *top)
 {
-    int q, r, p, wide = (planes + 3) / 4;
-    float limit[VQKV__MAX_ROWS], noise[VQKV__MAX_ROWS], high[VQKV__MAX_ROWS];
+    int q, r, p, wide = (planes + 3) / 4, full = 0;
+    float limit[VQKV__MAX_ROWS], noise[VQKV__MAX_ROWS];
     for (r = 0; r < rows; r++) {
         __m512 sum = _mm512_setzero_ps();
         for (p = 0; p < planes; p++) {
@@ -235,62 +193,61 @@ VQKV__TARGET_avx512 static int vqkv__wide_quads_avx512(const float *lut, int pla
         /* of the mean square of a score; rounding of a plane adds its reach^2 / 127^2 / 12 */
         limit[r] = VQKV__TABLE_ERROR * VQKV__TABLE_ERROR * 127.0f * 127.0f * 12.0f *
                    (energy[r] + vqkv__hsum_avx512(sum) / 16.0f);
-        noise[r] = high[r] = top[r] = 0.0f;
+        noise[r] = top[r] = 0.0f;
     }
     for (q = wide - 1; q >= 0; q--) {
         for (r = 0; r < rows; r++) {
             __m128 reach = vqkv__reaches_avx512(lut, q, planes, rows, r);
             float m = vqkv__top_of_four(reach);
             noise[r] += vqkv__sum_of_four(_mm_mul_ps(reach, reach));
-            if (noise[r] > limit[r])
-                return wide;
-            high[r] = m > high[r] ? m : high[r];
+            full |= noise[r] > limit[r];
+            top[r] = m > top[r] ? m : top[r];
         }
-        memcpy(top, high, sizeof(float) * (size_t)rows);
-        wide = q;
+        wide = full ? wide : q;
     }
     return wide;
 }
 
-/* A quad of row r in 16 bits: high bytes, then low ones. */
-VQKV__TARGET_avx512 static void vqkv__pack_wide_avx512(const float *lut, int q, int planes,
-                                                       int rows, int r, float scale,
-                                                       signed char *out)
+/* Where a table's parts go: 128 more than its entries are [rows, 64], its steps [rows, 4]; those of
+ * one row. */
+typedef struct vqkv__narrow {
+    signed char *out, *step;
+} vqkv__narrow;
+
+/* Sixteen entries of a quad's i-th plane. */
+VQKV__TARGET_avx512 static inline void vqkv__put_entries_avx512(vqkv__narrow to, int i, __m512i x,
+                                                                int step)
 {
-    int p;
-    for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
-        __m512i x = _mm512_setzero_si512();
-        if (p < planes && scale > 0.0f)
-            x = vqkv__scaled_avx512(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
-                                    1.0f / scale);
-        _mm_storeu_si128((__m128i *)(void *)(out + 64), _mm512_cvtepi32_epi8(x));
-        _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8(_mm512_srai_epi32(x, 8)));
-    }
+    x = _mm512_xor_si512(x, _mm512_set1_epi32(128));
+    _mm_storeu_si128((__m128i *)(void *)(to.out + 16 * i), _mm512_cvtepi32_epi8(x));
+    to.step[i] = (signed char)step;
 }
 
-/* A quad of row r in 8 bits, 128 more than they are, and the steps of its planes, 1 .. 127 times
- * scale; returns what they make the sum larger. */
-VQKV__TARGET_avx512 static int vqkv__pack_narrow_avx512(const float *lut, int q, int planes,
-                                                        int rows, int r, float scale,
-                                                        signed char *out, signed char *step)
+/* A quad of row r: entries count 1 .. 127 times scale, and what rounding left of them, if rest is
+ * not NULL, once. Returns what they make the sum larger. */
+VQKV__TARGET_avx512 static int vqkv__pack_quad_avx512(const float *lut, int q, int planes, int rows,
+                                                      int r, float scale, vqkv__narrow to,
+                                                      const vqkv__narrow *rest)
 {
+    const float unit = scale > 0.0f ? 1.0f / scale : 0.0f;
     __m128 reach = vqkv__reaches_avx512(lut, q, planes, rows, r);
-    __m128 units = _mm_set1_ps(scale > 0.0f ? 1.0f / (127.0f * scale) : 0.0f);
-    __m128i steps = _mm_add_epi32(_mm_cvttps_epi32(_mm_mul_ps(reach, units)), _mm_set1_epi32(1));
+    __m128i steps = _mm_cvttps_epi32(_mm_mul_ps(reach, _mm_set1_ps(unit / 127.0f)));
     float inverse[4];
     int i, steps_of[4], more = 0;
-    steps = _mm_min_epi32(steps, _mm_set1_epi32(127));
+    steps = _mm_min_epi32(_mm_add_epi32(steps, _mm_set1_epi32(1)), _mm_set1_epi32(127));
     _mm_storeu_si128((__m128i *)(void *)steps_of, steps);
-    _mm_storeu_ps(inverse, scale > 0.0f
-                               ? _mm_div_ps(_mm_set1_ps(1.0f / scale), _mm_cvtepi32_ps(steps))
-                               : _mm_setzero_ps());
+    _mm_storeu_ps(inverse, _mm_div_ps(_mm_set1_ps(1.0f), _mm_cvtepi32_ps(steps)));
     for (i = 0; i < 4; i++) {
-        __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(
-            vqkv__lut_avx512(lut, 4 * q + i, planes, rows, r), _mm512_set1_ps(inverse[i])));
-        x = _mm512_xor_si512(x, _mm512_set1_epi32(128));
-        _mm_storeu_si128((__m128i *)(void *)(out + 16 * i), _mm512_cvtepi32_epi8(x));
-        step[i] = (signed char)steps_of[i];
+        __m512 x =
+            _mm512_mul_ps(vqkv__lut_avx512(lut, 4 * q + i, planes, rows, r), _mm512_set1_ps(unit));
+        __m512i e = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse[i])));
+        vqkv__put_entries_avx512(to, i, e, steps_of[i]);
         more += 128 * steps_of[i];
+        if (rest == NULL)
+            continue;
+        x = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(e), _mm512_set1_ps((float)steps_of[i]), x);
+        vqkv__put_entries_avx512(*rest, i, _mm512_cvtps_epi32(x), 1);
+        more += 128;
     }
     return more;
 }
@@ -300,26 +257,30 @@ VQKV__TARGET_avx512 static void vqkv__pack_tables_avx512(const float *lut, int p
                                                          signed char *out)
 {
     const signed char *start = out;
-    int q, r, p, quads = (planes + 3) / 4;
+    const size_t bytes = (size_t)rows * 64 + 4 * VQKV__MAX_ROWS;
+    int q, r, wide;
     float top[VQKV__MAX_ROWS];
     head->wide = vqkv__wide_quads_avx512(lut, planes, rows, energy, top);
     for (r = 0; r < rows; r++) {
-        __m512 high = _mm512_setzero_ps();
-        for (p = 0; p < 4 * head->wide; p++)
-            high = vqkv__max_avx512(high, _mm512_abs_ps(vqkv__lut_avx512(lut, p, planes, rows, r)));
-        head->scale[2 * r] = vqkv__hmax_avx512(high) / 32512.0f; /* the high byte fits */
         head->scale[2 * r + 1] = top[r] / (127.0f * 127.0f);
         head->offset[r] = 0;
     }
-    for (q = 0; q < head->wide; q++)
-        for (r = 0; r < rows; r++, out += 128)
-            vqkv__pack_wide_avx512(lut, q, planes, rows, r, head->scale[2 * r], out);
-    for (; q < quads; q++, out += rows * 64 + 4 * VQKV__MAX_ROWS)
-        for (r = 0; r < rows; r++)
-            head->offset[r] +=
-                vqkv__pack_narrow_avx512(lut, q, planes, rows, r, head->scale[2 * r + 1],
-                                         out + 64 * r, out + 64 * rows + 4 * r);
+    for (q = 0; q < (planes + 3) / 4; q++, out += wide ? 2 * bytes : bytes) {
+        wide = q < head->wide;
+        for (r = 0; r < rows; r++) {
+            const vqkv__narrow to = {out + 64 * r, out + 64 * rows + 4 * r};
+            const vqkv__narrow rest = {to.out + bytes, to.step + bytes};
+            head->offset[r] += vqkv__pack_quad_avx512(
+                lut, q, planes, rows, r, head->scale[2 * r + 1], to, wide ? &rest : NULL);
+        }
+    }
     head->bytes = (int)((out - start + 63) / 64 * 64);
+}
+
+/* A table of sixteen fp32 entries times factor, rounded to 32 bits. */
+VQKV__TARGET_avx512 static inline __m512i vqkv__scaled_avx512(const float *lut, float factor)
+{
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(lut), _mm512_set1_ps(factor)));
 }
 
 VQKV__TARGET_avx512 static void vqkv__pack_books_avx512(const float *book, int n, signed char *out,

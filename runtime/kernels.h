@@ -121,10 +121,13 @@ VQKV__TARGET_ISA static inline vqkv__vf_ISA vqkv__scalars_ISA(const unsigned cha
                 : vqkv__add_ISA(vqkv__loadu8_ISA(plane + t), vqkv__set1_ISA(-128.0f));
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
+ * lines are asked for as it has together with one of values. */
 VQKV__TARGET_ISA static void vqkv__score_scalars_ISA(const unsigned char *codes, int planes,
-                                                     int half, const float *q, int rows, float *s)
+                                                     int half, const float *q, int rows,
+                                                     vqkv__asked *ahead, float *s)
 {
+    vqkv__asked asked = *ahead;
     int r, t, c;
     size_t bytes = half ? 2 * VQKV_BLOCK : VQKV_BLOCK;
     for (t = 0; t < VQKV_BLOCK; t += 2 * VQKV__LANES_ISA) {
@@ -140,6 +143,10 @@ VQKV__TARGET_ISA static void vqkv__score_scalars_ISA(const unsigned char *codes,
                 vqkv__vf_ISA v = vqkv__scalars_ISA(plane, t, half);
                 vqkv__vf_ISA w = vqkv__scalars_ISA(plane, t + VQKV__LANES_ISA, half);
                 const float *qc = q + c * rows + r;
+                if (VQKV__LANES_ISA >= 8)
+                    vqkv__ask_far(&asked);
+                if (VQKV__LANES_ISA >= 16 && half)
+                    vqkv__ask_far(&asked);
 #define VQKV__X(k)                                                                                 \
     {                                                                                              \
         vqkv__vf_ISA x = vqkv__set1_ISA(qc[k]);                                                    \
@@ -168,6 +175,7 @@ VQKV__TARGET_ISA static void vqkv__score_scalars_ISA(const unsigned char *codes,
             vqkv__store_ISA(next, b);
         }
     }
+    *ahead = asked;
 }
 
 /* acc[r][c] += p[r] * value, one channel a plane, as above. */

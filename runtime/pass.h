@@ -4,7 +4,7 @@
 /* The state of up to VQKV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
  * is VQKV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
  * block: [blocks, rows, BLOCK]. */
-#define VQKV__TILE       (1024 / VQKV_BLOCK)
+#define VQKV__TILE       (2048 / VQKV_BLOCK)
 #define VQKV__MAP_BLOCKS (VQKV__TILE < 8 ? VQKV__TILE : 8)
 
 /* What kernels are to ask for, piece by piece: [0] near, codes of keys that are few enough for the
@@ -101,10 +101,11 @@ typedef struct vqkv__pass {
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define VQKV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
-/* Each run of planes has a head, up to three planes to fill a quad, and two bytes an entry. */
+/* Each run of planes has a head and up to three planes to fill a quad; an entry takes two bytes,
+ * and two steps of a plane are shared by its sixteen. */
 #define VQKV__PACKED_ROOM                                                                          \
-    ((size_t)VQKV__MAX_RUNS * (sizeof(vqkv__packed) / 4 + (size_t)VQKV__MAX_ROWS * 24) +           \
-     (size_t)VQKV__MAX_ROWS * VQKV__MAX_LUT / 2)
+    ((size_t)VQKV__MAX_RUNS * (sizeof(vqkv__packed) / 4 + (size_t)VQKV__MAX_ROWS * 24 + 64) +      \
+     (size_t)VQKV__MAX_ROWS * (VQKV__MAX_LUT / 2 + VQKV__MAX_LUT / 16))
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define VQKV__MAX_WIDE (VQKV__MAX_WIDE_LUT + VQKV__MAX_WIDE_BINS)

@@ -53,3 +53,14 @@ static void vqkv__plan_steps(vqkv__pass *a)
     }
     a->n_steps = (int)(step - a->steps);
 }
+
+/* Whether the kernels ask for codes by and by: those that take long for a block do not. */
+static int vqkv__asks(const vqkv__pass *a)
+{
+    int i = 0;
+    if (a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL)
+        return 1;
+    while (i < a->n_steps && a->steps[i].kernel == VQKV__BY_SCALARS)
+        i++;
+    return i == a->n_steps && a->ops->lanes >= 8;
+}

@@ -77,14 +77,16 @@ typedef struct vqkv__matrix {
     const unsigned char *values, *scale; /* scale: binary16 [columns], NULL: entries are binary16 */
 } vqkv__matrix;
 
-/* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
- * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
- * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another, and there
- * on AVX-512 as many times that as its plane's step says: [MAX_ROWS, 4] bytes behind each quad. */
+/* How score tables of consecutive planes were packed. AVX-512: for each quad of planes [rows, 64]
+ * entries of 8 bits and behind them [MAX_ROWS, 4] bytes, how many times scale[2 row + 1] an entry
+ * of each plane counts; of the first `wide` quads a second such table, which adds to the first.
+ * AVX2: for each of the first `wide` quads [rows, 2, 64] high and low bytes of 16-bit entries,
+ * which count scale[2 row], for each quad behind them [rows, 64] entries of 8 bits, scale[2 row +
+ * 1]. */
 typedef struct vqkv__packed {
     int wide;
     int bytes;                      /* of the tables */
-    int32_t offset[VQKV__MAX_ROWS]; /* what quads of 8 bits add up to more than they should */
+    int32_t offset[VQKV__MAX_ROWS]; /* what entries of 8 bits add up to more than they should */
     float scale[2 * VQKV__MAX_ROWS];
     char pad[64 - (2 * sizeof(int) + (sizeof(int32_t) + 2 * sizeof(float)) * VQKV__MAX_ROWS) % 64];
 } vqkv__packed;
@@ -234,7 +236,8 @@ typedef struct vqkv__ops {
     void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
     void (*sum_nibbles)(const unsigned char *, int, int, int, const float *, const float *, int,
                         float *, size_t);
-    void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
+    void (*score_scalars)(const unsigned char *, int, int, const float *, int, vqkv__asked *,
+                          float *);
     void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
     void (*scale_rows)(const float *, const float *, int, float *);
     void (*gain_scores)(const float *, const float *, const float *, int, float *, float *);

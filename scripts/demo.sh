@@ -1,6 +1,6 @@
 #!/bin/bash
 # The main job on a real model: from examples/models/ref7m.gguf to a header, a table of what the
-# header costs, and text generated with the exact and with the compressed cache. `make demo` builds
+# header costs, and text generated with an fp16 and with the compressed cache. `make demo` builds
 # the compiler and calls this. Ends at the first failure and says in which step.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
@@ -52,7 +52,7 @@ run make -s "BUILD=$build" "$build/examples/minimal" "$build/examples/vectors"
 run "$build/examples/vectors" "$model" "$tokens" "$demo/vectors.f32"
 run "$build/examples/minimal" "$demo/vectors.f32"
 
-title "text behind 512 tokens of a book, exact and compressed cache: the likeliest token each time"
+title "text behind 512 tokens of a book, fp16 and compressed cache: the likeliest token each time"
 run make -s "BUILD=$build" "$build/examples/generate"
 run "$build/examples/generate" --context "$tokens" --cache both -n 48
 

@@ -18,7 +18,7 @@
 #include "base/half.h"
 #include "base/matrix.h"
 #include "base/rng.h"
-#include "eval/attend_f16.h"
+#include "model/attend_f16.h"
 #include "eval/table.h"
 #include "gen/gen.h"
 

@@ -6,7 +6,7 @@
 #include "command/fit_auto.h"
 #include "command/keep.h"
 #include "command/pipeline.h"
-#include "eval/attend_f16.h"
+#include "model/attend_f16.h"
 #include "eval/measure.h"
 
 enum { WINDOWS = 2, CONTEXT = 1024, FIRST_COUNTED = 128, STEP = 8, MOST_BUILDS = 9 };

@@ -4,7 +4,7 @@
 
 #include "command/eval_text.h"
 #include "command/suite.h"
-#include "eval/attend_f16.h"
+#include "model/attend_f16.h"
 
 enum { DEFAULT_CONTEXT = 1024 };
 

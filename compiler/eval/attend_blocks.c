@@ -2,7 +2,7 @@
 
 #include <math.h>
 
-#include "eval/attend_tile.h"
+#include "model/attend_tile.h"
 
 enum { WIDTH = VQKVC_BLOCK_CHANNELS, LARGEST_ROWS = 4 };
 

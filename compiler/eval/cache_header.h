@@ -3,18 +3,10 @@
 #define VQKVC_EVAL_CACHE_HEADER_H
 
 #include "base/geometry.h"
+#include "base/isa.h"
 #include "base/status.h"
 #include "eval/load.h"
 #include "model/cache.h"
-
-/* The instruction sets of struct vqkvc_codec_shape. */
-typedef enum vqkvc_isa {
-    VQKVC_ISA_AUTO,
-    VQKVC_ISA_PORTABLE,
-    VQKVC_ISA_AVX2,
-    VQKVC_ISA_AVX512,
-    VQKVC_ISA_NEON
-} vqkvc_isa;
 
 /* A cache for n_seq sequences of n_ctx tokens, max_batch tokens an append at most. The codec is
  * borrowed and must outlive it; so is `name` (the scheme or the file), which begins every message.

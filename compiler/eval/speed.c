@@ -10,7 +10,7 @@
 #include "base/memory.h"
 #include "base/rng.h"
 #include "eval/attend_blocks.h"
-#include "eval/attend_f16.h"
+#include "model/attend_f16.h"
 
 enum {
     DEFAULT_CONTEXT = 16384,
@@ -214,8 +214,8 @@ static vqkvc_code append(const bench *b, const vqkvc_cache *cache, int at, int n
     return VQKVC_OK;
 }
 
-/* Prefill in batches, then the latest MAX_BATCH tokens one by one: an append leaves its own tokens in
- * the exact window, and what is timed is a cache as decoding leaves it. */
+/* Prefill in batches, then the latest MAX_BATCH tokens one by one: an append leaves its own tokens
+ * in the exact window, and what is timed is a cache as decoding leaves it. */
 static vqkvc_code fill(bench *b, vqkvc_err *err)
 {
     int decoded = b->o.context > MAX_BATCH ? b->o.context - MAX_BATCH : 0;

@@ -1,7 +1,7 @@
 /* cache.h - the key-value cache as the forward pass sees it.
  *
- * Two implementations exist: the exact one in fp32 (cache_exact.c), and an emitted header loaded as
- * a shared object (eval/). Several sequences live in one cache; positions of a sequence count from
+ * Implementations: the exact one in fp32 or fp16 (cache_exact.c), and an emitted header loaded as a
+ * shared object (eval/). Several sequences live in one cache; positions of a sequence count from
  * 0 without gaps. One forward step appends to and attends in layer 0, then layer 1, and so on. */
 #ifndef VQKVC_MODEL_CACHE_H
 #define VQKVC_MODEL_CACHE_H
@@ -33,5 +33,10 @@ typedef struct vqkvc_cache {
  * softmax sums. Memory: 8 * n_seq * n_ctx * n_layers * n_kv_heads * head_dim bytes. */
 vqkvc_code vqkvc_cache_exact(vqkvc_cache *cache, const vqkvc_geometry *g, int n_seq, int n_ctx,
                              vqkvc_err *err);
+
+/* The same in binary16, as engines keep it, half the memory; attention by attend_f16.h, with which
+ * compressed caches are compared. */
+vqkvc_code vqkvc_cache_f16(vqkvc_cache *cache, const vqkvc_geometry *g, int n_seq, int n_ctx,
+                           vqkvc_err *err);
 
 #endif

@@ -1,19 +1,22 @@
-/* The exact cache: keys and values in fp32, one head's tokens in a row. */
+/* The exact cache: keys and values in fp32 or binary16, one head's tokens in a row. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/half.h"
 #include "base/matrix.h"
 #include "base/memory.h"
+#include "model/attend_f16.h"
 #include "model/cache.h"
 #include "model/vector.h"
 
 typedef struct exact_cache {
     int n_layers, n_heads, n_kv_heads, head_dim, sliding_window;
     int n_seq, n_ctx;
-    int *len; /* [n_seq, n_layers] tokens held */
+    int *len;           /* [n_seq, n_layers] tokens held */
+    size_t value_bytes; /* 4, or 2: binary16 */
     /* [n_seq, n_layers, n_kv_heads, n_ctx, head_dim] */
-    float *k, *v;
+    void *k, *v;
 } exact_cache;
 
 /* Query rows (tokens times query heads of one KV head) of one task: enough to fill a matrix
@@ -23,10 +26,23 @@ enum { TASK_ROWS = 64 };
 /* Up to this many query rows a plain loop beats a matrix product. */
 enum { FEW_ROWS = 4 };
 
-static float *head_of(const exact_cache *c, float *base, int seq, int layer, int head)
+/* The tokens of one head from `pos` on. */
+static void *head_of(const exact_cache *c, void *base, int seq, int layer, int head, int pos)
 {
     size_t index = ((size_t)seq * c->n_layers + layer) * c->n_kv_heads + head;
-    return base + index * (size_t)c->n_ctx * c->head_dim;
+    index = index * (size_t)c->n_ctx + (size_t)pos;
+    return (char *)base + index * (size_t)c->head_dim * c->value_bytes;
+}
+
+static void store(const exact_cache *c, const float *x, void *to)
+{
+    if (c->value_bytes == sizeof *x) {
+        memcpy(to, x, (size_t)c->head_dim * sizeof *x);
+        return;
+    }
+    uint16_t *half = to;
+    for (int i = 0; i < c->head_dim; i++)
+        half[i] = vqkvc_f32_to_f16(x[i]);
 }
 
 static vqkvc_code check_place(const exact_cache *c, int seq, int layer, vqkvc_err *err)
@@ -49,16 +65,12 @@ static vqkvc_code exact_append(void *self, int seq, int layer, int pos, int n, c
                           "exact cache: sequence %d, layer %d holds %d of %d tokens; cannot append "
                           "%d at %d",
                           seq, layer, *len, c->n_ctx, n, pos);
-    size_t row = (size_t)c->head_dim * sizeof(float);
-    for (int h = 0; h < c->n_kv_heads; h++) {
-        float *k_head = head_of(c, c->k, seq, layer, h) + (size_t)pos * c->head_dim;
-        float *v_head = head_of(c, c->v, seq, layer, h) + (size_t)pos * c->head_dim;
+    for (int h = 0; h < c->n_kv_heads; h++)
         for (int t = 0; t < n; t++) {
             size_t from = ((size_t)t * c->n_kv_heads + h) * c->head_dim;
-            memcpy(k_head + (size_t)t * c->head_dim, k + from, row);
-            memcpy(v_head + (size_t)t * c->head_dim, v + from, row);
+            store(c, k + from, head_of(c, c->k, seq, layer, h, pos + t));
+            store(c, v + from, head_of(c, c->v, seq, layer, h, pos + t));
         }
-    }
     *len += n;
     return VQKVC_OK;
 }
@@ -142,8 +154,7 @@ static vqkvc_code run_task(const attend_task *task, vqkvc_err *err)
         for (int i = 0; i < d; i++)
             q[(size_t)r * d + i] = task->q[from + i] * task->scale;
     }
-    size_t skip = (size_t)begin * d;
-    scores(rows, n_keys, d, q, head_of(c, c->k, task->seq, task->layer, task->head) + skip, s);
+    scores(rows, n_keys, d, q, head_of(c, c->k, task->seq, task->layer, task->head, begin), s);
     for (int r = 0; r < rows; r++) {
         float *row = s + (size_t)r * n_keys;
         int last = task->pos + r / group + 1 - begin; /* keys up to the query's own */
@@ -152,12 +163,34 @@ static vqkvc_code run_task(const attend_task *task, vqkvc_err *err)
         memset(row, 0, (size_t)first * sizeof *row);
         memset(row + last, 0, (size_t)(n_keys - last) * sizeof *row);
     }
-    mix(rows, n_keys, d, s, head_of(c, c->v, task->seq, task->layer, task->head) + skip, o);
+    mix(rows, n_keys, d, s, head_of(c, c->v, task->seq, task->layer, task->head, begin), o);
     for (int r = 0; r < rows; r++) {
         size_t to = ((size_t)(r / group) * c->n_heads + task->head * group + r % group) * d;
         memcpy(task->out + to, o + (size_t)r * d, (size_t)d * sizeof *o);
     }
     free(q);
+    return VQKVC_OK;
+}
+
+/* The same over binary16, query by query. */
+static vqkvc_code run_half_task(const attend_task *task, vqkvc_err *err)
+{
+    const exact_cache *c = task->cache;
+    int d = c->head_dim, group = c->n_heads / c->n_kv_heads;
+    float *scratch = vqkvc_alloc(vqkvc_attend_f16_scratch(group, d), sizeof *scratch, err);
+    if (scratch == NULL)
+        return err->code;
+    for (int i = 0; i < task->n; i++) {
+        int end = task->pos + i + 1, begin = 0;
+        if (c->sliding_window > 0 && end > c->sliding_window)
+            begin = end - c->sliding_window;
+        size_t row = ((size_t)i * c->n_heads + task->head * group) * d;
+        vqkvc_attend_f16(head_of(c, c->k, task->seq, task->layer, task->head, begin),
+                         head_of(c, c->v, task->seq, task->layer, task->head, begin), end - begin,
+                         group, d, task->q + row, task->out + row, task->scale, VQKVC_ISA_AUTO,
+                         scratch);
+    }
+    free(scratch);
     return VQKVC_OK;
 }
 
@@ -191,7 +224,9 @@ static vqkvc_code exact_attend(void *self, int seq, int layer, int pos, int n, c
         task.q = q + (size_t)first * token;
         task.out = out + (size_t)first * token;
         task.scale = scale;
-        out_of_memory |= run_task(&task, &task_err) != VQKVC_OK;
+        vqkvc_code code = c->value_bytes == sizeof(float) ? run_task(&task, &task_err)
+                                                          : run_half_task(&task, &task_err);
+        out_of_memory |= code != VQKVC_OK;
     }
     if (out_of_memory)
         return vqkvc_fail(err, VQKVC_E_MEMORY,
@@ -219,7 +254,7 @@ static size_t exact_bytes(void *self)
     size_t tokens = 0;
     for (size_t i = 0; i < (size_t)c->n_seq * (size_t)c->n_layers; i++)
         tokens += (size_t)c->len[i];
-    return tokens * 2 * sizeof(float) * (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    return tokens * 2 * c->value_bytes * (size_t)c->n_kv_heads * (size_t)c->head_dim;
 }
 
 static void exact_free(void *self)
@@ -238,8 +273,8 @@ static size_t checked_product(size_t a, size_t b)
     return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
 }
 
-vqkvc_code vqkvc_cache_exact(vqkvc_cache *cache, const vqkvc_geometry *g, int n_seq, int n_ctx,
-                             vqkvc_err *err)
+static vqkvc_code make(vqkvc_cache *cache, const vqkvc_geometry *g, int n_seq, int n_ctx,
+                       size_t value_bytes, vqkvc_err *err)
 {
     *cache = (vqkvc_cache){0};
     if (n_seq < 1 || n_ctx < 1)
@@ -253,12 +288,13 @@ vqkvc_code vqkvc_cache_exact(vqkvc_cache *cache, const vqkvc_geometry *g, int n_
                        .n_kv_heads = g->n_kv_heads,
                        .head_dim = g->head_dim,
                        .sliding_window = g->sliding_window,
+                       .value_bytes = value_bytes,
                        .n_seq = n_seq,
                        .n_ctx = n_ctx};
     size_t heads = checked_product((size_t)n_seq, (size_t)g->n_layers * (size_t)g->n_kv_heads);
     size_t values = checked_product(heads, (size_t)n_ctx * (size_t)g->head_dim);
-    c->k = vqkvc_alloc(values, sizeof *c->k, err);
-    c->v = c->k != NULL ? vqkvc_alloc(values, sizeof *c->v, err) : NULL;
+    c->k = vqkvc_alloc(values, value_bytes, err);
+    c->v = c->k != NULL ? vqkvc_alloc(values, value_bytes, err) : NULL;
     c->len =
         c->v != NULL ? vqkvc_alloc((size_t)n_seq * (size_t)g->n_layers, sizeof *c->len, err) : NULL;
     if (c->len == NULL) {
@@ -267,4 +303,16 @@ vqkvc_code vqkvc_cache_exact(vqkvc_cache *cache, const vqkvc_geometry *g, int n_
     }
     *cache = (vqkvc_cache){c, exact_append, exact_attend, exact_trim, exact_bytes, exact_free};
     return VQKVC_OK;
+}
+
+vqkvc_code vqkvc_cache_exact(vqkvc_cache *cache, const vqkvc_geometry *g, int n_seq, int n_ctx,
+                             vqkvc_err *err)
+{
+    return make(cache, g, n_seq, n_ctx, sizeof(float), err);
+}
+
+vqkvc_code vqkvc_cache_f16(vqkvc_cache *cache, const vqkvc_geometry *g, int n_seq, int n_ctx,
+                           vqkvc_err *err)
+{
+    return make(cache, g, n_seq, n_ctx, sizeof(uint16_t), err);
 }

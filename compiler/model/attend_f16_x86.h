@@ -1,9 +1,9 @@
 /* attend_f16_x86.h - the kernels of attend_f16_tile.h in AVX2 and AVX-512, where a compiler for x86
  * knows them (HAVE_X86). */
-#ifndef VQKVC_EVAL_ATTEND_F16_X86_H
-#define VQKVC_EVAL_ATTEND_F16_X86_H
+#ifndef VQKVC_MODEL_ATTEND_F16_X86_H
+#define VQKVC_MODEL_ATTEND_F16_X86_H
 
-#include "eval/attend_f16_tile.h"
+#include "model/attend_f16_tile.h"
 
 #ifdef HAVE_X86
 

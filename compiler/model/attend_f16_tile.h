@@ -1,12 +1,12 @@
 /* attend_f16_tile.h - attention over binary16 a tile of tokens at a time, in terms of kernels that
  * an instruction set defines. */
-#ifndef VQKVC_EVAL_ATTEND_F16_TILE_H
-#define VQKVC_EVAL_ATTEND_F16_TILE_H
+#ifndef VQKVC_MODEL_ATTEND_F16_TILE_H
+#define VQKVC_MODEL_ATTEND_F16_TILE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#include "eval/attend_tile.h"
+#include "model/attend_tile.h"
 
 /* What the next tile will want of n values from p on: four queries are quick enough to wait for
  * memory otherwise. A prefetch beyond the end does nothing. */

@@ -1,7 +1,7 @@
-#include "eval/attend_f16.h"
+#include "model/attend_f16.h"
 
-#include "eval/attend_f16_tile.h"
-#include "eval/attend_f16_x86.h"
+#include "model/attend_f16_tile.h"
+#include "model/attend_f16_x86.h"
 
 /* ---- portable C ---- */
 

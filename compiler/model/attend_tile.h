@@ -1,7 +1,7 @@
 /* attend_tile.h - what the yardsticks of speed share: tiles, their softmax, instruction sets.
  * Inlined into a caller for one instruction set, so that it is compiled for that one. */
-#ifndef VQKVC_EVAL_ATTEND_TILE_H
-#define VQKVC_EVAL_ATTEND_TILE_H
+#ifndef VQKVC_MODEL_ATTEND_TILE_H
+#define VQKVC_MODEL_ATTEND_TILE_H
 
 #include <string.h>
 

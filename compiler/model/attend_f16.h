@@ -2,13 +2,13 @@
  * would write it. K and V lie contiguously for each KV head; tokens are taken in tiles that stay in
  * the first-level cache, all query heads of a group meet a tile in one pass, with an online
  * softmax. AVX-512 or AVX2 with F16C where the processor has them, else portable C. */
-#ifndef VQKVC_EVAL_ATTEND_F16_H
-#define VQKVC_EVAL_ATTEND_F16_H
+#ifndef VQKVC_MODEL_ATTEND_F16_H
+#define VQKVC_MODEL_ATTEND_F16_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#include "eval/cache_header.h"
+#include "base/isa.h"
 
 /* Floats of scratch for a group of query heads. */
 size_t vqkvc_attend_f16_scratch(int group, int head_dim);
