@@ -246,19 +246,33 @@ static void vqkv__find_codes(vqkv__pass *a)
         a->v_codes[u] = vqkv__codes(a->kv, a->v_uses[u].stream, 0);
 }
 
-/* Asks for what queries are mapped with. Inlined, or gcc takes it for a function without effects.
- */
-VQKV__INLINE void vqkv__ask_bases(const vqkv__pass *a)
+VQKV__INLINE void vqkv__ask_bytes(const unsigned char *p, int n)
+{
+    int i;
+    for (i = 0; i < n; i += 64)
+        VQKV__PREFETCH(p + i, 2);
+}
+
+/* Asks for what the pass begins with: the bases that queries are mapped with, the codebooks of
+ * values. Inlined, or gcc takes it for a function without effects. */
+VQKV__INLINE void vqkv__ask_tables(const vqkv__pass *a)
 {
     int u, i;
     for (u = 0; u < a->n_k_uses && a->k_tile == NULL; u++) {
         const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
-        const unsigned char *p;
-        if (s->transform != VQKV__BASIS)
-            continue;
-        p = vqkv__basis(s, s->dec, a->k_uses[u].member).values;
-        for (i = 0; i < VQKV_HEAD_DIM * s->n_latents * s->basis_bytes; i += 64)
-            VQKV__PREFETCH(p + i, 2);
+        if (s->transform == VQKV__BASIS)
+            vqkv__ask_bytes(vqkv__basis(s, s->dec, a->k_uses[u].member).values,
+                            VQKV_HEAD_DIM * s->n_latents * s->basis_bytes);
+    }
+    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
+            const vqkv__run *run = &vqkv__runs[i];
+            if (run->coder == VQKV__NIBBLES)
+                vqkv__ask_bytes(vqkv__table(run->book),
+                                (run->book_step != 0 ? run->planes : run->stages) * run->width *
+                                    32);
+        }
     }
 }
 
@@ -283,7 +297,7 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->steady_number = -1;
     vqkv__find_codes(a);
-    vqkv__ask_bases(a);
+    vqkv__ask_tables(a);
     if (a->k_tile == NULL)
         vqkv__plan_steps(a);
     a->asks = vqkv__asks(a);

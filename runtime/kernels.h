@@ -462,7 +462,13 @@ VQKV__TARGET_ISA static void vqkv__exact_sums_ISA(const unsigned char *v, int n,
 VQKV__TARGET_ISA static void vqkv__reduce_ISA(const float *acc, int n, float *y)
 {
     int i;
-    for (i = 0; i < n; i++)
+    for (i = 0; i + 4 <= n; i += 4) {
+        const float *four = acc + (size_t)i * VQKV__LANES_ISA;
+        vqkv__hsum4_ISA(vqkv__load_ISA(four), vqkv__load_ISA(four + VQKV__LANES_ISA),
+                        vqkv__load_ISA(four + 2 * VQKV__LANES_ISA),
+                        vqkv__load_ISA(four + 3 * VQKV__LANES_ISA), y + i);
+    }
+    for (; i < n; i++)
         y[i] = vqkv__hsum_ISA(vqkv__load_ISA(acc + (size_t)i * VQKV__LANES_ISA));
 }
 
