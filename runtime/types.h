@@ -79,8 +79,9 @@ typedef struct vqkv__matrix {
 
 /* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
  * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
- * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another, and there
- * on AVX-512 as many times that as its plane's step says: [MAX_ROWS, 4] bytes behind each quad. */
+ * of 8 bits, on AVX2 [rows, 2, 64] bytes of narrow ones. An entry counts scale[2 row] in a wide
+ * quad, scale[2 row + 1] in another, and there on AVX-512 as many times that as its plane's step
+ * says: [MAX_ROWS, 4] bytes behind each quad. */
 typedef struct vqkv__packed {
     int wide;
     int bytes;                      /* of the tables */
@@ -129,8 +130,7 @@ VQKV__INLINE void vqkv__ask(vqkv__asked *a)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
-    /* The next seven may be NULL, all of them: queries are mapped in fp32 then, and keys scored
-     * through tables. */
+    /* The next four may be NULL, all of them: queries are mapped in fp32 then. */
     /* Some rows of a basis and of its mean, binary16 or NULL, which is one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
     void (*map_basis)(vqkv__matrix, const unsigned char *, const vqkv__slice *, short *, float *);
@@ -142,8 +142,9 @@ typedef struct vqkv__byte_ops {
      * row i of x counts unit [i % rows], and has row i % rows of the base. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
                       int, const float *, float *);
-    /* Codewords of a run of one channel a code or an even number: table [groups, 64]
-     * bytes and the scale of each channel [4 * groups]. */
+    /* The next three may be NULL, all of them: keys are scored through tables then. Codewords of a
+     * run of one channel a code, or where queries are mapped in words an even number: table
+     * [groups, 64] bytes and the scale of each channel [4 * groups]. */
     void (*dot_books)(const vqkv__run *, unsigned char *, float *);
     /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
      * and units [rows, 2]: what a step of a score is worth, and the sum that stands for 0. Adds to
