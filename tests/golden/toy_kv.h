@@ -2783,6 +2783,7 @@ TOY_KV__INLINE_avx2 __m256i toy_kv__codes_avx2(const unsigned char *plane, const
 /* dst [32] = (add ? dst : 0) + scale * words of tokens 0..7, 16..23 and of 8..15, 24..31. */
 TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const __m256i *part, float scale, int add, float *dst)
 {
+    const __m256 f = _mm256_set1_ps(scale);
     int i, k;
 #pragma GCC unroll 2
     for (i = 0; i < 2; i++)
@@ -2792,8 +2793,8 @@ TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const __m256i *part, float scale, in
                 k == 0 ? _mm256_castsi256_si128(part[i]) : _mm256_extracti128_si256(part[i], 1);
             float *to = dst + 16 * k + 8 * i;
             __m256 x = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(words));
-            x = _mm256_mul_ps(x, _mm256_set1_ps(scale));
-            _mm256_storeu_ps(to, add ? _mm256_add_ps(x, _mm256_loadu_ps(to)) : x);
+            _mm256_storeu_ps(to, add ? _mm256_fmadd_ps(x, f, _mm256_loadu_ps(to))
+                                     : _mm256_mul_ps(x, f));
         }
 }
 
