@@ -73,6 +73,9 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_part(out, "kernels", prefix, "portable");
     gen_text(out, x86, sizeof x86 - 1, prefix, NULL);
     gen_part(out, "vec_avx2", prefix, NULL);
+    gen_part(out, "lookup_avx2", prefix, NULL);
+    gen_part(out, "sums_avx2", prefix, NULL);
+    gen_part(out, "dots_avx2", prefix, NULL);
     gen_part(out, "bytes_avx2", prefix, NULL);
     gen_part(out, "dense", prefix, "avx2");
     gen_part(out, "codes", prefix, "avx2");

@@ -17,6 +17,9 @@
     X(dense)                                                                                       \
     X(maps)                                                                                        \
     X(kernels)                                                                                     \
+    X(lookup_avx2)                                                                                 \
+    X(sums_avx2)                                                                                   \
+    X(dots_avx2)                                                                                   \
     X(bytes_avx2)                                                                                  \
     X(maps_avx512)                                                                                 \
     X(dots_avx512)                                                                                 \

@@ -2,12 +2,16 @@
  * queries.h fills what each kernel wants, absorbed.h calls them for every block. */
 
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
- * query of its own for each block, tables cost more to fill than they save. */
+ * query of its own for each block, tables cost more to fill than they save; but where such queries
+ * are mapped in fp32 they are scored in fp32. */
 static int vqkv__dots(const vqkv__pass *a, const vqkv__run *run)
 {
     int turns = a->k_frame == VQKV__BLOCKWISE && vqkv__band(a, run);
-    return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
-           run->coder == VQKV__NIBBLES && (run->width == 1 || (turns && run->width % 2 == 0));
+    if (a->ops->bytes == NULL || a->ops->bytes->dot_books == NULL || run->coder != VQKV__NIBBLES)
+        return 0;
+    if (turns && a->ops->bytes->map_words == NULL)
+        return 0;
+    return run->width == 1 || (turns && run->width % 2 == 0);
 }
 
 static int vqkv__kernel_of(const vqkv__pass *a, const vqkv__run *run)

@@ -81,7 +81,7 @@ typedef struct vqkv__matrix {
  * entries of 8 bits and behind them [MAX_ROWS, 4] bytes, how many times scale[2 row + 1] an entry
  * of each plane counts; of the first `wide` quads a second such table, which adds to the first.
  * AVX2: for each of the first `wide` quads [rows, 2, 64] high and low bytes of 16-bit entries,
- * which count scale[2 row], for each quad behind them [rows, 64] entries of 8 bits, scale[2 row +
+ * which count scale[2 row], for each quad behind them as many bytes of narrow ones, scale[2 row +
  * 1]. */
 typedef struct vqkv__packed {
     int wide;
@@ -138,8 +138,7 @@ VQKV__INLINE void vqkv__ask_far(vqkv__asked *a)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
-    /* The next seven may be NULL, all of them: queries are mapped in fp32 then, and keys scored
-     * through tables. */
+    /* The next four may be NULL, all of them: queries are mapped in fp32 then. */
     /* Some rows of a basis and of its mean, binary16 or NULL, which is one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
     void (*map_basis)(vqkv__matrix, const unsigned char *, const vqkv__slice *, short *, float *);
@@ -151,8 +150,9 @@ typedef struct vqkv__byte_ops {
      * row i of x counts unit [i % rows], and has row i % rows of the base. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
                       int, const float *, float *);
-    /* Codewords of a run of one channel a code or an even number: table [groups, 64]
-     * bytes and the scale of each channel [4 * groups]. */
+    /* The next three may be NULL, all of them: keys are scored through tables then. Codewords of a
+     * run of one channel a code, or where queries are mapped in words an even number: table
+     * [groups, 64] bytes and the scale of each channel [4 * groups]. */
     void (*dot_books)(const vqkv__run *, unsigned char *, float *);
     /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
      * and units [rows, 2]: what a step of a score is worth, and the sum that stands for 0. Adds to

@@ -346,14 +346,16 @@ typedef struct toy_kv__matrix {
     const unsigned char *values, *scale; /* scale: binary16 [columns], NULL: entries are binary16 */
 } toy_kv__matrix;
 
-/* How score tables of consecutive planes were packed: for each of the first `wide` quads of planes
- * [rows, 2, 64] high and low bytes of 16-bit entries, for each quad behind them [rows, 64] entries
- * of 8 bits. An entry counts scale[2 row] in a wide quad, scale[2 row + 1] in another, and there
- * on AVX-512 as many times that as its plane's step says: [MAX_ROWS, 4] bytes behind each quad. */
+/* How score tables of consecutive planes were packed. AVX-512: for each quad of planes [rows, 64]
+ * entries of 8 bits and behind them [MAX_ROWS, 4] bytes, how many times scale[2 row + 1] an entry
+ * of each plane counts; of the first `wide` quads a second such table, which adds to the first.
+ * AVX2: for each of the first `wide` quads [rows, 2, 64] high and low bytes of 16-bit entries,
+ * which count scale[2 row], for each quad behind them as many bytes of narrow ones, scale[2 row +
+ * 1]. */
 typedef struct toy_kv__packed {
     int wide;
     int bytes;                      /* of the tables */
-    int32_t offset[TOY_KV__MAX_ROWS]; /* what quads of 8 bits add up to more than they should */
+    int32_t offset[TOY_KV__MAX_ROWS]; /* what entries of 8 bits add up to more than they should */
     float scale[2 * TOY_KV__MAX_ROWS];
     char pad[64 - (2 * sizeof(int) + (sizeof(int32_t) + 2 * sizeof(float)) * TOY_KV__MAX_ROWS) % 64];
 } toy_kv__packed;
@@ -405,8 +407,7 @@ TOY_KV__INLINE void toy_kv__ask_far(toy_kv__asked *a)
 
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
-    /* The next seven may be NULL, all of them: queries are mapped in fp32 then, and keys scored
-     * through tables. */
+    /* The next four may be NULL, all of them: queries are mapped in fp32 then. */
     /* Some rows of a basis and of its mean, binary16 or NULL, which is one more column: words and
      * the scale of each column; COLUMNS(n_out) of them. */
     void (*map_basis)(toy_kv__matrix, const unsigned char *, const toy_kv__slice *, short *, float *);
@@ -418,8 +419,9 @@ typedef struct toy_kv__byte_ops {
      * row i of x counts unit [i % rows], and has row i % rows of the base. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
                       int, const float *, float *);
-    /* Codewords of a run of one channel a code or an even number: table [groups, 64]
-     * bytes and the scale of each channel [4 * groups]. */
+    /* The next three may be NULL, all of them: keys are scored through tables then. Codewords of a
+     * run of one channel a code, or where queries are mapped in words an even number: table
+     * [groups, 64] bytes and the scale of each channel [4 * groups]. */
     void (*dot_books)(const toy_kv__run *, unsigned char *, float *);
     /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
      * and units [rows, 2]: what a step of a score is worth, and the sum that stands for 0. Adds to
@@ -503,7 +505,8 @@ typedef struct toy_kv__ops {
     void (*score_nibbles)(const unsigned char *, int, const float *, int, float *);
     void (*sum_nibbles)(const unsigned char *, int, int, int, const float *, const float *, int,
                         float *, size_t);
-    void (*score_scalars)(const unsigned char *, int, int, const float *, int, float *);
+    void (*score_scalars)(const unsigned char *, int, int, const float *, int, toy_kv__asked *,
+                          float *);
     void (*sum_scalars)(const unsigned char *, int, int, const float *, int, float *, size_t);
     void (*scale_rows)(const float *, const float *, int, float *);
     void (*gain_scores)(const float *, const float *, const float *, int, float *, float *);
@@ -2180,10 +2183,13 @@ TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__scalars_portab
                 : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), toy_kv__set1_portable(-128.0f));
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
+ * lines are asked for as it has together with one of values. */
 TOY_KV__TARGET_portable static void toy_kv__score_scalars_portable(const unsigned char *codes, int planes,
-                                                     int half, const float *q, int rows, float *s)
+                                                     int half, const float *q, int rows,
+                                                     toy_kv__asked *ahead, float *s)
 {
+    toy_kv__asked asked = *ahead;
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
     for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_portable) {
@@ -2199,6 +2205,10 @@ TOY_KV__TARGET_portable static void toy_kv__score_scalars_portable(const unsigne
                 toy_kv__vf_portable v = toy_kv__scalars_portable(plane, t, half);
                 toy_kv__vf_portable w = toy_kv__scalars_portable(plane, t + TOY_KV__LANES_portable, half);
                 const float *qc = q + c * rows + r;
+                if (TOY_KV__LANES_portable >= 8)
+                    toy_kv__ask_far(&asked);
+                if (TOY_KV__LANES_portable >= 16 && half)
+                    toy_kv__ask_far(&asked);
 #define TOY_KV__X(k)                                                                                 \
     {                                                                                              \
         toy_kv__vf_portable x = toy_kv__set1_portable(qc[k]);                                                    \
@@ -2227,6 +2237,7 @@ TOY_KV__TARGET_portable static void toy_kv__score_scalars_portable(const unsigne
             toy_kv__store_portable(next, b);
         }
     }
+    *ahead = asked;
 }
 
 /* acc[r][c] += p[r] * value, one channel a plane, as above. */
@@ -2513,7 +2524,13 @@ TOY_KV__TARGET_portable static void toy_kv__exact_sums_portable(const unsigned c
 TOY_KV__TARGET_portable static void toy_kv__reduce_portable(const float *acc, int n, float *y)
 {
     int i;
-    for (i = 0; i < n; i++)
+    for (i = 0; i + 4 <= n; i += 4) {
+        const float *four = acc + (size_t)i * TOY_KV__LANES_portable;
+        toy_kv__hsum4_portable(toy_kv__load_portable(four), toy_kv__load_portable(four + TOY_KV__LANES_portable),
+                        toy_kv__load_portable(four + 2 * TOY_KV__LANES_portable),
+                        toy_kv__load_portable(four + 3 * TOY_KV__LANES_portable), y + i);
+    }
+    for (; i < n; i++)
         y[i] = toy_kv__hsum_portable(toy_kv__load_portable(acc + (size_t)i * TOY_KV__LANES_portable));
 }
 
@@ -2706,23 +2723,21 @@ TOY_KV__TARGET_avx2 static inline __m256 toy_kv__lookup_avx2(toy_kv__vt_avx2 tab
     __m256 high = _mm256_permutevar8x32_ps(table.high, index);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
-/* Reads two bytes behind each entry: the constant table ends in a spare word. */
-/* Four binary16 values of a table, in one word. */
-static inline int64_t toy_kv__four_halves(const unsigned char *table, const unsigned char *codes)
-{
-    uint16_t h[4];
-    int i;
-    for (i = 0; i < 4; i++)
-        memcpy(&h[i], table + 2 * (size_t)codes[i], 2);
-    return (int64_t)((uint64_t)h[0] | (uint64_t)h[1] << 16 | (uint64_t)h[2] << 32 |
-                     (uint64_t)h[3] << 48);
-}
 /* Loads one by one: four times as fast as the gather instruction, on Zen 5. */
+static inline short toy_kv__half_bits(const unsigned char *table, unsigned char code)
+{
+    short h;
+    memcpy(&h, table + 2 * (size_t)code, 2);
+    return h;
+}
 TOY_KV__TARGET_avx2 static inline void toy_kv__gather_avx2(const unsigned char *table,
                                                        const unsigned char *codes, float *x)
 {
-    _mm256_storeu_ps(x, _mm256_cvtph_ps(_mm_set_epi64x(toy_kv__four_halves(table, codes + 4),
-                                                       toy_kv__four_halves(table, codes))));
+#define TOY_KV__X(i) toy_kv__half_bits(table, codes[i])
+    _mm256_storeu_ps(
+        x, _mm256_cvtph_ps(_mm_setr_epi16(TOY_KV__X(0), TOY_KV__X(1), TOY_KV__X(2), TOY_KV__X(3),
+                                          TOY_KV__X(4), TOY_KV__X(5), TOY_KV__X(6), TOY_KV__X(7))));
+#undef TOY_KV__X
 }
 TOY_KV__TARGET_avx2 static inline void toy_kv__storeu8_avx2(unsigned char *p, __m256 x)
 {
@@ -2774,11 +2789,44 @@ TOY_KV__TARGET_avx2 static inline void toy_kv__transpose_avx2(const unsigned cha
         toy_kv__store8h_avx2(dst + dst_step, _mm_unpackhi_epi64(quad[i], quad[i + 4]));
     }
 }
-/* Byte kernels, AVX2: what toy_kv__byte_ops promises (types.h). Scores: a shuffle looks up 32 tokens
- * of a plane; 16-bit entries are summed modulo 2^16, byte by byte, in units such that no sum leaves
- * 16 bits. Sums: shuffled codewords times weights of 7 bits, so that no pair of products does. */
+/* What the byte kernels for AVX2 have in common: words and bytes from floats, codes and sixteen
+ * entries that a shuffle looks up, sums. */
 
 #if TOY_KV_BLOCK >= 64
+
+/* Planes whose scores are summed in 16 bits. */
+#define TOY_KV__CHUNK_avx2 64
+
+TOY_KV__INLINE_avx2 __m256i toy_kv__load_bytes_avx2(const void *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+TOY_KV__INLINE_avx2 __m256i toy_kv__table_bytes_avx2(const signed char *p)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+/* sum += x: words, bytes or 32-bit numbers. Left to itself gcc 12 keeps two copies of every sum,
+ * and so most of them in memory. */
+TOY_KV__INLINE_avx2 void toy_kv__add_words_avx2(__m256i *sum, __m256i x)
+{
+    __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(x));
+}
+TOY_KV__INLINE_avx2 void toy_kv__add_bytes_avx2(__m256i *sum, __m256i x)
+{
+    __asm__("vpaddb %1, %0, %0" : "+x"(*sum) : "x"(x));
+}
+TOY_KV__INLINE_avx2 void toy_kv__add_longs_avx2(__m256i *sum, __m256i x)
+{
+    __asm__("vpaddd %1, %0, %0" : "+x"(*sum) : "x"(x));
+}
+
+/* The low bytes of sixteen words; what does not fit a signed byte is cut. */
+TOY_KV__TARGET_avx2 static inline __m128i toy_kv__narrowed_avx2(__m256i x)
+{
+    return _mm_packs_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
 
 /* Sixteen floats times factor, rounded to words. */
 TOY_KV__TARGET_avx2 static inline __m256i toy_kv__sixteen_avx2(const float *x, float factor)
@@ -2787,12 +2835,6 @@ TOY_KV__TARGET_avx2 static inline __m256i toy_kv__sixteen_avx2(const float *x, f
     __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), f));
     __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), f));
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
-}
-
-/* The low bytes of sixteen words; what does not fit a signed byte is cut. */
-TOY_KV__TARGET_avx2 static inline __m128i toy_kv__narrowed_avx2(__m256i x)
-{
-    return _mm_packs_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
 
 /* The largest magnitude of sixteen floats; *square += their squares, over lanes. */
@@ -2804,55 +2846,6 @@ TOY_KV__TARGET_avx2 static inline float toy_kv__reach_avx2(const float *x, __m25
     return toy_kv__hmax_avx2(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
 }
 
-/* Planes whose scores are summed in 16 bits. */
-#define TOY_KV__CHUNK_avx2 64
-
-/* Wide quads: from the last quad on, as many 8-bit ones as are allowed. */
-TOY_KV__TARGET_avx2 static int toy_kv__wide_quads_avx2(const float *lut, int planes, int rows,
-                                                   const float *energy)
-{
-    int q, r, p, quads = (planes + 3) / 4, wide = 0;
-    for (r = 0; r < rows; r++) {
-        __m256 square = _mm256_setzero_ps();
-        float limit, top = 0.0f;
-        for (p = 0; p < planes; p++)
-            toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
-        /* Half the tolerance: weights of 7 bits err more than those of 8 do. */
-        limit = 0.25f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR *
-                (energy[r] + toy_kv__hsum_avx2(square) / 16.0f);
-        for (q = quads - 1; q >= wide; q--) {
-            for (p = 4 * q; p < 4 * q + 4 && p < planes; p++) {
-                float m =
-                    toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
-                top = m > top ? m : top;
-            }
-            if (top * top / (127.0f * 127.0f * 12.0f) * (float)(planes - 4 * q) > limit)
-                wide = q + 1;
-        }
-    }
-    return wide;
-}
-
-/* What an entry of row r counts in 16 bits, and in 8 bits from plane `wide` on. */
-TOY_KV__TARGET_avx2 static void toy_kv__scales_avx2(const float *lut, int planes, int wide, int rows,
-                                                int r, float *scale)
-{
-    __m256 square = _mm256_setzero_ps();
-    float sum = 0.0f, m;
-    int p;
-    scale[0] = scale[1] = 0.0f;
-    for (p = 0; p < planes; p++) {
-        m = toy_kv__reach_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16, &square);
-        sum = p % TOY_KV__CHUNK_avx2 == 0 ? m : sum + m;
-        if (p < wide)
-            scale[0] = sum > scale[0] ? sum : scale[0];
-        else
-            scale[1] = m > scale[1] ? m : scale[1];
-    }
-    scale[0] /= 32767.0f - TOY_KV__CHUNK_avx2; /* rounding may add half a unit a plane */
-    scale[1] /= 127.0f;
-}
-
 /* The low bytes of sixteen words. */
 TOY_KV__TARGET_avx2 static inline void toy_kv__store_bytes_avx2(signed char *out, __m256i x)
 {
@@ -2861,42 +2854,18 @@ TOY_KV__TARGET_avx2 static inline void toy_kv__store_bytes_avx2(signed char *out
                      _mm_packus_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
 
-TOY_KV__TARGET_avx2 static void toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
-                                                     const float *energy, toy_kv__packed *head,
-                                                     signed char *out)
+/* Codes of 32 tokens of a plane, low nibbles or (`second`) high ones. */
+TOY_KV__INLINE_avx2 __m256i toy_kv__codes_avx2(const unsigned char *plane, const int second)
 {
-    int q, r, p, quads = (planes + 3) / 4;
-    head->wide = toy_kv__wide_quads_avx2(lut, planes, rows, energy);
-    for (r = 0; r < rows; r++)
-        toy_kv__scales_avx2(lut, planes, 4 * head->wide, rows, r, head->scale + 2 * r);
-    for (q = 0; q < quads; q++)
-        for (r = 0; r < rows; r++) {
-            int wide = q < head->wide;
-            float scale = head->scale[2 * r + !wide];
-            for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
-                __m256i x = _mm256_setzero_si256();
-                if (p < planes && scale > 0.0f)
-                    x = toy_kv__sixteen_avx2(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
-                                           1.0f / scale);
-                if (wide) {
-                    toy_kv__store_bytes_avx2(out, _mm256_srli_epi16(x, 8));
-                    toy_kv__store_bytes_avx2(out + 64, x);
-                } else { /* unsigned, 128 more than they are */
-                    toy_kv__store_bytes_avx2(out, _mm256_xor_si256(x, _mm256_set1_epi16(128)));
-                }
-            }
-            out += wide ? 64 : 0;
-        }
-    head->bytes = rows * 64 * (quads + head->wide);
+    __m256i x = toy_kv__load_bytes_avx2(plane);
+    return _mm256_and_si256(second ? _mm256_srli_epi16(x, 4) : x, _mm256_set1_epi8(15));
 }
 
-/* dst [32] = (add ? dst : 0) + scale * words of even tokens and of odd ones. */
-TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(__m256i even, __m256i odd, float scale, int add, float *dst)
+/* dst [32] = (add ? dst : 0) + scale * words of tokens 0..7, 16..23 and of 8..15, 24..31. */
+TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const __m256i *part, float scale, int add, float *dst)
 {
-    __m256i part[2];
+    const __m256 f = _mm256_set1_ps(scale);
     int i, k;
-    part[0] = _mm256_unpacklo_epi16(even, odd); /* tokens 0..7, 16..23 */
-    part[1] = _mm256_unpackhi_epi16(even, odd);
 #pragma GCC unroll 2
     for (i = 0; i < 2; i++)
 #pragma GCC unroll 2
@@ -2905,84 +2874,687 @@ TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(__m256i even, __m256i odd, float sca
                 k == 0 ? _mm256_castsi256_si128(part[i]) : _mm256_extracti128_si256(part[i], 1);
             float *to = dst + 16 * k + 8 * i;
             __m256 x = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(words));
-            x = _mm256_mul_ps(x, _mm256_set1_ps(scale));
-            _mm256_storeu_ps(to, add ? _mm256_add_ps(x, _mm256_loadu_ps(to)) : x);
+            _mm256_storeu_ps(to, add ? _mm256_fmadd_ps(x, f, _mm256_loadu_ps(to))
+                                     : _mm256_mul_ps(x, f));
         }
 }
 
-TOY_KV__INLINE_avx2 __m256i toy_kv__table_bytes_avx2(const signed char *p)
+#endif /* TOY_KV_BLOCK >= 64 */
+/* Sums of values in bytes, AVX2: what toy_kv__byte_ops promises (types.h).
+ *
+ * Codewords looked up by a shuffle times weights of 7 bits, so that no pair of products leaves 16
+ * bits, nor the two pairs of both halves of a block. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Weights: the largest, and what four that end up in the same word add up to: times 127, the
+ * largest codeword, it is at most 32767, were each as much larger as rounding makes it. What is
+ * left of them counts REST to a step, and four times that is no more. */
+#define TOY_KV__MOST_WEIGHT_avx2  126.0f
+#define TOY_KV__MOST_WEIGHTS_avx2 254.0f
+#define TOY_KV__WEIGHT_REST_avx2  64.0f
+
+/* Sixteen bytes of what two registers of floats say, rounded to the nearest. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__store_rounded_avx2(__m256 a, __m256 b,
+                                                              unsigned char *out)
 {
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p));
+    __m256i x = _mm256_permute4x64_epi64(
+        _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)), 0xd8);
+    _mm_storeu_si128((__m128i *)(void *)out, toy_kv__narrowed_avx2(x));
 }
 
-/* sum += x, words or bytes. Left to itself gcc 12 keeps two copies of every sum, and so most of
- * them in memory. */
-TOY_KV__INLINE_avx2 void toy_kv__add_words_avx2(__m256i *sum, __m256i x)
+/* Sixteen weights p * gain * factor. Small ones are added to `dither` before they are rounded, lest
+ * they are all rounded away; of large ones that would only make the error larger. */
+TOY_KV__INLINE_avx2 void toy_kv__pack_sixteen_avx2(const float *p, const float *gain, __m256 factor,
+                                               const float *dither, unsigned char *out)
 {
-    __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(x));
+    __m256 x[2];
+    int i;
+#pragma GCC unroll 2
+    for (i = 0; i < 2; i++) {
+        __m256 w = _mm256_mul_ps(_mm256_loadu_ps(p + 8 * i), _mm256_loadu_ps(gain + 8 * i));
+        w = _mm256_mul_ps(w, factor);
+        x[i] = _mm256_add_ps(w, _mm256_and_ps(_mm256_loadu_ps(dither + 8 * i),
+                                              _mm256_cmp_ps(w, _mm256_set1_ps(8.0f), _CMP_LT_OQ)));
+    }
+    toy_kv__store_rounded_avx2(x[0], x[1], out);
 }
-TOY_KV__INLINE_avx2 void toy_kv__add_bytes_avx2(__m256i *sum, __m256i x)
+
+/* The same, rounded down; rest gets what is left. */
+TOY_KV__INLINE_avx2 void toy_kv__split_sixteen_avx2(const float *p, const float *gain, __m256 factor,
+                                                unsigned char *out, unsigned char *rest)
 {
-    __asm__("vpaddb %1, %0, %0" : "+x"(*sum) : "x"(x));
+    __m256 whole[2], left[2];
+    int i;
+#pragma GCC unroll 2
+    for (i = 0; i < 2; i++) {
+        __m256 w = _mm256_mul_ps(_mm256_loadu_ps(p + 8 * i), _mm256_loadu_ps(gain + 8 * i));
+        w = _mm256_mul_ps(w, factor);
+        whole[i] = _mm256_floor_ps(w);
+        left[i] = _mm256_mul_ps(_mm256_sub_ps(w, whole[i]), _mm256_set1_ps(TOY_KV__WEIGHT_REST_avx2));
+    }
+    toy_kv__store_rounded_avx2(whole[0], whole[1], out);
+    toy_kv__store_rounded_avx2(left[0], left[1], rest);
+}
+
+/* What a step of weights p [blocks, rows, BLOCK] * gain [blocks, BLOCK] of one row is worth: the
+ * largest becomes MOST_WEIGHT, or four that end up in the same word, two neighbours of each half of
+ * a block, become MOST_WEIGHTS. The latter takes up to a bit from weights that are all large. */
+TOY_KV__TARGET_avx2 static float toy_kv__weight_step_avx2(const float *p, const float *gain, int blocks,
+                                                      size_t step)
+{
+    __m256 high = _mm256_setzero_ps(), most = high;
+    float top, sum;
+    int b, t;
+    for (b = 0; b < blocks; b++, p += step, gain += TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 8) {
+            const int u = t + TOY_KV_BLOCK / 2;
+            __m256 x = _mm256_mul_ps(_mm256_loadu_ps(p + t), _mm256_loadu_ps(gain + t));
+            __m256 y = _mm256_mul_ps(_mm256_loadu_ps(p + u), _mm256_loadu_ps(gain + u));
+            high = _mm256_max_ps(high, _mm256_max_ps(x, y));
+            x = _mm256_add_ps(x, y);
+            most = _mm256_max_ps(most, _mm256_add_ps(x, _mm256_permute_ps(x, 0xb1)));
+        }
+    top = toy_kv__hmax_avx2(high) / TOY_KV__MOST_WEIGHT_avx2;
+    sum = toy_kv__hmax_avx2(most) / TOY_KV__MOST_WEIGHTS_avx2;
+    return top > sum ? top : sum;
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *p, const float *gain, int blocks,
+                                                      int rows, unsigned char *out,
+                                                      unsigned char *rest, float *scale)
+{
+    /* The thresholds of the AVX-512 kernel less one half. */
+    static const float dither[16] = {-0.46875f, 0.03125f, -0.21875f, 0.28125f, -0.34375f, 0.15625f,
+                                     -0.09375f, 0.40625f, -0.40625f, 0.09375f, -0.15625f, 0.34375f,
+                                     -0.28125f, 0.21875f, -0.03125f, 0.46875f};
+    const size_t step = (size_t)rows * TOY_KV_BLOCK;
+    int b, r, t;
+    for (r = 0; r < rows; r++, p += TOY_KV_BLOCK, out += TOY_KV_BLOCK) {
+        __m256 factor;
+        scale[r] = toy_kv__weight_step_avx2(p, gain, blocks, step);
+        factor = _mm256_set1_ps(scale[r] > 0.0f ? 1.0f / scale[r] : 0.0f);
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+                const size_t at = (size_t)b * step + (size_t)t;
+                const float *g = gain + b * TOY_KV_BLOCK + t;
+                if (rest == NULL)
+                    toy_kv__pack_sixteen_avx2(p + at, g, factor, dither, out + at);
+                else
+                    toy_kv__split_sixteen_avx2(p + at, g, factor, out + at, rest + at);
+            }
+        rest += rest != NULL ? TOY_KV_BLOCK : 0;
+    }
+}
+
+/* Two channels of a run: the first token of their planes in a block, and their latents. */
+typedef struct toy_kv__two {
+    size_t plane[2], latent[2];
+} toy_kv__two;
+
+/* Channels c and c + 1 of the run's n, counted plane by plane; behind the last it stands again. */
+static inline toy_kv__two toy_kv__two_of(const toy_kv__run *run, size_t offset, int c, int n)
+{
+    toy_kv__two two;
+    int i;
+    for (i = 0; i < 2; i++) {
+        const int channel = c + i < n ? c + i : n - 1, plane = channel / run->width;
+        two.plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
+        two.latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
+    }
+    return two;
+}
+
+/* Two channels, of the `same` plane or of two, for n rows from row r on; `real` of the channels are
+ * there. n and `same` are constants where it is called. */
+TOY_KV__INLINE_avx2 void toy_kv__sum_two_avx2(const unsigned char *const *codes, int blocks,
+                                          const toy_kv__two *two, const int same, int real,
+                                          const signed char *book, const float *book_scale,
+                                          const unsigned char *weights, const float *scale,
+                                          int rows, int r, const int n, float *acc, size_t stride)
+{
+    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    const unsigned char *w = weights + (size_t)r * TOY_KV_BLOCK;
+    __m256i sum[4][2], table[2];
+    int b, i, k, t;
+#pragma GCC unroll 2
+    for (i = 0; i < 2; i++) {
+        table[i] = toy_kv__table_bytes_avx2(book + 16 * (i < real ? i : 0));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][i] = _mm256_setzero_si256();
+    }
+    for (b = 0; b < blocks; b++, w += (size_t)rows * TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 32) {
+            const unsigned char *plane = codes[b] + two->plane[0] + t;
+            __m256i x[2], low[2], high[2];
+            x[0] = toy_kv__load_bytes_avx2(plane);
+            x[1] = same ? x[0] : toy_kv__load_bytes_avx2(codes[b] + two->plane[1] + t);
+            TOY_KV__PREFETCH(plane + (same ? 64 : TOY_KV_BLOCK), 3); /* for the next ones */
+#pragma GCC unroll 2
+            for (i = 0; i < 2; i++) {
+                low[i] = _mm256_shuffle_epi8(table[i], _mm256_and_si256(x[i], nibble));
+                high[i] = _mm256_shuffle_epi8(table[i],
+                                              _mm256_and_si256(_mm256_srli_epi16(x[i], 4), nibble));
+            }
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                const __m256i p = toy_kv__load_bytes_avx2(w + k * TOY_KV_BLOCK + t);
+                const __m256i q = toy_kv__load_bytes_avx2(w + k * TOY_KV_BLOCK + t + TOY_KV_BLOCK / 2);
+#pragma GCC unroll 2
+                for (i = 0; i < 2; i++) {
+                    __m256i u = _mm256_maddubs_epi16(p, low[i]);
+                    __m256i v = _mm256_maddubs_epi16(q, high[i]);
+                    toy_kv__add_words_avx2(&v, u);
+                    toy_kv__add_longs_avx2(&sum[k][i], _mm256_madd_epi16(v, ones));
+                }
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 2
+        for (i = 0; i < 2; i++) {
+            float *to = acc + ((size_t)(r + k) * stride + two->latent[i]) * 8;
+            __m256 x = _mm256_cvtepi32_ps(sum[k][i]);
+            if (i < real)
+                _mm256_storeu_ps(to,
+                                 _mm256_fmadd_ps(x, _mm256_set1_ps(scale[r + k] * book_scale[i]),
+                                                 _mm256_loadu_ps(to)));
+        }
+}
+
+/* All channels of a run for n rows from row r on. */
+TOY_KV__INLINE_avx2 void toy_kv__sum_rows_avx2(const unsigned char *const *codes, size_t offset,
+                                           int blocks, const toy_kv__run *run,
+                                           const signed char *book, const float *book_scale,
+                                           const unsigned char *weights, const float *scale,
+                                           int rows, int r, const int n, float *acc, size_t stride)
+{
+    const int channels = run->planes * run->width;
+    int c;
+#define TOY_KV__TWO(same)                                                                            \
+    toy_kv__sum_two_avx2(codes, blocks, &two, same, real, book, book_scale, weights, scale, rows, r, \
+                       n, acc, stride)
+    for (c = 0; c < channels; c += 2, book += 32, book_scale += 2) {
+        const toy_kv__two two = toy_kv__two_of(run, offset, c, channels);
+        const int real = channels - c < 2 ? channels - c : 2;
+        if (two.plane[0] == two.plane[1])
+            TOY_KV__TWO(1);
+        else
+            TOY_KV__TWO(0);
+    }
+#undef TOY_KV__TWO
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *const *codes, size_t offset,
+                                                   int blocks, const toy_kv__run *run,
+                                                   const signed char *book, const float *book_scale,
+                                                   const unsigned char *weights, const float *scale,
+                                                   int rows, toy_kv__asked *ahead, float *acc,
+                                                   size_t stride)
+{
+    int r = 0;
+    (void)ahead; /* little is to be gained where sums take so long */
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_rows_avx2(codes, offset, blocks, run, book, book_scale, weights, scale, rows, r, n,  \
+                        acc, stride)
+    for (; r + 4 <= rows; r += 4)
+        TOY_KV__X(4);
+    for (; r + 2 <= rows; r += 2)
+        TOY_KV__X(2);
+    for (; r < rows; r++)
+        TOY_KV__X(1);
+#undef TOY_KV__X
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
+/* Scores of codes of one channel, AVX2: what toy_kv__byte_ops promises (types.h).
+ *
+ * The codewords themselves are looked up, high and low bytes, which one lookup does for every row,
+ * and meet the query in products of words of which the high half is kept: units are such that no
+ * sum of them leaves 16 bits. A group is two channels. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* The largest codeword of a channel counts so many steps. */
+#define TOY_KV__DOT_TOP_avx2 32767.0f
+
+/* table [groups, 64]: sixteen low and sixteen high bytes of each channel; scale [4 * groups]. */
+TOY_KV__TARGET_avx2 static void toy_kv__dot_books_avx2(const toy_kv__run *run, unsigned char *table,
+                                                   float *scale)
+{
+    const int room = 4 * toy_kv__dot_groups(run);
+    int c;
+    for (c = 0; c < room; c++) {
+        float book[16] = {0.0f}, top;
+        __m256 square = _mm256_setzero_ps();
+        __m256i x;
+        if (c < run->planes) {
+            const unsigned char *from =
+                toy_kv__table(run->book + c / run->stages * run->book_step + c % run->stages * 16);
+            _mm256_storeu_ps(book, toy_kv__loadh_avx2(from));
+            _mm256_storeu_ps(book + 8, toy_kv__loadh_avx2(from + 16));
+        }
+        top = toy_kv__reach_avx2(book, &square);
+        scale[c] = top / TOY_KV__DOT_TOP_avx2;
+        if (c >= 2 * toy_kv__dot_groups(run)) /* the table has room for two a group */
+            continue;
+        x = toy_kv__sixteen_avx2(book, top > 0.0f ? TOY_KV__DOT_TOP_avx2 / top : 0.0f);
+        toy_kv__store_bytes_avx2((signed char *)table + 32 * c, x);
+        toy_kv__store_bytes_avx2((signed char *)table + 32 * c + 16, _mm256_srli_epi16(x, 8));
+    }
+}
+
+/* Channels c .. c + 7 of a row's latents y times their scales; 0 behind the last. */
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__dot_latents_avx2(const toy_kv__run *run, const float *y,
+                                                              const float *scale, int c)
+{
+    float lane[8];
+    int i;
+    if (run->stages == 1 && c + 8 <= run->planes)
+        return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
+    for (i = 0; i < 8; i++)
+        lane[i] = c + i < run->planes ? y[(c + i) / run->stages] * scale[c + i] : 0.0f;
+    return _mm256_loadu_ps(lane);
+}
+
+/* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 2] words
+ * and unit [rows, 2], of which the second stays unused. */
+TOY_KV__TARGET_avx2 static void toy_kv__dot_queries_avx2(const toy_kv__run *run, const float *scale,
+                                                     const float *y, size_t stride, int rows,
+                                                     unsigned char *lanes, float *unit,
+                                                     float *energy)
+{
+    const int room = 2 * toy_kv__dot_groups(run);
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    int r, c;
+    for (r = 0; r < rows; r++, y += stride, lanes += 2 * room) {
+        __m256 square = _mm256_setzero_ps(), sum = square, factor;
+        float most = 0.0f, all;
+        for (c = 0; c < room; c += 8) {
+            __m256 x = toy_kv__dot_latents_avx2(run, y, scale, c);
+            sum = c % TOY_KV__CHUNK_avx2 == 0 ? _mm256_andnot_ps(sign, x)
+                                            : _mm256_add_ps(sum, _mm256_andnot_ps(sign, x));
+            square = _mm256_fmadd_ps(x, x, square);
+            all = toy_kv__hsum_avx2(sum);
+            most = all > most ? all : most;
+        }
+        /* Rounding of a channel's word, and of its products, may add half a unit each. */
+        unit[2 * r] = most * (32768.0f / (32767.0f - TOY_KV__CHUNK_avx2));
+        unit[2 * r + 1] = 0.0f;
+        /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
+         * for Gaussian channels. */
+        energy[r] += toy_kv__hsum_avx2(square) * (TOY_KV__DOT_TOP_avx2 * TOY_KV__DOT_TOP_avx2 / 7.0f);
+        factor = _mm256_set1_ps(most > 0.0f ? 32768.0f / unit[2 * r] : 0.0f);
+        for (c = 0; c < room; c += 8) {
+            __m256i x =
+                _mm256_cvtps_epi32(_mm256_mul_ps(toy_kv__dot_latents_avx2(run, y, scale, c), factor));
+            short words[8];
+            _mm_storeu_si128(
+                (__m128i *)(void *)words,
+                _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+            memcpy(lanes + 2 * c, words, 2 * (size_t)(room - c < 8 ? room - c : 8));
+        }
+    }
+}
+
+/* Queries of n rows [n, groups, 2] words to pairs of the same word [n, 2 * MAX_DOT_GROUPS], which
+ * one load spreads over a register. */
+TOY_KV__TARGET_avx2 static void toy_kv__double_words_avx2(const unsigned char *lanes, int groups, int n,
+                                                      int32_t *doubled)
+{
+    int r, g;
+    for (r = 0; r < n; r++, doubled += 2 * TOY_KV__MAX_DOT_GROUPS, lanes += 4 * groups)
+        for (g = 0; g < groups; g += 4) {
+            __m128i x = _mm_setzero_si128();
+            if (g + 4 <= groups)
+                x = _mm_loadu_si128((const __m128i *)(const void *)(lanes + 4 * g));
+            else
+                memcpy(&x, lanes + 4 * g, 4 * (size_t)(groups - g));
+            _mm_storeu_si128((__m128i *)(void *)(doubled + 2 * g), _mm_unpacklo_epi16(x, x));
+            if (g + 2 < groups)
+                _mm_storeu_si128((__m128i *)(void *)(doubled + 2 * g + 4),
+                                 _mm_unpackhi_epi16(x, x));
+        }
+}
+
+/* Scores of 32 tokens, the codes' low nibbles or (`second`) high ones, for n rows from row r on:
+ * planes from .. to - 1, at most CHUNK. n and `second` are constants. */
+TOY_KV__INLINE_avx2 void toy_kv__dot_rows_avx2(const unsigned char *codes, int from, int to,
+                                           const unsigned char *table, const int32_t *queries,
+                                           const float *unit, int r, const int n, const int second,
+                                           int add, toy_kv__asked *ahead, float *s)
+{
+    __m256i sum[4][2];
+    int p, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = _mm256_setzero_si256();
+    for (p = from; p < to; p++) {
+        const __m256i x = toy_kv__codes_avx2(codes + (size_t)p * (TOY_KV_BLOCK / 2), second);
+        const signed char *t = (const signed char *)table + 32 * p;
+        const __m256i low = _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(t), x);
+        const __m256i high = _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(t + 16), x);
+        const __m256i a = _mm256_unpacklo_epi8(low, high), b = _mm256_unpackhi_epi8(low, high);
+        if (!second && p % 2 == 0)
+            toy_kv__ask(ahead);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            const __m256i q = _mm256_set1_epi32(queries[2 * TOY_KV__MAX_DOT_GROUPS * k + p]);
+            toy_kv__add_words_avx2(&sum[k][0], _mm256_mulhrs_epi16(a, q));
+            toy_kv__add_words_avx2(&sum[k][1], _mm256_mulhrs_epi16(b, q));
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__flush_avx2(sum[k], unit[2 * (r + k)], add, s + (r + k) * TOY_KV_BLOCK);
+}
+
+/* Some blocks for n rows from row r on, a constant where it is called. */
+TOY_KV__INLINE_avx2 void toy_kv__dot_blocks_avx2(const unsigned char *const *codes, size_t offset,
+                                             int blocks, const toy_kv__run *run,
+                                             const unsigned char *table, const unsigned char *lanes,
+                                             const float *unit, int rows, int r, const int n,
+                                             int add, toy_kv__asked *ahead, float *s)
+{
+    const int groups = toy_kv__dot_groups(run);
+    int32_t queries[8 * TOY_KV__MAX_DOT_GROUPS + 4]; /* words are written by fours */
+    int b, t, from, to;
+    toy_kv__double_words_avx2(lanes + (size_t)r * 4 * (size_t)groups, groups, n, queries);
+    for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 32)
+            for (from = 0; from < run->planes; from = to) {
+                to = run->planes - from < TOY_KV__CHUNK_avx2 ? run->planes : from + TOY_KV__CHUNK_avx2;
+                toy_kv__dot_rows_avx2(codes[b] + offset + t, from, to, table, queries, unit, r, n, 0,
+                                    add || from > 0, ahead, s + t);
+                toy_kv__dot_rows_avx2(codes[b] + offset + t, from, to, table, queries, unit, r, n, 1,
+                                    add || from > 0, ahead, s + t + TOY_KV_BLOCK / 2);
+            }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__dot_scores_avx2(const unsigned char *const *codes,
+                                                    size_t offset, int blocks, const toy_kv__run *run,
+                                                    const unsigned char *table,
+                                                    const unsigned char *lanes, const float *unit,
+                                                    int rows, int add, toy_kv__asked *ahead, float *s)
+{
+    toy_kv__asked asked = *ahead;
+    int r = 0;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__dot_blocks_avx2(codes, offset, blocks, run, table, lanes, unit, rows, r, n, add, &asked, \
+                          s)
+    for (; r + 4 <= rows; r += 4)
+        TOY_KV__X(4);
+    for (; r + 2 <= rows; r += 2)
+        TOY_KV__X(2);
+    for (; r < rows; r++)
+        TOY_KV__X(1);
+#undef TOY_KV__X
+    *ahead = asked;
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
+/* Byte kernels, AVX2: what toy_kv__byte_ops promises (types.h). Scores: a shuffle looks up 32 tokens
+ * of a plane, in units such that no sum leaves 16 bits. Entries have 16 bits, and are summed modulo
+ * 2^16, byte by byte. Or they have about 10, high bits in one byte and 5 in the other, so that
+ * bytes of two quads of planes can be added before anything has to be widened. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Narrow entries: bits of the lower byte, and what entries of the planes of a quad that stand for 0
+ * add up to, in steps: twice that and the rounding of two quads fill the higher byte. */
+#define TOY_KV__LOW_BITS_avx2 5
+#define TOY_KV__ZERO_avx2     2044
+
+/* Planes whose bytes of narrow entries can be added. */
+#define TOY_KV__BUNCH_avx2 8
+
+/* The table of plane p for row r in lut [planes, rows, 16]. */
+static inline const float *toy_kv__lut_avx2(const float *lut, int p, int rows, int r)
+{
+    return lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+}
+
+/* The largest entries of a quad's planes for row r, added up. */
+TOY_KV__TARGET_avx2 static float toy_kv__quad_reach_avx2(const float *lut, int q, int planes, int rows,
+                                                     int r)
+{
+    __m256 square = _mm256_setzero_ps();
+    float sum = 0.0f;
+    int p;
+    for (p = 4 * q; p < 4 * q + 4 && p < planes; p++)
+        sum += toy_kv__reach_avx2(toy_kv__lut_avx2(lut, p, rows, r), &square);
+    return sum;
+}
+
+/* What a narrow entry counts where planes of a quad reach so far: each may round up. */
+static inline float toy_kv__narrow_scale_avx2(float reach)
+{
+    return reach / (float)(TOY_KV__ZERO_avx2 - 2);
+}
+
+/* Wide quads: from the last quad on, as many narrow ones as are allowed. */
+TOY_KV__TARGET_avx2 static int toy_kv__wide_quads_avx2(const float *lut, int planes, int rows,
+                                                   const float *energy)
+{
+    int q, r, p, quads = (planes + 3) / 4, wide = 0;
+    for (r = 0; r < rows; r++) {
+        __m256 square = _mm256_setzero_ps();
+        float limit, top = 0.0f;
+        for (p = 0; p < planes; p++)
+            toy_kv__reach_avx2(toy_kv__lut_avx2(lut, p, rows, r), &square);
+        /* Half the tolerance: weights of 7 bits err more than those of 8 do. */
+        limit = 0.25f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR *
+                (energy[r] + toy_kv__hsum_avx2(square) / 16.0f);
+        for (q = quads - 1; q >= wide; q--) {
+            float m = toy_kv__quad_reach_avx2(lut, q, planes, rows, r), scale;
+            top = m > top ? m : top;
+            scale = toy_kv__narrow_scale_avx2(top);
+            if (scale * scale / 12.0f * (float)(planes - 4 * q) > limit)
+                wide = q + 1;
+        }
+    }
+    return wide;
+}
+
+/* What an entry of row r counts in wide quads, and in narrow ones. */
+TOY_KV__TARGET_avx2 static void toy_kv__scales_avx2(const float *lut, int planes, int wide, int rows,
+                                                int r, float *scale)
+{
+    float sum = 0.0f, m;
+    int q;
+    scale[0] = scale[1] = 0.0f;
+    for (q = 0; q < (planes + 3) / 4; q++) {
+        m = toy_kv__quad_reach_avx2(lut, q, planes, rows, r);
+        sum = q % (TOY_KV__CHUNK_avx2 / 4) == 0 ? m : sum + m;
+        if (q < wide)
+            scale[0] = sum > scale[0] ? sum : scale[0];
+        else
+            scale[1] = m > scale[1] ? m : scale[1];
+    }
+    scale[0] /= 32767.0f - TOY_KV__CHUNK_avx2; /* rounding may add half a unit a plane */
+    scale[1] = toy_kv__narrow_scale_avx2(scale[1]);
+}
+
+/* Two bytes of each of 64 entries of a quad, the higher ones first. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__store_entries_avx2(__m256i x, const int wide,
+                                                              signed char *out)
+{
+    const __m256i low = _mm256_set1_epi16((1 << TOY_KV__LOW_BITS_avx2) - 1);
+    toy_kv__store_bytes_avx2(out, _mm256_srli_epi16(x, wide ? 8 : TOY_KV__LOW_BITS_avx2));
+    toy_kv__store_bytes_avx2(out + 64, wide ? x : _mm256_and_si256(x, low));
+}
+
+/* A narrow quad of row r: no entry is below 0, and together they stand for 0 with ZERO. */
+TOY_KV__TARGET_avx2 static void toy_kv__pack_narrow_avx2(const float *lut, int q, int planes, int rows,
+                                                     int r, float scale, signed char *out)
+{
+    const float factor = scale > 0.0f ? 1.0f / scale : 0.0f;
+    int i, left = TOY_KV__ZERO_avx2;
+    for (i = 3; i >= 0; i--) {
+        __m256i x = _mm256_setzero_si256();
+        int zero = 0;
+        if (4 * q + i < planes) {
+            const float *from = toy_kv__lut_avx2(lut, 4 * q + i, rows, r);
+            __m256 square = _mm256_setzero_ps();
+            x = toy_kv__sixteen_avx2(from, factor);
+            zero = _mm_cvtss_si32(_mm_set_ss(toy_kv__reach_avx2(from, &square) * factor));
+        }
+        zero = i == 0 ? left : zero; /* what is left of it goes to the first plane */
+        left -= zero;
+        toy_kv__store_entries_avx2(_mm256_add_epi16(x, _mm256_set1_epi16((short)zero)), 0,
+                                 out + 16 * i);
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__pack_tables_avx2(const float *lut, int planes, int rows,
+                                                     const float *energy, toy_kv__packed *head,
+                                                     signed char *out)
+{
+    int q, r, i, quads = (planes + 3) / 4;
+    head->wide = toy_kv__wide_quads_avx2(lut, planes, rows, energy);
+    for (r = 0; r < rows; r++)
+        toy_kv__scales_avx2(lut, planes, head->wide, rows, r, head->scale + 2 * r);
+    for (q = 0; q < quads; q++)
+        for (r = 0; r < rows; r++, out += 128) {
+            const float *scale = head->scale + 2 * r;
+            if (q >= head->wide)
+                toy_kv__pack_narrow_avx2(lut, q, planes, rows, r, scale[1], out);
+            for (i = 0; i < 4 && q < head->wide; i++) {
+                __m256i x = _mm256_setzero_si256();
+                if (4 * q + i < planes && scale[0] > 0.0f)
+                    x = toy_kv__sixteen_avx2(toy_kv__lut_avx2(lut, 4 * q + i, rows, r),
+                                           1.0f / scale[0]);
+                toy_kv__store_entries_avx2(x, 1, out + 16 * i);
+            }
+        }
+    head->bytes = rows * 128 * quads;
 }
 
 /* Scores of 32 tokens, the codes' low nibbles or (`second`) high ones, for n rows from row r on,
- * through tables of planes from .. to - 1, at most CHUNK: all wide, or none; n and the flags are
- * constants. Unsigned bytes are summed as words of two each and as their high halves; high bytes of
- * 16-bit entries modulo 2^8, since nothing of their sums beyond that counts. */
-TOY_KV__INLINE_avx2 void toy_kv__score_rows_avx2(const unsigned char *codes, int from, int to,
+ * through wide tables of planes from .. to - 1, at most CHUNK; n and `second` are constants.
+ * Unsigned bytes are summed as words of two each and as their high halves; high bytes of 16-bit
+ * entries modulo 2^8, since nothing of their sums beyond that counts. */
+TOY_KV__INLINE_avx2 void toy_kv__score_wide_avx2(const unsigned char *codes, int from, int to,
                                              const toy_kv__packed *head, const signed char *tables,
-                                             int rows, int r, const int n, const int wide,
-                                             const int second, int add, float *s)
+                                             int rows, int r, const int n, const int second,
+                                             int add, toy_kv__asked *ahead, float *s)
 {
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const size_t entry = wide ? 128 : 64, step = (size_t)rows * entry;
-    __m256i all[4], odd[4], high[4];
+    const size_t step = (size_t)rows * 128;
+    __m256i all[4], odd[4], high[4], part[2];
     int p, k;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
         all[k] = odd[k] = high[k] = _mm256_setzero_si256();
-    tables += (size_t)r * entry;
+    tables += (size_t)r * 128;
     for (p = from; p < to; p++) {
         const signed char *t = tables + (size_t)((p - from) / 4) * step + p % 4 * 16;
-        __m256i x = _mm256_loadu_si256(
-            (const __m256i *)(const void *)(codes + (size_t)p * (TOY_KV_BLOCK / 2)));
-        x = _mm256_and_si256(second ? _mm256_srli_epi16(x, 4) : x, nibble);
+        const __m256i x = toy_kv__codes_avx2(codes + (size_t)p * (TOY_KV_BLOCK / 2), second);
+        if (!second)
+            toy_kv__ask(ahead);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            const signed char *e = t + (size_t)k * entry;
-            __m256i low = _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(e + (wide ? 64 : 0)), x);
+            const signed char *e = t + (size_t)k * 128;
+            __m256i low = _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(e + 64), x);
             toy_kv__add_words_avx2(&all[k], low);
             toy_kv__add_words_avx2(&odd[k], _mm256_srli_epi16(low, 8));
-            if (wide)
-                toy_kv__add_bytes_avx2(&high[k], _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(e), x));
+            toy_kv__add_bytes_avx2(&high[k], _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(e), x));
         }
     }
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
         __m256i even = _mm256_sub_epi16(all[k], _mm256_slli_epi16(odd[k], 8));
-        if (wide) {
-            even = _mm256_add_epi16(even, _mm256_slli_epi16(high[k], 8));
-            odd[k] = _mm256_add_epi16(odd[k], _mm256_and_si256(high[k], _mm256_set1_epi16(-256)));
-        } else {
-            const __m256i bias = _mm256_set1_epi16((short)(128 * (to - from)));
-            even = _mm256_sub_epi16(even, bias);
-            odd[k] = _mm256_sub_epi16(odd[k], bias);
-        }
-        toy_kv__flush_avx2(even, odd[k], head->scale[2 * (r + k) + !wide], add,
-                         s + (r + k) * TOY_KV_BLOCK);
+        even = _mm256_add_epi16(even, _mm256_slli_epi16(high[k], 8));
+        odd[k] = _mm256_add_epi16(odd[k], _mm256_and_si256(high[k], _mm256_set1_epi16(-256)));
+        part[0] = _mm256_unpacklo_epi16(even, odd[k]);
+        part[1] = _mm256_unpackhi_epi16(even, odd[k]);
+        toy_kv__flush_avx2(part, head->scale[2 * (r + k)], add, s + (r + k) * TOY_KV_BLOCK);
     }
 }
 
-/* All rows of one block, through tables of planes from .. to - 1. */
+/* low and high [n] += narrow entries of one plane, t: of row r. n and `second` are constants. */
+TOY_KV__INLINE_avx2 void toy_kv__score_plane_avx2(const unsigned char *codes, const signed char *t,
+                                              const int n, const int second, __m256i *low,
+                                              __m256i *high)
+{
+    const __m256i x = toy_kv__codes_avx2(codes, second);
+    int k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        const signed char *e = t + k * 128;
+        toy_kv__add_bytes_avx2(&high[k], _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(e), x));
+        toy_kv__add_bytes_avx2(&low[k], _mm256_shuffle_epi8(toy_kv__table_bytes_avx2(e + 64), x));
+    }
+}
+
+/* part [n, 2] += narrow entries of at most BUNCH planes, t: row r's of the first, which begins
+ * a quad. n and `second` are constants. */
+TOY_KV__INLINE_avx2 void toy_kv__score_bunch_avx2(const unsigned char *codes, int planes,
+                                              const signed char *t, size_t step, const int n,
+                                              const int second, toy_kv__asked *ahead,
+                                              __m256i (*part)[2])
+{
+    const __m256i value = _mm256_set1_epi16(1 | 1 << (8 + TOY_KV__LOW_BITS_avx2));
+    __m256i low[4], high[4];
+    int q, i, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        low[k] = high[k] = _mm256_setzero_si256();
+    for (q = 0; q < planes; q += 4, t += step) {
+        if (!second) {
+            toy_kv__ask(ahead);
+            toy_kv__ask(ahead);
+        }
+        for (i = 0; i < 4 && q + i < planes; i++, codes += TOY_KV_BLOCK / 2)
+            toy_kv__score_plane_avx2(codes, t + 16 * i, n, second, low, high);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        part[k][0] = _mm256_add_epi16(
+            part[k][0], _mm256_maddubs_epi16(_mm256_unpacklo_epi8(low[k], high[k]), value));
+        part[k][1] = _mm256_add_epi16(
+            part[k][1], _mm256_maddubs_epi16(_mm256_unpackhi_epi8(low[k], high[k]), value));
+    }
+}
+
+/* The same through narrow tables; the first plane begins a quad. */
+TOY_KV__INLINE_avx2 void toy_kv__score_narrow_avx2(const unsigned char *codes, int from, int to,
+                                               const toy_kv__packed *head, const signed char *tables,
+                                               int rows, int r, const int n, const int second,
+                                               int add, toy_kv__asked *ahead, float *s)
+{
+    const __m256i bias = _mm256_set1_epi16((short)(-TOY_KV__ZERO_avx2 * ((to - from + 3) / 4)));
+    const size_t step = (size_t)rows * 128;
+    __m256i part[4][2];
+    int p, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        part[k][0] = part[k][1] = bias;
+    tables += (size_t)r * 128;
+    for (p = from; p < to; p += TOY_KV__BUNCH_avx2, tables += TOY_KV__BUNCH_avx2 / 4 * step)
+        toy_kv__score_bunch_avx2(codes + (size_t)p * (TOY_KV_BLOCK / 2),
+                               to - p < TOY_KV__BUNCH_avx2 ? to - p : TOY_KV__BUNCH_avx2, tables, step,
+                               n, second, ahead, part);
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__flush_avx2(part[k], head->scale[2 * (r + k) + 1], add, s + (r + k) * TOY_KV_BLOCK);
+}
+
+/* All rows of one block, through tables of planes from .. to - 1: all wide, or none; `wide` is a
+ * constant. */
 TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, int from, int to,
                                                const toy_kv__packed *head, const signed char *tables,
-                                               int rows, const int wide, int add, float *s)
+                                               int rows, const int wide, int add,
+                                               toy_kv__asked *ahead, float *s)
 {
     int t, r;
 #define TOY_KV__X(n, second)                                                                         \
-    toy_kv__score_rows_avx2(codes + t, from, to, head, tables, rows, r, n, wide, second, add,        \
-                          s + t + second * (TOY_KV_BLOCK / 2))
+    if (wide)                                                                                      \
+        toy_kv__score_wide_avx2(codes + t, from, to, head, tables, rows, r, n, second, add, ahead,   \
+                              s + t + second * (TOY_KV_BLOCK / 2));                                  \
+    else                                                                                           \
+        toy_kv__score_narrow_avx2(codes + t, from, to, head, tables, rows, r, n, second, add, ahead, \
+                                s + t + second * (TOY_KV_BLOCK / 2))
     for (t = 0; t < TOY_KV_BLOCK / 2; t += 32) {
         for (r = 0; r + 4 <= rows; r += 4) {
             TOY_KV__X(4, 0);
@@ -3000,19 +3572,21 @@ TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, i
 TOY_KV__TARGET_avx2 static void toy_kv__score_one_avx2(const unsigned char *codes, int planes,
                                                    const toy_kv__packed *head,
                                                    const signed char *tables, int rows, int add,
-                                                   float *s)
+                                                   toy_kv__asked *ahead, float *s)
 {
+    toy_kv__asked asked = *ahead;
     int p, end, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
     for (p = 0; p < planes; p = end, add = 1) {
         int is_wide = p < wide;
         end = p - p % TOY_KV__CHUNK_avx2 + TOY_KV__CHUNK_avx2;
         end = end < (is_wide ? wide : planes) ? end : is_wide ? wide : planes;
         if (is_wide)
-            toy_kv__score_planes_avx2(codes, p, end, head, tables, rows, 1, add, s);
+            toy_kv__score_planes_avx2(codes, p, end, head, tables, rows, 1, add, &asked, s);
         else
-            toy_kv__score_planes_avx2(codes, p, end, head, tables, rows, 0, add, s);
-        tables += (size_t)((end - p + 3) / 4) * (size_t)rows * (is_wide ? 128 : 64);
+            toy_kv__score_planes_avx2(codes, p, end, head, tables, rows, 0, add, &asked, s);
+        tables += (size_t)((end - p + 3) / 4) * (size_t)rows * 128;
     }
+    *ahead = asked;
 }
 
 TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *const *codes,
@@ -3022,9 +3596,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *co
                                                      toy_kv__asked *ahead, float *s)
 {
     int b;
-    (void)ahead; /* blocks take so long here that all may be asked for at once, before them */
     for (b = 0; b < blocks; b++)
-        toy_kv__score_one_avx2(codes[b] + offset, planes, head, tables, rows, add,
+        toy_kv__score_one_avx2(codes[b] + offset, planes, head, tables, rows, add, ahead,
                              s + b * rows * TOY_KV_BLOCK);
 }
 
@@ -3042,151 +3615,22 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n
     }
 }
 
-/* Sixteen words of what two registers of floats say, rounded down. */
-TOY_KV__TARGET_avx2 static inline __m256i toy_kv__floored_avx2(__m256 a, __m256 b)
-{
-    return _mm256_permute4x64_epi64(
-        _mm256_packs_epi32(_mm256_cvttps_epi32(a), _mm256_cvttps_epi32(b)), 0xd8);
-}
-
-/* Sixteen weights p * gain * factor, what they are added to `threshold` and rounded down; if `rest`
- * is not NULL, it gets what is left. */
-TOY_KV__INLINE_avx2 void toy_kv__pack_sixteen_avx2(const float *p, const float *gain, __m256 factor,
-                                               const float *threshold, unsigned char *out,
-                                               unsigned char *rest)
-{
-    __m256 x[2], left[2];
-    int i;
-#pragma GCC unroll 2
-    for (i = 0; i < 2; i++) {
-        __m256 w = _mm256_mul_ps(_mm256_loadu_ps(p + 8 * i), _mm256_loadu_ps(gain + 8 * i));
-        x[i] = _mm256_fmadd_ps(w, factor, _mm256_loadu_ps(threshold + 8 * i));
-        if (rest != NULL)
-            left[i] = _mm256_fmadd_ps(_mm256_sub_ps(x[i], _mm256_floor_ps(x[i])),
-                                      _mm256_set1_ps(127.0f), _mm256_set1_ps(0.5f));
-    }
-    _mm_storeu_si128((__m128i *)(void *)out, toy_kv__narrowed_avx2(toy_kv__floored_avx2(x[0], x[1])));
-    if (rest != NULL)
-        _mm_storeu_si128((__m128i *)(void *)rest,
-                         toy_kv__narrowed_avx2(toy_kv__floored_avx2(left[0], left[1])));
-}
-
-TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *p, const float *gain, int blocks,
-                                                      int rows, unsigned char *out,
-                                                      unsigned char *rest, float *scale)
-{
-    /* Thresholds as in the AVX-512 kernel; 126 keeps a dithered weight below 127. */
-    static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
-                                     0.40625f, 0.90625f, 0.09375f, 0.59375f, 0.34375f, 0.84375f,
-                                     0.21875f, 0.71875f, 0.46875f, 0.96875f};
-    static const float none[16] = {0.0f};
-    int b, r, t;
-    for (r = 0; r < rows; r++) {
-        __m256 high = _mm256_setzero_ps(), factor;
-        float top;
-        for (b = 0; b < blocks; b++)
-            for (t = 0; t < TOY_KV_BLOCK; t += 8) {
-                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-                high =
-                    _mm256_max_ps(high, _mm256_mul_ps(_mm256_loadu_ps(p + at),
-                                                      _mm256_loadu_ps(gain + b * TOY_KV_BLOCK + t)));
-            }
-        top = toy_kv__hmax_avx2(high);
-        scale[r] = top / 126.0f;
-        factor = _mm256_set1_ps(top > 0.0f ? 126.0f / top : 0.0f);
-        for (b = 0; b < blocks; b++)
-            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
-                size_t at = ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-                const float *g = gain + b * TOY_KV_BLOCK + t;
-                if (rest == NULL)
-                    toy_kv__pack_sixteen_avx2(p + at, g, factor, dither, out + at, NULL);
-                else
-                    toy_kv__pack_sixteen_avx2(p + at, g, factor, none, out + at, rest + at);
-            }
-    }
-}
-
-/* One channel, n rows from row r on: n is a constant where it is called. */
-TOY_KV__INLINE_avx2 void toy_kv__sum_channel_avx2(const unsigned char *const *codes, size_t plane,
-                                              int blocks, const signed char *book, float book_scale,
-                                              const unsigned char *weights, const float *scale,
-                                              int rows, int r, const int n, float *acc,
-                                              size_t stride)
-{
-    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    const __m256i table =
-        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)book));
-    __m256i sum[4];
-    int b, k, t;
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++)
-        sum[k] = _mm256_setzero_si256();
-    for (b = 0; b < blocks; b++)
-        for (t = 0; t < TOY_KV_BLOCK / 2; t += 32) {
-            const unsigned char *w =
-                weights + ((size_t)b * (size_t)rows + (size_t)r) * TOY_KV_BLOCK + (size_t)t;
-            __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(codes[b] + plane + t));
-            __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
-            __m256i high =
-                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
-#pragma GCC unroll 4
-            for (k = 0; k < n; k++) {
-                const unsigned char *p = w + k * TOY_KV_BLOCK;
-                __m256i u =
-                    _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(const void *)p), low);
-                __m256i v = _mm256_maddubs_epi16(
-                    _mm256_loadu_si256((const __m256i *)(const void *)(p + TOY_KV_BLOCK / 2)), high);
-                sum[k] = _mm256_add_epi32(sum[k], _mm256_add_epi32(_mm256_madd_epi16(u, ones),
-                                                                   _mm256_madd_epi16(v, ones)));
-            }
-        }
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++) {
-        float *dst = acc + (size_t)(r + k) * stride * 8;
-        __m256 f = _mm256_set1_ps(scale[r + k] * book_scale);
-        _mm256_storeu_ps(dst, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k]), f, _mm256_loadu_ps(dst)));
-    }
-}
-
-TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *const *codes, size_t offset,
-                                                   int blocks, const toy_kv__run *run,
-                                                   const signed char *book, const float *book_scale,
-                                                   const unsigned char *weights, const float *scale,
-                                                   int rows, toy_kv__asked *ahead, float *acc,
-                                                   size_t stride)
-{
-    int p, w, r;
-    (void)ahead;
-    for (p = 0; p < run->planes; p++) {
-        size_t plane = offset + (size_t)p * (TOY_KV_BLOCK / 2);
-        for (w = 0; w < run->width; w++, book += 16, book_scale++) {
-            float *dst = acc + (size_t)(p / run->stages * run->width + w) * 8;
-            for (r = 0; r + 4 <= rows; r += 4)
-                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
-                                       rows, r, 4, dst, stride);
-            for (; r < rows; r++)
-                toy_kv__sum_channel_avx2(codes, plane, blocks, book, *book_scale, weights, scale,
-                                       rows, r, 1, dst, stride);
-        }
-    }
-}
-
-/* No dots and no batches: keys are scored through tables, and where every block has a frame of its
- * own, in fp32. */
+/* No batches: where every block has a frame of its own, what needs score tables is scored in fp32.
+ */
 static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
     NULL,
     NULL,
     NULL,
     NULL,
-    NULL,
-    NULL,
-    NULL,
+    toy_kv__dot_books_avx2,
+    toy_kv__dot_queries_avx2,
+    toy_kv__dot_scores_avx2,
     toy_kv__pack_tables_avx2,
     toy_kv__score_bytes_avx2,
     toy_kv__pack_books_avx2,
     toy_kv__pack_weights_avx2,
     toy_kv__sum_bytes_avx2,
-    127.0f,
+    TOY_KV__WEIGHT_REST_avx2,
     0.02f,
 };
 
@@ -3971,10 +4415,13 @@ TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__scalars_avx2(const uns
                 : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), toy_kv__set1_avx2(-128.0f));
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
+ * lines are asked for as it has together with one of values. */
 TOY_KV__TARGET_avx2 static void toy_kv__score_scalars_avx2(const unsigned char *codes, int planes,
-                                                     int half, const float *q, int rows, float *s)
+                                                     int half, const float *q, int rows,
+                                                     toy_kv__asked *ahead, float *s)
 {
+    toy_kv__asked asked = *ahead;
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
     for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx2) {
@@ -3990,6 +4437,10 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_scalars_avx2(const unsigned char *
                 toy_kv__vf_avx2 v = toy_kv__scalars_avx2(plane, t, half);
                 toy_kv__vf_avx2 w = toy_kv__scalars_avx2(plane, t + TOY_KV__LANES_avx2, half);
                 const float *qc = q + c * rows + r;
+                if (TOY_KV__LANES_avx2 >= 8)
+                    toy_kv__ask_far(&asked);
+                if (TOY_KV__LANES_avx2 >= 16 && half)
+                    toy_kv__ask_far(&asked);
 #define TOY_KV__X(k)                                                                                 \
     {                                                                                              \
         toy_kv__vf_avx2 x = toy_kv__set1_avx2(qc[k]);                                                    \
@@ -4018,6 +4469,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_scalars_avx2(const unsigned char *
             toy_kv__store_avx2(next, b);
         }
     }
+    *ahead = asked;
 }
 
 /* acc[r][c] += p[r] * value, one channel a plane, as above. */
@@ -4304,7 +4756,13 @@ TOY_KV__TARGET_avx2 static void toy_kv__exact_sums_avx2(const unsigned char *v, 
 TOY_KV__TARGET_avx2 static void toy_kv__reduce_avx2(const float *acc, int n, float *y)
 {
     int i;
-    for (i = 0; i < n; i++)
+    for (i = 0; i + 4 <= n; i += 4) {
+        const float *four = acc + (size_t)i * TOY_KV__LANES_avx2;
+        toy_kv__hsum4_avx2(toy_kv__load_avx2(four), toy_kv__load_avx2(four + TOY_KV__LANES_avx2),
+                        toy_kv__load_avx2(four + 2 * TOY_KV__LANES_avx2),
+                        toy_kv__load_avx2(four + 3 * TOY_KV__LANES_avx2), y + i);
+    }
+    for (; i < n; i++)
         y[i] = toy_kv__hsum_avx2(toy_kv__load_avx2(acc + (size_t)i * TOY_KV__LANES_avx2));
 }
 
@@ -5351,15 +5809,15 @@ toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int b
 /* Byte kernels, AVX-512 with VBMI and VNNI: what toy_kv__byte_ops promises (types.h).
  *
  * Scores: the planes of four codes are interleaved in registers, so that one byte permutation looks
- * up four planes of sixteen tokens and one dot product adds them: with ones, or, where entries have
- * 8 bits, with the step of each plane's entries. */
+ * up four planes of sixteen tokens and one dot product adds them, each entry times the step of its
+ * plane. Where 8 bits are too few, a second table adds what the first one's rounding has left. */
 
 #if TOY_KV_BLOCK >= 64
 
 /* A quad of planes from `plane` on, 32 tokens and 32 half a block later of each: [4, 32] bytes in
  * two registers. Anything stands where no plane is: its table is 0. */
-TOY_KV__INLINE_avx512 void toy_kv__quad_avx512(const unsigned char *codes, int plane, int planes,
-                                           __m512i *low, __m512i *high)
+TOY_KV__INLINE_avx512 void toy_kv__quad_planes_avx512(const unsigned char *codes, int plane, int planes,
+                                                  __m512i *low, __m512i *high)
 {
     const int bytes = TOY_KV_BLOCK / 2;
     const unsigned char *p = codes + plane * bytes;
@@ -5390,91 +5848,68 @@ TOY_KV__TARGET_avx512 static inline __m512i toy_kv__interleave_avx512(int first)
                            _mm512_set1_epi32((int)(0x60402000u + 0x01010101u * (unsigned)first)));
 }
 
-/* Scores of n rows, a constant where it is called, from row r on: quads in 16 bits. */
-TOY_KV__INLINE_avx512 void toy_kv__score_wide_avx512(const unsigned char *codes, int planes,
+/* v [4]: where the entries of a quad's codes stand in a table of four times sixteen: 16 tokens in
+ * each, 32 and, half a block later, 32 more. */
+TOY_KV__INLINE_avx512 void toy_kv__quad_avx512(const unsigned char *codes, int plane, int planes,
+                                           __m512i *v)
+{
+    const __m512i nibble = _mm512_set1_epi8(15), base = _mm512_set1_epi32(0x30201000);
+    __m512i a, b;
+    toy_kv__quad_planes_avx512(codes, plane, planes, &a, &b);
+    v[0] = _mm512_permutex2var_epi8(a, toy_kv__interleave_avx512(0), b);
+    v[1] = _mm512_permutex2var_epi8(a, toy_kv__interleave_avx512(16), b);
+    v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
+    v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
+    v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
+    v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
+}
+
+/* Adds the entries that one table has for each row at the indices v, 16 tokens in each, times its
+ * steps. tables: [rows, 64] entries, then the steps [rows, 4]; from row r on. */
+TOY_KV__INLINE_avx512 void toy_kv__score_quad_avx512(const __m512i *v, const signed char *tables,
+                                                 int rows, int r, const int n, __m512i (*sum)[4])
+{
+    const signed char *t = tables + (size_t)r * 64;
+    const signed char *step = tables + (size_t)rows * 64 + (size_t)r * 4;
+    int k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
+        __m512i steps = toy_kv__four_bytes_avx512(step + k * 4);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            toy_kv__add_bytes_avx512(&sum[k][i], _mm512_permutexvar_epi8(v[i], e), steps);
+    }
+}
+
+/* Scores of n rows, a constant where it is called, from row r on, 64 tokens at a time. */
+TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
                                                  const toy_kv__packed *head,
                                                  const signed char *tables, int rows, int r,
                                                  const int n, int add, toy_kv__asked *ahead, float *s)
 {
-    const __m512i nibble = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1);
-    const __m512i base = _mm512_set1_epi32(0x30201000); /* 16 entries a plane of the quad */
-    int part, q, k;
-    for (part = 0; part < TOY_KV_BLOCK / 32; part++) { /* 16 tokens and 16 half a block later */
-        const __m512i pick = toy_kv__interleave_avx512(part % 2 * 16);
-        const unsigned char *p = codes + part / 2 * 32;
-        const signed char *t = tables + (size_t)r * 128;
-        __m512i high[4][2], sum[4][2];
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++)
-            high[k][0] = high[k][1] = sum[k][0] = sum[k][1] = _mm512_setzero_si512();
-        for (q = 0; q < head->wide; q++, t += (size_t)rows * 128) {
-            __m512i x, y, a, b;
-            toy_kv__quad_avx512(p, 4 * q, planes, &x, &y);
-            toy_kv__ask(ahead);
-            x = _mm512_permutex2var_epi8(x, pick, y);
-            a = _mm512_ternarylogic_epi32(x, nibble, base, 0xea);
-            b = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, base, 0xea);
-#pragma GCC unroll 4
-            for (k = 0; k < n; k++) {
-                __m512i h = _mm512_loadu_si512((const void *)(t + k * 128));
-                __m512i l = _mm512_loadu_si512((const void *)(t + k * 128 + 64));
-                toy_kv__add_bytes_avx512(&high[k][0], ones, _mm512_permutexvar_epi8(a, h));
-                toy_kv__add_bytes_avx512(&high[k][1], ones, _mm512_permutexvar_epi8(b, h));
-                toy_kv__add_bytes_avx512(&sum[k][0], _mm512_permutexvar_epi8(a, l), ones);
-                toy_kv__add_bytes_avx512(&sum[k][1], _mm512_permutexvar_epi8(b, l), ones);
-            }
-        }
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            float *dst = s + (r + k) * TOY_KV_BLOCK + part * 16;
-            __m512 f = _mm512_set1_ps(head->scale[2 * (r + k)]);
-            __m512i w0 = _mm512_add_epi32(_mm512_slli_epi32(high[k][0], 8), sum[k][0]);
-            __m512i w1 = _mm512_add_epi32(_mm512_slli_epi32(high[k][1], 8), sum[k][1]);
-            float *far = dst + TOY_KV_BLOCK / 2;
-            toy_kv__flush_avx512(w0, f, add, dst);
-            toy_kv__flush_avx512(w1, f, add, far);
-        }
-    }
-}
-
-/* The same of quads in 8 bits, 64 tokens at a time. */
-TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *codes, int planes,
-                                                   const toy_kv__packed *head,
-                                                   const signed char *tables, int rows, int r,
-                                                   const int n, int add, toy_kv__asked *ahead,
-                                                   float *s)
-{
-    const __m512i nibble = _mm512_set1_epi8(15), base = _mm512_set1_epi32(0x30201000);
-    const __m512i pick0 = toy_kv__interleave_avx512(0), pick1 = toy_kv__interleave_avx512(16);
     const size_t bytes = (size_t)rows * 64 + 4 * TOY_KV__MAX_ROWS;
     int c, q, k, i;
-    tables += (size_t)head->wide * (size_t)rows * 128;
     for (c = 0; c < TOY_KV_BLOCK / 64; c++, codes += 32) {
-        const signed char *t = tables + (size_t)r * 64;
-        const signed char *step = tables + (size_t)rows * 64 + (size_t)r * 4;
+        const signed char *t = tables;
         __m512i sum[4][4];
 #pragma GCC unroll 4
         for (k = 0; k < n; k++)
             sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_set1_epi32(-head->offset[r + k]);
-        for (q = head->wide; q < (planes + 3) / 4; q++, t += bytes, step += bytes) {
-            __m512i a, b, v[4];
-            toy_kv__quad_avx512(codes, 4 * q, planes, &a, &b);
+        for (q = 0; q < head->wide; q++, t += 2 * bytes) {
+            __m512i v[4];
+            toy_kv__quad_avx512(codes, 4 * q, planes, v);
             toy_kv__ask(ahead);
             toy_kv__ask(ahead);
-            v[0] = _mm512_permutex2var_epi8(a, pick0, b);
-            v[1] = _mm512_permutex2var_epi8(a, pick1, b);
-            v[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[0], 4), nibble, base, 0xea);
-            v[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v[1], 4), nibble, base, 0xea);
-            v[0] = _mm512_ternarylogic_epi32(v[0], nibble, base, 0xea);
-            v[1] = _mm512_ternarylogic_epi32(v[1], nibble, base, 0xea);
-#pragma GCC unroll 4
-            for (k = 0; k < n; k++) {
-                __m512i e = _mm512_loadu_si512((const void *)(t + k * 64));
-                __m512i steps = toy_kv__four_bytes_avx512(step + k * 4);
-#pragma GCC unroll 4
-                for (i = 0; i < 4; i++)
-                    toy_kv__add_bytes_avx512(&sum[k][i], _mm512_permutexvar_epi8(v[i], e), steps);
-            }
+            toy_kv__score_quad_avx512(v, t, rows, r, n, sum);
+            toy_kv__score_quad_avx512(v, t + bytes, rows, r, n, sum);
+        }
+        for (; q < (planes + 3) / 4; q++, t += bytes) {
+            __m512i v[4];
+            toy_kv__quad_avx512(codes, 4 * q, planes, v);
+            toy_kv__ask(ahead);
+            toy_kv__ask(ahead);
+            toy_kv__score_quad_avx512(v, t, rows, r, n, sum);
         }
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
@@ -5486,19 +5921,6 @@ TOY_KV__INLINE_avx512 void toy_kv__score_narrow_avx512(const unsigned char *code
                                        i % 2 * 16);
         }
     }
-}
-
-/* Both kinds; most tables have one only. */
-TOY_KV__INLINE_avx512 void toy_kv__score_rows_avx512(const unsigned char *codes, int planes,
-                                                 const toy_kv__packed *head,
-                                                 const signed char *tables, int rows, int r,
-                                                 const int n, int add, toy_kv__asked *ahead, float *s)
-{
-    if (head->wide > 0)
-        toy_kv__score_wide_avx512(codes, planes, head, tables, rows, r, n, add, ahead, s);
-    if (head->wide < (planes + 3) / 4)
-        toy_kv__score_narrow_avx512(codes, planes, head, tables, rows, r, n, add || head->wide > 0,
-                                  ahead, s);
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char *const *codes,
@@ -5521,12 +5943,6 @@ TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char
     }
 #undef TOY_KV__X
     *ahead = asked;
-}
-
-/* A table of sixteen fp32 entries times factor, rounded to 32 bits. */
-TOY_KV__TARGET_avx512 static inline __m512i toy_kv__scaled_avx512(const float *lut, float factor)
-{
-    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(lut), _mm512_set1_ps(factor)));
 }
 
 /* The table of plane p for row r in lut [planes, rows, 16]; 0 behind the last plane. */
@@ -5569,13 +5985,13 @@ TOY_KV__TARGET_avx512 static inline float toy_kv__top_of_four(__m128 x)
 }
 
 /* Chooses the wide quads of tables lut [planes, rows, 16], which rows share: from the last quad on,
- * as many 8-bit ones as keep every row's rounding error within the tolerance. top [rows]: the
- * largest magnitude in the latter. */
+ * as many with one table as keep every row's rounding error within the tolerance. top [rows]: the
+ * largest magnitude. */
 TOY_KV__TARGET_avx512 static int toy_kv__wide_quads_avx512(const float *lut, int planes, int rows,
                                                        const float *energy, float *top)
 {
-    int q, r, p, wide = (planes + 3) / 4;
-    float limit[TOY_KV__MAX_ROWS], noise[TOY_KV__MAX_ROWS], high[TOY_KV__MAX_ROWS];
+    int q, r, p, wide = (planes + 3) / 4, full = 0;
+    float limit[TOY_KV__MAX_ROWS], noise[TOY_KV__MAX_ROWS];
     for (r = 0; r < rows; r++) {
         __m512 sum = _mm512_setzero_ps();
         for (p = 0; p < planes; p++) {
@@ -5585,62 +6001,61 @@ TOY_KV__TARGET_avx512 static int toy_kv__wide_quads_avx512(const float *lut, int
         /* of the mean square of a score; rounding of a plane adds its reach^2 / 127^2 / 12 */
         limit[r] = TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR * 127.0f * 127.0f * 12.0f *
                    (energy[r] + toy_kv__hsum_avx512(sum) / 16.0f);
-        noise[r] = high[r] = top[r] = 0.0f;
+        noise[r] = top[r] = 0.0f;
     }
     for (q = wide - 1; q >= 0; q--) {
         for (r = 0; r < rows; r++) {
             __m128 reach = toy_kv__reaches_avx512(lut, q, planes, rows, r);
             float m = toy_kv__top_of_four(reach);
             noise[r] += toy_kv__sum_of_four(_mm_mul_ps(reach, reach));
-            if (noise[r] > limit[r])
-                return wide;
-            high[r] = m > high[r] ? m : high[r];
+            full |= noise[r] > limit[r];
+            top[r] = m > top[r] ? m : top[r];
         }
-        memcpy(top, high, sizeof(float) * (size_t)rows);
-        wide = q;
+        wide = full ? wide : q;
     }
     return wide;
 }
 
-/* A quad of row r in 16 bits: high bytes, then low ones. */
-TOY_KV__TARGET_avx512 static void toy_kv__pack_wide_avx512(const float *lut, int q, int planes,
-                                                       int rows, int r, float scale,
-                                                       signed char *out)
+/* Where a table's parts go: 128 more than its entries are [rows, 64], its steps [rows, 4]; those of
+ * one row. */
+typedef struct toy_kv__narrow {
+    signed char *out, *step;
+} toy_kv__narrow;
+
+/* Sixteen entries of a quad's i-th plane. */
+TOY_KV__TARGET_avx512 static inline void toy_kv__put_entries_avx512(toy_kv__narrow to, int i, __m512i x,
+                                                                int step)
 {
-    int p;
-    for (p = 4 * q; p < 4 * q + 4; p++, out += 16) {
-        __m512i x = _mm512_setzero_si512();
-        if (p < planes && scale > 0.0f)
-            x = toy_kv__scaled_avx512(lut + ((size_t)p * (size_t)rows + (size_t)r) * 16,
-                                    1.0f / scale);
-        _mm_storeu_si128((__m128i *)(void *)(out + 64), _mm512_cvtepi32_epi8(x));
-        _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8(_mm512_srai_epi32(x, 8)));
-    }
+    x = _mm512_xor_si512(x, _mm512_set1_epi32(128));
+    _mm_storeu_si128((__m128i *)(void *)(to.out + 16 * i), _mm512_cvtepi32_epi8(x));
+    to.step[i] = (signed char)step;
 }
 
-/* A quad of row r in 8 bits, 128 more than they are, and the steps of its planes, 1 .. 127 times
- * scale; returns what they make the sum larger. */
-TOY_KV__TARGET_avx512 static int toy_kv__pack_narrow_avx512(const float *lut, int q, int planes,
-                                                        int rows, int r, float scale,
-                                                        signed char *out, signed char *step)
+/* A quad of row r: entries count 1 .. 127 times scale, and what rounding left of them, if rest is
+ * not NULL, once. Returns what they make the sum larger. */
+TOY_KV__TARGET_avx512 static int toy_kv__pack_quad_avx512(const float *lut, int q, int planes, int rows,
+                                                      int r, float scale, toy_kv__narrow to,
+                                                      const toy_kv__narrow *rest)
 {
+    const float unit = scale > 0.0f ? 1.0f / scale : 0.0f;
     __m128 reach = toy_kv__reaches_avx512(lut, q, planes, rows, r);
-    __m128 units = _mm_set1_ps(scale > 0.0f ? 1.0f / (127.0f * scale) : 0.0f);
-    __m128i steps = _mm_add_epi32(_mm_cvttps_epi32(_mm_mul_ps(reach, units)), _mm_set1_epi32(1));
+    __m128i steps = _mm_cvttps_epi32(_mm_mul_ps(reach, _mm_set1_ps(unit / 127.0f)));
     float inverse[4];
     int i, steps_of[4], more = 0;
-    steps = _mm_min_epi32(steps, _mm_set1_epi32(127));
+    steps = _mm_min_epi32(_mm_add_epi32(steps, _mm_set1_epi32(1)), _mm_set1_epi32(127));
     _mm_storeu_si128((__m128i *)(void *)steps_of, steps);
-    _mm_storeu_ps(inverse, scale > 0.0f
-                               ? _mm_div_ps(_mm_set1_ps(1.0f / scale), _mm_cvtepi32_ps(steps))
-                               : _mm_setzero_ps());
+    _mm_storeu_ps(inverse, _mm_div_ps(_mm_set1_ps(1.0f), _mm_cvtepi32_ps(steps)));
     for (i = 0; i < 4; i++) {
-        __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(
-            toy_kv__lut_avx512(lut, 4 * q + i, planes, rows, r), _mm512_set1_ps(inverse[i])));
-        x = _mm512_xor_si512(x, _mm512_set1_epi32(128));
-        _mm_storeu_si128((__m128i *)(void *)(out + 16 * i), _mm512_cvtepi32_epi8(x));
-        step[i] = (signed char)steps_of[i];
+        __m512 x =
+            _mm512_mul_ps(toy_kv__lut_avx512(lut, 4 * q + i, planes, rows, r), _mm512_set1_ps(unit));
+        __m512i e = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse[i])));
+        toy_kv__put_entries_avx512(to, i, e, steps_of[i]);
         more += 128 * steps_of[i];
+        if (rest == NULL)
+            continue;
+        x = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(e), _mm512_set1_ps((float)steps_of[i]), x);
+        toy_kv__put_entries_avx512(*rest, i, _mm512_cvtps_epi32(x), 1);
+        more += 128;
     }
     return more;
 }
@@ -5650,26 +6065,30 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_tables_avx512(const float *lut, i
                                                          signed char *out)
 {
     const signed char *start = out;
-    int q, r, p, quads = (planes + 3) / 4;
+    const size_t bytes = (size_t)rows * 64 + 4 * TOY_KV__MAX_ROWS;
+    int q, r, wide;
     float top[TOY_KV__MAX_ROWS];
     head->wide = toy_kv__wide_quads_avx512(lut, planes, rows, energy, top);
     for (r = 0; r < rows; r++) {
-        __m512 high = _mm512_setzero_ps();
-        for (p = 0; p < 4 * head->wide; p++)
-            high = toy_kv__max_avx512(high, _mm512_abs_ps(toy_kv__lut_avx512(lut, p, planes, rows, r)));
-        head->scale[2 * r] = toy_kv__hmax_avx512(high) / 32512.0f; /* the high byte fits */
         head->scale[2 * r + 1] = top[r] / (127.0f * 127.0f);
         head->offset[r] = 0;
     }
-    for (q = 0; q < head->wide; q++)
-        for (r = 0; r < rows; r++, out += 128)
-            toy_kv__pack_wide_avx512(lut, q, planes, rows, r, head->scale[2 * r], out);
-    for (; q < quads; q++, out += rows * 64 + 4 * TOY_KV__MAX_ROWS)
-        for (r = 0; r < rows; r++)
-            head->offset[r] +=
-                toy_kv__pack_narrow_avx512(lut, q, planes, rows, r, head->scale[2 * r + 1],
-                                         out + 64 * r, out + 64 * rows + 4 * r);
+    for (q = 0; q < (planes + 3) / 4; q++, out += wide ? 2 * bytes : bytes) {
+        wide = q < head->wide;
+        for (r = 0; r < rows; r++) {
+            const toy_kv__narrow to = {out + 64 * r, out + 64 * rows + 4 * r};
+            const toy_kv__narrow rest = {to.out + bytes, to.step + bytes};
+            head->offset[r] += toy_kv__pack_quad_avx512(
+                lut, q, planes, rows, r, head->scale[2 * r + 1], to, wide ? &rest : NULL);
+        }
+    }
     head->bytes = (int)((out - start + 63) / 64 * 64);
+}
+
+/* A table of sixteen fp32 entries times factor, rounded to 32 bits. */
+TOY_KV__TARGET_avx512 static inline __m512i toy_kv__scaled_avx512(const float *lut, float factor)
+{
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(lut), _mm512_set1_ps(factor)));
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const float *book, int n, signed char *out,
@@ -6483,10 +6902,13 @@ TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__scalars_avx512(con
                 : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), toy_kv__set1_avx512(-128.0f));
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
+ * lines are asked for as it has together with one of values. */
 TOY_KV__TARGET_avx512 static void toy_kv__score_scalars_avx512(const unsigned char *codes, int planes,
-                                                     int half, const float *q, int rows, float *s)
+                                                     int half, const float *q, int rows,
+                                                     toy_kv__asked *ahead, float *s)
 {
+    toy_kv__asked asked = *ahead;
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
     for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx512) {
@@ -6502,6 +6924,10 @@ TOY_KV__TARGET_avx512 static void toy_kv__score_scalars_avx512(const unsigned ch
                 toy_kv__vf_avx512 v = toy_kv__scalars_avx512(plane, t, half);
                 toy_kv__vf_avx512 w = toy_kv__scalars_avx512(plane, t + TOY_KV__LANES_avx512, half);
                 const float *qc = q + c * rows + r;
+                if (TOY_KV__LANES_avx512 >= 8)
+                    toy_kv__ask_far(&asked);
+                if (TOY_KV__LANES_avx512 >= 16 && half)
+                    toy_kv__ask_far(&asked);
 #define TOY_KV__X(k)                                                                                 \
     {                                                                                              \
         toy_kv__vf_avx512 x = toy_kv__set1_avx512(qc[k]);                                                    \
@@ -6530,6 +6956,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__score_scalars_avx512(const unsigned ch
             toy_kv__store_avx512(next, b);
         }
     }
+    *ahead = asked;
 }
 
 /* acc[r][c] += p[r] * value, one channel a plane, as above. */
@@ -6816,7 +7243,13 @@ TOY_KV__TARGET_avx512 static void toy_kv__exact_sums_avx512(const unsigned char 
 TOY_KV__TARGET_avx512 static void toy_kv__reduce_avx512(const float *acc, int n, float *y)
 {
     int i;
-    for (i = 0; i < n; i++)
+    for (i = 0; i + 4 <= n; i += 4) {
+        const float *four = acc + (size_t)i * TOY_KV__LANES_avx512;
+        toy_kv__hsum4_avx512(toy_kv__load_avx512(four), toy_kv__load_avx512(four + TOY_KV__LANES_avx512),
+                        toy_kv__load_avx512(four + 2 * TOY_KV__LANES_avx512),
+                        toy_kv__load_avx512(four + 3 * TOY_KV__LANES_avx512), y + i);
+    }
+    for (; i < n; i++)
         y[i] = toy_kv__hsum_avx512(toy_kv__load_avx512(acc + (size_t)i * TOY_KV__LANES_avx512));
 }
 
@@ -7830,10 +8263,13 @@ TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__scalars_neon(const uns
                 : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), toy_kv__set1_neon(-128.0f));
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
+ * lines are asked for as it has together with one of values. */
 TOY_KV__TARGET_neon static void toy_kv__score_scalars_neon(const unsigned char *codes, int planes,
-                                                     int half, const float *q, int rows, float *s)
+                                                     int half, const float *q, int rows,
+                                                     toy_kv__asked *ahead, float *s)
 {
+    toy_kv__asked asked = *ahead;
     int r, t, c;
     size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
     for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_neon) {
@@ -7849,6 +8285,10 @@ TOY_KV__TARGET_neon static void toy_kv__score_scalars_neon(const unsigned char *
                 toy_kv__vf_neon v = toy_kv__scalars_neon(plane, t, half);
                 toy_kv__vf_neon w = toy_kv__scalars_neon(plane, t + TOY_KV__LANES_neon, half);
                 const float *qc = q + c * rows + r;
+                if (TOY_KV__LANES_neon >= 8)
+                    toy_kv__ask_far(&asked);
+                if (TOY_KV__LANES_neon >= 16 && half)
+                    toy_kv__ask_far(&asked);
 #define TOY_KV__X(k)                                                                                 \
     {                                                                                              \
         toy_kv__vf_neon x = toy_kv__set1_neon(qc[k]);                                                    \
@@ -7877,6 +8317,7 @@ TOY_KV__TARGET_neon static void toy_kv__score_scalars_neon(const unsigned char *
             toy_kv__store_neon(next, b);
         }
     }
+    *ahead = asked;
 }
 
 /* acc[r][c] += p[r] * value, one channel a plane, as above. */
@@ -8163,7 +8604,13 @@ TOY_KV__TARGET_neon static void toy_kv__exact_sums_neon(const unsigned char *v, 
 TOY_KV__TARGET_neon static void toy_kv__reduce_neon(const float *acc, int n, float *y)
 {
     int i;
-    for (i = 0; i < n; i++)
+    for (i = 0; i + 4 <= n; i += 4) {
+        const float *four = acc + (size_t)i * TOY_KV__LANES_neon;
+        toy_kv__hsum4_neon(toy_kv__load_neon(four), toy_kv__load_neon(four + TOY_KV__LANES_neon),
+                        toy_kv__load_neon(four + 2 * TOY_KV__LANES_neon),
+                        toy_kv__load_neon(four + 3 * TOY_KV__LANES_neon), y + i);
+    }
+    for (; i < n; i++)
         y[i] = toy_kv__hsum_neon(toy_kv__load_neon(acc + (size_t)i * TOY_KV__LANES_neon));
 }
 
@@ -9743,7 +10190,7 @@ static void toy_kv__mask_chunks(const toy_kv__choice *choice, int j, float *s)
 /* The state of up to TOY_KV__MAX_ROWS queries of one KV head. All pointers lie in the scratch. A tile
  * is TOY_KV__TILE blocks: scores of all of them, one softmax, sums. Rows of a tile lie block by
  * block: [blocks, rows, BLOCK]. */
-#define TOY_KV__TILE       (1024 / TOY_KV_BLOCK)
+#define TOY_KV__TILE       (2048 / TOY_KV_BLOCK)
 #define TOY_KV__MAP_BLOCKS (TOY_KV__TILE < 8 ? TOY_KV__TILE : 8)
 
 /* What kernels are to ask for, piece by piece: [0] near, codes of keys that are few enough for the
@@ -9840,10 +10287,11 @@ typedef struct toy_kv__pass {
 
 /* Floats of scratch, in the order of carve() below; each part is rounded up to 16 floats. */
 #define TOY_KV__ROOM(n) (((size_t)(n) + 15u) / 16u * 16u)
-/* Each run of planes has a head, up to three planes to fill a quad, and two bytes an entry. */
+/* Each run of planes has a head and up to three planes to fill a quad; an entry takes two bytes,
+ * and two steps of a plane are shared by its sixteen. */
 #define TOY_KV__PACKED_ROOM                                                                          \
-    ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24) +           \
-     (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_LUT / 2)
+    ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24 + 64) +      \
+     (size_t)TOY_KV__MAX_ROWS * (TOY_KV__MAX_LUT / 2 + TOY_KV__MAX_LUT / 16))
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define TOY_KV__MAX_WIDE (TOY_KV__MAX_WIDE_LUT + TOY_KV__MAX_WIDE_BINS)
@@ -10234,12 +10682,16 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
  * queries.h fills what each kernel wants, absorbed.h calls them for every block. */
 
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
- * query of its own for each block, tables cost more to fill than they save. */
+ * query of its own for each block, tables cost more to fill than they save; but where such queries
+ * are mapped in fp32 they are scored in fp32. */
 static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
 {
     int turns = a->k_frame == TOY_KV__BLOCKWISE && toy_kv__band(a, run);
-    return a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL &&
-           run->coder == TOY_KV__NIBBLES && (run->width == 1 || (turns && run->width % 2 == 0));
+    if (a->ops->bytes == NULL || a->ops->bytes->dot_books == NULL || run->coder != TOY_KV__NIBBLES)
+        return 0;
+    if (turns && a->ops->bytes->map_words == NULL)
+        return 0;
+    return run->width == 1 || (turns && run->width % 2 == 0);
 }
 
 static int toy_kv__kernel_of(const toy_kv__pass *a, const toy_kv__run *run)
@@ -10284,6 +10736,17 @@ static void toy_kv__plan_steps(toy_kv__pass *a)
         }
     }
     a->n_steps = (int)(step - a->steps);
+}
+
+/* Whether the kernels ask for codes by and by: those that take long for a block do not. */
+static int toy_kv__asks(const toy_kv__pass *a)
+{
+    int i = 0;
+    if (a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL)
+        return 1;
+    while (i < a->n_steps && a->steps[i].kernel == TOY_KV__BY_SCALARS)
+        i++;
+    return i == a->n_steps && a->ops->lanes >= 8;
 }
 
 /* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs
@@ -10528,6 +10991,19 @@ static void toy_kv__fill_books(toy_kv__pass *a)
     }
 }
 
+/* Goes on to the next streams where all of one is asked for. */
+static void toy_kv__go_ahead(toy_kv__ahead *q)
+{
+    if (q->now.keys >= q->now.keys_end && q->next[0] < q->n[0]) {
+        q->now.keys = q->first[0][q->next[0]];
+        q->now.keys_end = q->last[0][q->next[0]++];
+    }
+    if (q->now.values >= q->now.values_end && q->next[1] < q->n[1]) {
+        q->now.values = q->first[1][q->next[1]];
+        q->now.values_end = q->last[1][q->next[1]++];
+    }
+}
+
 /* Scores of one step that no byte kernel takes, added to a->part [n, rows, BLOCK]; by->lut goes on
  * behind its tables. */
 static void toy_kv__score_run(toy_kv__pass *a, const unsigned char *const *codes, int n,
@@ -10540,7 +11016,8 @@ static void toy_kv__score_run(toy_kv__pass *a, const unsigned char *const *codes
             a->ops->score_nibbles(codes[b] + run->codes, run->planes, by->lut, a->rows, s);
         else
             a->ops->score_scalars(codes[b] + run->codes, run->planes, run->coder == TOY_KV__HALVES,
-                                  by->lut, a->rows, s);
+                                  by->lut, a->rows, &a->ahead.now, s);
+        toy_kv__go_ahead(&a->ahead);
     }
     by->lut += run->planes * a->rows * (nibbles ? 16 : 1);
 }
@@ -10561,19 +11038,6 @@ static inline void toy_kv__codes_of(const unsigned char *from, const toy_kv__str
     int b;
     for (b = 0; b < n; b++)
         codes[b] = from + (size_t)s->bytes * (size_t)entries[b].block;
-}
-
-/* Goes on to the next streams where all of one is asked for. */
-static void toy_kv__go_ahead(toy_kv__ahead *q)
-{
-    if (q->now.keys >= q->now.keys_end && q->next[0] < q->n[0]) {
-        q->now.keys = q->first[0][q->next[0]];
-        q->now.keys_end = q->last[0][q->next[0]++];
-    }
-    if (q->now.values >= q->now.values_end && q->next[1] < q->n[1]) {
-        q->now.values = q->first[1][q->next[1]];
-        q->now.values_end = q->last[1][q->next[1]++];
-    }
 }
 
 /* scores [n, rows, BLOCK] of n blocks through the same score tables. What runs of one gain add up
@@ -11011,19 +11475,33 @@ static void toy_kv__find_codes(toy_kv__pass *a)
         a->v_codes[u] = toy_kv__codes(a->kv, a->v_uses[u].stream, 0);
 }
 
-/* Asks for what queries are mapped with. Inlined, or gcc takes it for a function without effects.
- */
-TOY_KV__INLINE void toy_kv__ask_bases(const toy_kv__pass *a)
+TOY_KV__INLINE void toy_kv__ask_bytes(const unsigned char *p, int n)
+{
+    int i;
+    for (i = 0; i < n; i += 64)
+        TOY_KV__PREFETCH(p + i, 2);
+}
+
+/* Asks for what the pass begins with: the bases that queries are mapped with, the codebooks of
+ * values. Inlined, or gcc takes it for a function without effects. */
+TOY_KV__INLINE void toy_kv__ask_tables(const toy_kv__pass *a)
 {
     int u, i;
     for (u = 0; u < a->n_k_uses && a->k_tile == NULL; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        const unsigned char *p;
-        if (s->transform != TOY_KV__BASIS)
-            continue;
-        p = toy_kv__basis(s, s->dec, a->k_uses[u].member).values;
-        for (i = 0; i < TOY_KV_HEAD_DIM * s->n_latents * s->basis_bytes; i += 64)
-            TOY_KV__PREFETCH(p + i, 2);
+        if (s->transform == TOY_KV__BASIS)
+            toy_kv__ask_bytes(toy_kv__basis(s, s->dec, a->k_uses[u].member).values,
+                            TOY_KV_HEAD_DIM * s->n_latents * s->basis_bytes);
+    }
+    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++) {
+            const toy_kv__run *run = &toy_kv__runs[i];
+            if (run->coder == TOY_KV__NIBBLES)
+                toy_kv__ask_bytes(toy_kv__table(run->book),
+                                (run->book_step != 0 ? run->planes : run->stages) * run->width *
+                                    32);
+        }
     }
 }
 
@@ -11045,13 +11523,13 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
     a->k_bytes = a->ops->bytes != NULL &&
                  (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
-    a->asks = a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL;
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->steady_number = -1;
     toy_kv__find_codes(a);
-    toy_kv__ask_bases(a);
+    toy_kv__ask_tables(a);
     if (a->k_tile == NULL)
         toy_kv__plan_steps(a);
+    a->asks = toy_kv__asks(a);
     a->scoring[1] = a->scoring[0];
     a->coded = 0;
     if (a->k_frame == TOY_KV__BLOCKWISE)
