@@ -77,7 +77,7 @@ static void put_word(vqkvc_buf *out, const char *word, size_t n, const char *pre
 {
     static const char suffix[] = "_ISA";
     size_t tail = sizeof suffix - 1;
-    int has_suffix = isa != NULL && n > tail && memcmp(word + n - tail, suffix, tail) == 0;
+    int has_suffix = isa != NULL && n >= tail && memcmp(word + n - tail, suffix, tail) == 0;
     if (has_suffix)
         n -= tail;
     if (n >= 4 && (n == 4 || word[4] == '_') &&

@@ -126,8 +126,8 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
         case VQKV__BY_PACKED: {
             const vqkv__packed *head = (const vqkv__packed *)(const void *)by->packed;
             by->packed += sizeof *head;
-            ops->score(codes, (size_t)run->codes, n, step->planes, head,
-                       (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
+            ops->score_bytes(codes, (size_t)run->codes, n, step->planes, head,
+                             (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
             by->packed += head->bytes;
             vqkv__go_ahead(&a->ahead);
             break;
@@ -219,12 +219,12 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
                     rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;
             }
-            ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
-                     a->rows, &a->later.now, dst, VQKV__MAX_SUM_LATENTS);
+            ops->sum_bytes(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes,
+                           scale, a->rows, &a->later.now, dst, VQKV__MAX_SUM_LATENTS);
             vqkv__go_ahead(&a->later);
             if (fine)
-                ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
-                         rest_scale, a->rows, &a->later.now, dst, VQKV__MAX_SUM_LATENTS);
+                ops->sum_bytes(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
+                               rest_scale, a->rows, &a->later.now, dst, VQKV__MAX_SUM_LATENTS);
             book_bytes += run->planes * run->width * 16;
             book_scale += run->planes * run->width;
         }

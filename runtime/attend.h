@@ -191,8 +191,8 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed, int n_tokens)
                                                                    : VQKV__TOGETHER;
             vqkv__queue_blocks(a, b, m, n, n_sealed);
             if (a->k_tile != NULL) {
-                a->ops->dense->score(vqkv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
-                                     scores);
+                a->ops->dense->score_tile(vqkv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
+                                          scores);
                 vqkv__ask_rest(&a->ahead);
                 continue;
             }
@@ -228,9 +228,9 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed, int n_tokens)
             vqkv__sum_kept(a->kv, a->ops, a->layer, a->head, a->tile[b].block, a->rows,
                            a->s + b * a->rows * VQKV_BLOCK, a->l_coded, a->o);
         for (b = 0; b < n && seen && a->v_tile != NULL; b++)
-            a->ops->dense->sum(vqkv__held(a, a->v_tile, a->tile_block[b]),
-                               a->s + b * a->rows * VQKV_BLOCK, a->rows, a->acc,
-                               VQKV__MAX_SUM_LATENTS);
+            a->ops->dense->sum_tile(vqkv__held(a, a->v_tile, a->tile_block[b]),
+                                    a->s + b * a->rows * VQKV_BLOCK, a->rows, a->acc,
+                                    VQKV__MAX_SUM_LATENTS);
         if (seen && a->v_tile == NULL)
             vqkv__sum_tile(a, a->tile, n, seen == 2);
     }

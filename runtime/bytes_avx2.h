@@ -321,21 +321,9 @@ VQKV__TARGET_avx2 static void vqkv__pack_books_avx2(const float *book, int n, si
 
 /* No batches: where every block has a frame of its own, what needs score tables is scored in fp32.
  */
+#define VQKV__X(name) vqkv__##name##_avx2,
 static const vqkv__byte_ops vqkv__byte_ops_avx2 = {
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    vqkv__dot_books_avx2,
-    vqkv__dot_queries_avx2,
-    vqkv__dot_scores_avx2,
-    vqkv__pack_tables_avx2,
-    vqkv__score_bytes_avx2,
-    vqkv__pack_books_avx2,
-    vqkv__pack_weights_avx2,
-    vqkv__sum_bytes_avx2,
-    VQKV__WEIGHT_REST_avx2,
-    0.02f,
-};
+    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__NO_KERNEL) VQKV__WEIGHT_REST_avx2, 0.02f};
+#undef VQKV__X
 
 #endif /* VQKV_BLOCK >= 64 */

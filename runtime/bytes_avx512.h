@@ -296,21 +296,9 @@ VQKV__TARGET_avx512 static void vqkv__pack_books_avx512(const float *book, int n
     }
 }
 
+#define VQKV__X(name) vqkv__##name##_avx512,
 static const vqkv__byte_ops vqkv__byte_ops_avx512 = {
-    vqkv__map_basis_avx512,
-    vqkv__to_words_avx512,
-    vqkv__turn_words_avx512,
-    vqkv__map_words_avx512,
-    vqkv__dot_books_avx512,
-    vqkv__dot_queries_avx512,
-    vqkv__dot_scores_avx512,
-    vqkv__pack_tables_avx512,
-    vqkv__score_bytes_avx512,
-    vqkv__pack_books_avx512,
-    vqkv__pack_weights_avx512,
-    vqkv__sum_bytes_avx512,
-    255.0f,
-    0.05f,
-};
+    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__X) 255.0f, 0.05f};
+#undef VQKV__X
 
 #endif /* VQKV_BLOCK >= 64 */

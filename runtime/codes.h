@@ -176,9 +176,8 @@ VQKV__TARGET_ISA static void vqkv__turn_row_ISA(const float *cosines, const floa
     }
 }
 
-static const vqkv__code_ops vqkv__code_ISA = {
-    vqkv__code_nibbles_ISA, vqkv__leave_nibbles_ISA, vqkv__squares_ISA,
-    vqkv__load_rows_ISA,    vqkv__store_row_ISA,     vqkv__turn_row_ISA,
-};
+#define VQKV__X(name) vqkv__##name##_ISA,
+static const vqkv__code_ops vqkv__code_ISA = {VQKV__CODE_KERNELS(VQKV__X)};
+#undef VQKV__X
 
 #undef VQKV__ROWS4

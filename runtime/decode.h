@@ -52,7 +52,7 @@ static void vqkv__decode_wide(const vqkv__ops *ops, const vqkv__run *run,
             for (t = 0; t < VQKV_BLOCK; t++)
                 dst[t] = vqkv__half_at(book, code[t]);
         if (add)
-            ops->dense->add(VQKV_BLOCK, 1.0f, words, x);
+            ops->dense->add_scaled(VQKV_BLOCK, 1.0f, words, x);
     }
 }
 
@@ -211,8 +211,8 @@ static void vqkv__add_member(const vqkv__ops *ops, const vqkv__stream *s, int me
         ops->dense->product(vqkv__basis(s, s->dec, member), (size_t)s->n_latents, 1, s->n_latents,
                             VQKV_HEAD_DIM, z, out);
     else
-        ops->dense->add((size_t)VQKV_HEAD_DIM * VQKV_BLOCK, sign, z + (size_t)row * VQKV_BLOCK,
-                        out);
+        ops->dense->add_scaled((size_t)VQKV_HEAD_DIM * VQKV_BLOCK, sign,
+                               z + (size_t)row * VQKV_BLOCK, out);
     for (d = 0; d < VQKV_HEAD_DIM && s->mean >= 0; d++)
         ops->dense->affine_row(VQKV_BLOCK, 1.0f,
                                sign * vqkv__half_at(vqkv__table(s->mean), (size_t)(row + d)),

@@ -285,10 +285,8 @@ VQKV__TARGET_ISA static void vqkv__landmark_scores_ISA(const unsigned char *code
         }
 }
 
-static const vqkv__dense_ops vqkv__dense_ISA = {
-    vqkv__product_ISA,    vqkv__add_scaled_ISA,   vqkv__affine_ISA,          vqkv__affine_row_ISA,
-    vqkv__from_bytes_ISA, vqkv__from_nibbles_ISA, vqkv__turn_tile_ISA,       vqkv__score_tile_ISA,
-    vqkv__sum_tile_ISA,   vqkv__distances_ISA,    vqkv__landmark_scores_ISA,
-};
+#define VQKV__X(name) vqkv__##name##_ISA,
+static const vqkv__dense_ops vqkv__dense_ISA = {VQKV__DENSE_KERNELS(VQKV__X)};
+#undef VQKV__X
 
 #undef VQKV__ROWS4

@@ -103,9 +103,9 @@ static void vqkv__encode_nibbles(const vqkv__ops *ops, const vqkv__run *run, uns
     for (plane = 0; plane < run->planes; plane++, codes += VQKV_BLOCK / 2) {
         const unsigned char *book = vqkv__table(vqkv__wide_book(run, plane));
         float *rest = vqkv__row(z, plane / run->stages * run->width);
-        ops->code->nibbles(book, run->width, rest, words, codes);
+        ops->code->code_nibbles(book, run->width, rest, words, codes);
         if (plane % run->stages != run->stages - 1)
-            ops->code->leave(codes, book, run->width, rest);
+            ops->code->leave_nibbles(codes, book, run->width, rest);
     }
 }
 
@@ -183,10 +183,10 @@ typedef struct vqkv__coding {
  * are neighbours in memory. */
 static void vqkv__load_member(const vqkv__coding *c, const vqkv__member *m, int frame, float *x)
 {
-    c->ops->code->load(vqkv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token), x);
+    c->ops->code->load_rows(vqkv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token), x);
     if (m->part == VQKV_KEY && frame != VQKV__POST)
-        c->ops->dense->turn(frame == VQKV__PRE ? c->pre : c->blockwise,
-                            frame == VQKV__PRE ? vqkv__turns(c->kv) : NULL, -1.0f, x, x);
+        c->ops->dense->turn_tile(frame == VQKV__PRE ? c->pre : c->blockwise,
+                                 frame == VQKV__PRE ? vqkv__turns(c->kv) : NULL, -1.0f, x, x);
 }
 
 /* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order,
@@ -218,8 +218,8 @@ static void vqkv__gather_rest(vqkv__coding *c, int stream)
         vqkv__load_member(c, m, s->frame, x);
         if (vqkv__nodes[node].prediction >= 0) {
             vqkv__bring_prediction(c, stream, node);
-            c->ops->dense->add(VQKV__HEAD_FLOATS, -1.0f,
-                               c->predicted + (size_t)m->head * VQKV__HEAD_FLOATS, x);
+            c->ops->dense->add_scaled(VQKV__HEAD_FLOATS, -1.0f,
+                                      c->predicted + (size_t)m->head * VQKV__HEAD_FLOATS, x);
         }
         for (u = 0; u < n_uses && use[u].stream < stream; u++)
             vqkv__add_use(c->kv, c->ops, c->block, use[u], -1.0f, &c->room, x);

@@ -530,13 +530,9 @@ VQKV__TARGET_ISA static int vqkv__nearest_wide_ISA(const unsigned char *book, in
     return best;
 }
 
-static const vqkv__ops vqkv__ops_ISA = {
-    VQKV__LANES_ISA,       vqkv__score_nibbles_ISA, vqkv__sum_nibbles_ISA,  vqkv__score_scalars_ISA,
-    vqkv__sum_scalars_ISA, vqkv__scale_rows_ISA,    vqkv__gain_scores_ISA,  vqkv__gains_ISA,
-    vqkv__add_row_ISA,     vqkv__dot_row_ISA,       vqkv__map_ISA,          vqkv__unmap_ISA,
-    vqkv__fill_tables_ISA, vqkv__largest_ISA,       vqkv__exponentials_ISA, vqkv__exact_scores_ISA,
-    vqkv__exact_sums_ISA,  vqkv__reduce_ISA,        vqkv__shrink_ISA,       vqkv__nearest_wide_ISA,
-    VQKV__BYTE_OPS_ISA,    &vqkv__dense_ISA,        &vqkv__code_ISA,
-};
+#define VQKV__X(name) vqkv__##name##_ISA,
+static const vqkv__ops vqkv__ops_ISA = {VQKV__LANES_ISA, VQKV__KERNELS(VQKV__X) VQKV__BYTE_OPS_ISA,
+                                        &vqkv__dense_ISA, &vqkv__code_ISA};
+#undef VQKV__X
 
 #undef VQKV__ROWS4

@@ -310,8 +310,8 @@ static void vqkv__store_token(vqkv *kv, const vqkv__ops *ops, int seq, int layer
         }
         vqkv__read_input(ops, src, type, x);
         if (turning != NULL)
-            ops->code->turn(turning->cosines, turning->sines, x);
-        ops->code->store(x, VQKV_HEAD_DIM, dst);
+            ops->code->turn_row(turning->cosines, turning->sines, x);
+        ops->code->store_row(x, VQKV_HEAD_DIM, dst);
     }
 }
 

@@ -164,7 +164,7 @@ static int vqkv__pick_best(const vqkv__chunks *c, const vqkv__ops *ops, const fl
     int j, i, n = 0, skip = 0;
     for (j = c->low / VQKV__CHUNKS; j * VQKV__CHUNKS < c->high; j++) {
         const unsigned char *means = vqkv__landmarks(c->kv, c->layer, c->head, c->blocks[j].block);
-        ops->dense->landmarks(means, VQKV__CHUNKS, q, rows, best);
+        ops->dense->landmark_scores(means, VQKV__CHUNKS, q, rows, best);
         for (i = 0; i < VQKV__CHUNKS; i++) {
             int chunk = j * VQKV__CHUNKS + i;
             if (chunk < c->low || chunk >= c->high)

@@ -124,7 +124,7 @@ static void vqkv__turn_tile(const vqkv *kv, const vqkv__ops *ops, int frame, int
     float cs[VQKV_N_ROT + 1] = {0.0f};
     if (frame != VQKV__POST) {
         vqkv__frame_angles(frame, position, cs);
-        ops->dense->turn(cs, frame == VQKV__PRE ? vqkv__turns(kv) : NULL, direction, x, y);
+        ops->dense->turn_tile(cs, frame == VQKV__PRE ? vqkv__turns(kv) : NULL, direction, x, y);
     } else if (x != y) {
         memcpy(y, x, sizeof(float) * VQKV__HEAD_FLOATS);
     }

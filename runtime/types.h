@@ -136,6 +136,64 @@ VQKV__INLINE void vqkv__ask_far(vqkv__asked *a)
     a->values += a->values < a->values_end ? 64 : 0;
 }
 
+/* ---- kernels ----
+ *
+ * A kernel's name is vqkv__ <verb> [ _ <operand> ] _ <instruction set>:
+ *
+ *   verb             score, dot (queries meet codes), sum (weights meet codes), code and leave
+ *                    (encoding), from (decoding), map and unmap (bases), fill and pack (what other
+ *                    kernels read), turn (rotation), and what arithmetic calls itself
+ *   operand          nibbles, scalars, wide: codes of 4 bits, one value each, any number of bits
+ *                    bytes, words: arithmetic in 8 and 16 bits
+ *                    books, tables, weights, queries, gains, basis: what is read
+ *                    row, rows, tile: vectors one by one, [rows, BLOCK], [HEAD_DIM, BLOCK]
+ *   instruction set  portable, avx2, avx512, neon
+ *
+ * The lists below are all there are, in the order of the tables that dispatch goes by; tests and
+ * timings of single kernels go by them as well. */
+#define VQKV__KERNELS(X)                                                                           \
+    X(score_nibbles)                                                                               \
+    X(sum_nibbles)                                                                                 \
+    X(score_scalars)                                                                               \
+    X(sum_scalars)                                                                                 \
+    X(scale_rows)                                                                                  \
+    X(gain_scores)                                                                                 \
+    X(gains)                                                                                       \
+    X(add_row)                                                                                     \
+    X(dot_row)                                                                                     \
+    X(map)                                                                                         \
+    X(unmap)                                                                                       \
+    X(fill_tables)                                                                                 \
+    X(largest)                                                                                     \
+    X(exponentials)                                                                                \
+    X(exact_scores)                                                                                \
+    X(exact_sums)                                                                                  \
+    X(reduce)                                                                                      \
+    X(shrink)                                                                                      \
+    X(nearest_wide)
+#define VQKV__MAP_KERNELS(X) X(map_basis) X(to_words) X(turn_words) X(map_words)
+#define VQKV__DOT_KERNELS(X) X(dot_books) X(dot_queries) X(dot_scores)
+#define VQKV__BYTE_KERNELS(X)                                                                      \
+    X(pack_tables) X(score_bytes) X(pack_books) X(pack_weights) X(sum_bytes)
+/* All of vqkv__byte_ops; MAP: X, or NO_KERNEL where an instruction set has none of those. */
+#define VQKV__ALL_BYTE_KERNELS(X, MAP)                                                             \
+    VQKV__MAP_KERNELS(MAP) VQKV__DOT_KERNELS(X) VQKV__BYTE_KERNELS(X)
+#define VQKV__NO_KERNEL(name) NULL,
+#define VQKV__DENSE_KERNELS(X)                                                                     \
+    X(product)                                                                                     \
+    X(add_scaled)                                                                                  \
+    X(affine)                                                                                      \
+    X(affine_row)                                                                                  \
+    X(from_bytes)                                                                                  \
+    X(from_nibbles)                                                                                \
+    X(turn_tile)                                                                                   \
+    X(score_tile)                                                                                  \
+    X(sum_tile)                                                                                    \
+    X(distances)                                                                                   \
+    X(landmark_scores)
+#define VQKV__CODE_KERNELS(X)                                                                      \
+    X(code_nibbles) X(leave_nibbles) X(squares) X(load_rows) X(store_row) X(turn_row)
+
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct vqkv__byte_ops {
     /* The next four may be NULL, all of them: queries are mapped in fp32 then. */
@@ -169,8 +227,8 @@ typedef struct vqkv__byte_ops {
     void (*pack_tables)(const float *, int, int, const float *, vqkv__packed *, signed char *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of consecutive planes: block pointers,
      * offset of the first plane in each. */
-    void (*score)(const unsigned char *const *, size_t, int, int, const vqkv__packed *,
-                  const signed char *, int, int, vqkv__asked *, float *);
+    void (*score_bytes)(const unsigned char *const *, size_t, int, int, const vqkv__packed *,
+                        const signed char *, int, int, vqkv__asked *, float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights p [blocks, rows, BLOCK] * gain [blocks, BLOCK] >= 0 of fp32 to 8 bits with a scale a
@@ -179,9 +237,9 @@ typedef struct vqkv__byte_ops {
                          float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each; what to ask for meanwhile. */
-    void (*sum)(const unsigned char *const *, size_t, int, const vqkv__run *, const signed char *,
-                const float *, const unsigned char *, const float *, int, vqkv__asked *, float *,
-                size_t);
+    void (*sum_bytes)(const unsigned char *const *, size_t, int, const vqkv__run *,
+                      const signed char *, const float *, const unsigned char *, const float *, int,
+                      vqkv__asked *, float *, size_t);
     float rest; /* what is left of a weight counts scale / rest */
     /* A probability above this part of its row's sum so far is worth the rest as well. */
     float fine;
@@ -193,7 +251,7 @@ typedef struct vqkv__dense_ops {
      * i * ld + o, or o * ld + i if `across`. */
     void (*product)(vqkv__matrix, size_t, int, int, int, const float *, float *);
     /* y [n] += a * x */
-    void (*add)(size_t, float, const float *, float *);
+    void (*add_scaled)(size_t, float, const float *, float *);
     /* x [rows, BLOCK] = shift [BLOCK] + scale [BLOCK] * x */
     void (*affine)(const float *, const float *, int, float *);
     /* x [n] = shift + scale * x */
@@ -203,32 +261,32 @@ typedef struct vqkv__dense_ops {
     /* dst [width, BLOCK], or what is added to it, = codewords of a plane of nibbles. */
     void (*from_nibbles)(const unsigned char *, const unsigned char *, int, int, float *);
     /* Turns x [HEAD_DIM, BLOCK] by angles of the block, and of each token if not NULL, to y. */
-    void (*turn)(const float *, const float *, float, const float *, float *);
+    void (*turn_tile)(const float *, const float *, float, const float *, float *);
     /* s [rows, BLOCK] = q [rows, HEAD_DIM] . k [HEAD_DIM, BLOCK] */
-    void (*score)(const float *, const float *, int, float *);
+    void (*score_tile)(const float *, const float *, int, float *);
     /* acc [rows, stride, LANES] += p [rows, BLOCK] * v [HEAD_DIM, BLOCK] */
-    void (*sum)(const float *, const float *, int, float *, size_t);
+    void (*sum_tile)(const float *, const float *, int, float *, size_t);
     /* Squared distances of z [width] to `count` of the n codewords, binary16 [width, n]. */
     void (*distances)(const unsigned char *, int, int, int, const float *, float *);
     /* best [n] = the most that a query [rows, HEAD_DIM] scores with bytes [n, HEAD_DIM] - 128. */
-    void (*landmarks)(const unsigned char *, int, const float *, int, float *);
+    void (*landmark_scores)(const unsigned char *, int, const float *, int, float *);
 } vqkv__dense_ops;
 
 /* Kernels of encoding. */
 typedef struct vqkv__code_ops {
     /* A plane of nibbles: the nearest of 16 codewords, binary16 [width, 16], to each token of z
      * [width, BLOCK], the lower one on ties. Room for [width + 1, 16] floats. */
-    void (*nibbles)(const unsigned char *, int, const float *, float *, unsigned char *);
+    void (*code_nibbles)(const unsigned char *, int, const float *, float *, unsigned char *);
     /* z [width, BLOCK] -= codewords of a plane of nibbles. */
-    void (*leave)(const unsigned char *, const unsigned char *, int, float *);
+    void (*leave_nibbles)(const unsigned char *, const unsigned char *, int, float *);
     /* sum [BLOCK] of the squares of x [rows, BLOCK] */
     void (*squares)(const float *, int, float *);
     /* x [HEAD_DIM, BLOCK] from binary16 [BLOCK, HEAD_DIM] */
-    void (*load)(const unsigned char *, float *);
+    void (*load_rows)(const unsigned char *, float *);
     /* Binary16 [n] from x [n]. */
-    void (*store)(const float *, int, unsigned char *);
+    void (*store_row)(const float *, int, unsigned char *);
     /* Turns x [HEAD_DIM] by cosines and sines [N_ROT / 2]. */
-    void (*turn)(const float *, const float *, float *);
+    void (*turn_row)(const float *, const float *, float *);
 } vqkv__code_ops;
 
 typedef struct vqkv__ops {

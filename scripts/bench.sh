@@ -27,6 +27,12 @@ bench blocks256 --schemes auto2b,auto2s --block 256
 if grep -q -m 1 avx512_vnni /proc/cpuinfo; then
     bench avx2 --isa avx2 --schemes auto1,auto2,auto4
 fi
+# Kernel by kernel: those of a plan of the bundled model, for every instruction set of this machine.
+"$vqkvc" build examples/models/ref7m.gguf --self --layers-shared 1 --frame post --prefix toy_kv -q \
+    --db "$out/vqkvc.db" -o "$out/toy_kv.h"
+${CC:-cc} -std=c11 -D_POSIX_C_SOURCE=200809L -O2 -DHEADER='"toy_kv.h"' -I"$out" -Itests \
+    tests/kernel_check.c -lm -o "$out/kernels"
+"$out/kernels" time | tee "$out/kernels.txt"
 if [[ ${BENCH:-} == all ]]; then
     for context in 1024 4096 65536; do
         bench "context$context" --context "$context" --layers $((context > 16384 ? 2 : 8)) \

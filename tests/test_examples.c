@@ -272,8 +272,7 @@ Test(examples, generate_shows_a_smaller_cache_and_samples_by_its_seed)
     cr_assert_eq(shell(a, "$D/generate -n 8 --context " TOKENS), 0);
     const char *bytes = strstr(a, "cache, bytes");
     cr_assert_not_null(bytes, "%s", a);
-    cr_assert_eq(
-        sscanf(bytes, "cache, bytes fp16 %ld, compressed %ld:", &exact, &compressed), 2);
+    cr_assert_eq(sscanf(bytes, "cache, bytes fp16 %ld, compressed %ld:", &exact, &compressed), 2);
     cr_expect_eq(exact, (512L + 8 - 1) * 8 * 2 * 2 * 64 * 2);
     cr_expect(compressed > exact / 4 && compressed < exact / 2, "%ld of %ld", compressed, exact);
     const char *sampled = "$D/generate -n 32 --cache compressed --temperature 1 --seed %d 2>$D/err";

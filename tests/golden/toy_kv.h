@@ -405,6 +405,64 @@ TOY_KV__INLINE void toy_kv__ask_far(toy_kv__asked *a)
     a->values += a->values < a->values_end ? 64 : 0;
 }
 
+/* ---- kernels ----
+ *
+ * A kernel's name is toy_kv__ <verb> [ _ <operand> ] _ <instruction set>:
+ *
+ *   verb             score, dot (queries meet codes), sum (weights meet codes), code and leave
+ *                    (encoding), from (decoding), map and unmap (bases), fill and pack (what other
+ *                    kernels read), turn (rotation), and what arithmetic calls itself
+ *   operand          nibbles, scalars, wide: codes of 4 bits, one value each, any number of bits
+ *                    bytes, words: arithmetic in 8 and 16 bits
+ *                    books, tables, weights, queries, gains, basis: what is read
+ *                    row, rows, tile: vectors one by one, [rows, BLOCK], [HEAD_DIM, BLOCK]
+ *   instruction set  portable, avx2, avx512, neon
+ *
+ * The lists below are all there are, in the order of the tables that dispatch goes by; tests and
+ * timings of single kernels go by them as well. */
+#define TOY_KV__KERNELS(X)                                                                           \
+    X(score_nibbles)                                                                               \
+    X(sum_nibbles)                                                                                 \
+    X(score_scalars)                                                                               \
+    X(sum_scalars)                                                                                 \
+    X(scale_rows)                                                                                  \
+    X(gain_scores)                                                                                 \
+    X(gains)                                                                                       \
+    X(add_row)                                                                                     \
+    X(dot_row)                                                                                     \
+    X(map)                                                                                         \
+    X(unmap)                                                                                       \
+    X(fill_tables)                                                                                 \
+    X(largest)                                                                                     \
+    X(exponentials)                                                                                \
+    X(exact_scores)                                                                                \
+    X(exact_sums)                                                                                  \
+    X(reduce)                                                                                      \
+    X(shrink)                                                                                      \
+    X(nearest_wide)
+#define TOY_KV__MAP_KERNELS(X) X(map_basis) X(to_words) X(turn_words) X(map_words)
+#define TOY_KV__DOT_KERNELS(X) X(dot_books) X(dot_queries) X(dot_scores)
+#define TOY_KV__BYTE_KERNELS(X)                                                                      \
+    X(pack_tables) X(score_bytes) X(pack_books) X(pack_weights) X(sum_bytes)
+/* All of toy_kv__byte_ops; MAP: X, or NO_KERNEL where an instruction set has none of those. */
+#define TOY_KV__ALL_BYTE_KERNELS(X, MAP)                                                             \
+    TOY_KV__MAP_KERNELS(MAP) TOY_KV__DOT_KERNELS(X) TOY_KV__BYTE_KERNELS(X)
+#define TOY_KV__NO_KERNEL(name) NULL,
+#define TOY_KV__DENSE_KERNELS(X)                                                                     \
+    X(product)                                                                                     \
+    X(add_scaled)                                                                                  \
+    X(affine)                                                                                      \
+    X(affine_row)                                                                                  \
+    X(from_bytes)                                                                                  \
+    X(from_nibbles)                                                                                \
+    X(turn_tile)                                                                                   \
+    X(score_tile)                                                                                  \
+    X(sum_tile)                                                                                    \
+    X(distances)                                                                                   \
+    X(landmark_scores)
+#define TOY_KV__CODE_KERNELS(X)                                                                      \
+    X(code_nibbles) X(leave_nibbles) X(squares) X(load_rows) X(store_row) X(turn_row)
+
 /* Kernels in 8-bit and 16-bit arithmetic, for blocks of 64 tokens and more. */
 typedef struct toy_kv__byte_ops {
     /* The next four may be NULL, all of them: queries are mapped in fp32 then. */
@@ -438,8 +496,8 @@ typedef struct toy_kv__byte_ops {
     void (*pack_tables)(const float *, int, int, const float *, toy_kv__packed *, signed char *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of consecutive planes: block pointers,
      * offset of the first plane in each. */
-    void (*score)(const unsigned char *const *, size_t, int, int, const toy_kv__packed *,
-                  const signed char *, int, int, toy_kv__asked *, float *);
+    void (*score_bytes)(const unsigned char *const *, size_t, int, int, const toy_kv__packed *,
+                        const signed char *, int, int, toy_kv__asked *, float *);
     /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
     void (*pack_books)(const float *, int, signed char *, float *);
     /* Weights p [blocks, rows, BLOCK] * gain [blocks, BLOCK] >= 0 of fp32 to 8 bits with a scale a
@@ -448,9 +506,9 @@ typedef struct toy_kv__byte_ops {
                          float *);
     /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
      * blocks: block pointers, offset of the run in each; what to ask for meanwhile. */
-    void (*sum)(const unsigned char *const *, size_t, int, const toy_kv__run *, const signed char *,
-                const float *, const unsigned char *, const float *, int, toy_kv__asked *, float *,
-                size_t);
+    void (*sum_bytes)(const unsigned char *const *, size_t, int, const toy_kv__run *,
+                      const signed char *, const float *, const unsigned char *, const float *, int,
+                      toy_kv__asked *, float *, size_t);
     float rest; /* what is left of a weight counts scale / rest */
     /* A probability above this part of its row's sum so far is worth the rest as well. */
     float fine;
@@ -462,7 +520,7 @@ typedef struct toy_kv__dense_ops {
      * i * ld + o, or o * ld + i if `across`. */
     void (*product)(toy_kv__matrix, size_t, int, int, int, const float *, float *);
     /* y [n] += a * x */
-    void (*add)(size_t, float, const float *, float *);
+    void (*add_scaled)(size_t, float, const float *, float *);
     /* x [rows, BLOCK] = shift [BLOCK] + scale [BLOCK] * x */
     void (*affine)(const float *, const float *, int, float *);
     /* x [n] = shift + scale * x */
@@ -472,32 +530,32 @@ typedef struct toy_kv__dense_ops {
     /* dst [width, BLOCK], or what is added to it, = codewords of a plane of nibbles. */
     void (*from_nibbles)(const unsigned char *, const unsigned char *, int, int, float *);
     /* Turns x [HEAD_DIM, BLOCK] by angles of the block, and of each token if not NULL, to y. */
-    void (*turn)(const float *, const float *, float, const float *, float *);
+    void (*turn_tile)(const float *, const float *, float, const float *, float *);
     /* s [rows, BLOCK] = q [rows, HEAD_DIM] . k [HEAD_DIM, BLOCK] */
-    void (*score)(const float *, const float *, int, float *);
+    void (*score_tile)(const float *, const float *, int, float *);
     /* acc [rows, stride, LANES] += p [rows, BLOCK] * v [HEAD_DIM, BLOCK] */
-    void (*sum)(const float *, const float *, int, float *, size_t);
+    void (*sum_tile)(const float *, const float *, int, float *, size_t);
     /* Squared distances of z [width] to `count` of the n codewords, binary16 [width, n]. */
     void (*distances)(const unsigned char *, int, int, int, const float *, float *);
     /* best [n] = the most that a query [rows, HEAD_DIM] scores with bytes [n, HEAD_DIM] - 128. */
-    void (*landmarks)(const unsigned char *, int, const float *, int, float *);
+    void (*landmark_scores)(const unsigned char *, int, const float *, int, float *);
 } toy_kv__dense_ops;
 
 /* Kernels of encoding. */
 typedef struct toy_kv__code_ops {
     /* A plane of nibbles: the nearest of 16 codewords, binary16 [width, 16], to each token of z
      * [width, BLOCK], the lower one on ties. Room for [width + 1, 16] floats. */
-    void (*nibbles)(const unsigned char *, int, const float *, float *, unsigned char *);
+    void (*code_nibbles)(const unsigned char *, int, const float *, float *, unsigned char *);
     /* z [width, BLOCK] -= codewords of a plane of nibbles. */
-    void (*leave)(const unsigned char *, const unsigned char *, int, float *);
+    void (*leave_nibbles)(const unsigned char *, const unsigned char *, int, float *);
     /* sum [BLOCK] of the squares of x [rows, BLOCK] */
     void (*squares)(const float *, int, float *);
     /* x [HEAD_DIM, BLOCK] from binary16 [BLOCK, HEAD_DIM] */
-    void (*load)(const unsigned char *, float *);
+    void (*load_rows)(const unsigned char *, float *);
     /* Binary16 [n] from x [n]. */
-    void (*store)(const float *, int, unsigned char *);
+    void (*store_row)(const float *, int, unsigned char *);
     /* Turns x [HEAD_DIM] by cosines and sines [N_ROT / 2]. */
-    void (*turn)(const float *, const float *, float *);
+    void (*turn_row)(const float *, const float *, float *);
 } toy_kv__code_ops;
 
 typedef struct toy_kv__ops {
@@ -1690,11 +1748,9 @@ TOY_KV__TARGET_portable static void toy_kv__landmark_scores_portable(const unsig
         }
 }
 
-static const toy_kv__dense_ops toy_kv__dense_portable = {
-    toy_kv__product_portable,    toy_kv__add_scaled_portable,   toy_kv__affine_portable,          toy_kv__affine_row_portable,
-    toy_kv__from_bytes_portable, toy_kv__from_nibbles_portable, toy_kv__turn_tile_portable,       toy_kv__score_tile_portable,
-    toy_kv__sum_tile_portable,   toy_kv__distances_portable,    toy_kv__landmark_scores_portable,
-};
+#define TOY_KV__X(name) toy_kv__##name##_portable,
+static const toy_kv__dense_ops toy_kv__dense_portable = {TOY_KV__DENSE_KERNELS(TOY_KV__X)};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 /* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
@@ -1875,10 +1931,9 @@ TOY_KV__TARGET_portable static void toy_kv__turn_row_portable(const float *cosin
     }
 }
 
-static const toy_kv__code_ops toy_kv__code_portable = {
-    toy_kv__code_nibbles_portable, toy_kv__leave_nibbles_portable, toy_kv__squares_portable,
-    toy_kv__load_rows_portable,    toy_kv__store_row_portable,     toy_kv__turn_row_portable,
-};
+#define TOY_KV__X(name) toy_kv__##name##_portable,
+static const toy_kv__code_ops toy_kv__code_portable = {TOY_KV__CODE_KERNELS(TOY_KV__X)};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
@@ -2592,14 +2647,10 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned 
     return best;
 }
 
-static const toy_kv__ops toy_kv__ops_portable = {
-    TOY_KV__LANES_portable,       toy_kv__score_nibbles_portable, toy_kv__sum_nibbles_portable,  toy_kv__score_scalars_portable,
-    toy_kv__sum_scalars_portable, toy_kv__scale_rows_portable,    toy_kv__gain_scores_portable,  toy_kv__gains_portable,
-    toy_kv__add_row_portable,     toy_kv__dot_row_portable,       toy_kv__map_portable,          toy_kv__unmap_portable,
-    toy_kv__fill_tables_portable, toy_kv__largest_portable,       toy_kv__exponentials_portable, toy_kv__exact_scores_portable,
-    toy_kv__exact_sums_portable,  toy_kv__reduce_portable,        toy_kv__shrink_portable,       toy_kv__nearest_wide_portable,
-    TOY_KV__BYTE_OPS_portable,    &toy_kv__dense_portable,        &toy_kv__code_portable,
-};
+#define TOY_KV__X(name) toy_kv__##name##_portable,
+static const toy_kv__ops toy_kv__ops_portable = {TOY_KV__LANES_portable, TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_portable,
+                                        &toy_kv__dense_portable, &toy_kv__code_portable};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 
@@ -3617,22 +3668,10 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n
 
 /* No batches: where every block has a frame of its own, what needs score tables is scored in fp32.
  */
+#define TOY_KV__X(name) toy_kv__##name##_avx2,
 static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    toy_kv__dot_books_avx2,
-    toy_kv__dot_queries_avx2,
-    toy_kv__dot_scores_avx2,
-    toy_kv__pack_tables_avx2,
-    toy_kv__score_bytes_avx2,
-    toy_kv__pack_books_avx2,
-    toy_kv__pack_weights_avx2,
-    toy_kv__sum_bytes_avx2,
-    TOY_KV__WEIGHT_REST_avx2,
-    0.02f,
-};
+    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__NO_KERNEL) TOY_KV__WEIGHT_REST_avx2, 0.02f};
+#undef TOY_KV__X
 
 #endif /* TOY_KV_BLOCK >= 64 */
 /* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
@@ -3922,11 +3961,9 @@ TOY_KV__TARGET_avx2 static void toy_kv__landmark_scores_avx2(const unsigned char
         }
 }
 
-static const toy_kv__dense_ops toy_kv__dense_avx2 = {
-    toy_kv__product_avx2,    toy_kv__add_scaled_avx2,   toy_kv__affine_avx2,          toy_kv__affine_row_avx2,
-    toy_kv__from_bytes_avx2, toy_kv__from_nibbles_avx2, toy_kv__turn_tile_avx2,       toy_kv__score_tile_avx2,
-    toy_kv__sum_tile_avx2,   toy_kv__distances_avx2,    toy_kv__landmark_scores_avx2,
-};
+#define TOY_KV__X(name) toy_kv__##name##_avx2,
+static const toy_kv__dense_ops toy_kv__dense_avx2 = {TOY_KV__DENSE_KERNELS(TOY_KV__X)};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 /* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
@@ -4107,10 +4144,9 @@ TOY_KV__TARGET_avx2 static void toy_kv__turn_row_avx2(const float *cosines, cons
     }
 }
 
-static const toy_kv__code_ops toy_kv__code_avx2 = {
-    toy_kv__code_nibbles_avx2, toy_kv__leave_nibbles_avx2, toy_kv__squares_avx2,
-    toy_kv__load_rows_avx2,    toy_kv__store_row_avx2,     toy_kv__turn_row_avx2,
-};
+#define TOY_KV__X(name) toy_kv__##name##_avx2,
+static const toy_kv__code_ops toy_kv__code_avx2 = {TOY_KV__CODE_KERNELS(TOY_KV__X)};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
@@ -4824,14 +4860,10 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *bo
     return best;
 }
 
-static const toy_kv__ops toy_kv__ops_avx2 = {
-    TOY_KV__LANES_avx2,       toy_kv__score_nibbles_avx2, toy_kv__sum_nibbles_avx2,  toy_kv__score_scalars_avx2,
-    toy_kv__sum_scalars_avx2, toy_kv__scale_rows_avx2,    toy_kv__gain_scores_avx2,  toy_kv__gains_avx2,
-    toy_kv__add_row_avx2,     toy_kv__dot_row_avx2,       toy_kv__map_avx2,          toy_kv__unmap_avx2,
-    toy_kv__fill_tables_avx2, toy_kv__largest_avx2,       toy_kv__exponentials_avx2, toy_kv__exact_scores_avx2,
-    toy_kv__exact_sums_avx2,  toy_kv__reduce_avx2,        toy_kv__shrink_avx2,       toy_kv__nearest_wide_avx2,
-    TOY_KV__BYTE_OPS_avx2,    &toy_kv__dense_avx2,        &toy_kv__code_avx2,
-};
+#define TOY_KV__X(name) toy_kv__##name##_avx2,
+static const toy_kv__ops toy_kv__ops_avx2 = {TOY_KV__LANES_avx2, TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_avx2,
+                                        &toy_kv__dense_avx2, &toy_kv__code_avx2};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 /* Vector vocabulary, AVX-512 (F, BW, VL, DQ, VBMI, VNNI): sixteen lanes. See kernels.h. */
@@ -6104,22 +6136,10 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const float *book, i
     }
 }
 
+#define TOY_KV__X(name) toy_kv__##name##_avx512,
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
-    toy_kv__map_basis_avx512,
-    toy_kv__to_words_avx512,
-    toy_kv__turn_words_avx512,
-    toy_kv__map_words_avx512,
-    toy_kv__dot_books_avx512,
-    toy_kv__dot_queries_avx512,
-    toy_kv__dot_scores_avx512,
-    toy_kv__pack_tables_avx512,
-    toy_kv__score_bytes_avx512,
-    toy_kv__pack_books_avx512,
-    toy_kv__pack_weights_avx512,
-    toy_kv__sum_bytes_avx512,
-    255.0f,
-    0.05f,
-};
+    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__X) 255.0f, 0.05f};
+#undef TOY_KV__X
 
 #endif /* TOY_KV_BLOCK >= 64 */
 /* Kernels over rebuilt tiles, and landmarks, for one instruction set, in the vocabulary of
@@ -6409,11 +6429,9 @@ TOY_KV__TARGET_avx512 static void toy_kv__landmark_scores_avx512(const unsigned 
         }
 }
 
-static const toy_kv__dense_ops toy_kv__dense_avx512 = {
-    toy_kv__product_avx512,    toy_kv__add_scaled_avx512,   toy_kv__affine_avx512,          toy_kv__affine_row_avx512,
-    toy_kv__from_bytes_avx512, toy_kv__from_nibbles_avx512, toy_kv__turn_tile_avx512,       toy_kv__score_tile_avx512,
-    toy_kv__sum_tile_avx512,   toy_kv__distances_avx512,    toy_kv__landmark_scores_avx512,
-};
+#define TOY_KV__X(name) toy_kv__##name##_avx512,
+static const toy_kv__dense_ops toy_kv__dense_avx512 = {TOY_KV__DENSE_KERNELS(TOY_KV__X)};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 /* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
@@ -6594,10 +6612,9 @@ TOY_KV__TARGET_avx512 static void toy_kv__turn_row_avx512(const float *cosines, 
     }
 }
 
-static const toy_kv__code_ops toy_kv__code_avx512 = {
-    toy_kv__code_nibbles_avx512, toy_kv__leave_nibbles_avx512, toy_kv__squares_avx512,
-    toy_kv__load_rows_avx512,    toy_kv__store_row_avx512,     toy_kv__turn_row_avx512,
-};
+#define TOY_KV__X(name) toy_kv__##name##_avx512,
+static const toy_kv__code_ops toy_kv__code_avx512 = {TOY_KV__CODE_KERNELS(TOY_KV__X)};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
@@ -7311,14 +7328,10 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char
     return best;
 }
 
-static const toy_kv__ops toy_kv__ops_avx512 = {
-    TOY_KV__LANES_avx512,       toy_kv__score_nibbles_avx512, toy_kv__sum_nibbles_avx512,  toy_kv__score_scalars_avx512,
-    toy_kv__sum_scalars_avx512, toy_kv__scale_rows_avx512,    toy_kv__gain_scores_avx512,  toy_kv__gains_avx512,
-    toy_kv__add_row_avx512,     toy_kv__dot_row_avx512,       toy_kv__map_avx512,          toy_kv__unmap_avx512,
-    toy_kv__fill_tables_avx512, toy_kv__largest_avx512,       toy_kv__exponentials_avx512, toy_kv__exact_scores_avx512,
-    toy_kv__exact_sums_avx512,  toy_kv__reduce_avx512,        toy_kv__shrink_avx512,       toy_kv__nearest_wide_avx512,
-    TOY_KV__BYTE_OPS_avx512,    &toy_kv__dense_avx512,        &toy_kv__code_avx512,
-};
+#define TOY_KV__X(name) toy_kv__##name##_avx512,
+static const toy_kv__ops toy_kv__ops_avx512 = {TOY_KV__LANES_avx512, TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_avx512,
+                                        &toy_kv__dense_avx512, &toy_kv__code_avx512};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 #ifndef __clang__
@@ -7770,11 +7783,9 @@ TOY_KV__TARGET_neon static void toy_kv__landmark_scores_neon(const unsigned char
         }
 }
 
-static const toy_kv__dense_ops toy_kv__dense_neon = {
-    toy_kv__product_neon,    toy_kv__add_scaled_neon,   toy_kv__affine_neon,          toy_kv__affine_row_neon,
-    toy_kv__from_bytes_neon, toy_kv__from_nibbles_neon, toy_kv__turn_tile_neon,       toy_kv__score_tile_neon,
-    toy_kv__sum_tile_neon,   toy_kv__distances_neon,    toy_kv__landmark_scores_neon,
-};
+#define TOY_KV__X(name) toy_kv__##name##_neon,
+static const toy_kv__dense_ops toy_kv__dense_neon = {TOY_KV__DENSE_KERNELS(TOY_KV__X)};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 /* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
@@ -7955,10 +7966,9 @@ TOY_KV__TARGET_neon static void toy_kv__turn_row_neon(const float *cosines, cons
     }
 }
 
-static const toy_kv__code_ops toy_kv__code_neon = {
-    toy_kv__code_nibbles_neon, toy_kv__leave_nibbles_neon, toy_kv__squares_neon,
-    toy_kv__load_rows_neon,    toy_kv__store_row_neon,     toy_kv__turn_row_neon,
-};
+#define TOY_KV__X(name) toy_kv__##name##_neon,
+static const toy_kv__code_ops toy_kv__code_neon = {TOY_KV__CODE_KERNELS(TOY_KV__X)};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
@@ -8672,14 +8682,10 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *bo
     return best;
 }
 
-static const toy_kv__ops toy_kv__ops_neon = {
-    TOY_KV__LANES_neon,       toy_kv__score_nibbles_neon, toy_kv__sum_nibbles_neon,  toy_kv__score_scalars_neon,
-    toy_kv__sum_scalars_neon, toy_kv__scale_rows_neon,    toy_kv__gain_scores_neon,  toy_kv__gains_neon,
-    toy_kv__add_row_neon,     toy_kv__dot_row_neon,       toy_kv__map_neon,          toy_kv__unmap_neon,
-    toy_kv__fill_tables_neon, toy_kv__largest_neon,       toy_kv__exponentials_neon, toy_kv__exact_scores_neon,
-    toy_kv__exact_sums_neon,  toy_kv__reduce_neon,        toy_kv__shrink_neon,       toy_kv__nearest_wide_neon,
-    TOY_KV__BYTE_OPS_neon,    &toy_kv__dense_neon,        &toy_kv__code_neon,
-};
+#define TOY_KV__X(name) toy_kv__##name##_neon,
+static const toy_kv__ops toy_kv__ops_neon = {TOY_KV__LANES_neon, TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_neon,
+                                        &toy_kv__dense_neon, &toy_kv__code_neon};
+#undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
 #endif
@@ -8922,7 +8928,7 @@ static void toy_kv__decode_wide(const toy_kv__ops *ops, const toy_kv__run *run,
             for (t = 0; t < TOY_KV_BLOCK; t++)
                 dst[t] = toy_kv__half_at(book, code[t]);
         if (add)
-            ops->dense->add(TOY_KV_BLOCK, 1.0f, words, x);
+            ops->dense->add_scaled(TOY_KV_BLOCK, 1.0f, words, x);
     }
 }
 
@@ -9081,8 +9087,8 @@ static void toy_kv__add_member(const toy_kv__ops *ops, const toy_kv__stream *s, 
         ops->dense->product(toy_kv__basis(s, s->dec, member), (size_t)s->n_latents, 1, s->n_latents,
                             TOY_KV_HEAD_DIM, z, out);
     else
-        ops->dense->add((size_t)TOY_KV_HEAD_DIM * TOY_KV_BLOCK, sign, z + (size_t)row * TOY_KV_BLOCK,
-                        out);
+        ops->dense->add_scaled((size_t)TOY_KV_HEAD_DIM * TOY_KV_BLOCK, sign,
+                               z + (size_t)row * TOY_KV_BLOCK, out);
     for (d = 0; d < TOY_KV_HEAD_DIM && s->mean >= 0; d++)
         ops->dense->affine_row(TOY_KV_BLOCK, 1.0f,
                                sign * toy_kv__half_at(toy_kv__table(s->mean), (size_t)(row + d)),
@@ -9301,7 +9307,7 @@ static void toy_kv__turn_tile(const toy_kv *kv, const toy_kv__ops *ops, int fram
     float cs[TOY_KV_N_ROT + 1] = {0.0f};
     if (frame != TOY_KV__POST) {
         toy_kv__frame_angles(frame, position, cs);
-        ops->dense->turn(cs, frame == TOY_KV__PRE ? toy_kv__turns(kv) : NULL, direction, x, y);
+        ops->dense->turn_tile(cs, frame == TOY_KV__PRE ? toy_kv__turns(kv) : NULL, direction, x, y);
     } else if (x != y) {
         memcpy(y, x, sizeof(float) * TOY_KV__HEAD_FLOATS);
     }
@@ -9722,9 +9728,9 @@ static void toy_kv__encode_nibbles(const toy_kv__ops *ops, const toy_kv__run *ru
     for (plane = 0; plane < run->planes; plane++, codes += TOY_KV_BLOCK / 2) {
         const unsigned char *book = toy_kv__table(toy_kv__wide_book(run, plane));
         float *rest = toy_kv__row(z, plane / run->stages * run->width);
-        ops->code->nibbles(book, run->width, rest, words, codes);
+        ops->code->code_nibbles(book, run->width, rest, words, codes);
         if (plane % run->stages != run->stages - 1)
-            ops->code->leave(codes, book, run->width, rest);
+            ops->code->leave_nibbles(codes, book, run->width, rest);
     }
 }
 
@@ -9802,10 +9808,10 @@ typedef struct toy_kv__coding {
  * are neighbours in memory. */
 static void toy_kv__load_member(const toy_kv__coding *c, const toy_kv__member *m, int frame, float *x)
 {
-    c->ops->code->load(toy_kv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token), x);
+    c->ops->code->load_rows(toy_kv__exact(c->kv, c->seq, m->layer, m->part, m->head, c->token), x);
     if (m->part == TOY_KV_KEY && frame != TOY_KV__POST)
-        c->ops->dense->turn(frame == TOY_KV__PRE ? c->pre : c->blockwise,
-                            frame == TOY_KV__PRE ? toy_kv__turns(c->kv) : NULL, -1.0f, x, x);
+        c->ops->dense->turn_tile(frame == TOY_KV__PRE ? c->pre : c->blockwise,
+                                 frame == TOY_KV__PRE ? toy_kv__turns(c->kv) : NULL, -1.0f, x, x);
 }
 
 /* Brings the prediction of a stream's node into c->predicted. Nodes are rebuilt in their order,
@@ -9837,8 +9843,8 @@ static void toy_kv__gather_rest(toy_kv__coding *c, int stream)
         toy_kv__load_member(c, m, s->frame, x);
         if (toy_kv__nodes[node].prediction >= 0) {
             toy_kv__bring_prediction(c, stream, node);
-            c->ops->dense->add(TOY_KV__HEAD_FLOATS, -1.0f,
-                               c->predicted + (size_t)m->head * TOY_KV__HEAD_FLOATS, x);
+            c->ops->dense->add_scaled(TOY_KV__HEAD_FLOATS, -1.0f,
+                                      c->predicted + (size_t)m->head * TOY_KV__HEAD_FLOATS, x);
         }
         for (u = 0; u < n_uses && use[u].stream < stream; u++)
             toy_kv__add_use(c->kv, c->ops, c->block, use[u], -1.0f, &c->room, x);
@@ -10111,7 +10117,7 @@ static int toy_kv__pick_best(const toy_kv__chunks *c, const toy_kv__ops *ops, co
     int j, i, n = 0, skip = 0;
     for (j = c->low / TOY_KV__CHUNKS; j * TOY_KV__CHUNKS < c->high; j++) {
         const unsigned char *means = toy_kv__landmarks(c->kv, c->layer, c->head, c->blocks[j].block);
-        ops->dense->landmarks(means, TOY_KV__CHUNKS, q, rows, best);
+        ops->dense->landmark_scores(means, TOY_KV__CHUNKS, q, rows, best);
         for (i = 0; i < TOY_KV__CHUNKS; i++) {
             int chunk = j * TOY_KV__CHUNKS + i;
             if (chunk < c->low || chunk >= c->high)
@@ -11075,8 +11081,8 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
         case TOY_KV__BY_PACKED: {
             const toy_kv__packed *head = (const toy_kv__packed *)(const void *)by->packed;
             by->packed += sizeof *head;
-            ops->score(codes, (size_t)run->codes, n, step->planes, head,
-                       (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
+            ops->score_bytes(codes, (size_t)run->codes, n, step->planes, head,
+                             (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
             by->packed += head->bytes;
             toy_kv__go_ahead(&a->ahead);
             break;
@@ -11168,12 +11174,12 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
                     rest_scale[r] = scale[r] / ops->rest;
                 packed = 1;
             }
-            ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes, scale,
-                     a->rows, &a->later.now, dst, TOY_KV__MAX_SUM_LATENTS);
+            ops->sum_bytes(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes,
+                           scale, a->rows, &a->later.now, dst, TOY_KV__MAX_SUM_LATENTS);
             toy_kv__go_ahead(&a->later);
             if (fine)
-                ops->sum(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
-                         rest_scale, a->rows, &a->later.now, dst, TOY_KV__MAX_SUM_LATENTS);
+                ops->sum_bytes(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
+                               rest_scale, a->rows, &a->later.now, dst, TOY_KV__MAX_SUM_LATENTS);
             book_bytes += run->planes * run->width * 16;
             book_scale += run->planes * run->width;
         }
@@ -11420,8 +11426,8 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed, int n_tokens)
                                                                    : TOY_KV__TOGETHER;
             toy_kv__queue_blocks(a, b, m, n, n_sealed);
             if (a->k_tile != NULL) {
-                a->ops->dense->score(toy_kv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
-                                     scores);
+                a->ops->dense->score_tile(toy_kv__held(a, a->k_tile, a->tile_block[b]), a->q, a->rows,
+                                          scores);
                 toy_kv__ask_rest(&a->ahead);
                 continue;
             }
@@ -11457,9 +11463,9 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed, int n_tokens)
             toy_kv__sum_kept(a->kv, a->ops, a->layer, a->head, a->tile[b].block, a->rows,
                            a->s + b * a->rows * TOY_KV_BLOCK, a->l_coded, a->o);
         for (b = 0; b < n && seen && a->v_tile != NULL; b++)
-            a->ops->dense->sum(toy_kv__held(a, a->v_tile, a->tile_block[b]),
-                               a->s + b * a->rows * TOY_KV_BLOCK, a->rows, a->acc,
-                               TOY_KV__MAX_SUM_LATENTS);
+            a->ops->dense->sum_tile(toy_kv__held(a, a->v_tile, a->tile_block[b]),
+                                    a->s + b * a->rows * TOY_KV_BLOCK, a->rows, a->acc,
+                                    TOY_KV__MAX_SUM_LATENTS);
         if (seen && a->v_tile == NULL)
             toy_kv__sum_tile(a, a->tile, n, seen == 2);
     }
@@ -12222,8 +12228,8 @@ static void toy_kv__store_token(toy_kv *kv, const toy_kv__ops *ops, int seq, int
         }
         toy_kv__read_input(ops, src, type, x);
         if (turning != NULL)
-            ops->code->turn(turning->cosines, turning->sines, x);
-        ops->code->store(x, TOY_KV_HEAD_DIM, dst);
+            ops->code->turn_row(turning->cosines, turning->sines, x);
+        ops->code->store_row(x, TOY_KV_HEAD_DIM, dst);
     }
 }
 
