@@ -362,7 +362,7 @@ typedef struct toy_kv__packed {
 
 /* The rounding error of packed score tables, as a fraction of the stream's scores (both root mean
  * square, codes taken as equally likely). */
-#define TOY_KV__TABLE_ERROR 0.002f
+#define TOY_KV__TABLE_ERROR 0.0018f
 
 /* Bases in words: the largest of a column is MAP_TOP; columns lie in sixteens, each [n_in / 2]
  * pairs of inputs [16, 2]. */
