@@ -166,8 +166,8 @@ $(BUILD)/fuzz/%: tests/%.c tests/fuzz_driver.c $(wildcard tests/*.h) $(BUILD)/li
 	@echo "  FUZZ  $@"
 	$(Q)$(CC) $(CFLAGS_ALL) -Itests $< tests/fuzz_driver.c $(BUILD)/libvqkvc.a -o $@ $(LIBS_ALL)
 
-# Examples run over the header that `make demo` emits; scripts/demo.sh emits it by the same command.
-# What the examples are compiled with; DEMO_ARGS: further options of `vqkvc build`.
+# Examples run over the header that `make demo` emits; without DEMO_ARGS (further options of `vqkvc
+# build`) scripts/demo.sh emits it by the same command.
 DEMO_HEADER := $(BUILD)/demo/ref7m_kv.h
 $(DEMO_HEADER): $(BUILD)/vqkvc examples/models/ref7m.gguf
 	@mkdir -p $(@D)

@@ -8,7 +8,7 @@
 /* Blocks that are scored together where they have the same score tables: few enough that their
  * scores stay in the first-level cache. */
 #define VQKV__TOGETHER 2
-/* The last tiles, while whose values are summed memory is asked for what comes behind them. */
+/* The last tiles: what comes behind them is asked for while their values are summed in bytes. */
 #define VQKV__LATER 3
 /* Bytes of a stream's block that are asked for into the first-level cache: more would push out what
  * is at work. */
@@ -297,7 +297,8 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->steady_number = -1;
     vqkv__find_codes(a);
-    vqkv__ask_tables(a);
+    if (q->n_sealed > 0 && a->first < coded)
+        vqkv__ask_tables(a);
     if (a->k_tile == NULL)
         vqkv__plan_steps(a);
     a->asks = vqkv__asks(a);

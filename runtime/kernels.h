@@ -143,10 +143,10 @@ VQKV__TARGET_ISA static void vqkv__score_scalars_ISA(const unsigned char *codes,
                 vqkv__vf_ISA v = vqkv__scalars_ISA(plane, t, half);
                 vqkv__vf_ISA w = vqkv__scalars_ISA(plane, t + VQKV__LANES_ISA, half);
                 const float *qc = q + c * rows + r;
-                if (VQKV__LANES_ISA >= 8)
-                    vqkv__ask_far(&asked);
-                if (VQKV__LANES_ISA >= 16 && half)
-                    vqkv__ask_far(&asked);
+                if (VQKV__LANES_ISA >= 8 && r == 0)
+                    vqkv__ask(&asked);
+                if (VQKV__LANES_ISA >= 16 && half && r == 0)
+                    vqkv__ask(&asked);
 #define VQKV__X(k)                                                                                 \
     {                                                                                              \
         vqkv__vf_ISA x = vqkv__set1_ISA(qc[k]);                                                    \

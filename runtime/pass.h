@@ -88,7 +88,8 @@ typedef struct vqkv__pass {
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
     vqkv__ahead ahead; /* codes, asked for while blocks are scored */
-    vqkv__ahead later; /* what is needed behind the coded blocks, while the last ones are summed */
+    vqkv__ahead later; /* what is needed behind the coded blocks, while the last ones are summed in
+                          bytes; kernels of AVX-512 ask for it */
     int asks;          /* kernels ask for it; else it is asked for before them */
     vqkv__entry tile[VQKV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
     int tile_block[VQKV__TILE], tile_token[VQKV__TILE];

@@ -58,13 +58,13 @@ static void vqkv__plan_steps(vqkv__pass *a)
     a->n_steps = (int)(step - a->steps);
 }
 
-/* Whether the kernels ask for codes by and by: those that take long for a block do not. */
+/* Whether the kernels ask for codes by and by; the others have them asked for before they begin. */
 static int vqkv__asks(const vqkv__pass *a)
 {
-    int i = 0;
-    if (a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL)
-        return 1;
-    while (i < a->n_steps && a->steps[i].kernel == VQKV__BY_SCALARS)
-        i++;
-    return i == a->n_steps && a->ops->lanes >= 8;
+    int i;
+    for (i = 0; i < a->n_steps; i++)
+        if (a->steps[i].kernel <= VQKV__BY_PACKED)
+            return 1;
+    return a->n_steps > 0 && a->steps[0].kernel == VQKV__BY_SCALARS && a->ops->lanes >= 8 &&
+           a->rows >= 4;
 }

@@ -11,7 +11,7 @@
 #define VQKV__INLINE                static inline
 #endif
 #define VQKV__AHEAD 3 /* blocks that codes of keys are asked for in advance */
-#define VQKV__ASKED 8 /* streams of keys, and of values, that are asked for by and by */
+#define VQKV__ASKED 8 /* pieces that are asked for by and by, near ones and far ones */
 
 enum vqkv__coder { VQKV__NIBBLES, VQKV__BYTES, VQKV__HALVES, VQKV__WIDE };
 enum vqkv__frame { VQKV__PRE, VQKV__POST, VQKV__BLOCKWISE };
@@ -149,8 +149,8 @@ VQKV__INLINE void vqkv__ask_far(vqkv__asked *a)
  *                    row, rows, tile: vectors one by one, [rows, BLOCK], [HEAD_DIM, BLOCK]
  *   instruction set  portable, avx2, avx512, neon
  *
- * The lists below are all there are, in the order of the tables that dispatch goes by; tests and
- * timings of single kernels go by them as well. */
+ * The lists below are all there are, in the order of the tables that dispatch goes by. Tests and
+ * timings of single kernels (tests/kernel_check.c) go by the first four. */
 #define VQKV__KERNELS(X)                                                                           \
     X(score_nibbles)                                                                               \
     X(sum_nibbles)                                                                                 \

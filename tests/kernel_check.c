@@ -1,4 +1,5 @@
-/* kernel_check.c - every kernel of attention by itself, on every instruction set of the machine.
+/* kernel_check.c - every kernel of attention to codes by itself, on every instruction set of the
+ * machine.
  *
  *     cc -DHEADER='"x.h"' kernel_check.c -lm -o check && ./check [time]
  *
@@ -16,7 +17,7 @@
 #include "runtime_check.h"
 
 enum {
-    ROWS = 4,
+    MAX_ROWS = TOY_KV__MAX_ROWS,
     BLOCKS = 4,
     BLOCK = TOY_KV_BLOCK,
     DIM = TOY_KV_HEAD_DIM,
@@ -29,16 +30,18 @@ enum {
 
 /* What errors are allowed: their root mean square as a part of the results', and of the worst so
  * many times that. */
-#define FP32  2e-6 /* rounding of fp32 alone */
-#define WORDS 5e-4 /* operands of 16 bits */
-#define ROUND 2e-3 /* the same, products rounded to 16 bits (AVX2) */
-#define BYTES 2e-2 /* operands of 8 bits, of 7 on AVX2, and tables within their tolerance */
+#define FP32  2e-6                              /* rounding of fp32 alone */
+#define WORDS 5e-4                              /* operands of 16 bits */
+#define ROUND 2e-3                              /* the same, products rounded to 16 bits (AVX2) */
+#define BYTES 2e-2                              /* operands of 8 bits, of 7 on AVX2 */
+#define REST  1e-3                              /* the same with what their rounding leaves */
+#define TABLE (3 * (double)TOY_KV__TABLE_ERROR) /* score tables within their tolerance */
 #define WORST 10
 
 typedef struct bench {
     const toy_kv__ops *ops;
     const toy_kv__run *run; /* of kernels over codes; NULL: they are done */
-    int timed, used;        /* used: the kernel takes this run */
+    int timed, rows, used;  /* used: the kernel takes this run */
     double seconds, bound;
     double worst, error, square; /* error, square: sums of squares */
     long n;
@@ -148,24 +151,25 @@ static void check_score_nibbles(bench *w)
     if (!is_nibbles(w))
         return;
     w->used = 1;
-    fill(w, w->x, planes * ROWS * 16);
-    memset(w->got, 0, sizeof(float) * ROWS * BLOCK);
-    CALL(w, w->ops->score_nibbles(w->block[0], planes, w->x, ROWS, w->got));
-    for (int r = 0; r < ROWS; r++)
+    fill(w, w->x, planes * w->rows * 16);
+    memset(w->got, 0, sizeof(float) * w->rows * BLOCK);
+    CALL(w, w->ops->score_nibbles(w->block[0], planes, w->x, w->rows, w->got));
+    for (int r = 0; r < w->rows; r++)
         for (int t = 0; t < BLOCK; t++) {
             double s = 0;
             for (int p = 0; p < planes; p++)
-                s += (double)w->x[(p * ROWS + r) * 16 + code_at(w, 0, p, t)];
+                s += (double)w->x[(p * w->rows + r) * 16 + code_at(w, 0, p, t)];
             compare(w, (double)w->got[r * BLOCK + t], s);
         }
 }
 
-/* Sums over the lanes of acc [ROWS, n] against sum of x [ROWS, blocks * BLOCK] times codewords. */
+/* Sums over the lanes of acc [rows, n] against sums of x [blocks, rows, BLOCK] times the codewords
+ * w->y [channels, 16]. */
 static void compare_sums(bench *w, const float *acc, int blocks, const float *x)
 {
     const toy_kv__run *run = w->run;
     int n = latents_of(run);
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < w->rows; r++) {
         w->ops->reduce(acc + (size_t)(r * n * w->ops->lanes), n, w->z);
         for (int i = 0; i < n; i++) {
             double s = 0;
@@ -173,8 +177,9 @@ static void compare_sums(bench *w, const float *acc, int blocks, const float *x)
                 for (int b = 0; b < blocks; b++)
                     for (int t = 0; t < BLOCK; t++) {
                         int plane = i / run->width * run->stages + stage;
-                        s += (double)x[(b * ROWS + r) * BLOCK + t] *
-                             codeword(w, plane, i % run->width, code_at(w, b, plane, t));
+                        int channel = plane * run->width + i % run->width;
+                        s += (double)x[(b * w->rows + r) * BLOCK + t] *
+                             (double)w->y[channel * 16 + code_at(w, b, plane, t)];
                     }
             compare(w, (double)w->z[i], s);
         }
@@ -191,10 +196,10 @@ static void check_sum_nibbles(bench *w)
         for (int c = 0; c < run->width; c++)
             for (int i = 0; i < 16; i++)
                 w->y[(p * run->width + c) * 16 + i] = (float)codeword(w, p, c, i);
-    fill(w, w->x, ROWS * BLOCK);
-    memset(w->got, 0, sizeof(float) * (size_t)(ROWS * latents_of(run) * w->ops->lanes));
-    CALL(w, w->ops->sum_nibbles(w->block[0], run->planes, run->stages, run->width, w->y, w->x, ROWS,
-                                w->got, (size_t)latents_of(run)));
+    fill(w, w->x, w->rows * BLOCK);
+    memset(w->got, 0, sizeof(float) * (size_t)(w->rows * latents_of(run) * w->ops->lanes));
+    CALL(w, w->ops->sum_nibbles(w->block[0], run->planes, run->stages, run->width, w->y, w->x,
+                                w->rows, w->got, (size_t)latents_of(run)));
     compare_sums(w, w->got, 1, w->x);
 }
 
@@ -211,14 +216,14 @@ static void check_score_scalars(bench *w)
     w->used = 1;
     if (half)
         fill_halves(w, w->codes, planes * BLOCK);
-    fill(w, w->x, planes * ROWS);
-    memset(w->got, 0, sizeof(float) * ROWS * BLOCK);
-    CALL(w, w->ops->score_scalars(w->codes, planes, half, w->x, ROWS, &w->asked, w->got));
-    for (int r = 0; r < ROWS; r++)
+    fill(w, w->x, planes * w->rows);
+    memset(w->got, 0, sizeof(float) * w->rows * BLOCK);
+    CALL(w, w->ops->score_scalars(w->codes, planes, half, w->x, w->rows, &w->asked, w->got));
+    for (int r = 0; r < w->rows; r++)
         for (int t = 0; t < BLOCK; t++) {
             double s = 0;
             for (int p = 0; p < planes; p++)
-                s += (double)w->x[p * ROWS + r] * scalar_at(w, p, t);
+                s += (double)w->x[p * w->rows + r] * scalar_at(w, p, t);
             compare(w, (double)w->got[r * BLOCK + t], s);
         }
 }
@@ -231,10 +236,10 @@ static void check_sum_scalars(bench *w)
     w->used = 1;
     if (half)
         fill_halves(w, w->codes, planes * BLOCK);
-    fill(w, w->x, ROWS * BLOCK);
-    memset(w->got, 0, sizeof(float) * (size_t)(ROWS * planes * lanes));
-    CALL(w, w->ops->sum_scalars(w->codes, planes, half, w->x, ROWS, w->got, (size_t)planes));
-    for (int r = 0; r < ROWS; r++) {
+    fill(w, w->x, w->rows * BLOCK);
+    memset(w->got, 0, sizeof(float) * (size_t)(w->rows * planes * lanes));
+    CALL(w, w->ops->sum_scalars(w->codes, planes, half, w->x, w->rows, w->got, (size_t)planes));
+    for (int r = 0; r < w->rows; r++) {
         w->ops->reduce(w->got + (size_t)(r * planes * lanes), planes, w->z);
         for (int p = 0; p < planes; p++) {
             double s = 0;
@@ -245,7 +250,7 @@ static void check_sum_scalars(bench *w)
     }
 }
 
-/* Score tables of the run for queries x [ROWS, latents]. */
+/* Score tables of the run for queries x [rows, latents]. */
 static void check_fill_tables(bench *w)
 {
     const toy_kv__run *run = w->run;
@@ -253,16 +258,16 @@ static void check_fill_tables(bench *w)
     if (!is_nibbles(w))
         return;
     w->used = 1;
-    fill(w, w->x, ROWS * n);
-    CALL(w, w->ops->fill_tables(run, w->x, (size_t)n, ROWS, w->got));
+    fill(w, w->x, w->rows * n);
+    CALL(w, w->ops->fill_tables(run, w->x, (size_t)n, w->rows, w->got));
     for (int p = 0; p < run->planes; p++)
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < w->rows; r++)
             for (int i = 0; i < 16; i++) {
                 double s = 0;
                 for (int c = 0; c < run->width; c++)
                     s += (double)w->x[r * n + p / run->stages * run->width + c] *
                          codeword(w, p, c, i);
-                compare(w, (double)w->got[(p * ROWS + r) * 16 + i], s);
+                compare(w, (double)w->got[(p * w->rows + r) * 16 + i], s);
             }
 }
 
@@ -271,26 +276,28 @@ static void check_fill_tables(bench *w)
 static void check_scale_rows(bench *w)
 {
     fill(w, w->x, BLOCK);
-    fill(w, w->y, ROWS * BLOCK);
-    CALL(w, w->ops->scale_rows(w->x, w->y, ROWS, w->got));
-    for (int i = 0; i < ROWS * BLOCK; i++)
+    fill(w, w->y, w->rows * BLOCK);
+    CALL(w, w->ops->scale_rows(w->x, w->y, w->rows, w->got));
+    for (int i = 0; i < w->rows * BLOCK; i++)
         compare(w, (double)w->got[i], (double)w->x[i % BLOCK] * (double)w->y[i]);
 }
 
 static void check_gain_scores(bench *w)
 {
-    float bias[ROWS], high[ROWS * 16];
-    fill(w, bias, ROWS);
+    float bias[MAX_ROWS], high[MAX_ROWS * 16];
+    fill(w, bias, w->rows);
     fill(w, w->x, BLOCK);
-    fill(w, w->y, ROWS * BLOCK);
-    for (int i = 0; i < ROWS * 16; i++)
+    fill(w, w->y, w->rows * BLOCK);
+    for (int i = 0; i < w->rows * 16; i++)
         high[i] = TOY_KV__MASKED;
-    CALL(w, w->ops->gain_scores(w->x, w->y, bias, ROWS, w->got, high));
-    for (int r = 0; r < ROWS; r++) {
+    for (int i = 0; i < w->rows * BLOCK; i++)
+        w->got[i] = w->z[i] = w->rows == 1 ? check_uniform(&w->rng) : bias[i / BLOCK];
+    CALL(w, w->ops->gain_scores(w->x, w->y, w->rows == 1 ? NULL : bias, w->rows, w->got, high));
+    for (int r = 0; r < w->rows; r++) {
         double top = -1e9;
         float most = TOY_KV__MASKED;
         for (int i = r * BLOCK; i < (r + 1) * BLOCK; i++) {
-            double s = (double)bias[r] + (double)w->x[i % BLOCK] * (double)w->y[i];
+            double s = (double)w->z[i] + (double)w->x[i % BLOCK] * (double)w->y[i];
             compare(w, (double)w->got[i], s);
             top = s > top ? s : top;
         }
@@ -339,9 +346,9 @@ static void check_map(bench *w)
     enum { OUT = DIM + 3 };
     const toy_kv__matrix m = {w->a, NULL};
     fill_halves(w, w->a, DIM * OUT);
-    fill(w, w->x, ROWS * DIM);
-    CALL(w, w->ops->map(m, DIM, OUT, w->x, DIM, ROWS, w->got));
-    for (int r = 0; r < ROWS; r++)
+    fill(w, w->x, w->rows * DIM);
+    CALL(w, w->ops->map(m, DIM, OUT, w->x, DIM, w->rows, w->got));
+    for (int r = 0; r < w->rows; r++)
         for (int j = 0; j < OUT; j++) {
             double s = 0;
             for (int i = 0; i < DIM; i++)
@@ -357,11 +364,11 @@ static void check_unmap(bench *w)
     enum { IN = DIM + 3 };
     const toy_kv__matrix m = {w->codes, w->a};
     fill_halves(w, w->a, IN);
-    fill(w, w->x, ROWS * IN);
-    memcpy(w->y, w->x, sizeof(float) * ROWS * IN);
-    memset(w->got, 0, sizeof(float) * ROWS * DIM);
-    CALL(w, w->ops->unmap(m, DIM, IN, w->y, ROWS, w->got));
-    for (int r = 0; r < ROWS; r++)
+    fill(w, w->x, w->rows * IN);
+    memcpy(w->y, w->x, sizeof(float) * w->rows * IN);
+    memset(w->got, 0, sizeof(float) * w->rows * DIM);
+    CALL(w, w->ops->unmap(m, DIM, IN, w->y, w->rows, w->got));
+    for (int r = 0; r < w->rows; r++)
         for (int i = 0; i < DIM; i++) {
             double s = 0;
             for (int j = 0; j < IN; j++)
@@ -374,11 +381,11 @@ static void check_unmap(bench *w)
 static void check_largest(bench *w)
 {
     float top = -1e9f, got = 0;
-    fill(w, w->x, BLOCKS * ROWS * BLOCK);
-    CALL(w, got = w->ops->largest(w->x, BLOCKS, ROWS * BLOCK));
+    fill(w, w->x, BLOCKS * w->rows * BLOCK);
+    CALL(w, got = w->ops->largest(w->x, BLOCKS, w->rows * BLOCK));
     for (int b = 0; b < BLOCKS; b++)
         for (int t = 0; t < BLOCK; t++)
-            top = w->x[b * ROWS * BLOCK + t] > top ? w->x[b * ROWS * BLOCK + t] : top;
+            top = w->x[b * w->rows * BLOCK + t] > top ? w->x[b * w->rows * BLOCK + t] : top;
     compare(w, (double)got, (double)top);
 }
 
@@ -386,13 +393,13 @@ static void check_exponentials(bench *w)
 {
     double sum = 0;
     float got = 0;
-    fill(w, w->x, BLOCKS * ROWS * BLOCK);
-    memcpy(w->got, w->x, sizeof(float) * BLOCKS * ROWS * BLOCK);
-    CALL(w, got = w->ops->exponentials(w->got, BLOCKS, ROWS * BLOCK, 1.7f));
+    fill(w, w->x, BLOCKS * w->rows * BLOCK);
+    memcpy(w->got, w->x, sizeof(float) * BLOCKS * w->rows * BLOCK);
+    CALL(w, got = w->ops->exponentials(w->got, BLOCKS, w->rows * BLOCK, 1.7f));
     for (int b = 0; b < BLOCKS; b++)
         for (int t = 0; t < BLOCK; t++) {
-            double want = exp((double)w->x[b * ROWS * BLOCK + t] - (double)1.7f);
-            compare(w, (double)w->got[b * ROWS * BLOCK + t], want);
+            double want = exp((double)w->x[b * w->rows * BLOCK + t] - (double)1.7f);
+            compare(w, (double)w->got[b * w->rows * BLOCK + t], want);
             sum += want;
         }
     compare(w, (double)got / sum, 1);
@@ -401,9 +408,9 @@ static void check_exponentials(bench *w)
 static void check_exact_scores(bench *w)
 {
     fill_halves(w, w->a, BLOCK * DIM);
-    fill(w, w->x, ROWS * DIM);
-    CALL(w, w->ops->exact_scores(w->a, BLOCK - 1, w->x, ROWS, w->got));
-    for (int r = 0; r < ROWS; r++)
+    fill(w, w->x, w->rows * DIM);
+    CALL(w, w->ops->exact_scores(w->a, BLOCK - 1, w->x, w->rows, w->got));
+    for (int r = 0; r < w->rows; r++)
         for (int t = 0; t < BLOCK - 1; t++) {
             double s = 0;
             for (int i = 0; i < DIM; i++)
@@ -416,10 +423,10 @@ static void check_exact_scores(bench *w)
 static void check_exact_sums(bench *w)
 {
     fill_halves(w, w->a, BLOCK * DIM);
-    fill(w, w->x, ROWS * BLOCK);
-    memset(w->got, 0, sizeof(float) * ROWS * DIM);
-    CALL(w, w->ops->exact_sums(w->a, BLOCK - 1, w->x, ROWS, w->got));
-    for (int r = 0; r < ROWS; r++)
+    fill(w, w->x, w->rows * BLOCK);
+    memset(w->got, 0, sizeof(float) * w->rows * DIM);
+    CALL(w, w->ops->exact_sums(w->a, BLOCK - 1, w->x, w->rows, w->got));
+    for (int r = 0; r < w->rows; r++)
         for (int i = 0; i < DIM; i++) {
             double s = 0;
             for (int t = 0; t < BLOCK - 1; t++)
@@ -478,8 +485,8 @@ static void check_nearest_wide(bench *w)
 static void check_maps(bench *w, int which)
 {
     enum { OUT = DIM / 2 + 1, PAIRS = DIM / 2, IN = DIM / 2 * 2, COLUMNS = TOY_KV__COLUMNS(OUT) };
-    static short row[DIM], words[COLUMNS * DIM], queries[ROWS * DIM];
-    static float scale[COLUMNS], c[DIM], s[DIM], base[ROWS * COLUMNS], unit[ROWS];
+    static short row[DIM], words[COLUMNS * DIM], queries[MAX_ROWS * DIM];
+    static float scale[COLUMNS], c[DIM], s[DIM], base[MAX_ROWS * COLUMNS], unit[MAX_ROWS];
     const toy_kv__byte_ops *ops = w->ops->bytes;
     const toy_kv__matrix m = {w->a, NULL};
     toy_kv__slice slice = {row, IN, 0, OUT, OUT};
@@ -490,8 +497,8 @@ static void check_maps(bench *w, int which)
     w->bound = WORDS;
     fill_halves(w, w->a, DIM * OUT);
     fill_halves(w, w->b, DIM);
-    fill(w, w->x, ROWS * IN);
-    fill(w, base, ROWS * COLUMNS);
+    fill(w, w->x, w->rows * IN);
+    fill(w, base, w->rows * COLUMNS);
     for (int i = 0; i < IN; i++)
         row[i] = (short)i;
     for (int i = 0; i < PAIRS; i++) {
@@ -500,7 +507,7 @@ static void check_maps(bench *w, int which)
     }
     CALL(w, ops->map_basis(m, w->b, &slice, words, scale));
     double basis = w->seconds - total;
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < w->rows; r++) {
         unit[r] = 1.0f / 4096;
         if (which == 1)
             CALL(w, ops->to_words(w->x + r * IN, IN, unit[r], queries + r * IN));
@@ -508,11 +515,12 @@ static void check_maps(bench *w, int which)
             CALL(w, ops->turn_words(w->x + r * IN, c, s, PAIRS, unit[r], queries + r * IN));
     }
     double turned = w->seconds - total - basis;
-    CALL(w, ops->map_words(queries, ROWS, IN, words, scale, COLUMNS, unit, ROWS, base, w->got));
+    CALL(w,
+         ops->map_words(queries, w->rows, IN, words, scale, COLUMNS, unit, w->rows, base, w->got));
     w->seconds = total + (which == 0  ? basis
                           : which < 3 ? turned
                                       : w->seconds - total - basis - turned);
-    for (int r = 0; r < ROWS; r++)
+    for (int r = 0; r < w->rows; r++)
         for (int j = 0; j <= OUT; j++) {
             double sum = (double)base[r * COLUMNS + j];
             for (int i = 0; i < IN; i++) {
@@ -545,13 +553,23 @@ static void check_map_words(bench *w)
     check_maps(w, 3);
 }
 
+/* What scores are added to where there are 7 queries: z. */
+static int begin_scores(bench *w)
+{
+    fill(w, w->z, BLOCKS * w->rows * BLOCK);
+    memcpy(w->got, w->z, sizeof(float) * (size_t)(BLOCKS * w->rows * BLOCK));
+    return w->rows == 7;
+}
+
 static void compare_scores(bench *w, const float *queries, int stride)
 {
     for (int b = 0; b < BLOCKS; b++)
-        for (int r = 0; r < ROWS; r++)
-            for (int t = 0; t < BLOCK; t++)
-                compare(w, (double)w->got[(b * ROWS + r) * BLOCK + t],
-                        score_of(w, queries + r * stride, b, t));
+        for (int r = 0; r < w->rows; r++)
+            for (int t = 0; t < BLOCK; t++) {
+                const int at = (b * w->rows + r) * BLOCK + t;
+                double before = w->rows == 7 ? (double)w->z[at] : 0;
+                compare(w, (double)w->got[at] - before, score_of(w, queries + r * stride, b, t));
+            }
 }
 
 static void check_dots(bench *w, int which)
@@ -559,7 +577,7 @@ static void check_dots(bench *w, int which)
     const toy_kv__byte_ops *ops = w->ops->bytes;
     const toy_kv__run *run = w->run;
     int n = latents_of(run);
-    float unit[2 * TOY_KV__MAX_ROWS], energy[TOY_KV__MAX_ROWS] = {0};
+    float unit[2 * MAX_ROWS], energy[MAX_ROWS] = {0};
     double total = w->seconds, part[2];
     /* runs of values and of keys that are rebuilt may have more groups than the header provides for
      */
@@ -569,13 +587,14 @@ static void check_dots(bench *w, int which)
         return;
     w->used = 1;
     w->bound = ops->map_words == NULL ? ROUND : run->words ? WORDS : BYTES;
-    fill(w, w->x, ROWS * n);
+    fill(w, w->x, w->rows * n);
     CALL(w, ops->dot_books(run, w->a, w->y));
     part[0] = w->seconds - total;
-    CALL(w, ops->dot_queries(run, w->y, w->x, (size_t)n, ROWS, w->b, unit, energy));
+    CALL(w, ops->dot_queries(run, w->y, w->x, (size_t)n, w->rows, w->b, unit, energy));
     part[1] = w->seconds - total - part[0];
-    CALL(w,
-         ops->dot_scores(w->block, 0, BLOCKS, run, w->a, w->b, unit, ROWS, 0, &w->asked, w->got));
+    const int add = begin_scores(w);
+    CALL(w, ops->dot_scores(w->block, 0, BLOCKS, run, w->a, w->b, unit, w->rows, add, &w->asked,
+                            w->got));
     w->seconds = total + (which < 2 ? part[which] : w->seconds - total - part[0] - part[1]);
     compare_scores(w, w->x, n);
 }
@@ -597,19 +616,20 @@ static void check_packed(bench *w, int which)
     const toy_kv__byte_ops *ops = w->ops->bytes;
     const toy_kv__run *run = w->run;
     int n = latents_of(run);
-    float energy[TOY_KV__MAX_ROWS] = {0};
+    float energy[MAX_ROWS] = {0};
     toy_kv__packed head;
     double total = w->seconds, packing;
     if (ops == NULL || !is_nibbles(w))
         return;
     w->used = 1;
-    w->bound = BYTES;
-    fill(w, w->x, ROWS * n);
-    w->ops->fill_tables(run, w->x, (size_t)n, ROWS, w->y);
-    CALL(w, ops->pack_tables(w->y, run->planes, ROWS, energy, &head, (signed char *)w->a));
+    w->bound = TABLE;
+    fill(w, w->x, w->rows * n);
+    w->ops->fill_tables(run, w->x, (size_t)n, w->rows, w->y);
+    CALL(w, ops->pack_tables(w->y, run->planes, w->rows, energy, &head, (signed char *)w->a));
     packing = w->seconds - total;
-    CALL(w, ops->score_bytes(w->block, 0, BLOCKS, run->planes, &head, (signed char *)w->a, ROWS, 0,
-                             &w->asked, w->got));
+    const int add = begin_scores(w);
+    CALL(w, ops->score_bytes(w->block, 0, BLOCKS, run->planes, &head, (signed char *)w->a, w->rows,
+                             add, &w->asked, w->got));
     w->seconds = total + (which == 0 ? packing : w->seconds - total - packing);
     compare_scores(w, w->x, n);
 }
@@ -627,7 +647,8 @@ static void check_byte_sums(bench *w, int which)
     const toy_kv__byte_ops *ops = w->ops->bytes;
     const toy_kv__run *run = w->run;
     int n = latents_of(run), channels = run->planes * run->width;
-    float scale[TOY_KV__MAX_ROWS], *gain = w->z + ROOM / 2;
+    float scale[MAX_ROWS], *gain = w->z + ROOM / 2;
+    unsigned char *rest = w->rows == 2 ? w->b + ROOM : NULL; /* what is left of weights, or not */
     double total = w->seconds, part[2];
     if (ops == NULL || !is_nibbles(w))
         return;
@@ -635,20 +656,29 @@ static void check_byte_sums(bench *w, int which)
     w->bound = BYTES;
     for (int i = 0; i < channels * 16; i++)
         w->y[i] = (float)codeword(w, i / 16 / run->width, i / 16 % run->width, i % 16);
-    for (int i = 0; i < BLOCKS * ROWS * BLOCK; i++)
+    for (int i = 0; i < BLOCKS * w->rows * BLOCK; i++)
         w->x[i] = fabsf(check_uniform(&w->rng));
     for (int i = 0; i < BLOCKS * BLOCK; i++)
         gain[i] = 0.5f + fabsf(check_uniform(&w->rng));
     CALL(w, ops->pack_books(w->y, channels, (signed char *)w->a, w->z));
     part[0] = w->seconds - total;
-    CALL(w, ops->pack_weights(w->x, gain, BLOCKS, ROWS, w->b, NULL, scale));
+    CALL(w, ops->pack_weights(w->x, gain, BLOCKS, w->rows, w->b, rest, scale));
     part[1] = w->seconds - total - part[0];
-    memset(w->got, 0, sizeof(float) * (size_t)(ROWS * n * w->ops->lanes));
-    CALL(w, ops->sum_bytes(w->block, 0, BLOCKS, run, (signed char *)w->a, w->z, w->b, scale, ROWS,
-                           &w->asked, w->got, (size_t)n));
+    memset(w->got, 0, sizeof(float) * (size_t)(w->rows * n * w->ops->lanes));
+    CALL(w, ops->sum_bytes(w->block, 0, BLOCKS, run, (signed char *)w->a, w->z, w->b, scale,
+                           w->rows, &w->asked, w->got, (size_t)n));
+    if (rest != NULL) {
+        for (int r = 0; r < w->rows; r++)
+            scale[r] /= ops->rest;
+        ops->sum_bytes(w->block, 0, BLOCKS, run, (signed char *)w->a, w->z, rest, scale, w->rows,
+                       &w->asked, w->got, (size_t)n);
+        w->bound = REST;
+    }
     w->seconds = total + (which < 2 ? part[which] : w->seconds - total - part[0] - part[1]);
-    for (int i = 0; i < BLOCKS * ROWS * BLOCK; i++)
-        w->x[i] *= gain[i / (ROWS * BLOCK) * BLOCK + i % BLOCK];
+    for (int i = 0; i < channels * 16; i++) /* fitted codewords are so many steps as it is */
+        w->y[i] = w->z[i / 16] * (float)(signed char)w->a[i];
+    for (int i = 0; i < BLOCKS * w->rows * BLOCK; i++)
+        w->x[i] *= gain[i / (w->rows * BLOCK) * BLOCK + i % BLOCK];
     compare_sums(w, w->got, BLOCKS, w->x);
 }
 static void check_pack_books(bench *w)
@@ -677,36 +707,58 @@ static const kernel kernels[] = {
 #undef X
 };
 
-/* One kernel over all runs that it takes, or once; returns whether it keeps its bound. */
+/* The error and the bound that are closest to each other. */
+typedef struct verdict {
+    double error, worst, bound;
+    int n, broken;
+} verdict;
+
+/* One kernel on one run. */
+static void judge(bench *w, const kernel *k, verdict *v)
+{
+    w->worst = w->error = w->square = 0;
+    w->n = 0;
+    k->check(w);
+    if (w->n == 0)
+        return;
+    double rms = sqrt(w->square / (double)w->n), error = sqrt(w->error / (double)w->n) / rms;
+    double worst = w->worst / rms;
+    v->broken |= !(error <= w->bound && worst <= WORST * w->bound);
+    v->n++;
+    if (!(error / w->bound <= v->error / v->bound)) {
+        v->error = error;
+        v->worst = worst;
+        v->bound = w->bound;
+    }
+}
+
+/* One kernel over all runs that it takes, or once, with several numbers of queries; returns whether
+ * it keeps its bounds. */
 static int run_kernel(bench *w, const kernel *k, const char *isa)
 {
-    double rms, bound = 0;
-    int n = 0;
-    w->seconds = w->worst = w->error = w->square = 0;
-    w->n = 0;
-    for (int i = 0; i < N_RUNS; i++) {
-        w->run = &toy_kv__runs[i];
-        w->used = 0;
-        w->bound = FP32;
-        for (int j = 0; j < BLOCKS * MAX_PLANES * BLOCK / 2; j++)
-            w->codes[j] = (unsigned char)check_next(&w->rng);
-        long before = w->n;
-        k->check(w);
-        bound = w->bound > bound ? w->bound : bound;
-        n += w->used;
-        if (!w->used && w->n > before)
-            break; /* of no run */
-    }
-    if (w->n == 0)
-        return 1;
-    rms = sqrt(w->square / (double)w->n);
-    w->error = sqrt(w->error / (double)w->n) / rms;
-    w->worst /= rms;
+    static const int rows[] = {4, 1, 2, 7};
+    verdict v = {.bound = 1};
+    w->seconds = 0;
+    for (int i = 0; i < (w->timed ? 1 : 4); i++)
+        for (int j = 0; j < N_RUNS; j++) {
+            w->rows = rows[i];
+            w->run = &toy_kv__runs[j];
+            w->used = 0;
+            w->bound = FP32;
+            for (int c = 0; c < BLOCKS * MAX_PLANES * BLOCK / 2; c++)
+                w->codes[c] = (unsigned char)check_next(&w->rng);
+            judge(w, k, &v);
+            if (!w->used && w->n > 0)
+                break; /* of no run */
+        }
+    if (v.n == 0)
+        return 1; /* the header has nothing that it takes */
     if (w->timed)
-        printf("%-9s %-15s %10.1f ns\n", isa, k->name, w->seconds * 1e9 / (n > 0 ? n : 1));
+        printf("%-9s %-15s %10.1f ns\n", isa, k->name, w->seconds * 1e9 / v.n);
     else
-        printf("%-9s %-15s %9.2e (worst %.2e) of %.0e\n", isa, k->name, w->error, w->worst, bound);
-    return w->timed || (w->error <= bound && w->worst <= WORST * bound);
+        printf("%-9s %-15s %9.2e (worst %.2e) of %.1e%s\n", isa, k->name, v.error, v.worst, v.bound,
+               v.broken ? " BROKEN" : "");
+    return w->timed || !v.broken;
 }
 
 static void *need(size_t bytes)

@@ -9,8 +9,8 @@
 
 /* Relative error (L2, of one head's output) that any instruction set may show against double. */
 #define ATTEND_BOUND 2e-5
-/* The same where kernels work in bytes (nibble codes, AVX-512, blocks of 64 and more): of any
- * output, and root mean square over all, of the plans in toy_plans.h (random codebooks of odd
+/* The same where kernels work in bytes (nibble codes, AVX2 and AVX-512, blocks of 64 and more): of
+ * any output, and root mean square over all, of the plans in toy_plans.h (random codebooks of odd
  * shapes show up to 1e-2). Random values nearly cancel in an output, so that what is rounding of
  * weights and score tables weighs more here than it does with a model's values (vqkvc eval). */
 #define ATTEND_BOUND_BYTES 3e-2

@@ -57,8 +57,9 @@ static vqkvc_code fill(const subject *s, int context, vqkvc_rng *rng, vqkvc_prog
         n = at >= decoded ? 1 : decoded - at < BATCH ? decoded - at : BATCH;
         if (vqkvc_interrupted())
             vqkvc_fail(err, VQKVC_E_INTERRUPTED, "interrupted");
+        size_t first = at < decoded ? 0 : (size_t)(at - decoded) * (half / BATCH);
         for (int l = 0; l < g->n_layers && err->code == VQKVC_OK; l++)
-            s->cache.append(s->cache.self, 0, l, at, n, kv, kv + half, err);
+            s->cache.append(s->cache.self, 0, l, at, n, kv + first, kv + half + first, err);
         vqkvc_progress_step(progress, (uint64_t)(at + n));
     }
     free(kv);

@@ -172,7 +172,7 @@ static vqkvc_code run_task(const attend_task *task, vqkvc_err *err)
     return VQKVC_OK;
 }
 
-/* The same over binary16, query by query. */
+/* The same over binary16, query by query: quick for the one query of decoding. */
 static vqkvc_code run_half_task(const attend_task *task, vqkvc_err *err)
 {
     const exact_cache *c = task->cache;

@@ -280,7 +280,7 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #define TOY_KV__INLINE                static inline
 #endif
 #define TOY_KV__AHEAD 3 /* blocks that codes of keys are asked for in advance */
-#define TOY_KV__ASKED 8 /* streams of keys, and of values, that are asked for by and by */
+#define TOY_KV__ASKED 8 /* pieces that are asked for by and by, near ones and far ones */
 
 enum toy_kv__coder { TOY_KV__NIBBLES, TOY_KV__BYTES, TOY_KV__HALVES, TOY_KV__WIDE };
 enum toy_kv__frame { TOY_KV__PRE, TOY_KV__POST, TOY_KV__BLOCKWISE };
@@ -418,8 +418,8 @@ TOY_KV__INLINE void toy_kv__ask_far(toy_kv__asked *a)
  *                    row, rows, tile: vectors one by one, [rows, BLOCK], [HEAD_DIM, BLOCK]
  *   instruction set  portable, avx2, avx512, neon
  *
- * The lists below are all there are, in the order of the tables that dispatch goes by; tests and
- * timings of single kernels go by them as well. */
+ * The lists below are all there are, in the order of the tables that dispatch goes by. Tests and
+ * timings of single kernels (tests/kernel_check.c) go by the first four. */
 #define TOY_KV__KERNELS(X)                                                                           \
     X(score_nibbles)                                                                               \
     X(sum_nibbles)                                                                                 \
@@ -2260,10 +2260,10 @@ TOY_KV__TARGET_portable static void toy_kv__score_scalars_portable(const unsigne
                 toy_kv__vf_portable v = toy_kv__scalars_portable(plane, t, half);
                 toy_kv__vf_portable w = toy_kv__scalars_portable(plane, t + TOY_KV__LANES_portable, half);
                 const float *qc = q + c * rows + r;
-                if (TOY_KV__LANES_portable >= 8)
-                    toy_kv__ask_far(&asked);
-                if (TOY_KV__LANES_portable >= 16 && half)
-                    toy_kv__ask_far(&asked);
+                if (TOY_KV__LANES_portable >= 8 && r == 0)
+                    toy_kv__ask(&asked);
+                if (TOY_KV__LANES_portable >= 16 && half && r == 0)
+                    toy_kv__ask(&asked);
 #define TOY_KV__X(k)                                                                                 \
     {                                                                                              \
         toy_kv__vf_portable x = toy_kv__set1_portable(qc[k]);                                                    \
@@ -4473,10 +4473,10 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_scalars_avx2(const unsigned char *
                 toy_kv__vf_avx2 v = toy_kv__scalars_avx2(plane, t, half);
                 toy_kv__vf_avx2 w = toy_kv__scalars_avx2(plane, t + TOY_KV__LANES_avx2, half);
                 const float *qc = q + c * rows + r;
-                if (TOY_KV__LANES_avx2 >= 8)
-                    toy_kv__ask_far(&asked);
-                if (TOY_KV__LANES_avx2 >= 16 && half)
-                    toy_kv__ask_far(&asked);
+                if (TOY_KV__LANES_avx2 >= 8 && r == 0)
+                    toy_kv__ask(&asked);
+                if (TOY_KV__LANES_avx2 >= 16 && half && r == 0)
+                    toy_kv__ask(&asked);
 #define TOY_KV__X(k)                                                                                 \
     {                                                                                              \
         toy_kv__vf_avx2 x = toy_kv__set1_avx2(qc[k]);                                                    \
@@ -6941,10 +6941,10 @@ TOY_KV__TARGET_avx512 static void toy_kv__score_scalars_avx512(const unsigned ch
                 toy_kv__vf_avx512 v = toy_kv__scalars_avx512(plane, t, half);
                 toy_kv__vf_avx512 w = toy_kv__scalars_avx512(plane, t + TOY_KV__LANES_avx512, half);
                 const float *qc = q + c * rows + r;
-                if (TOY_KV__LANES_avx512 >= 8)
-                    toy_kv__ask_far(&asked);
-                if (TOY_KV__LANES_avx512 >= 16 && half)
-                    toy_kv__ask_far(&asked);
+                if (TOY_KV__LANES_avx512 >= 8 && r == 0)
+                    toy_kv__ask(&asked);
+                if (TOY_KV__LANES_avx512 >= 16 && half && r == 0)
+                    toy_kv__ask(&asked);
 #define TOY_KV__X(k)                                                                                 \
     {                                                                                              \
         toy_kv__vf_avx512 x = toy_kv__set1_avx512(qc[k]);                                                    \
@@ -8295,10 +8295,10 @@ TOY_KV__TARGET_neon static void toy_kv__score_scalars_neon(const unsigned char *
                 toy_kv__vf_neon v = toy_kv__scalars_neon(plane, t, half);
                 toy_kv__vf_neon w = toy_kv__scalars_neon(plane, t + TOY_KV__LANES_neon, half);
                 const float *qc = q + c * rows + r;
-                if (TOY_KV__LANES_neon >= 8)
-                    toy_kv__ask_far(&asked);
-                if (TOY_KV__LANES_neon >= 16 && half)
-                    toy_kv__ask_far(&asked);
+                if (TOY_KV__LANES_neon >= 8 && r == 0)
+                    toy_kv__ask(&asked);
+                if (TOY_KV__LANES_neon >= 16 && half && r == 0)
+                    toy_kv__ask(&asked);
 #define TOY_KV__X(k)                                                                                 \
     {                                                                                              \
         toy_kv__vf_neon x = toy_kv__set1_neon(qc[k]);                                                    \
@@ -10280,7 +10280,8 @@ typedef struct toy_kv__pass {
     const float *k_tile, *v_tile; /* blocks tile_first and on, rebuilt; NULL: absorbed */
     int tile_first;
     toy_kv__ahead ahead; /* codes, asked for while blocks are scored */
-    toy_kv__ahead later; /* what is needed behind the coded blocks, while the last ones are summed */
+    toy_kv__ahead later; /* what is needed behind the coded blocks, while the last ones are summed in
+                          bytes; kernels of AVX-512 ask for it */
     int asks;          /* kernels ask for it; else it is asked for before them */
     toy_kv__entry tile[TOY_KV__TILE]; /* the coded blocks at hand, their numbers, their first tokens */
     int tile_block[TOY_KV__TILE], tile_token[TOY_KV__TILE];
@@ -10744,15 +10745,15 @@ static void toy_kv__plan_steps(toy_kv__pass *a)
     a->n_steps = (int)(step - a->steps);
 }
 
-/* Whether the kernels ask for codes by and by: those that take long for a block do not. */
+/* Whether the kernels ask for codes by and by; the others have them asked for before they begin. */
 static int toy_kv__asks(const toy_kv__pass *a)
 {
-    int i = 0;
-    if (a->ops->bytes != NULL && a->ops->bytes->dot_books != NULL)
-        return 1;
-    while (i < a->n_steps && a->steps[i].kernel == TOY_KV__BY_SCALARS)
-        i++;
-    return i == a->n_steps && a->ops->lanes >= 8;
+    int i;
+    for (i = 0; i < a->n_steps; i++)
+        if (a->steps[i].kernel <= TOY_KV__BY_PACKED)
+            return 1;
+    return a->n_steps > 0 && a->steps[0].kernel == TOY_KV__BY_SCALARS && a->ops->lanes >= 8 &&
+           a->rows >= 4;
 }
 
 /* What queries in latents meet codes with: lanes for codewords, or score tables. Of steady runs
@@ -11243,7 +11244,7 @@ static void toy_kv__collect(toy_kv__pass *a)
 /* Blocks that are scored together where they have the same score tables: few enough that their
  * scores stay in the first-level cache. */
 #define TOY_KV__TOGETHER 2
-/* The last tiles, while whose values are summed memory is asked for what comes behind them. */
+/* The last tiles: what comes behind them is asked for while their values are summed in bytes. */
 #define TOY_KV__LATER 3
 /* Bytes of a stream's block that are asked for into the first-level cache: more would push out what
  * is at work. */
@@ -11532,7 +11533,8 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->steady_number = -1;
     toy_kv__find_codes(a);
-    toy_kv__ask_tables(a);
+    if (q->n_sealed > 0 && a->first < coded)
+        toy_kv__ask_tables(a);
     if (a->k_tile == NULL)
         toy_kv__plan_steps(a);
     a->asks = toy_kv__asks(a);
