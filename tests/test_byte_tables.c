@@ -86,6 +86,7 @@ Test(byte_tables, writing_and_reading_gives_the_same_plan)
     cr_assert_eq(vqkvc_plan_write(&back, &second, &err), VQKVC_OK, "%s", err.msg);
     cr_assert_eq(first.len, second.len);
     cr_assert_arr_eq(first.data, second.data, first.len);
+    vqkvc_plan_free(&back);
     cr_assert_eq(vqkvc_plan_read(&back, first.data, first.len - 1, &err), VQKVC_E_FORMAT);
     cr_assert_not_null(strstr(err.msg, "bytes are left"), "%s", err.msg);
     free(first.data);
