@@ -70,6 +70,7 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_part(out, "dense", prefix, "portable");
     gen_part(out, "codes", prefix, "portable");
     gen_part(out, "maps", prefix, "portable");
+    gen_part(out, "rows", prefix, "portable");
     gen_part(out, "kernels", prefix, "portable");
     gen_text(out, x86, sizeof x86 - 1, prefix, NULL);
     gen_part(out, "vec_avx2", prefix, NULL);
@@ -80,6 +81,7 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_part(out, "dense", prefix, "avx2");
     gen_part(out, "codes", prefix, "avx2");
     gen_part(out, "maps", prefix, "avx2");
+    gen_part(out, "rows", prefix, "avx2");
     gen_part(out, "kernels", prefix, "avx2");
     gen_part(out, "vec_avx512", prefix, NULL);
     gen_part(out, "maps_avx512", prefix, NULL);
@@ -89,6 +91,7 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_part(out, "dense", prefix, "avx512");
     gen_part(out, "codes", prefix, "avx512");
     gen_part(out, "maps", prefix, "avx512");
+    gen_part(out, "rows", prefix, "avx512");
     gen_part(out, "kernels", prefix, "avx512");
     gen_text(out, pop, sizeof pop - 1, prefix, NULL);
     gen_text(out, end, sizeof end - 1, prefix, NULL);
@@ -97,6 +100,7 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_part(out, "dense", prefix, "neon");
     gen_part(out, "codes", prefix, "neon");
     gen_part(out, "maps", prefix, "neon");
+    gen_part(out, "rows", prefix, "neon");
     gen_part(out, "kernels", prefix, "neon");
     gen_text(out, end, sizeof end - 1, prefix, NULL);
 }

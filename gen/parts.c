@@ -16,6 +16,7 @@
     X(codes)                                                                                       \
     X(dense)                                                                                       \
     X(maps)                                                                                        \
+    X(rows)                                                                                        \
     X(kernels)                                                                                     \
     X(lookup_avx2)                                                                                 \
     X(sums_avx2)                                                                                   \

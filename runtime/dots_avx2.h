@@ -74,7 +74,8 @@ VQKV__TARGET_avx2 static void vqkv__dot_queries_avx2(const vqkv__run *run, const
         unit[2 * r + 1] = 0.0f;
         /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
          * for Gaussian channels. */
-        energy[r] += vqkv__hsum_avx2(square) * (VQKV__DOT_TOP_avx2 * VQKV__DOT_TOP_avx2 / 7.0f);
+        if (energy != NULL)
+            energy[r] += vqkv__hsum_avx2(square) * (VQKV__DOT_TOP_avx2 * VQKV__DOT_TOP_avx2 / 7.0f);
         factor = _mm256_set1_ps(most > 0.0f ? 32768.0f / unit[2 * r] : 0.0f);
         for (c = 0; c < room; c += 8) {
             __m256i x =

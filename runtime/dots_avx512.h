@@ -64,19 +64,24 @@ VQKV__TARGET_avx512 static void vqkv__dot_books_avx512(const vqkv__run *run, uns
     }
 }
 
-/* Channels c .. c + 15 of a row's latents, `real` of them there. */
-VQKV__INLINE_avx512 __m512 vqkv__dot_latents_avx512(const vqkv__run *run, const float *y, int c,
-                                                    __mmask16 real)
+/* Channels c .. c + 15 of a row's latents, `real` of them there, times their scales. plain: codes
+ * of one stage, a constant. */
+VQKV__INLINE_avx512 __m512 vqkv__dot_latents_avx512(const vqkv__run *run, const float *scale,
+                                                    const float *y, int c, __mmask16 real,
+                                                    const int plain)
 {
     float lane[16];
     int k;
-    if (run->stages == 1)
-        return _mm512_maskz_loadu_ps(real, y + c);
+    if (plain && real == VQKV__ALL_avx512)
+        return _mm512_mul_ps(_mm512_loadu_ps(scale + c), _mm512_loadu_ps(y + c));
+    if (plain)
+        return _mm512_mul_ps(_mm512_maskz_loadu_ps(real, scale + c),
+                             _mm512_maskz_loadu_ps(real, y + c));
     for (k = 0; k < 16; k++)
         lane[k] = real >> k & 1
                       ? y[(c + k) / run->width / run->stages * run->width + (c + k) % run->width]
                       : 0.0f;
-    return _mm512_loadu_ps(lane);
+    return _mm512_mul_ps(_mm512_maskz_loadu_ps(real, scale + c), _mm512_loadu_ps(lane));
 }
 
 /* Sums, or the largest, over the lanes of four registers. */
@@ -103,17 +108,63 @@ VQKV__TARGET_avx512 static inline __m128 vqkv__four_tops_avx512(const __m512 *x)
     return _mm_max_ps(_mm256_castps256_ps128(low), _mm256_extractf128_ps(low, 1));
 }
 
+/* The largest and the mean square of channels i .. i + 15 of n rows, times their scales. */
+VQKV__INLINE_avx512 void vqkv__dot_reach_avx512(const vqkv__run *run, const float *scale,
+                                                const float *y, size_t stride, int i,
+                                                __mmask16 real, const int n, const int plain,
+                                                __m512 *high, __m512 *square)
+{
+    int k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m512 x = vqkv__dot_latents_avx512(run, scale, y + (size_t)k * stride, i, real, plain);
+        high[k] = _mm512_max_ps(high[k], _mm512_abs_ps(x));
+        square[k] = _mm512_fmadd_ps(x, x, square[k]);
+    }
+}
+
+/* Those channels, `real` of them there and `some` with room, in steps of 1 / factor to lanes, which
+ * are `bytes` apart from row to row; sum of them all. */
+VQKV__INLINE_avx512 void vqkv__dot_steps_avx512(const vqkv__run *run, const float *scale,
+                                                const float *y, size_t stride, int i,
+                                                __mmask16 real, __mmask16 some, const int n,
+                                                const int words, const int plain,
+                                                const float *factor, int bytes,
+                                                unsigned char *lanes, __m512i *sum)
+{
+    int k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        unsigned char *to = lanes + k * bytes + (words ? 2 : 1) * i;
+        __m512 x = vqkv__dot_latents_avx512(run, scale, y + (size_t)k * stride, i, real, plain);
+        __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor[k])));
+        if (some != VQKV__ALL_avx512 && words)
+            _mm512_mask_cvtepi32_storeu_epi16((void *)to, some, step);
+        else if (some != VQKV__ALL_avx512)
+            _mm512_mask_cvtepi32_storeu_epi8((void *)to, some, step);
+        else if (words)
+            _mm256_storeu_si256((__m256i *)(void *)to, _mm512_cvtepi32_epi16(step));
+        else
+            _mm_storeu_si128((__m128i *)(void *)to, _mm512_cvtepi32_epi8(step));
+        if (!words)
+            sum[k] = _mm512_add_epi32(sum[k], step);
+    }
+}
+
 /* Rows r .. r + n - 1 of queries in lanes; n is at most four. */
 VQKV__INLINE_avx512 void vqkv__dot_four_queries_avx512(const vqkv__run *run, const float *scale,
                                                        const float *y, size_t stride, const int n,
-                                                       const int words, unsigned char *lanes,
-                                                       float *unit, float *energy)
+                                                       const int words, const int plain,
+                                                       unsigned char *lanes, float *unit,
+                                                       float *energy)
 {
-    const int channels = vqkv__dot_channels(run);
-    const int room = (words ? 2 : 4) * vqkv__dot_groups(run);
+    const int channels = vqkv__dot_channels(run), whole = channels / 16 * 16;
+    const int bytes = 4 * vqkv__dot_groups(run), room = words ? bytes / 2 : bytes;
     /* Products of words, of at most DOT_WORD_TOP * limit, stay below 2^31. */
     const float most = 1048576.0f / (float)room;
     const float limit = !words ? VQKV__DOT_BYTE_TOP : most < 32767.0f ? most : 32767.0f;
+    const __mmask16 real = vqkv__first_lanes(channels - whole);
+    const __mmask16 some = vqkv__first_lanes(room - whole);
     __m512 high[4], square[4];
     __m512i sum[4];
     float top[4], factor[4], squares[4];
@@ -123,45 +174,32 @@ VQKV__INLINE_avx512 void vqkv__dot_four_queries_avx512(const vqkv__run *run, con
         high[k] = square[k] = _mm512_setzero_ps();
         sum[k] = _mm512_setzero_si512();
     }
-    for (i = 0; i < room; i += 16) {
-        const __mmask16 real = vqkv__first_lanes(channels - i);
-        const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            __m512 x = _mm512_mul_ps(
-                scales, vqkv__dot_latents_avx512(run, y + (size_t)k * stride, i, real));
-            high[k] = _mm512_max_ps(high[k], _mm512_abs_ps(x));
-            square[k] = _mm512_fmadd_ps(x, x, square[k]);
-        }
-    }
+    for (i = 0; i < whole; i += 16)
+        vqkv__dot_reach_avx512(run, scale, y, stride, i, VQKV__ALL_avx512, n, plain, high, square);
+    if (real != 0)
+        vqkv__dot_reach_avx512(run, scale, y, stride, i, real, n, plain, high, square);
     _mm_storeu_ps(top, vqkv__four_tops_avx512(high));
-    vqkv__hsum4_avx512(square[0], square[1], square[2], square[3], squares);
     for (k = 0; k < 4; k++)
         factor[k] = top[k] > 0.0f ? limit / top[k] : 0.0f;
-    for (i = 0; i < room; i += 16) {
-        const __mmask16 real = vqkv__first_lanes(channels - i), some = vqkv__first_lanes(room - i);
-        const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            unsigned char *to = lanes + (words ? 2 : 1) * (k * room + i);
-            __m512 x = _mm512_mul_ps(
-                scales, vqkv__dot_latents_avx512(run, y + (size_t)k * stride, i, real));
-            __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor[k])));
-            sum[k] = _mm512_add_epi32(sum[k], step);
-            if (words)
-                _mm512_mask_cvtepi32_storeu_epi16((void *)to, some, step);
-            else
-                _mm512_mask_cvtepi32_storeu_epi8((void *)to, some, step);
-        }
-    }
-    _mm_storeu_si128((__m128i *)(void *)zero, vqkv__four_sums_avx512(sum));
+    for (i = 0; i < whole; i += 16)
+        vqkv__dot_steps_avx512(run, scale, y, stride, i, VQKV__ALL_avx512, VQKV__ALL_avx512, n,
+                               words, plain, factor, bytes, lanes, sum);
+    if (some != 0)
+        vqkv__dot_steps_avx512(run, scale, y, stride, i, real, some, n, words, plain, factor, bytes,
+                               lanes, sum);
+    if (!words)
+        _mm_storeu_si128((__m128i *)(void *)zero, vqkv__four_sums_avx512(sum));
     for (k = 0; k < n; k++) {
         unit[2 * k] = top[k] / limit;
         unit[2 * k + 1] = words ? 0.0f : 128.0f * (float)zero[k];
+    }
+    if (energy == NULL)
+        return;
+    vqkv__hsum4_avx512(square[0], square[1], square[2], square[3], squares);
+    for (k = 0; k < n; k++)
         /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
          * for Gaussian channels. */
         energy[k] += squares[k] * (vqkv__dot_top(run) * vqkv__dot_top(run) / 7.0f);
-    }
 }
 
 /* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 4] and
@@ -171,24 +209,29 @@ VQKV__TARGET_avx512 static void vqkv__dot_queries_avx512(const vqkv__run *run, c
                                                          unsigned char *lanes, float *unit,
                                                          float *energy)
 {
-    const int bytes = 4 * vqkv__dot_groups(run), words = run->words;
+    const int bytes = 4 * vqkv__dot_groups(run), words = run->words, plain = run->stages == 1;
     int r, n;
-#define VQKV__QUERIES_OF(n, words)                                                                 \
-    vqkv__dot_four_queries_avx512(run, scale, y, stride, n, words, lanes, unit + 2 * r, energy + r)
+#define VQKV__QUERIES_OF(n, words, plain)                                                          \
+    vqkv__dot_four_queries_avx512(run, scale, y, stride, n, words, plain, lanes, unit + 2 * r,     \
+                                  energy != NULL ? energy + r : NULL)
     for (r = 0; r < rows; r += n, y += (size_t)n * stride, lanes += n * bytes) {
-        n = r + 4 <= rows ? 4 : r + 2 <= rows ? 2 : 1;
+        n = plain && r + 4 <= rows ? 4 : plain && r + 2 <= rows ? 2 : 1;
         if (n == 4 && words)
-            VQKV__QUERIES_OF(4, 1);
+            VQKV__QUERIES_OF(4, 1, 1);
         else if (n == 4)
-            VQKV__QUERIES_OF(4, 0);
+            VQKV__QUERIES_OF(4, 0, 1);
         else if (n == 2 && words)
-            VQKV__QUERIES_OF(2, 1);
+            VQKV__QUERIES_OF(2, 1, 1);
         else if (n == 2)
-            VQKV__QUERIES_OF(2, 0);
+            VQKV__QUERIES_OF(2, 0, 1);
+        else if (plain && words)
+            VQKV__QUERIES_OF(1, 1, 1);
+        else if (plain)
+            VQKV__QUERIES_OF(1, 0, 1);
         else if (words)
-            VQKV__QUERIES_OF(1, 1);
+            VQKV__QUERIES_OF(1, 1, 0);
         else
-            VQKV__QUERIES_OF(1, 0);
+            VQKV__QUERIES_OF(1, 0, 0);
     }
 #undef VQKV__QUERIES_OF
 }

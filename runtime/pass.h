@@ -64,7 +64,7 @@ typedef struct vqkv__pass {
     const vqkv__use *k_uses, *v_uses;
     const unsigned char *k_codes[VQKV__MAX_USES], *v_codes[VQKV__MAX_USES]; /* of block 0 */
     vqkv__step *steps; /* [n_steps] of K streams */
-    int n_steps;
+    int n_steps, packs[2];
     int n_k_uses, n_v_uses, k_frame;
     float *q;                 /* [rows, HEAD_DIM], scaled */
     float *turned;            /* [rows, HEAD_DIM], in the frame of the block at hand */

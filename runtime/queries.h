@@ -49,7 +49,7 @@ static void vqkv__fill_step(vqkv__pass *a, const vqkv__step *step, int before, c
     case VQKV__BY_DOTS:
         n = 4 * vqkv__dot_groups(run);
         ops->dot_queries(run, to->scale, y + run->first - before, stride, a->rows, to->lanes,
-                         to->unit, energy);
+                         to->unit, a->packs[step->band] ? energy : NULL);
         to->scale += n;
         to->lanes += a->rows * n;
         to->unit += 2 * a->rows;

@@ -10,29 +10,32 @@
 static void vqkv__turn_angles(vqkv__pass *a, int from, int to, int position, int previous, int unit)
 {
     float *c = a->cs, *s = a->cs + VQKV_N_ROT / 2;
-    int i, goes_on = previous >= 0 && position == previous + unit && position / unit % 64 != 0;
-    for (i = from; i < to; i++) {
-        int pair = vqkv__pairs[i], base = vqkv__base_of(pair, position);
-        float x = c[i], y = s[i];
-        if (!goes_on) {
-            double angle = base * vqkv__rope_freq(pair);
-            c[i] = (float)cos(angle);
-            s[i] = (float)sin(angle);
-        } else if (base != vqkv__base_of(pair, previous)) {
-            c[i] = x * a->step[2 * i] - y * a->step[2 * i + 1];
-            s[i] = y * a->step[2 * i] + x * a->step[2 * i + 1];
-        }
+    const float *step = a->step;
+    int i, j, goes_on = previous >= 0 && position == previous + unit && position / unit % 64 != 0;
+    for (i = from; i < to && !goes_on; i++) {
+        int pair = vqkv__pairs[i];
+        double angle = vqkv__base_of(pair, position) * vqkv__rope_freq(pair);
+        c[i] = (float)cos(angle);
+        s[i] = (float)sin(angle);
+    }
+    for (; i < to; i = j) { /* pairs of one span lie side by side */
+        int pair = vqkv__pairs[i], span = vqkv__spans[pair];
+        for (j = i + 1; j < to && vqkv__spans[vqkv__pairs[j]] == span;)
+            j++;
+        if (vqkv__base_of(pair, position) != vqkv__base_of(pair, previous))
+            a->ops->turn_on(step + i, step + VQKV_N_ROT / 2 + i, j - i, c + i, s + i);
     }
 }
 
-/* The angles that pairs turn by over their spans, in the order of vqkv__pairs. */
+/* Cosines and sines [2, N_ROT / 2] of the angles that pairs turn by over their spans, in the order
+ * of vqkv__pairs. */
 static void vqkv__span_angles(float *cs)
 {
     int i;
     for (i = 0; i < VQKV_N_ROT / 2; i++) {
         double angle = vqkv__spans[vqkv__pairs[i]] * vqkv__rope_freq(vqkv__pairs[i]);
-        cs[2 * i] = (float)cos(angle);
-        cs[2 * i + 1] = (float)sin(angle);
+        cs[i] = (float)cos(angle);
+        cs[VQKV_N_ROT / 2 + i] = (float)sin(angle);
     }
 }
 

@@ -23,12 +23,14 @@ static int vqkv__kernel_of(const vqkv__pass *a, const vqkv__run *run)
                                          : VQKV__BY_TABLES;
 }
 
-/* a->steps: those of all K streams of the head, runs in their order. Neighbouring runs that share a
+/* a->steps: those of all K streams of the head, runs in their order; a->packs: which bands have
+ * packed tables. Neighbouring runs that share a
  * gain and a band are one step where packed tables take them. */
 static void vqkv__plan_steps(vqkv__pass *a)
 {
     vqkv__step *step = a->steps;
     int u, i;
+    a->packs[0] = a->packs[1] = 0;
     for (u = 0; u < a->n_k_uses; u++) {
         const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
         for (i = 0; i < s->n_runs; i++) {
@@ -36,6 +38,7 @@ static void vqkv__plan_steps(vqkv__pass *a)
             const int kernel = vqkv__kernel_of(a, run), band = vqkv__band(a, run);
             const int first = i == 0 || run[-1].gain != run->gain;
             const int last = i == s->n_runs - 1 || run[1].gain != run->gain;
+            a->packs[band] |= kernel == VQKV__BY_PACKED;
             if (!first && kernel == VQKV__BY_PACKED && step[-1].kernel == kernel &&
                 step[-1].band == band) {
                 step[-1].n_runs++;

@@ -170,6 +170,7 @@ VQKV__INLINE void vqkv__ask_far(vqkv__asked *a)
     X(exact_sums)                                                                                  \
     X(reduce)                                                                                      \
     X(shrink)                                                                                      \
+    X(turn_on)                                                                                     \
     X(nearest_wide)
 #define VQKV__MAP_KERNELS(X) X(map_basis) X(to_words) X(turn_words) X(map_words)
 #define VQKV__DOT_KERNELS(X) X(dot_books) X(dot_queries) X(dot_scores)
@@ -214,7 +215,7 @@ typedef struct vqkv__byte_ops {
     void (*dot_books)(const vqkv__run *, unsigned char *, float *);
     /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
      * and units [rows, 2]: what a step of a score is worth, and the sum that stands for 0. Adds to
-     * energy [rows] the mean square that the run's scores will have. */
+     * energy [rows], if not NULL, the mean square that the run's scores will have. */
     void (*dot_queries)(const vqkv__run *, const float *, const float *, size_t, int,
                         unsigned char *, float *, float *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of a run: block pointers, offset of the
@@ -311,6 +312,7 @@ typedef struct vqkv__ops {
     void (*exact_sums)(const unsigned char *, int, const float *, int, float *);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
+    void (*turn_on)(const float *, const float *, int, float *, float *);
     int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const vqkv__byte_ops *bytes; /* NULL: none */
     const vqkv__dense_ops *dense;

@@ -307,6 +307,21 @@ static void check_shrink(bench *w)
         compare(w, (double)w->got[i], 0.5 * (double)w->x[i]);
 }
 
+static void check_turn_on(bench *w)
+{
+    enum { N = DIM + 3 };
+    fill(w, w->x, 2 * N);
+    fill(w, w->y, 2 * N);
+    memcpy(w->got, w->x, sizeof(float) * (size_t)(2 * N));
+    CALL(w, w->ops->turn_on(w->y, w->y + N, N, w->got, w->got + N));
+    for (int i = 0; i < N; i++) {
+        double c = (double)w->x[i], s = (double)w->x[N + i];
+        double dc = (double)w->y[i], ds = (double)w->y[N + i];
+        compare(w, (double)w->got[i], c * dc - s * ds);
+        compare(w, (double)w->got[N + i], s * dc + c * ds);
+    }
+}
+
 /* The distance of what was chosen, not which: ties may be broken by rounding. */
 static void check_nearest_wide(bench *w)
 {
