@@ -276,7 +276,8 @@ static void add_absorbing(const gen_lowered *low, const vqkvc_stream *s, const g
     sum->latents += s->n_latents;
     sum->runs += lowered->n_runs;
     if (s->frame == VQKVC_FRAME_BLOCK && s->transform == VQKVC_TRANSFORM_BASIS)
-        sum->columns += (s->n_latents + 16) / 16 * 16; /* COLUMNS of types.h */
+        sum->columns +=
+            (s->n_latents + 16) / 16 * 16 + 16; /* COLUMNS and BYTE_COLUMNS of types.h */
     for (int r = 0; r < lowered->n_runs; r++) {
         const gen_run *run = &low->runs[lowered->first_run + r];
         if (run->coder == GEN_WIDE)

@@ -202,8 +202,8 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed, int n_tokens)
                     batch_end = b + vqkv__map_batch(a, a->tile + b, n - b, previous);
                     previous = a->tile[batch_end - 1].position;
                 }
-                vqkv__fill_mapped(a, a->mapped + (size_t)((b - batch) * a->rows) *
-                                                     (size_t)a->map[1].columns);
+                vqkv__fill_mapped(a, a->mapped +
+                                         (size_t)((b - batch) * a->rows) * vqkv__map_stride(a, 1));
             } else if (a->k_frame == VQKV__BLOCKWISE || !ready) {
                 if (a->k_frame == VQKV__BLOCKWISE)
                     vqkv__turn_queries(a, entry.position, previous);

@@ -323,7 +323,8 @@ VQKV__TARGET_avx2 static void vqkv__pack_books_avx2(const float *book, int n, si
  */
 #define VQKV__X(name) vqkv__##name##_avx2,
 static const vqkv__byte_ops vqkv__byte_ops_avx2 = {
-    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__NO_KERNEL) VQKV__WEIGHT_REST_avx2, 0.02f};
+    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__NO_KERNEL, VQKV__NO_KERNEL) VQKV__WEIGHT_REST_avx2,
+    0.02f};
 #undef VQKV__X
 
 #endif /* VQKV_BLOCK >= 64 */

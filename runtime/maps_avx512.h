@@ -1,5 +1,6 @@
-/* The query map in 16-bit words, AVX-512: what vqkv__byte_ops promises (types.h). Words of 12 bits
- * and more on both sides keep the product's error far below that of score tables; eight would not.
+/* The query map, AVX-512: what vqkv__byte_ops promises (types.h). Words of 12 bits and more on both
+ * sides keep the product's error far below that of score tables. Eight bits of a query would not,
+ * but do for latents whose codewords meet it in 8 bits too.
  */
 
 #if VQKV_BLOCK >= 64
@@ -109,76 +110,161 @@ VQKV__TARGET_avx512 static void vqkv__turn_words_avx512(const float *x, const fl
     }
 }
 
-/* Rows of x at distance n_in, of y at distance `columns`; `n` rows and 16 `wide` columns, both
- * constants where it is called. */
-VQKV__INLINE_avx512 void vqkv__map_tile_avx512(const short *x, int n_in, const short *words,
-                                               const float *scale, int columns, const float *unit,
-                                               const float *const *base, const int n,
-                                               const int wide, float *y)
+/* y [n, stride] = what n rows and 16 `wide` columns, both constants, have added up to. */
+VQKV__INLINE_avx512 void vqkv__map_flush_avx512(__m512i (*sum)[4], const float *scale,
+                                                const float *unit, const float *const *base,
+                                                const int n, const int wide, size_t stride,
+                                                float *y)
 {
-    __m512i sum[4][4];
-    int d, k, i;
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++)
-        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
-    for (d = 0; d < n_in / 2; d++) {
-        __m512i w[4];
-#pragma GCC unroll 4
-        for (i = 0; i < wide; i++)
-            w[i] = _mm512_loadu_si512(
-                (const void *)(words + (size_t)i * 16 * (size_t)n_in + 32 * (size_t)d));
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            int32_t two;
-            __m512i q;
-            memcpy(&two, x + k * n_in + 2 * d, 4);
-            q = _mm512_set1_epi32(two);
-#pragma GCC unroll 4
-            for (i = 0; i < wide; i++)
-                vqkv__add_words_avx512(&sum[k][i], w[i], q);
-        }
-    }
+    int k, i;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
 #pragma GCC unroll 4
         for (i = 0; i < wide; i++) {
             __m512 f = _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i), _mm512_set1_ps(unit[k]));
             __m512 from = base[k] != NULL ? _mm512_loadu_ps(base[k] + 16 * i) : _mm512_setzero_ps();
-            _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
+            _mm512_storeu_ps(y + (size_t)k * stride + 16 * i,
                              _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, from));
         }
+}
+
+/* Rows of x at distance `row`, of four bytes each step of `steps`; columns of 64 bytes a step.
+ * Words by twos, or bytes by fours, with their zeros [n]: a constant like n and wide. */
+VQKV__INLINE_avx512 void vqkv__map_tile_avx512(const char *x, size_t row, const int32_t *zero,
+                                               const char *columns, int steps, const int words,
+                                               const int n, const int wide, __m512i (*sum)[4])
+{
+    int d, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] =
+            words ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero[k]);
+    for (d = 0; d < steps; d++) {
+        __m512i w[4];
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            w[i] = _mm512_loadu_si512(
+                (const void *)(columns + 64 * ((size_t)i * (size_t)steps + (size_t)d)));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            __m512i q = vqkv__four_bytes_avx512(x + (size_t)k * row + 4 * (size_t)d);
+#pragma GCC unroll 4
+            for (i = 0; i < wide; i++)
+                if (words)
+                    vqkv__add_words_avx512(&sum[k][i], w[i], q);
+                else
+                    vqkv__add_bytes_avx512(&sum[k][i], w[i], q);
+        }
+    }
+}
+
+/* What map_words and map_bytes have in common; words: a constant. */
+VQKV__INLINE_avx512 void vqkv__map_rows_avx512(const char *x, size_t row, const int32_t *zero,
+                                               int m, const char *table, int steps, const int words,
+                                               const float *scale, int columns, const float *unit,
+                                               int rows, const float *base, size_t stride, float *y)
+{
+    const float *bases[4];
+    int c, r, k, step;
+    float units[VQKV__MAX_ROWS + 3]; /* of four rows from any one on */
+    __m512i sum[4][4];
+    for (r = 0; r < rows + 3; r++)
+        units[r] = unit[r % rows];
+    for (c = 0; c < columns; c += step) {
+        const char *w = table + 4 * (size_t)c * (size_t)steps;
+        step = columns - c >= 64 ? 64 : 16;
+        for (r = 0; r < m;) {
+            const char *q = x + (size_t)r * row;
+            float *dst = y + (size_t)r * stride + c;
+            for (k = 0; k < 4; k++)
+                bases[k] = base == NULL ? NULL : base + (size_t)((r + k) % rows) * stride + c;
+#define VQKV__MAP(n, wide)                                                                         \
+    do {                                                                                           \
+        vqkv__map_tile_avx512(q, row, words ? NULL : zero + r, w, steps, words, n, wide, sum);     \
+        vqkv__map_flush_avx512(sum, scale + c, units + r % rows, bases, n, wide, stride, dst);     \
+        r += n;                                                                                    \
+    } while (0)
+            if (m - r >= 4 && step == 64)
+                VQKV__MAP(4, 4);
+            else if (m - r >= 4)
+                VQKV__MAP(4, 1);
+            else if (step == 64)
+                VQKV__MAP(1, 4);
+            else
+                VQKV__MAP(1, 1);
+#undef VQKV__MAP
+        }
+    }
 }
 
 VQKV__TARGET_avx512 static void vqkv__map_words_avx512(const short *x, int m, int n_in,
                                                        const short *words, const float *scale,
                                                        int columns, const float *unit, int rows,
-                                                       const float *base, float *y)
+                                                       const float *base, size_t stride, float *y)
 {
-    const float *bases[4];
-    int c, r, k, step;
-    float units[VQKV__MAX_ROWS + 3]; /* of four rows from any one on */
-    for (r = 0; r < rows + 3; r++)
-        units[r] = unit[r % rows];
-    for (c = 0; c < columns; c += step) {
-        const short *w = words + (size_t)c * (size_t)n_in;
-        step = columns - c >= 64 ? 64 : 16;
-        for (r = 0; r < m;) {
-            const short *q = x + (size_t)r * (size_t)n_in;
-            float *dst = y + (size_t)r * (size_t)columns + c;
-            for (k = 0; k < 4; k++)
-                bases[k] = base == NULL ? NULL : base + (size_t)((r + k) % rows * columns + c);
-#define VQKV__MAP(n, wide)                                                                         \
-    vqkv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, bases, n, wide, dst)
-            if (m - r >= 4) {
-                step == 64 ? VQKV__MAP(4, 4) : VQKV__MAP(4, 1);
-                r += 4;
-            } else {
-                step == 64 ? VQKV__MAP(1, 4) : VQKV__MAP(1, 1);
-                r++;
+    vqkv__map_rows_avx512((const char *)x, 2 * (size_t)n_in, NULL, m, (const char *)words, n_in / 2,
+                          1, scale, columns, unit, rows, base, stride, y);
+}
+
+VQKV__TARGET_avx512 static void vqkv__byte_basis_avx512(vqkv__matrix table,
+                                                        const vqkv__slice *slice,
+                                                        unsigned char *bytes, float *scale)
+{
+    int i, d, k;
+    for (i = 0; i < slice->n_out; i += 16) {
+        const __mmask16 real = vqkv__map_real_avx512(slice->n_out, i);
+        _mm512_storeu_ps(
+            scale + i,
+            _mm512_maskz_cvtph_ps(VQKV__ALL_avx512,
+                                  _mm256_maskz_loadu_epi16(
+                                      real, (const void *)(table.scale + 2 * (slice->first + i)))));
+        for (d = 0; d < slice->n_in; d += 4, bytes += 64) {
+            __m512i four = _mm512_setzero_si512();
+            for (k = 0; k < 4 && d + k < slice->n_in; k++) {
+                const unsigned char *row = table.values +
+                                           (size_t)slice->row[d + k] * (size_t)slice->columns +
+                                           (size_t)(slice->first + i);
+                __m512i x = _mm512_maskz_cvtepu8_epi32(
+                    VQKV__ALL_avx512, _mm_maskz_loadu_epi8(real, (const void *)row));
+                four = _mm512_or_si512(four, _mm512_slli_epi32(x, (unsigned)(8 * k)));
             }
-#undef VQKV__MAP
+            _mm512_storeu_si512((void *)bytes,
+                                _mm512_xor_si512(four, _mm512_set1_epi8((char)-128)));
         }
     }
+}
+
+VQKV__TARGET_avx512 static void vqkv__to_bytes_avx512(const short *x, int m, int n_in,
+                                                      const short *steps, int rows,
+                                                      signed char *bytes, int32_t *zero)
+{
+    const __m512i ones = _mm512_set1_epi16(1);
+    int r, i;
+    for (r = 0; r < m; r++, x += n_in, bytes += VQKV__BYTE_ROWS(n_in)) {
+        const __m512i factor = _mm512_set1_epi16(steps[r % rows]);
+        __m512i sum = _mm512_setzero_si512();
+        for (i = 0; i < n_in; i += 32) {
+            const __mmask32 real = n_in - i < 32 ? (1u << (n_in - i)) - 1u : 0xffffffffu;
+            const int room = VQKV__BYTE_ROWS(n_in) - i;
+            const __mmask32 some = room < 32 ? (1u << room) - 1u : 0xffffffffu;
+            __m512i y =
+                _mm512_mulhrs_epi16(_mm512_maskz_loadu_epi16(real, (const void *)(x + i)), factor);
+            sum = _mm512_add_epi32(sum, _mm512_madd_epi16(y, ones));
+            _mm256_mask_storeu_epi8((void *)(bytes + i), some, _mm512_cvtepi16_epi8(y));
+        }
+        zero[r] = 128 * _mm512_reduce_add_epi32(sum);
+    }
+}
+
+VQKV__TARGET_avx512 static void vqkv__map_bytes_avx512(const signed char *x, const int32_t *zero,
+                                                       int m, int n_in, const unsigned char *bytes,
+                                                       const float *scale, int columns,
+                                                       const float *unit, int rows,
+                                                       const float *base, size_t stride, float *y)
+{
+    vqkv__map_rows_avx512((const char *)x, VQKV__BYTE_ROWS((size_t)n_in), zero, m,
+                          (const char *)bytes, VQKV__BYTE_ROWS(n_in) / 4, 0, scale, columns, unit,
+                          rows, base, stride, y);
 }
 
 #endif /* VQKV_BLOCK >= 64 */

@@ -44,12 +44,28 @@ typedef struct vqkv__scoring {
     float *unit;          /* [runs, rows, 2] */
 } vqkv__scoring;
 
-/* Bases of all K streams of a head in words: [columns / 16, n_in / 2, 32], scale [columns]. */
+/* Where a stream's latents are among those that queries were mapped to: the first n_words of them,
+ * and the mean behind, at column `words` and on, the others at `bytes` and on. */
+typedef struct vqkv__columns {
+    int n_words, words, bytes;
+} vqkv__columns;
+
+/* Bases of all K streams of a head: some of their channels to some of their latents. */
 typedef struct vqkv__map {
-    short *words;
-    float *scale;
-    int n_in, columns;
+    short *words;         /* [columns / 16, n_in / 2, 32] */
+    unsigned char *bytes; /* [byte_columns / 16, BYTE_ROWS(n_in) / 4, 64] */
+    float *scale;         /* [columns], [byte_columns] */
+    int n_in, columns, byte_columns;
+    vqkv__columns at[VQKV__MAX_USES];
 } vqkv__map;
+
+/* Queries in latents of one stream, rows `stride` apart: latents `before` and on, n_words of them
+ * at `words`, the others at `bytes`. */
+typedef struct vqkv__mapped {
+    const float *words, *bytes;
+    int before, n_words;
+    size_t stride;
+} vqkv__mapped;
 
 typedef struct vqkv__pass {
     const vqkv *kv;
@@ -74,11 +90,13 @@ typedef struct vqkv__pass {
     vqkv__map map[2];   /* of steady channels to all latents, of turning ones to turning runs */
     float *map_base;    /* [rows, columns] what steady channels make of the latter */
     short *map_queries; /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
-    float *mapped;      /* [MAP_BLOCKS, rows, columns] the same in latents */
-    float *ordered;     /* [rows, HEAD_DIM] queries, channels in the order of vqkv__order */
-    int batches;        /* queries are mapped in batches */
-    int steady_number;  /* of the span that steady runs are ready for, -1: none */
-    float map_unit[VQKV__MAX_ROWS];
+    signed char *byte_queries; /* the same in bytes, if latents are mapped so */
+    float *mapped;             /* [MAP_BLOCKS, rows, columns + byte_columns] the same in latents */
+    float *ordered;            /* [rows, HEAD_DIM] queries, channels in the order of vqkv__order */
+    int batches;               /* queries are mapped in batches */
+    int steady_number;         /* of the span that steady runs are ready for, -1: none */
+    float map_unit[VQKV__MAX_ROWS], byte_unit[VQKV__MAX_ROWS]; /* what a word and a byte count */
+    short byte_steps[VQKV__MAX_ROWS];                          /* bytes that make 32768 words */
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
@@ -107,6 +125,8 @@ typedef struct vqkv__pass {
 #define VQKV__PACKED_ROOM                                                                          \
     ((size_t)VQKV__MAX_RUNS * (sizeof(vqkv__packed) / 4 + (size_t)VQKV__MAX_ROWS * 24 + 64) +      \
      (size_t)VQKV__MAX_ROWS * (VQKV__MAX_LUT / 2 + VQKV__MAX_LUT / 16))
+/* Inputs of bases in bytes: steady channels and turning ones are padded apart. */
+#define VQKV__BYTE_MAP_ROWS (VQKV__BYTE_ROWS(VQKV_HEAD_DIM) + 4)
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define VQKV__MAX_WIDE (VQKV__MAX_WIDE_LUT + VQKV__MAX_WIDE_BINS)
@@ -126,6 +146,8 @@ typedef struct vqkv__pass {
      VQKV__ROOM((size_t)VQKV__MAX_DOT_GROUPS * VQKV__MAX_ROWS) +                                   \
      VQKV__ROOM(2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS) +                                             \
      VQKV__ROOM((size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2) +                                   \
+     VQKV__ROOM((size_t)VQKV__MAX_COLUMNS * VQKV__BYTE_MAP_ROWS / 4) +                             \
+     VQKV__ROOM((size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__BYTE_MAP_ROWS / 4) +             \
      VQKV__ROOM(2 * VQKV__MAX_COLUMNS) + VQKV__ROOM(VQKV__MAX_ROWS * VQKV_HEAD_DIM) +              \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                                      \
      VQKV__ROOM(VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV_HEAD_DIM / 2) +                           \
@@ -160,6 +182,10 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
         (unsigned char *)vqkv__take(&room, (size_t)VQKV__MAX_DOT_GROUPS * VQKV__MAX_ROWS);
     a->scoring[0].unit = vqkv__take(&room, 2 * VQKV__MAX_ROWS * VQKV__MAX_RUNS);
     a->map[0].words = (short *)vqkv__take(&room, (size_t)VQKV__MAX_COLUMNS * VQKV_HEAD_DIM / 2);
+    a->map[0].bytes =
+        (unsigned char *)vqkv__take(&room, (size_t)VQKV__MAX_COLUMNS * VQKV__BYTE_MAP_ROWS / 4);
+    a->byte_queries = (signed char *)vqkv__take(&room, (size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS *
+                                                           VQKV__BYTE_MAP_ROWS / 4);
     a->map[0].scale = vqkv__take(&room, 2 * VQKV__MAX_COLUMNS);
     a->ordered = vqkv__take(&room, VQKV__MAX_ROWS * VQKV_HEAD_DIM);
     a->map_base = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_COLUMNS);

@@ -35,11 +35,10 @@ static float *vqkv__fill_run(vqkv__pass *a, const vqkv__run *run, const float *y
     return lut;
 }
 
-/* What the runs of one step meet codes with, for queries in latents y [rows, stride] from latent
- * `before` on: from *to on, which goes on behind it. energy [rows]: mean squares of the scores of
- * its gain so far. */
-static void vqkv__fill_step(vqkv__pass *a, const vqkv__step *step, int before, const float *y,
-                            size_t stride, float *energy, vqkv__scoring *to)
+/* What the runs of one step meet codes with, for queries in latents y: from *to on, which goes on
+ * behind it. energy [rows]: mean squares of the scores of its gain so far. */
+static void vqkv__fill_step(vqkv__pass *a, const vqkv__step *step, const vqkv__mapped *y,
+                            float *energy, vqkv__scoring *to)
 {
     const vqkv__run *run = step->run, *end = run + step->n_runs;
     const vqkv__byte_ops *ops = a->ops->bytes;
@@ -48,7 +47,7 @@ static void vqkv__fill_step(vqkv__pass *a, const vqkv__step *step, int before, c
     switch (step->kernel) {
     case VQKV__BY_DOTS:
         n = 4 * vqkv__dot_groups(run);
-        ops->dot_queries(run, to->scale, y + run->first - before, stride, a->rows, to->lanes,
+        ops->dot_queries(run, to->scale, vqkv__latents_of(y, run), y->stride, a->rows, to->lanes,
                          to->unit, a->packs[step->band] ? energy : NULL);
         to->scale += n;
         to->lanes += a->rows * n;
@@ -56,62 +55,62 @@ static void vqkv__fill_step(vqkv__pass *a, const vqkv__step *step, int before, c
         return;
     case VQKV__BY_WIDE:
         for (r = 0; r < a->rows; r++)
-            vqkv__fill_wide(a->ops, run, y - before + (size_t)r * stride,
+            vqkv__fill_wide(a->ops, run,
+                            vqkv__latents_of(y, run) - run->first + (size_t)r * y->stride,
                             to->wide + (size_t)r * VQKV__MAX_WIDE_LUT);
         to->wide += (size_t)run->planes << run->bits;
         return;
     case VQKV__BY_PACKED: {
         vqkv__packed *head = (vqkv__packed *)(void *)to->packed;
         for (; run < end; run++)
-            lut = vqkv__fill_run(a, run, y + run->first - before, stride, lut);
+            lut = vqkv__fill_run(a, run, vqkv__latents_of(y, run), y->stride, lut);
         to->packed += sizeof *head;
         ops->pack_tables(to->lut, step->planes, a->rows, energy, head, (signed char *)to->packed);
         to->packed += head->bytes;
         return;
     }
     default:
-        to->lut = vqkv__fill_run(a, run, y + run->first - before, stride, lut);
+        to->lut = vqkv__fill_run(a, run, vqkv__latents_of(y, run), y->stride, lut);
     }
 }
 
-/* The same for all steps of a band, of mapped queries [rows, columns]; returns what lies behind it
- * all. */
+/* The same for all steps of a band, of mapped queries [rows, map_stride]; returns what lies behind
+ * it all. */
 static vqkv__scoring vqkv__fill_band(vqkv__pass *a, int band, const float *mapped)
 {
-    const size_t stride = (size_t)a->map[band].columns;
     vqkv__scoring to = a->scoring[band];
     float energy[VQKV__MAX_ROWS];
-    int i, use = 0;
+    int i;
     memset(energy, 0, sizeof energy);
     for (i = 0; i < a->n_steps; i++) {
         const vqkv__step *step = &a->steps[i];
-        for (; use < step->use; use++) {
-            const vqkv__stream *s = &vqkv__streams[a->k_uses[use].stream];
-            mapped += VQKV__COLUMNS(s->n_latents - vqkv__before(a, s, band));
-        }
+        const vqkv__mapped y = vqkv__mapped_of(a, band, step->use, mapped);
         if (step->first)
             memset(energy, 0, sizeof energy);
         if (step->band == band)
-            vqkv__fill_step(a, step, vqkv__before(a, step->stream, band), mapped, stride, energy,
-                            &to);
+            vqkv__fill_step(a, step, &y, energy, &to);
     }
     return to;
 }
 
-/* a->map_base [rows, columns] = what steady channels make of the latents of turning runs, and of
+/* a->map_base [rows, map_stride] = what steady channels make of the latents of turning runs, and of
  * means: from their part of the queries in all latents. */
 static void vqkv__keep_base(vqkv__pass *a, const float *mapped)
 {
-    float *base = a->map_base;
+    const size_t to_stride = vqkv__map_stride(a, 1), from_stride = vqkv__map_stride(a, 0);
     int u, r;
     for (u = 0; u < a->n_k_uses; u++) {
         const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
-        int before = vqkv__before(a, s, 1), n = s->n_latents - before + 1;
-        for (r = 0; r < a->rows; r++)
-            memcpy(base + (size_t)(r * a->map[1].columns),
-                   mapped + (size_t)(r * a->map[0].columns + before), sizeof(float) * (size_t)n);
-        base += VQKV__COLUMNS(n - 1);
-        mapped += VQKV__COLUMNS(s->n_latents);
+        const vqkv__columns *to = &a->map[1].at[u], *from = &a->map[0].at[u];
+        const int before = vqkv__before(a, s, 1), n = s->n_latents - before - to->n_words;
+        for (r = 0; r < a->rows; r++) {
+            float *base = a->map_base + (size_t)r * to_stride;
+            const float *y = mapped + (size_t)r * from_stride;
+            memcpy(base + to->words, y + from->words + before, sizeof(float) * (size_t)to->n_words);
+            base[to->words + to->n_words] = y[from->words + from->n_words]; /* the mean */
+            memcpy(base + to->bytes, y + from->bytes + (before + to->n_words - from->n_words),
+                   sizeof(float) * (size_t)n);
+        }
     }
 }
 
@@ -166,15 +165,13 @@ static int vqkv__map_batch(vqkv__pass *a, const vqkv__entry *entries, int n, int
 /* What scores of one block are taken with, for queries mapped in a batch. */
 static void vqkv__fill_mapped(vqkv__pass *a, const float *mapped)
 {
-    const float *y = mapped;
+    const size_t stride = vqkv__map_stride(a, 1);
     int u, r;
-    memset(a->bias, 0, sizeof a->bias);
-    for (u = 0; u < a->n_k_uses; u++) {
-        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
-        int n = s->n_latents - vqkv__before(a, s, 1);
-        for (r = 0; r < a->rows; r++)
-            a->bias[r] += y[(size_t)(r * a->map[1].columns + n)];
-        y += VQKV__COLUMNS(n);
+    for (r = 0; r < a->rows; r++) {
+        a->bias[r] = 0.0f;
+        for (u = 0; u < a->n_k_uses; u++)
+            a->bias[r] += mapped[(size_t)r * stride +
+                                 (size_t)(a->map[1].at[u].words + a->map[1].at[u].n_words)];
     }
     vqkv__fill_band(a, 1, mapped);
 }
@@ -183,6 +180,7 @@ static void vqkv__fill_mapped(vqkv__pass *a, const float *mapped)
 static void vqkv__fill_tables(vqkv__pass *a)
 {
     vqkv__scoring to = a->scoring[1];
+    vqkv__mapped y = {a->y, NULL, 0, 0, 0};
     float energy[VQKV__MAX_ROWS];
     int i;
     memset(a->bias, 0, sizeof a->bias);
@@ -190,8 +188,10 @@ static void vqkv__fill_tables(vqkv__pass *a)
         const vqkv__step *step = &a->steps[i];
         if (i == 0 || step->use != step[-1].use)
             vqkv__map_one(a, step->stream, a->k_uses[step->use].member);
+        y.n_words = step->stream->n_latents;
+        y.stride = (size_t)y.n_words;
         if (step->first)
             memset(energy, 0, sizeof energy);
-        vqkv__fill_step(a, step, 0, a->y, (size_t)step->stream->n_latents, energy, &to);
+        vqkv__fill_step(a, step, &y, energy, &to);
     }
 }

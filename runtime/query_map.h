@@ -93,50 +93,113 @@ static inline int vqkv__before(const vqkv__pass *a, const vqkv__stream *s, int b
     return a->batches && band ? s->n_steady : 0;
 }
 
-/* Makes ready for batches: the bases of all K streams in words, of steady channels and of turning
- * ones, columns behind each other, with the mean as the last column of each; the queries in the
- * order of vqkv__order; and what a word of each counts. Turning leaves the length of a pair as it
- * is, so that holds for every block. */
-static void vqkv__fill_maps(vqkv__pass *a)
+/* How many latents of a stream, `before` and on, queries are mapped to in words: all but those of
+ * its last runs whose codewords meet queries in 8 bits. */
+static int vqkv__word_latents(const vqkv__pass *a, const vqkv__stream *s, int before)
+{
+    int i = s->first_run + s->n_runs;
+    if (a->ops->bytes->map_bytes == NULL || s->basis_bytes != 1)
+        return s->n_latents - before;
+    while (i > s->first_run && vqkv__runs[i - 1].first >= before && !vqkv__runs[i - 1].words)
+        i--;
+    return (i < s->first_run + s->n_runs ? vqkv__runs[i].first : s->n_latents) - before;
+}
+
+/* Where the latents of all K streams go in a band's map. */
+static void vqkv__place_columns(vqkv__pass *a, int band)
+{
+    vqkv__map *map = &a->map[band];
+    int u;
+    map->columns = map->byte_columns = 0;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
+        map->at[u].n_words = vqkv__word_latents(a, s, vqkv__before(a, s, band));
+        map->at[u].words = map->columns;
+        map->columns += VQKV__COLUMNS(map->at[u].n_words);
+    }
+    for (u = 0; u < a->n_k_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
+        int n = s->n_latents - vqkv__before(a, s, band) - map->at[u].n_words;
+        map->at[u].bytes = map->columns + map->byte_columns;
+        map->byte_columns += VQKV__BYTE_COLUMNS(n);
+    }
+}
+
+/* The bases of all K streams, of a band's channels to its latents, in words and in bytes. */
+static void vqkv__fill_bases(vqkv__pass *a, int band)
+{
+    const vqkv__map *map = &a->map[band];
+    vqkv__slice slice;
+    int u;
+    slice.row = vqkv__order + (band ? VQKV__STEADY_DIMS : 0);
+    slice.n_in = map->n_in;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
+        const vqkv__columns *at = &map->at[u];
+        const vqkv__matrix basis = vqkv__basis(s, s->dec, a->k_uses[u].member);
+        int row = a->k_uses[u].member * VQKV_HEAD_DIM;
+        slice.columns = s->n_latents;
+        slice.first = vqkv__before(a, s, band);
+        slice.n_out = at->n_words;
+        a->ops->bytes->map_basis(basis, s->mean < 0 ? NULL : vqkv__table(s->mean + row), &slice,
+                                 map->words + (size_t)at->words * (size_t)map->n_in,
+                                 map->scale + at->words);
+        slice.first += at->n_words;
+        slice.n_out = s->n_latents - slice.first;
+        if (slice.n_out > 0)
+            a->ops->bytes->byte_basis(basis, &slice,
+                                      map->bytes + (size_t)(at->bytes - map->columns) *
+                                                       VQKV__BYTE_ROWS(map->n_in),
+                                      map->scale + at->bytes);
+    }
+}
+
+/* What a word and a byte of each query count. Turning leaves the length of a pair as it is, so that
+ * holds for every block. */
+static void vqkv__fill_units(vqkv__pass *a)
 {
     /* HEAD_DIM products of a word of the basis and one of a query stay below 2^31. */
     const float most = 2147483648.0f / (VQKV__MAP_TOP * VQKV_HEAD_DIM) - 1.0f;
     const float limit = most < 32767.0f ? most : 32767.0f;
-    int band, u, r, i;
-    for (band = 0; band < 2; band++) {
-        vqkv__map *map = &a->map[band];
-        vqkv__slice slice;
-        slice.row = vqkv__order + (band ? VQKV__STEADY_DIMS : 0);
-        slice.n_in = map->n_in = band ? VQKV_HEAD_DIM - VQKV__STEADY_DIMS : VQKV__STEADY_DIMS;
-        map->columns = 0;
-        if (band) {
-            map->words = a->map[0].words + (size_t)a->map[0].columns * (size_t)a->map[0].n_in;
-            map->scale = a->map[0].scale + a->map[0].columns;
-        }
-        for (u = 0; u < a->n_k_uses; u++) {
-            const vqkv__stream *s = &vqkv__streams[a->k_uses[u].stream];
-            int row = a->k_uses[u].member * VQKV_HEAD_DIM;
-            slice.first = vqkv__before(a, s, band);
-            slice.n_out = s->n_latents - slice.first;
-            slice.columns = s->n_latents;
-            a->ops->bytes->map_basis(vqkv__basis(s, s->dec, a->k_uses[u].member),
-                                     s->mean < 0 ? NULL : vqkv__table(s->mean + row), &slice,
-                                     map->words + (size_t)map->columns * (size_t)slice.n_in,
-                                     map->scale + map->columns);
-            map->columns += VQKV__COLUMNS(slice.n_out);
-        }
-    }
-    /* what lies behind the mean of a stream is never set, but added */
-    memset(a->map_base, 0, sizeof(float) * (size_t)(a->rows * a->map[1].columns));
+    int r, i;
     for (r = 0; r < a->rows; r++) {
         const float *x = a->q + r * VQKV_HEAD_DIM;
-        float top = 0.0f;
+        float square = 0.0f, top = 0.0f; /* top: of the largest pair */
         for (i = 0; i < VQKV_HEAD_DIM; i++) {
+            int turns = i < VQKV_N_ROT;
+            int k = !turns ? i : VQKV_ROPE_INTERLEAVED ? i ^ 1 : (i + VQKV_N_ROT / 2) % VQKV_N_ROT;
+            float pair = x[i] * x[i] + (turns ? x[k] * x[k] : 0.0f);
+            square += x[i] * x[i];
+            top = pair > top ? pair : top;
             a->ordered[r * VQKV_HEAD_DIM + i] = x[vqkv__order[i]];
-            top += x[i] * x[i];
         }
-        a->map_unit[r] = sqrtf(top) / limit;
+        a->map_unit[r] = sqrtf(square) / limit;
+        /* A word times byte_steps / 32768 is at most 127. */
+        a->byte_steps[r] =
+            (short)(top > 0.0f ? 127.0f * 32768.0f * a->map_unit[r] / sqrtf(top) : 1);
+        a->byte_unit[r] = a->map_unit[r] * 32768.0f / (float)a->byte_steps[r];
     }
+}
+
+/* Makes ready for batches: bases of steady channels and of turning ones, units, and the queries in
+ * the order of vqkv__order. */
+static void vqkv__fill_maps(vqkv__pass *a)
+{
+    vqkv__map *steady = &a->map[0], *turning = &a->map[1];
+    steady->n_in = VQKV__STEADY_DIMS;
+    turning->n_in = VQKV_HEAD_DIM - VQKV__STEADY_DIMS;
+    vqkv__place_columns(a, 0);
+    vqkv__place_columns(a, 1);
+    turning->words = steady->words + (size_t)steady->columns * (size_t)steady->n_in;
+    turning->bytes =
+        steady->bytes + (size_t)steady->byte_columns * VQKV__BYTE_ROWS((size_t)steady->n_in);
+    turning->scale = steady->scale + steady->columns + steady->byte_columns;
+    vqkv__fill_bases(a, 0);
+    vqkv__fill_bases(a, 1);
+    vqkv__fill_units(a);
+    /* what lies behind the mean of a stream is never set, but added */
+    memset(a->map_base, 0,
+           sizeof(float) * (size_t)(a->rows * (turning->columns + turning->byte_columns)));
 }
 
 /* The channels of a band of the queries, turned back by the angles at hand, in words [rows, n]:
@@ -155,13 +218,48 @@ static void vqkv__turn_band(vqkv__pass *a, const float *c, const float *s, int p
     }
 }
 
-/* y [m, columns]: the m queries in a->map_queries, of a band's channels, in latents; what the other
- * channels make of them, base [rows, columns], is added. */
+/* Floats from row to row of queries in the latents of a band. */
+static inline size_t vqkv__map_stride(const vqkv__pass *a, int band)
+{
+    return (size_t)(a->map[band].columns + a->map[band].byte_columns);
+}
+
+/* y [m, map_stride]: the m queries in a->map_queries, of a band's channels, in latents; what the
+ * other channels make of them, base [rows, map_stride], is added. */
 static void vqkv__map_band(vqkv__pass *a, int band, int m, const float *base, float *y)
 {
     const vqkv__map *map = &a->map[band];
+    const size_t stride = vqkv__map_stride(a, band);
+    int32_t zero[VQKV__MAP_BLOCKS * VQKV__MAX_ROWS];
     a->ops->bytes->map_words(a->map_queries, m, map->n_in, map->words, map->scale, map->columns,
-                             a->map_unit, a->rows, base, y);
+                             a->map_unit, a->rows, base, stride, y);
+    if (map->byte_columns == 0)
+        return;
+    a->ops->bytes->to_bytes(a->map_queries, m, map->n_in, a->byte_steps, a->rows, a->byte_queries,
+                            zero);
+    a->ops->bytes->map_bytes(a->byte_queries, zero, m, map->n_in, map->bytes,
+                             map->scale + map->columns, map->byte_columns, a->byte_unit, a->rows,
+                             base == NULL ? NULL : base + map->columns, stride, y + map->columns);
+}
+
+/* The latents of K stream `use` among mapped queries [rows, map_stride]. */
+static vqkv__mapped vqkv__mapped_of(const vqkv__pass *a, int band, int use, const float *mapped)
+{
+    const vqkv__columns *at = &a->map[band].at[use];
+    vqkv__mapped m;
+    m.words = mapped + at->words;
+    m.bytes = mapped + at->bytes;
+    m.before = vqkv__before(a, &vqkv__streams[a->k_uses[use].stream], band);
+    m.n_words = at->n_words;
+    m.stride = vqkv__map_stride(a, band);
+    return m;
+}
+
+/* Those of a run, rows `stride` apart. */
+static inline const float *vqkv__latents_of(const vqkv__mapped *m, const vqkv__run *run)
+{
+    int i = run->first - m->before;
+    return i < m->n_words ? m->words + i : m->bytes + (i - m->n_words);
 }
 
 /* a->y [rows, n_latents] = dec' q for one member of a stream, and a->bias += q . mean. */

@@ -99,6 +99,9 @@ typedef struct vqkv__packed {
  * pairs of inputs [16, 2]. */
 #define VQKV__MAP_TOP    2047.0f
 #define VQKV__COLUMNS(n) (((n) + 16) / 16 * 16)
+/* Bases in bytes: columns in sixteens, each [BYTE_ROWS(n_in) / 4] fours of inputs [16, 4]. */
+#define VQKV__BYTE_COLUMNS(n) (((n) + 15) / 16 * 16)
+#define VQKV__BYTE_ROWS(n)    (((n) + 3) / 4 * 4)
 
 /* Columns first .. first + n_out - 1, rows row[0 .. n_in - 1], of a matrix of `columns`. */
 typedef struct vqkv__slice {
@@ -172,13 +175,16 @@ VQKV__INLINE void vqkv__ask_far(vqkv__asked *a)
     X(shrink)                                                                                      \
     X(turn_on)                                                                                     \
     X(nearest_wide)
-#define VQKV__MAP_KERNELS(X) X(map_basis) X(to_words) X(turn_words) X(map_words)
-#define VQKV__DOT_KERNELS(X) X(dot_books) X(dot_queries) X(dot_scores)
+#define VQKV__MAP_KERNELS(X)      X(map_basis) X(to_words) X(turn_words) X(map_words)
+#define VQKV__BYTE_MAP_KERNELS(X) X(byte_basis) X(to_bytes) X(map_bytes)
+#define VQKV__DOT_KERNELS(X)      X(dot_books) X(dot_queries) X(dot_scores)
 #define VQKV__BYTE_KERNELS(X)                                                                      \
     X(pack_tables) X(score_bytes) X(pack_books) X(pack_weights) X(sum_bytes)
-/* All of vqkv__byte_ops; MAP: X, or NO_KERNEL where an instruction set has none of those. */
-#define VQKV__ALL_BYTE_KERNELS(X, MAP)                                                             \
-    VQKV__MAP_KERNELS(MAP) VQKV__DOT_KERNELS(X) VQKV__BYTE_KERNELS(X)
+/* All of vqkv__byte_ops; MAP, BYTE_MAP: X, or NO_KERNEL where an instruction set has none of those.
+ */
+#define VQKV__ALL_BYTE_KERNELS(X, MAP, BYTE_MAP)                                                   \
+    VQKV__MAP_KERNELS(MAP)                                                                         \
+    VQKV__BYTE_MAP_KERNELS(BYTE_MAP) VQKV__DOT_KERNELS(X) VQKV__BYTE_KERNELS(X)
 #define VQKV__NO_KERNEL(name) NULL,
 #define VQKV__DENSE_KERNELS(X)                                                                     \
     X(product)                                                                                     \
@@ -205,10 +211,21 @@ typedef struct vqkv__byte_ops {
     void (*to_words)(const float *, int, float, short *);
     /* The same of x [2, pairs] turned back by cosines and sines [pairs]. */
     void (*turn_words)(const float *, const float *, const float *, int, float, short *);
-    /* y [m, columns] = the words x [m, n_in] times a basis, plus base [rows, columns] or nothing;
-     * row i of x counts unit [i % rows], and has row i % rows of the base. */
+    /* The first `columns` of y [m, stride] = the words x [m, n_in] times a basis, plus those of
+     * base [rows, stride] or nothing; row i of x counts unit [i % rows], and has row i % rows of
+     * the base. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
-                      int, const float *, float *);
+                      int, const float *, size_t, float *);
+    /* The next three may be NULL, all of them: every latent is mapped in words then. */
+    /* Some rows of a basis whose entries have one byte, without a mean: entries + 128 and the scale
+     * of each column; BYTE_COLUMNS(n_out) of them. */
+    void (*byte_basis)(vqkv__matrix, const vqkv__slice *, unsigned char *, float *);
+    /* Words x [m, n_in] to bytes [m, BYTE_ROWS(n_in)], 32768 of a word to `steps` [i % rows] of a
+     * byte; and 128 times the sum of each row. */
+    void (*to_bytes)(const short *, int, int, const short *, int, signed char *, int32_t *);
+    /* The same as map_words of such bytes x and what 128 too much of each entry adds up to. */
+    void (*map_bytes)(const signed char *, const int32_t *, int, int, const unsigned char *,
+                      const float *, int, const float *, int, const float *, size_t, float *);
     /* The next three may be NULL, all of them: keys are scored through tables then. Codewords of a
      * run of one channel a code, or where queries are mapped in words an even number: table
      * [groups, 64] bytes and the scale of each channel [4 * groups]. */

@@ -39,7 +39,8 @@ static void check_maps(bench *w, int which)
     }
     double turned = w->seconds - total - basis;
     CALL(w,
-         ops->map_words(queries, w->rows, IN, words, scale, COLUMNS, unit, w->rows, base, w->got));
+         ops->map_words(queries, w->rows, IN, words, scale, COLUMNS, unit, w->rows, base, COLUMNS,
+                        w->got));
     w->seconds = total + (which == 0  ? basis
                           : which < 3 ? turned
                                       : w->seconds - total - basis - turned);
