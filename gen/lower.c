@@ -90,21 +90,22 @@ static double energy_of(const vqkvc_plan *plan, const vqkvc_run *run)
     return sum / (1 << run->bits) * (shared ? run->groups : 1);
 }
 
-/* Codewords in 8 bits are off by 0.6 % of their size, root mean square, in 16 by nothing that
- * matters. Where codes of four channels or more hold an eighth of a stream's energy at most, which
- * is what reverse water-filling leaves them, that is 0.2 % of its scores. */
+/* Codewords in 8 bits are off by 0.6 % of their size, root mean square, and so are queries that
+ * meet them and that are mapped in 8 bits; in 16 by nothing that matters. Where the codes of the
+ * most channels, of two at least, hold an eighth of a stream's energy at most together, which is
+ * what reverse water-filling leaves them, that is 0.4 % of its scores. */
 static void choose_words(const vqkvc_plan *plan, const vqkvc_stream *s, gen_run *runs, int n)
 {
-    double all = 0, many = 0;
-    for (int r = 0; r < s->n_runs; r++) {
-        if (s->runs[r].coder != VQKVC_CODER_VQ)
-            continue;
-        double energy = energy_of(plan, &s->runs[r]);
-        all += energy;
-        many += s->runs[r].width % 4 == 0 ? energy : 0;
+    double all = 0;
+    for (int r = 0; r < s->n_runs; r++)
+        all += s->runs[r].coder == VQKVC_CODER_VQ ? energy_of(plan, &s->runs[r]) : 0;
+    for (int r = 0; r < n; r++) {
+        double many = 0;
+        for (int i = 0; i < s->n_runs; i++)
+            if (s->runs[i].coder == VQKVC_CODER_VQ && s->runs[i].width >= runs[r].width)
+                many += energy_of(plan, &s->runs[i]);
+        runs[r].words = (runs[r].width % 4 != 0 && runs[r].width != 2) || many > all / 8;
     }
-    for (int r = 0; r < n; r++)
-        runs[r].words = runs[r].width % 4 != 0 || many > all / 8;
 }
 
 /* Lowers the runs of one stream; returns the bytes of a block up to their end, or more than

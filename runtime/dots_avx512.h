@@ -2,7 +2,7 @@
  *
  * The codewords themselves are looked up, and meet the query in a dot product: one lookup serves
  * every row, and no table has to be filled for a query. A group is what one 32-bit lane adds up:
- * two channels in 16 bits, or four in 8 bits where codes of many channels make larger errors. */
+ * two channels in 16 bits, or four in 8 bits where codes of more channels make larger errors. */
 
 #if VQKV_BLOCK >= 64
 
@@ -334,23 +334,30 @@ VQKV__INLINE_avx512 void vqkv__dot_words_avx512(const unsigned char *codes, cons
     }
 }
 
-/* Codes of a multiple of four channels, four to a lane. */
+/* Codes of a multiple of four channels, or of two, whose planes go by twos; four channels to a
+ * lane.
+ */
 VQKV__INLINE_avx512 void vqkv__dot_bytes_avx512(const unsigned char *codes, const vqkv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                vqkv__asked *ahead, __m512i (*sum)[4])
+                                                const int two, vqkv__asked *ahead,
+                                                __m512i (*sum)[4])
 {
-    const int groups = vqkv__dot_groups(run), each = run->width / 4; /* of the same codes */
+    const int bytes = VQKV_BLOCK / 2, groups = vqkv__dot_groups(run);
+    const int each = two ? 1 : run->width / 4; /* groups of the same codes */
     const __m512i nibble = _mm512_set1_epi8(15), channel = _mm512_set1_epi32(0x30201000);
-    const __m512i pick0 = vqkv__dot_pick_avx512(0x01010101, 0);
-    const __m512i pick1 = vqkv__dot_pick_avx512(0x01010101, 0x10101010);
+    /* The code of one plane for all four bytes of a lane, or of two planes, which stand in the low
+     * and in the high half of a register, for two each. */
+    const __m512i pick0 = vqkv__dot_pick_avx512(0x01010101, two ? 0x20200000 : 0);
+    const __m512i pick1 = vqkv__dot_pick_avx512(0x01010101, two ? 0x30301010 : 0x10101010);
     int g, e, i;
-    for (g = 0; g < groups; g += each, codes += VQKV_BLOCK / 2) {
+    for (g = 0; g < groups; g += each, codes += two ? 2 * bytes : bytes) {
         __m512i codes_of[4], v[4];
         vqkv__ask(ahead);
         vqkv__dot_codes_avx512(
-            _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)codes)), pick0,
-            pick1, nibble, channel, codes_of);
+            two ? vqkv__two_planes_avx512(codes, 2 * g + 1 < run->planes ? codes + bytes : codes)
+                : _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)codes)),
+            pick0, pick1, nibble, channel, codes_of);
         for (e = g; e < g + each; e++, table += 64) {
             const __m512i t = _mm512_loadu_si512((const void *)table);
 #pragma GCC unroll 4
@@ -380,8 +387,10 @@ VQKV__INLINE_avx512 void vqkv__dot_rows_avx512(const unsigned char *codes, const
         vqkv__dot_words_avx512(codes, run, table, lanes, n, 1, ahead, sum);
     else if (run->words)
         vqkv__dot_words_avx512(codes, run, table, lanes, n, 0, ahead, sum);
+    else if (run->width == 2)
+        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, 1, ahead, sum);
     else
-        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, ahead, sum);
+        vqkv__dot_bytes_avx512(codes, run, table, lanes, n, 0, ahead, sum);
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
         __m512 f = _mm512_set1_ps(unit[2 * (r + k)]);

@@ -164,14 +164,16 @@ static void vqkv__fill_units(vqkv__pass *a)
     int r, i;
     for (r = 0; r < a->rows; r++) {
         const float *x = a->q + r * VQKV_HEAD_DIM;
-        float square = 0.0f, top = 0.0f; /* top: of the largest pair */
+        float square = 0.0f, top = 0.0f; /* top: of the largest pair, or channel without one */
         for (i = 0; i < VQKV_HEAD_DIM; i++) {
-            int turns = i < VQKV_N_ROT;
-            int k = !turns ? i : VQKV_ROPE_INTERLEAVED ? i ^ 1 : (i + VQKV_N_ROT / 2) % VQKV_N_ROT;
-            float pair = x[i] * x[i] + (turns ? x[k] * x[k] : 0.0f);
             square += x[i] * x[i];
-            top = pair > top ? pair : top;
+            top = i >= VQKV_N_ROT && x[i] * x[i] > top ? x[i] * x[i] : top;
             a->ordered[r * VQKV_HEAD_DIM + i] = x[vqkv__order[i]];
+        }
+        for (i = 0; i < VQKV_N_ROT / 2; i++) {
+            const float u = x[VQKV_ROPE_INTERLEAVED ? 2 * i : i];
+            const float v = x[VQKV_ROPE_INTERLEAVED ? 2 * i + 1 : i + VQKV_N_ROT / 2];
+            top = u * u + v * v > top ? u * u + v * v : top;
         }
         a->map_unit[r] = sqrtf(square) / limit;
         /* A word times byte_steps / 32768 is at most 127. */

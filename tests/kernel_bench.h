@@ -136,7 +136,8 @@ static int latents_of(const toy_kv__run *run)
 }
 
 /* Sums over the lanes of acc [rows, n] against sums of x [blocks, rows, BLOCK] times the codewords
- * w->y [channels, 16]. */
+ * w->y [channels, 16]. A sum whose terms cancel by chance counts as large as terms of random signs
+ * make it: rounding of operands is a part of the terms. */
 static void compare_sums(bench *w, const float *acc, int blocks, const float *x)
 {
     const toy_kv__run *run = w->run;
@@ -144,16 +145,20 @@ static void compare_sums(bench *w, const float *acc, int blocks, const float *x)
     for (int r = 0; r < w->rows; r++) {
         w->ops->reduce(acc + (size_t)(r * n * w->ops->lanes), n, w->z);
         for (int i = 0; i < n; i++) {
-            double s = 0;
+            double s = 0, squares = 0;
             for (int stage = 0; stage < run->stages; stage++)
                 for (int b = 0; b < blocks; b++)
                     for (int t = 0; t < BLOCK; t++) {
                         int plane = i / run->width * run->stages + stage;
                         int channel = plane * run->width + i % run->width;
-                        s += (double)x[(b * w->rows + r) * BLOCK + t] *
-                             (double)w->y[channel * 16 + code_at(w, b, plane, t)];
+                        double term = (double)x[(b * w->rows + r) * BLOCK + t] *
+                                      (double)w->y[channel * 16 + code_at(w, b, plane, t)];
+                        s += term;
+                        squares += term * term;
                     }
             compare(w, (double)w->z[i], s);
+            if (w->bound > FP32 && squares > s * s)
+                w->square += squares - s * s;
         }
     }
 }

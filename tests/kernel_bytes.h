@@ -38,9 +38,8 @@ static void check_maps(bench *w, int which)
             CALL(w, ops->turn_words(w->x + r * IN, c, s, PAIRS, unit[r], queries + r * IN));
     }
     double turned = w->seconds - total - basis;
-    CALL(w,
-         ops->map_words(queries, w->rows, IN, words, scale, COLUMNS, unit, w->rows, base, COLUMNS,
-                        w->got));
+    CALL(w, ops->map_words(queries, w->rows, IN, words, scale, COLUMNS, unit, w->rows, base,
+                           COLUMNS, w->got));
     w->seconds = total + (which == 0  ? basis
                           : which < 3 ? turned
                                       : w->seconds - total - basis - turned);
@@ -75,6 +74,69 @@ static void check_turn_words(bench *w)
 static void check_map_words(bench *w)
 {
     check_maps(w, 3);
+}
+
+/* Entries of one byte, queries of 8 bits: an odd number of rows, some columns left out in front. */
+static void check_byte_maps(bench *w, int which)
+{
+    enum {
+        IN = DIM / 2 * 2 - 2 > 0 ? DIM / 2 * 2 - 2 : 2,
+        OUT = 41,
+        FIRST = 3,
+        STRIDE = TOY_KV__BYTE_COLUMNS(OUT) + 5
+    };
+    static unsigned char basis[TOY_KV__BYTE_COLUMNS(OUT) * TOY_KV__BYTE_ROWS(IN)];
+    static signed char bytes[MAX_ROWS * TOY_KV__BYTE_ROWS(IN)];
+    static short row[IN], queries[MAX_ROWS * IN], steps[MAX_ROWS];
+    static float scale[TOY_KV__BYTE_COLUMNS(OUT)], base[MAX_ROWS * STRIDE], unit[MAX_ROWS];
+    int32_t zero[MAX_ROWS];
+    const toy_kv__byte_ops *ops = w->ops->bytes;
+    const toy_kv__matrix m = {w->codes, w->a};
+    toy_kv__slice slice = {row, IN, FIRST, OUT, FIRST + OUT};
+    double total = w->seconds, part[2];
+    if (ops == NULL || ops->map_bytes == NULL)
+        return;
+    w->used = 1;
+    w->bound = BYTES;
+    fill_halves(w, w->a, FIRST + OUT);
+    fill(w, w->x, w->rows * IN);
+    fill(w, base, w->rows * STRIDE);
+    for (int i = 0; i < IN; i++)
+        row[i] = (short)(IN - 1 - i);
+    for (int r = 0; r < w->rows; r++) {
+        steps[r] = (short)(580 - 50 * r); /* 1.732 * 4096 words make 127 bytes at most */
+        unit[r] = 32768 / (4096 * (float)steps[r]);
+        for (int i = 0; i < IN; i++) /* words of 1 / 4096 that bytes have room for */
+            queries[r * IN + i] = (short)lrintf(4096 * w->x[r * IN + i]);
+    }
+    CALL(w, ops->byte_basis(m, &slice, basis, scale));
+    part[0] = w->seconds - total;
+    CALL(w, ops->to_bytes(queries, w->rows, IN, steps, w->rows, bytes, zero));
+    part[1] = w->seconds - total - part[0];
+    CALL(w, ops->map_bytes(bytes, zero, w->rows, IN, basis, scale, TOY_KV__BYTE_COLUMNS(OUT), unit,
+                           w->rows, w->rows == 7 ? NULL : base, STRIDE, w->got));
+    w->seconds = total + (which < 2 ? part[which] : w->seconds - total - part[0] - part[1]);
+    for (int r = 0; r < w->rows; r++)
+        for (int j = 0; j < OUT; j++) {
+            double sum = w->rows == 7 ? 0 : (double)base[r * STRIDE + j];
+            for (int i = 0; i < IN; i++)
+                sum += (double)w->x[r * IN + i] *
+                       (double)(signed char)w->codes[row[i] * (FIRST + OUT) + FIRST + j] *
+                       (double)toy_kv__half_at(w->a, (size_t)(FIRST + j));
+            compare(w, (double)w->got[r * STRIDE + j], sum);
+        }
+}
+static void check_byte_basis(bench *w)
+{
+    check_byte_maps(w, 0);
+}
+static void check_to_bytes(bench *w)
+{
+    check_byte_maps(w, 1);
+}
+static void check_map_bytes(bench *w)
+{
+    check_byte_maps(w, 2);
 }
 
 /* What scores are added to where there are 7 queries: z. */
