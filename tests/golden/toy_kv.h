@@ -10932,7 +10932,7 @@ static void toy_kv__fill_bases(toy_kv__pass *a, int band)
         if (slice.n_out > 0)
             a->ops->bytes->byte_basis(basis, &slice,
                                       map->bytes + (size_t)(at->bytes - map->columns) *
-                                                       TOY_KV__BYTE_ROWS(map->n_in),
+                                                       TOY_KV__BYTE_ROWS((size_t)map->n_in),
                                       map->scale + at->bytes);
     }
 }
