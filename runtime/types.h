@@ -153,7 +153,7 @@ VQKV__INLINE void vqkv__ask_far(vqkv__asked *a)
  *   instruction set  portable, avx2, avx512, neon
  *
  * The lists below are all there are, in the order of the tables that dispatch goes by. Tests and
- * timings of single kernels (tests/kernel_check.c) go by the first four. */
+ * timings of single kernels (tests/kernel_check.c) go by them too. */
 #define VQKV__KERNELS(X)                                                                           \
     X(score_nibbles)                                                                               \
     X(sum_nibbles)                                                                                 \

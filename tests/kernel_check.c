@@ -1,5 +1,4 @@
-/* kernel_check.c - every kernel of attention to codes by itself, on every instruction set of the
- * machine.
+/* kernel_check.c - every kernel by itself, on every instruction set of the machine.
  *
  *     cc -DHEADER='"x.h"' kernel_check.c -lm -o check && ./check [time]
  *
@@ -7,13 +6,14 @@
  * kernel makes of random numbers is compared with the same in double. stdout: a line a kernel and
  * instruction set with its error as a part of the root mean square; with `time`, instead, the least
  * time of a call with 4 queries, the mean over the header's runs. The exit status is 1 after a
- * broken bound. The kernels are those of the header's lists for codes: one without a function here
- * does not compile. */
+ * broken bound. The kernels are those of the header's lists: one without a function here does not
+ * compile. */
 #define TOY_KV_IMPLEMENTATION
 #include HEADER
 
 #include "kernel_bench.h"
 #include "kernel_bytes.h"
+#include "kernel_tiles.h"
 
 /* ---- sums and scores of codes ---- */
 
@@ -352,7 +352,8 @@ typedef struct kernel {
 
 static const kernel kernels[] = {
 #define X(name) {#name, check_##name},
-    TOY_KV__KERNELS(X) TOY_KV__ALL_BYTE_KERNELS(X, X, X)
+    TOY_KV__KERNELS(X) TOY_KV__ALL_BYTE_KERNELS(X, X, X) TOY_KV__DENSE_KERNELS(X)
+        TOY_KV__CODE_KERNELS(X)
 #undef X
 };
 

@@ -1,5 +1,5 @@
-/* Every kernel of attention to codes by itself against the same in double, on every instruction
- * set: an emitted header compiled with kernel_check.c. */
+/* Every kernel by itself against the same in double, on every instruction set: an emitted header
+ * compiled with kernel_check.c. */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 
