@@ -122,7 +122,7 @@ static void print_implementation(const vqkvc_plan *plan, const gen_lowered *low,
     static const char *const rest[] = {
         "dispatch", "wide",      "decode", "exceptions", "rebuild", "gains",
         "encode",   "landmarks", "pass",   "query_map",  "steps",   "queries",
-        "absorbed", "attend",    "jobs",   "kvcache",    "save"};
+        "absorbed", "attend",    "jobs",   "append",     "kvcache", "save"};
     vqkvc_buf text = {0};
     gen_text(out, open, sizeof open - 1, prefix, NULL);
     gen_part(out, "types", prefix, NULL);

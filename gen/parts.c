@@ -41,6 +41,7 @@
     X(absorbed)                                                                                    \
     X(attend)                                                                                      \
     X(jobs)                                                                                        \
+    X(append)                                                                                      \
     X(kvcache)                                                                                     \
     X(save)
 

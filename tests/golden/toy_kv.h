@@ -422,7 +422,7 @@ TOY_KV__INLINE void toy_kv__ask_far(toy_kv__asked *a)
  *   instruction set  portable, avx2, avx512, neon
  *
  * The lists below are all there are, in the order of the tables that dispatch goes by. Tests and
- * timings of single kernels (tests/kernel_check.c) go by the first four. */
+ * timings of single kernels (tests/kernel_check.c) go by them too. */
 #define TOY_KV__KERNELS(X)                                                                           \
     X(score_nibbles)                                                                               \
     X(sum_nibbles)                                                                                 \
@@ -12305,150 +12305,7 @@ toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const
     return status;
 }
 
-/* The cache itself: memory, blocks, append, trim, fork, read. */
-
-const char *toy_kv_status_text(toy_kv_status status)
-{
-    switch (status) {
-#define TOY_KV__X(name, words)                                                                       \
-    case TOY_KV_##name:                                                                              \
-        return words;
-        TOY_KV_STATUS_LIST(TOY_KV__X)
-#undef TOY_KV__X
-    }
-    return "unknown status";
-}
-
-size_t toy_kv_scratch_size(void)
-{
-    return TOY_KV__SCRATCH_FLOATS * sizeof(float);
-}
-
-/* The exact list of a cache with c->n_blocks blocks: its default length, its place at *at. */
-static void toy_kv__lay_out_kept(toy_kv_config *c, toy_kv *kv, uint64_t *at)
-{
-    uint64_t vectors = (uint64_t)c->n_blocks * TOY_KV_BLOCK * (uint64_t)TOY_KV__SLOTS, n;
-    n = (uint64_t)((double)vectors * TOY_KV__KEPT_SHARE) + (uint64_t)TOY_KV__SLOTS;
-    if (c->n_exact == 0)
-        c->n_exact = n < vectors && n < (1u << 30) ? (int)n
-                     : vectors < (1u << 30)        ? (int)vectors
-                                                   : 1 << 30;
-    if (!TOY_KV__KEEPS)
-        c->n_exact = 0;
-    kv->kept_firsts = *at;
-    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV__CHAIN_BYTES * (uint64_t)c->n_blocks);
-    kv->kept_links = *at;
-    *at += TOY_KV__ALIGNED(sizeof(toy_kv__link) * (uint64_t)c->n_exact);
-    kv->kept_rows = *at;
-    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV_HEAD_DIM * 2 * (uint64_t)c->n_exact);
-}
-
-/* Fills in defaults and offsets; fails where a size would overflow. */
-static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
-{
-    toy_kv_config c;
-    uint64_t at = TOY_KV__ALIGNED(sizeof(toy_kv)), limit = (uint64_t)(SIZE_MAX / 2), row;
-    if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
-        config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
-        config->n_blocks < 0 || config->n_blocks > (1 << 28) || config->n_exact < 0 ||
-        config->n_exact > (1 << 30))
-        return TOY_KV_E_ARGUMENT;
-    c = *config;
-    if (c.n_seq == 0)
-        c.n_seq = 1;
-    if (c.max_batch == 0)
-        c.max_batch = 256;
-    if (c.isa == TOY_KV_ISA_AUTO)
-        c.isa = toy_kv__best();
-    if (!toy_kv__has(c.isa))
-        return TOY_KV_E_CPU;
-    memset(kv, 0, sizeof *kv);
-    kv->seq_blocks = c.n_ctx / TOY_KV_BLOCK + 1;
-    if (c.n_blocks == 0) {
-        if ((int64_t)c.n_seq * kv->seq_blocks > (1 << 28))
-            return TOY_KV_E_ARGUMENT;
-        c.n_blocks = c.n_seq * kv->seq_blocks;
-    }
-    /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
-    kv->ring =
-        (TOY_KV_N_RECENT + TOY_KV_BLOCK + c.max_batch + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK * TOY_KV_BLOCK;
-    kv->n_free = c.n_blocks;
-    kv->magic = TOY_KV__MAGIC;
-    kv->seqs = at;
-    at += TOY_KV__ALIGNED(sizeof(toy_kv__seq) * (uint64_t)c.n_seq);
-    kv->tables = at;
-    at += TOY_KV__ALIGNED(sizeof(toy_kv__entry) * (uint64_t)c.n_seq * (uint64_t)kv->seq_blocks);
-    kv->references = at;
-    at += TOY_KV__ALIGNED(sizeof(int32_t) * (uint64_t)c.n_blocks);
-    kv->work = at;
-    at += TOY_KV__ALIGNED((uint64_t)TOY_KV__WORK_FLOATS * sizeof(float));
-    kv->turns = at;
-    at += TOY_KV__ALIGNED((uint64_t)TOY_KV__TURN_FLOATS * sizeof(float));
-    toy_kv__lay_out_kept(&c, kv, &at);
-    kv->config = c;
-    kv->exact = at;
-    row = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
-    if (row * (uint64_t)(TOY_KV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
-        return TOY_KV_E_ARGUMENT;
-    at += TOY_KV__ALIGNED(row * (uint64_t)(TOY_KV_N_SINK + kv->ring) * (uint64_t)c.n_seq);
-    kv->pool = at;
-    if ((uint64_t)c.n_blocks > limit / 4 / TOY_KV__POOL_BYTES)
-        return TOY_KV_E_ARGUMENT;
-    kv->bytes = at + (uint64_t)c.n_blocks * TOY_KV__POOL_BYTES;
-    if (kv->bytes > limit)
-        return TOY_KV_E_ARGUMENT;
-    return TOY_KV_OK;
-}
-
-/* The angles of every offset in a block. */
-static void toy_kv__fill_turns(toy_kv *kv)
-{
-    float cs[TOY_KV_N_ROT + 1] = {0.0f}, *turns = toy_kv__turns(kv);
-    int t, i;
-    for (t = 0; t < TOY_KV_BLOCK && TOY_KV__TURN_FLOATS > 0; t++) {
-        toy_kv__angles(t, cs);
-        for (i = 0; i < TOY_KV_N_ROT; i++)
-            turns[i * TOY_KV_BLOCK + t] = cs[i];
-    }
-}
-
-toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes)
-{
-    toy_kv kv;
-    toy_kv_status status = bytes == NULL ? TOY_KV_E_ARGUMENT : toy_kv__lay_out(config, &kv);
-    if (status == TOY_KV_OK)
-        *bytes = (size_t)kv.bytes;
-    return status;
-}
-
-toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory, size_t bytes)
-{
-    toy_kv laid;
-    int32_t i;
-    toy_kv_status status = toy_kv__lay_out(config, &laid);
-    if (status != TOY_KV_OK)
-        return status;
-    if (kv == NULL || memory == NULL)
-        return TOY_KV_E_ARGUMENT;
-    if (bytes < laid.bytes)
-        return TOY_KV_E_SIZE;
-    if ((uintptr_t)memory % 64 != 0)
-        return TOY_KV_E_ALIGNMENT;
-    memset(memory, 0, (size_t)laid.pool);
-    memcpy(memory, &laid, sizeof laid);
-    *kv = (toy_kv *)memory;
-    for (i = (*kv)->config.n_exact; i > 0; i--) {
-        toy_kv__kept_link(*kv, i)->next = (*kv)->kept_free;
-        (*kv)->kept_free = i;
-    }
-    toy_kv__fill_turns(*kv);
-    return TOY_KV_OK;
-}
-
-toy_kv_isa toy_kv_isa_in_use(const toy_kv *kv)
-{
-    return kv->config.isa;
-}
+/* Appending tokens: they are kept exact until every layer has a block of them, then encoded. */
 
 /* ---- blocks ---- */
 
@@ -12667,6 +12524,151 @@ toy_kv_status toy_kv_append(toy_kv *kv, int seq, int layer, int n, const void *k
     }
     q->n_tokens[layer] = held + n;
     return TOY_KV_OK;
+}
+
+/* The cache itself: memory, trim, fork, read. */
+
+const char *toy_kv_status_text(toy_kv_status status)
+{
+    switch (status) {
+#define TOY_KV__X(name, words)                                                                       \
+    case TOY_KV_##name:                                                                              \
+        return words;
+        TOY_KV_STATUS_LIST(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    return "unknown status";
+}
+
+size_t toy_kv_scratch_size(void)
+{
+    return TOY_KV__SCRATCH_FLOATS * sizeof(float);
+}
+
+/* The exact list of a cache with c->n_blocks blocks: its default length, its place at *at. */
+static void toy_kv__lay_out_kept(toy_kv_config *c, toy_kv *kv, uint64_t *at)
+{
+    uint64_t vectors = (uint64_t)c->n_blocks * TOY_KV_BLOCK * (uint64_t)TOY_KV__SLOTS, n;
+    n = (uint64_t)((double)vectors * TOY_KV__KEPT_SHARE) + (uint64_t)TOY_KV__SLOTS;
+    if (c->n_exact == 0)
+        c->n_exact = n < vectors && n < (1u << 30) ? (int)n
+                     : vectors < (1u << 30)        ? (int)vectors
+                                                   : 1 << 30;
+    if (!TOY_KV__KEEPS)
+        c->n_exact = 0;
+    kv->kept_firsts = *at;
+    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV__CHAIN_BYTES * (uint64_t)c->n_blocks);
+    kv->kept_links = *at;
+    *at += TOY_KV__ALIGNED(sizeof(toy_kv__link) * (uint64_t)c->n_exact);
+    kv->kept_rows = *at;
+    *at += TOY_KV__ALIGNED((uint64_t)TOY_KV_HEAD_DIM * 2 * (uint64_t)c->n_exact);
+}
+
+/* Fills in defaults and offsets; fails where a size would overflow. */
+static toy_kv_status toy_kv__lay_out(const toy_kv_config *config, toy_kv *kv)
+{
+    toy_kv_config c;
+    uint64_t at = TOY_KV__ALIGNED(sizeof(toy_kv)), limit = (uint64_t)(SIZE_MAX / 2), row;
+    if (config == NULL || config->n_ctx < 1 || config->n_ctx > (1 << 28) || config->n_seq < 0 ||
+        config->n_seq > (1 << 20) || config->max_batch < 0 || config->max_batch > (1 << 24) ||
+        config->n_blocks < 0 || config->n_blocks > (1 << 28) || config->n_exact < 0 ||
+        config->n_exact > (1 << 30))
+        return TOY_KV_E_ARGUMENT;
+    c = *config;
+    if (c.n_seq == 0)
+        c.n_seq = 1;
+    if (c.max_batch == 0)
+        c.max_batch = 256;
+    if (c.isa == TOY_KV_ISA_AUTO)
+        c.isa = toy_kv__best();
+    if (!toy_kv__has(c.isa))
+        return TOY_KV_E_CPU;
+    memset(kv, 0, sizeof *kv);
+    kv->seq_blocks = c.n_ctx / TOY_KV_BLOCK + 1;
+    if (c.n_blocks == 0) {
+        if ((int64_t)c.n_seq * kv->seq_blocks > (1 << 28))
+            return TOY_KV_E_ARGUMENT;
+        c.n_blocks = c.n_seq * kv->seq_blocks;
+    }
+    /* A step of max_batch tokens begins with less than n_recent + block uncoded ones. */
+    kv->ring =
+        (TOY_KV_N_RECENT + TOY_KV_BLOCK + c.max_batch + TOY_KV_BLOCK - 1) / TOY_KV_BLOCK * TOY_KV_BLOCK;
+    kv->n_free = c.n_blocks;
+    kv->magic = TOY_KV__MAGIC;
+    kv->seqs = at;
+    at += TOY_KV__ALIGNED(sizeof(toy_kv__seq) * (uint64_t)c.n_seq);
+    kv->tables = at;
+    at += TOY_KV__ALIGNED(sizeof(toy_kv__entry) * (uint64_t)c.n_seq * (uint64_t)kv->seq_blocks);
+    kv->references = at;
+    at += TOY_KV__ALIGNED(sizeof(int32_t) * (uint64_t)c.n_blocks);
+    kv->work = at;
+    at += TOY_KV__ALIGNED((uint64_t)TOY_KV__WORK_FLOATS * sizeof(float));
+    kv->turns = at;
+    at += TOY_KV__ALIGNED((uint64_t)TOY_KV__TURN_FLOATS * sizeof(float));
+    toy_kv__lay_out_kept(&c, kv, &at);
+    kv->config = c;
+    kv->exact = at;
+    row = (uint64_t)TOY_KV_N_LAYERS * 2 * TOY_KV_N_KV_HEADS * TOY_KV_HEAD_DIM * 2;
+    if (row * (uint64_t)(TOY_KV_N_SINK + kv->ring) > limit / 4 / (uint64_t)c.n_seq)
+        return TOY_KV_E_ARGUMENT;
+    at += TOY_KV__ALIGNED(row * (uint64_t)(TOY_KV_N_SINK + kv->ring) * (uint64_t)c.n_seq);
+    kv->pool = at;
+    if ((uint64_t)c.n_blocks > limit / 4 / TOY_KV__POOL_BYTES)
+        return TOY_KV_E_ARGUMENT;
+    kv->bytes = at + (uint64_t)c.n_blocks * TOY_KV__POOL_BYTES;
+    if (kv->bytes > limit)
+        return TOY_KV_E_ARGUMENT;
+    return TOY_KV_OK;
+}
+
+/* The angles of every offset in a block. */
+static void toy_kv__fill_turns(toy_kv *kv)
+{
+    float cs[TOY_KV_N_ROT + 1] = {0.0f}, *turns = toy_kv__turns(kv);
+    int t, i;
+    for (t = 0; t < TOY_KV_BLOCK && TOY_KV__TURN_FLOATS > 0; t++) {
+        toy_kv__angles(t, cs);
+        for (i = 0; i < TOY_KV_N_ROT; i++)
+            turns[i * TOY_KV_BLOCK + t] = cs[i];
+    }
+}
+
+toy_kv_status toy_kv_size(const toy_kv_config *config, size_t *bytes)
+{
+    toy_kv kv;
+    toy_kv_status status = bytes == NULL ? TOY_KV_E_ARGUMENT : toy_kv__lay_out(config, &kv);
+    if (status == TOY_KV_OK)
+        *bytes = (size_t)kv.bytes;
+    return status;
+}
+
+toy_kv_status toy_kv_init(toy_kv **kv, const toy_kv_config *config, void *memory, size_t bytes)
+{
+    toy_kv laid;
+    int32_t i;
+    toy_kv_status status = toy_kv__lay_out(config, &laid);
+    if (status != TOY_KV_OK)
+        return status;
+    if (kv == NULL || memory == NULL)
+        return TOY_KV_E_ARGUMENT;
+    if (bytes < laid.bytes)
+        return TOY_KV_E_SIZE;
+    if ((uintptr_t)memory % 64 != 0)
+        return TOY_KV_E_ALIGNMENT;
+    memset(memory, 0, (size_t)laid.pool);
+    memcpy(memory, &laid, sizeof laid);
+    *kv = (toy_kv *)memory;
+    for (i = (*kv)->config.n_exact; i > 0; i--) {
+        toy_kv__kept_link(*kv, i)->next = (*kv)->kept_free;
+        (*kv)->kept_free = i;
+    }
+    toy_kv__fill_turns(*kv);
+    return TOY_KV_OK;
+}
+
+toy_kv_isa toy_kv_isa_in_use(const toy_kv *kv)
+{
+    return kv->config.isa;
 }
 
 int toy_kv_n_tokens(const toy_kv *kv, int seq)
