@@ -75,11 +75,18 @@ static inline void vqkv__ask_nothing(const vqkv__pass *a, vqkv__ahead *q)
     q->now.keys = q->now.keys_end = q->now.values = q->now.values_end = none;
 }
 
-/* Queues what comes behind the coded blocks: the exact tokens from `coded` on, and the bases
- * that sums are mapped back with. */
+/* Queues what comes behind the coded blocks: the bases that sums are mapped back with, and the
+ * exact tokens from `coded` on, which lie side by side, so that the hardware sees them coming where
+ * there was no time to ask for all. */
 static void vqkv__queue_later(vqkv__pass *a, int coded, int n_tokens)
 {
     int t, n, u, part;
+    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
+        if (s->transform == VQKV__BASIS)
+            vqkv__piece(&a->later, 1, vqkv__basis(s, s->dec, a->v_uses[u].member).values,
+                        VQKV_HEAD_DIM * s->n_latents * s->basis_bytes);
+    }
     for (t = coded; t < n_tokens && t < a->last; t += n) {
         n = n_tokens - t > VQKV_BLOCK ? VQKV_BLOCK : n_tokens - t; /* t is at a block's start */
         for (part = 0; part < 2; part++)
@@ -87,12 +94,6 @@ static void vqkv__queue_later(vqkv__pass *a, int coded, int n_tokens)
                 &a->later, 1,
                 vqkv__exact(a->kv, a->seq, a->layer, part ? VQKV_VALUE : VQKV_KEY, a->head, t),
                 n * VQKV_HEAD_DIM * 2);
-    }
-    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++) {
-        const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
-        if (s->transform == VQKV__BASIS)
-            vqkv__piece(&a->later, 1, vqkv__basis(s, s->dec, a->v_uses[u].member).values,
-                        VQKV_HEAD_DIM * s->n_latents * s->basis_bytes);
     }
     vqkv__go_ahead(&a->later);
 }

@@ -22,15 +22,14 @@ static inline int vqkv__dot_channels(const vqkv__run *run)
     return run->planes * run->width;
 }
 
-/* Sixteen words, each four bytes behind the one before. */
-VQKV__TARGET_avx512 static inline void vqkv__interleave_words_avx512(__m512i x, unsigned char *to)
+/* Sixteen codewords of a channel in steps of *scale; 0 where there is no such channel. */
+VQKV__INLINE_avx512 __m512i vqkv__dot_codewords_avx512(const unsigned char *book, float limit,
+                                                       float *scale)
 {
-    int word[16], i;
-    _mm512_storeu_si512((void *)word, x);
-    for (i = 0; i < 16; i++) {
-        const short w = (short)word[i];
-        memcpy(to + 4 * i, &w, sizeof w);
-    }
+    __m512 x = book != NULL ? vqkv__loadh_avx512(book) : _mm512_setzero_ps();
+    const float top = _mm512_reduce_max_ps(_mm512_abs_ps(x));
+    *scale = top / limit;
+    return _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f)));
 }
 
 /* table [groups, 64]: sixteen codewords of each channel, of a code of two channels in turn; scale
@@ -38,29 +37,30 @@ VQKV__TARGET_avx512 static inline void vqkv__interleave_words_avx512(__m512i x, 
 VQKV__TARGET_avx512 static void vqkv__dot_books_avx512(const vqkv__run *run, unsigned char *table,
                                                        float *scale)
 {
-    const int channels = vqkv__dot_channels(run), words = run->words;
-    const int room = (words ? 2 : 4) * vqkv__dot_groups(run);
+    const int words = run->words, room = (words ? 2 : 4) * vqkv__dot_groups(run);
     const float limit = vqkv__dot_top(run);
-    int c;
-    for (c = 0; c < room; c++) {
-        __m512 x = _mm512_setzero_ps();
-        __m512i steps;
-        float top;
-        if (c < channels)
-            x = vqkv__loadh_avx512(
-                vqkv__table(run->book + c / run->width / run->stages * run->book_step +
-                            (c / run->width % run->stages * run->width + c % run->width) * 16));
-        top = _mm512_reduce_max_ps(_mm512_abs_ps(x));
-        scale[c] = top / limit;
-        steps =
-            _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f)));
-        if (words && run->width == 1)
-            _mm256_storeu_si256((__m256i *)(void *)(table + 32 * c), _mm512_cvtepi32_epi16(steps));
-        else if (words)
-            vqkv__interleave_words_avx512(steps, table + c / 2 * 64 + c % 2 * 2);
-        else
-            _mm_storeu_si128((__m128i *)(void *)(table + 16 * c),
-                             _mm512_cvtepi32_epi8(_mm512_add_epi32(steps, _mm512_set1_epi32(128))));
+    __m512i first = _mm512_setzero_si512(); /* of two channels */
+    int c = 0, p, w;
+    for (p = 0; c < room; p++) {
+        const unsigned char *book = p < run->planes
+                                        ? vqkv__table(run->book + p / run->stages * run->book_step +
+                                                      p % run->stages * run->width * 16)
+                                        : NULL;
+        for (w = 0; w < run->width && c < room; w++, c++) {
+            __m512i x =
+                vqkv__dot_codewords_avx512(book != NULL ? book + 32 * w : NULL, limit, scale + c);
+            if (words && run->width == 1)
+                _mm256_storeu_si256((__m256i *)(void *)(table + 32 * c), _mm512_cvtepi32_epi16(x));
+            else if (words && c % 2 == 0)
+                first = x;
+            else if (words)
+                _mm512_storeu_si512(
+                    (void *)(table + 32 * (c - 1)),
+                    _mm512_mask_blend_epi16(0xaaaaaaaau, first, _mm512_slli_epi32(x, 16)));
+            else
+                _mm_storeu_si128((__m128i *)(void *)(table + 16 * c),
+                                 _mm512_cvtepi32_epi8(_mm512_add_epi32(x, _mm512_set1_epi32(128))));
+        }
     }
 }
 

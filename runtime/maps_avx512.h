@@ -52,7 +52,8 @@ VQKV__TARGET_avx512 static void vqkv__map_basis_avx512(vqkv__matrix table,
     for (i = 0; i <= n_out; i += 16) {
         __m512 high = _mm512_setzero_ps(), factor;
         __mmask16 some;
-        for (d = 0; d < n_in; d++)
+        /* of columns in bytes only the mean, where they end, has a largest to be looked for */
+        for (d = 0; d < n_in && (table.scale == NULL || n_out - i < 16); d++)
             high =
                 _mm512_max_ps(high, _mm512_abs_ps(vqkv__map_row_avx512(&table, mean, slice, d, i)));
         if (table.scale != NULL) /* bytes are words of 16 units, exactly */

@@ -5188,7 +5188,8 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_basis_avx512(toy_kv__matrix table,
     for (i = 0; i <= n_out; i += 16) {
         __m512 high = _mm512_setzero_ps(), factor;
         __mmask16 some;
-        for (d = 0; d < n_in; d++)
+        /* of columns in bytes only the mean, where they end, has a largest to be looked for */
+        for (d = 0; d < n_in && (table.scale == NULL || n_out - i < 16); d++)
             high =
                 _mm512_max_ps(high, _mm512_abs_ps(toy_kv__map_row_avx512(&table, mean, slice, d, i)));
         if (table.scale != NULL) /* bytes are words of 16 units, exactly */
@@ -5428,15 +5429,14 @@ static inline int toy_kv__dot_channels(const toy_kv__run *run)
     return run->planes * run->width;
 }
 
-/* Sixteen words, each four bytes behind the one before. */
-TOY_KV__TARGET_avx512 static inline void toy_kv__interleave_words_avx512(__m512i x, unsigned char *to)
+/* Sixteen codewords of a channel in steps of *scale; 0 where there is no such channel. */
+TOY_KV__INLINE_avx512 __m512i toy_kv__dot_codewords_avx512(const unsigned char *book, float limit,
+                                                       float *scale)
 {
-    int word[16], i;
-    _mm512_storeu_si512((void *)word, x);
-    for (i = 0; i < 16; i++) {
-        const short w = (short)word[i];
-        memcpy(to + 4 * i, &w, sizeof w);
-    }
+    __m512 x = book != NULL ? toy_kv__loadh_avx512(book) : _mm512_setzero_ps();
+    const float top = _mm512_reduce_max_ps(_mm512_abs_ps(x));
+    *scale = top / limit;
+    return _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f)));
 }
 
 /* table [groups, 64]: sixteen codewords of each channel, of a code of two channels in turn; scale
@@ -5444,29 +5444,30 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__interleave_words_avx512(__m512i
 TOY_KV__TARGET_avx512 static void toy_kv__dot_books_avx512(const toy_kv__run *run, unsigned char *table,
                                                        float *scale)
 {
-    const int channels = toy_kv__dot_channels(run), words = run->words;
-    const int room = (words ? 2 : 4) * toy_kv__dot_groups(run);
+    const int words = run->words, room = (words ? 2 : 4) * toy_kv__dot_groups(run);
     const float limit = toy_kv__dot_top(run);
-    int c;
-    for (c = 0; c < room; c++) {
-        __m512 x = _mm512_setzero_ps();
-        __m512i steps;
-        float top;
-        if (c < channels)
-            x = toy_kv__loadh_avx512(
-                toy_kv__table(run->book + c / run->width / run->stages * run->book_step +
-                            (c / run->width % run->stages * run->width + c % run->width) * 16));
-        top = _mm512_reduce_max_ps(_mm512_abs_ps(x));
-        scale[c] = top / limit;
-        steps =
-            _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(top > 0.0f ? limit / top : 0.0f)));
-        if (words && run->width == 1)
-            _mm256_storeu_si256((__m256i *)(void *)(table + 32 * c), _mm512_cvtepi32_epi16(steps));
-        else if (words)
-            toy_kv__interleave_words_avx512(steps, table + c / 2 * 64 + c % 2 * 2);
-        else
-            _mm_storeu_si128((__m128i *)(void *)(table + 16 * c),
-                             _mm512_cvtepi32_epi8(_mm512_add_epi32(steps, _mm512_set1_epi32(128))));
+    __m512i first = _mm512_setzero_si512(); /* of two channels */
+    int c = 0, p, w;
+    for (p = 0; c < room; p++) {
+        const unsigned char *book = p < run->planes
+                                        ? toy_kv__table(run->book + p / run->stages * run->book_step +
+                                                      p % run->stages * run->width * 16)
+                                        : NULL;
+        for (w = 0; w < run->width && c < room; w++, c++) {
+            __m512i x =
+                toy_kv__dot_codewords_avx512(book != NULL ? book + 32 * w : NULL, limit, scale + c);
+            if (words && run->width == 1)
+                _mm256_storeu_si256((__m256i *)(void *)(table + 32 * c), _mm512_cvtepi32_epi16(x));
+            else if (words && c % 2 == 0)
+                first = x;
+            else if (words)
+                _mm512_storeu_si512(
+                    (void *)(table + 32 * (c - 1)),
+                    _mm512_mask_blend_epi16(0xaaaaaaaau, first, _mm512_slli_epi32(x, 16)));
+            else
+                _mm_storeu_si128((__m128i *)(void *)(table + 16 * c),
+                                 _mm512_cvtepi32_epi8(_mm512_add_epi32(x, _mm512_set1_epi32(128))));
+        }
     }
 }
 
@@ -11698,11 +11699,18 @@ static inline void toy_kv__ask_nothing(const toy_kv__pass *a, toy_kv__ahead *q)
     q->now.keys = q->now.keys_end = q->now.values = q->now.values_end = none;
 }
 
-/* Queues what comes behind the coded blocks: the exact tokens from `coded` on, and the bases
- * that sums are mapped back with. */
+/* Queues what comes behind the coded blocks: the bases that sums are mapped back with, and the
+ * exact tokens from `coded` on, which lie side by side, so that the hardware sees them coming where
+ * there was no time to ask for all. */
 static void toy_kv__queue_later(toy_kv__pass *a, int coded, int n_tokens)
 {
     int t, n, u, part;
+    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        if (s->transform == TOY_KV__BASIS)
+            toy_kv__piece(&a->later, 1, toy_kv__basis(s, s->dec, a->v_uses[u].member).values,
+                        TOY_KV_HEAD_DIM * s->n_latents * s->basis_bytes);
+    }
     for (t = coded; t < n_tokens && t < a->last; t += n) {
         n = n_tokens - t > TOY_KV_BLOCK ? TOY_KV_BLOCK : n_tokens - t; /* t is at a block's start */
         for (part = 0; part < 2; part++)
@@ -11710,12 +11718,6 @@ static void toy_kv__queue_later(toy_kv__pass *a, int coded, int n_tokens)
                 &a->later, 1,
                 toy_kv__exact(a->kv, a->seq, a->layer, part ? TOY_KV_VALUE : TOY_KV_KEY, a->head, t),
                 n * TOY_KV_HEAD_DIM * 2);
-    }
-    for (u = 0; u < a->n_v_uses && a->v_tile == NULL; u++) {
-        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
-        if (s->transform == TOY_KV__BASIS)
-            toy_kv__piece(&a->later, 1, toy_kv__basis(s, s->dec, a->v_uses[u].member).values,
-                        TOY_KV_HEAD_DIM * s->n_latents * s->basis_bytes);
     }
     toy_kv__go_ahead(&a->later);
 }
