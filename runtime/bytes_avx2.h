@@ -5,11 +5,6 @@
 
 #if VQKV_BLOCK >= 64
 
-/* Narrow entries: bits of the lower byte, and what entries of the planes of a quad that stand for 0
- * add up to, in steps: twice that and the rounding of two quads fill the higher byte. */
-#define VQKV__LOW_BITS_avx2 5
-#define VQKV__ZERO_avx2     2044
-
 /* Planes whose bytes of narrow entries can be added. */
 #define VQKV__BUNCH_avx2 8
 
@@ -319,11 +314,9 @@ VQKV__TARGET_avx2 static void vqkv__pack_books_avx2(const float *book, int n, si
     }
 }
 
-/* No batches: where every block has a frame of its own, what needs score tables is scored in fp32.
- */
 #define VQKV__X(name) vqkv__##name##_avx2,
 static const vqkv__byte_ops vqkv__byte_ops_avx2 = {
-    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__NO_KERNEL) VQKV__WEIGHT_REST_avx2, 0.02f};
+    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__X) VQKV__WEIGHT_REST_avx2, 0.02f};
 #undef VQKV__X
 
 #endif /* VQKV_BLOCK >= 64 */

@@ -9,29 +9,44 @@
 /* The largest codeword of a channel counts so many steps. */
 #define VQKV__DOT_TOP_avx2 32767.0f
 
-/* table [groups, 64]: sixteen low and sixteen high bytes of each channel; scale [4 * groups]. */
+/* The codewords of a channel to table [32]: sixteen low and sixteen high bytes; for tables of codes
+ * of many channels sixteen words, or only their high bytes to table [16]. */
+VQKV__TARGET_avx2 static inline void vqkv__dot_book_avx2(const float *book, float top,
+                                                         const vqkv__run *run, signed char *table)
+{
+    const float limit = run->words ? VQKV__DOT_TOP_avx2 : 127.0f;
+    const __m256i x = vqkv__sixteen_avx2(book, top > 0.0f ? limit / top : 0.0f);
+    if (run->width > 1 && run->words) {
+        _mm256_storeu_si256((__m256i *)(void *)table, x);
+        return;
+    }
+    vqkv__store_bytes_avx2(table, x);
+    if (run->words)
+        vqkv__store_bytes_avx2(table + 16, _mm256_srli_epi16(x, 8));
+}
+
+/* table [groups, 64], channel by channel; scale [4 * groups]: what a step of a word is worth. */
 VQKV__TARGET_avx2 static void vqkv__dot_books_avx2(const vqkv__run *run, unsigned char *table,
                                                    float *scale)
 {
-    const int room = 4 * vqkv__dot_groups(run);
+    const int each = run->words ? 2 : 4, room = 4 * vqkv__dot_groups(run);
+    const float limit = run->words ? VQKV__DOT_TOP_avx2 : 127.0f * 256.0f;
     int c;
     for (c = 0; c < room; c++) {
         float book[16] = {0.0f}, top;
         __m256 square = _mm256_setzero_ps();
-        __m256i x;
-        if (c < run->planes) {
+        if (c < run->planes * run->width) {
+            const int plane = c / run->width;
             const unsigned char *from =
-                vqkv__table(run->book + c / run->stages * run->book_step + c % run->stages * 16);
+                vqkv__table(run->book + plane / run->stages * run->book_step +
+                            (plane % run->stages * run->width + c % run->width) * 16);
             _mm256_storeu_ps(book, vqkv__loadh_avx2(from));
             _mm256_storeu_ps(book + 8, vqkv__loadh_avx2(from + 16));
         }
         top = vqkv__reach_avx2(book, &square);
-        scale[c] = top / VQKV__DOT_TOP_avx2;
-        if (c >= 2 * vqkv__dot_groups(run)) /* the table has room for two a group */
-            continue;
-        x = vqkv__sixteen_avx2(book, top > 0.0f ? VQKV__DOT_TOP_avx2 / top : 0.0f);
-        vqkv__store_bytes_avx2((signed char *)table + 32 * c, x);
-        vqkv__store_bytes_avx2((signed char *)table + 32 * c + 16, _mm256_srli_epi16(x, 8));
+        scale[c] = top / limit;
+        if (c < each * vqkv__dot_groups(run)) /* the table has room for so many */
+            vqkv__dot_book_avx2(book, top, run, (signed char *)table + 64 / each * c);
     }
 }
 

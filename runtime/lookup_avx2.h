@@ -6,6 +6,12 @@
 /* Planes whose scores are summed in 16 bits. */
 #define VQKV__CHUNK_avx2 64
 
+/* Narrow entries of score tables: bits of the lower byte, and what entries of the planes of a quad
+ * that stand for 0 add up to, in steps: twice that and the rounding of two quads fill the higher
+ * byte. */
+#define VQKV__LOW_BITS_avx2 5
+#define VQKV__ZERO_avx2     2044
+
 VQKV__INLINE_avx2 __m256i vqkv__load_bytes_avx2(const void *p)
 {
     return _mm256_loadu_si256((const __m256i *)p);

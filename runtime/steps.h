@@ -11,7 +11,14 @@ static int vqkv__dots(const vqkv__pass *a, const vqkv__run *run)
         return 0;
     if (turns && a->ops->bytes->map_words == NULL)
         return 0;
-    return run->width == 1 || (turns && run->width % 2 == 0);
+    return run->width == 1 || (turns && run->width % 2 == 0 && a->ops->bytes->fill_bytes == NULL);
+}
+
+/* Whether its score tables are filled from codewords in words, for every block anew. */
+static int vqkv__fills(const vqkv__pass *a, const vqkv__run *run)
+{
+    return a->ops->bytes != NULL && a->ops->bytes->fill_bytes != NULL &&
+           a->k_frame == VQKV__BLOCKWISE && vqkv__band(a, run) && vqkv__fillable(run);
 }
 
 static int vqkv__kernel_of(const vqkv__pass *a, const vqkv__run *run)
@@ -19,6 +26,7 @@ static int vqkv__kernel_of(const vqkv__pass *a, const vqkv__run *run)
     return run->coder == VQKV__WIDE      ? VQKV__BY_WIDE
            : run->coder != VQKV__NIBBLES ? VQKV__BY_SCALARS
            : vqkv__dots(a, run)          ? VQKV__BY_DOTS
+           : vqkv__fills(a, run)         ? VQKV__BY_FILLED
            : a->k_bytes                  ? VQKV__BY_PACKED
                                          : VQKV__BY_TABLES;
 }

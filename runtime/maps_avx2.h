@@ -1,0 +1,207 @@
+/* The query map in 16-bit words, AVX2: what vqkv__byte_ops promises (types.h). A product of words
+ * adds up two inputs of eight columns. */
+
+#if VQKV_BLOCK >= 64
+
+/* The first n of 8 lanes. */
+VQKV__TARGET_avx2 static inline __m256i vqkv__first_lanes_avx2(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* Columns i .. i + 7 of a row of a slice; the mean where they end. */
+VQKV__TARGET_avx2 static __m256 vqkv__map_row_avx2(const vqkv__matrix *table,
+                                                   const unsigned char *mean,
+                                                   const vqkv__slice *slice, int d, int i)
+{
+    const size_t row = (size_t)slice->row[d];
+    const size_t at = row * (size_t)slice->columns + (size_t)(slice->first + i);
+    const int left = slice->n_out - i;
+    float x[8] = {0.0f};
+    int k;
+    if (left >= 8)
+        return table->scale != NULL ? vqkv__loads8_avx2(table->values + at)
+                                    : vqkv__loadh_avx2(table->values + 2 * at);
+    for (k = 0; k < left; k++)
+        x[k] = table->scale != NULL ? (float)(signed char)table->values[at + (size_t)k]
+                                    : vqkv__half_at(table->values, at + (size_t)k);
+    if (left >= 0 && mean != NULL)
+        x[left] = vqkv__half_at(mean, row);
+    return _mm256_loadu_ps(x);
+}
+
+/* Columns i .. i + 7 of pairs of rows to words, each pair 32 words behind the one before. */
+VQKV__TARGET_avx2 static void vqkv__map_eight_avx2(const vqkv__matrix *table,
+                                                   const unsigned char *mean,
+                                                   const vqkv__slice *slice, int i, short *words,
+                                                   float *scale)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    const __m256i real = vqkv__first_lanes_avx2(slice->n_out - i);
+    __m256 high = _mm256_setzero_ps(), factor;
+    int d, k;
+    for (d = 0; d < slice->n_in; d++)
+        high = _mm256_max_ps(high,
+                             _mm256_andnot_ps(sign, vqkv__map_row_avx2(table, mean, slice, d, i)));
+    if (table->scale != NULL) /* bytes are words of 16 units, exactly */
+        high = _mm256_blendv_ps(high, _mm256_set1_ps(VQKV__MAP_TOP / 16.0f),
+                                _mm256_castsi256_ps(real));
+    factor = _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(VQKV__MAP_TOP), high),
+                           _mm256_cmp_ps(high, _mm256_setzero_ps(), _CMP_GT_OQ));
+    _mm256_storeu_ps(scale, _mm256_mul_ps(high, _mm256_set1_ps(1.0f / VQKV__MAP_TOP)));
+    for (k = 0; k < 8 && i + k < slice->n_out && table->scale != NULL; k++)
+        scale[k] *= vqkv__half_at(table->scale, (size_t)(slice->first + i + k));
+    for (d = 0; d < slice->n_in; d += 2, words += 32) {
+        __m256 x = vqkv__map_row_avx2(table, mean, slice, d, i);
+        __m256 y = vqkv__map_row_avx2(table, mean, slice, d + 1, i);
+        __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(x, factor));
+        __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(y, factor));
+        _mm256_storeu_si256((__m256i *)(void *)words,
+                            _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa));
+    }
+}
+
+/* The same for sixteen columns of a basis in bytes, all of them there: 16 units a byte. */
+VQKV__TARGET_avx2 static void vqkv__map_bytes_avx2(const vqkv__matrix *table,
+                                                   const vqkv__slice *slice, int i, short *words,
+                                                   float *scale)
+{
+    const unsigned char *from = table->values + slice->first + i;
+    const size_t columns = (size_t)slice->columns;
+    const __m256 unit = _mm256_set1_ps(1.0f / 16.0f);
+    int d, k;
+    for (k = 0; k < 16; k += 8)
+        _mm256_storeu_ps(
+            scale + k,
+            _mm256_mul_ps(vqkv__loadh_avx2(table->scale + 2 * (slice->first + i + k)), unit));
+    for (d = 0; d < slice->n_in; d += 2, words += 32) {
+        const unsigned char *a = from + (size_t)slice->row[d] * columns;
+        const unsigned char *b = from + (size_t)slice->row[d + 1] * columns;
+        __m128i x = _mm_loadu_si128((const __m128i *)(const void *)a);
+        __m128i y = _mm_loadu_si128((const __m128i *)(const void *)b);
+        __m256i low = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(x, y));
+        __m256i high = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(x, y));
+        _mm256_storeu_si256((__m256i *)(void *)words, _mm256_slli_epi16(low, 4));
+        _mm256_storeu_si256((__m256i *)(void *)(words + 16), _mm256_slli_epi16(high, 4));
+    }
+}
+
+VQKV__TARGET_avx2 static void vqkv__map_basis_avx2(vqkv__matrix table, const unsigned char *mean,
+                                                   const vqkv__slice *slice, short *words,
+                                                   float *scale)
+{
+    int i;
+    for (i = 0; i <= slice->n_out; i += 16, words += 16 * slice->n_in, scale += 16) {
+        if (table.scale != NULL && i + 16 <= slice->n_out) {
+            vqkv__map_bytes_avx2(&table, slice, i, words, scale);
+            continue;
+        }
+        vqkv__map_eight_avx2(&table, mean, slice, i, words, scale);
+        vqkv__map_eight_avx2(&table, mean, slice, i + 8, words + 16, scale + 8);
+    }
+}
+
+/* The first n words of eight numbers. */
+VQKV__INLINE_avx2 void vqkv__store_words_avx2(__m256 x, int n, short *out)
+{
+    const __m256i y = _mm256_cvtps_epi32(x);
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+    if (n >= 8)
+        _mm_storeu_si128((__m128i *)(void *)out, words);
+    else
+        memcpy(out, &words, sizeof *out * (size_t)n);
+}
+
+VQKV__TARGET_avx2 static void vqkv__to_words_avx2(const float *x, int n, float unit, short *out)
+{
+    const __m256 factor = _mm256_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < n; i += 8) {
+        __m256 y = _mm256_maskload_ps(x + i, vqkv__first_lanes_avx2(n - i));
+        vqkv__store_words_avx2(_mm256_mul_ps(y, factor), n - i, out + i);
+    }
+}
+
+VQKV__TARGET_avx2 static void vqkv__turn_words_avx2(const float *x, const float *c, const float *s,
+                                                    int pairs, float unit, short *out)
+{
+    const __m256 factor = _mm256_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < pairs; i += 8) {
+        const __m256i some = vqkv__first_lanes_avx2(pairs - i);
+        const __m256 u = _mm256_mul_ps(_mm256_maskload_ps(x + i, some), factor);
+        const __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + pairs + i, some), factor);
+        const __m256 cosine = _mm256_maskload_ps(c + i, some);
+        const __m256 sine = _mm256_maskload_ps(s + i, some);
+        vqkv__store_words_avx2(_mm256_fmadd_ps(v, sine, _mm256_mul_ps(u, cosine)), pairs - i,
+                               out + i);
+        vqkv__store_words_avx2(_mm256_fmsub_ps(v, cosine, _mm256_mul_ps(u, sine)), pairs - i,
+                               out + pairs + i);
+    }
+}
+
+/* Rows of x at distance n_in, of y at distance `columns`; `n` rows, a constant where it is called,
+ * and sixteen columns. */
+VQKV__INLINE_avx2 void vqkv__map_tile_avx2(const short *x, int n_in, const short *words,
+                                           const float *scale, int columns, const float *unit,
+                                           const float *const *base, const int n, float *y)
+{
+    __m256i sum[4][2];
+    int d, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = _mm256_setzero_si256();
+    for (d = 0; d < n_in; d += 2, words += 32) {
+        const __m256i a = vqkv__load_bytes_avx2(words), b = vqkv__load_bytes_avx2(words + 16);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            int32_t two;
+            __m256i q;
+            memcpy(&two, x + k * n_in + d, 4);
+            q = _mm256_set1_epi32(two);
+            vqkv__add_longs_avx2(&sum[k][0], _mm256_madd_epi16(a, q));
+            vqkv__add_longs_avx2(&sum[k][1], _mm256_madd_epi16(b, q));
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 2
+        for (i = 0; i < 2; i++) {
+            __m256 f = _mm256_mul_ps(_mm256_loadu_ps(scale + 8 * i), _mm256_set1_ps(unit[k]));
+            __m256 from = base[k] != NULL ? _mm256_loadu_ps(base[k] + 8 * i) : _mm256_setzero_ps();
+            _mm256_storeu_ps(y + (size_t)k * (size_t)columns + 8 * i,
+                             _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k][i]), f, from));
+        }
+}
+
+VQKV__TARGET_avx2 static void vqkv__map_words_avx2(const short *x, int m, int n_in,
+                                                   const short *words, const float *scale,
+                                                   int columns, const float *unit, int rows,
+                                                   const float *base, float *y)
+{
+    const float *bases[4];
+    int c, r, k;
+    float units[VQKV__MAX_ROWS + 3]; /* of four rows from any one on */
+    for (r = 0; r < rows + 3; r++)
+        units[r] = unit[r % rows];
+    for (c = 0; c < columns; c += 16, words += 16 * n_in)
+        for (r = 0; r < m;) {
+            const short *q = x + (size_t)r * (size_t)n_in;
+            float *dst = y + (size_t)r * (size_t)columns + c;
+            for (k = 0; k < 4; k++)
+                bases[k] = base == NULL ? NULL : base + (size_t)((r + k) % rows * columns + c);
+#define VQKV__MAP(n)                                                                               \
+    vqkv__map_tile_avx2(q, n_in, words, scale + c, columns, units + r % rows, bases, n, dst)
+            if (m - r >= 4) {
+                VQKV__MAP(4);
+                r += 4;
+            } else {
+                VQKV__MAP(1);
+                r++;
+            }
+#undef VQKV__MAP
+        }
+}
+
+#endif /* VQKV_BLOCK >= 64 */
