@@ -51,15 +51,18 @@ VQKV__TARGET_avx2 static void vqkv__dot_books_avx2(const vqkv__run *run, unsigne
 }
 
 /* Channels c .. c + 7 of a row's latents y times their scales; 0 behind the last. */
-VQKV__TARGET_avx2 static inline __m256 vqkv__dot_latents_avx2(const vqkv__run *run, const float *y,
-                                                              const float *scale, int c)
+VQKV__INLINE_avx2 __m256 vqkv__dot_latents_avx2(const vqkv__run *run, const float *y,
+                                                const float *scale, int c)
 {
+    const int channels = run->planes * run->width, width = run->width;
     float lane[8];
     int i;
-    if (run->stages == 1 && c + 8 <= run->planes)
+    if (run->stages == 1 && c + 8 <= channels)
         return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
     for (i = 0; i < 8; i++)
-        lane[i] = c + i < run->planes ? y[(c + i) / run->stages] * scale[c + i] : 0.0f;
+        lane[i] = c + i < channels
+                      ? y[(c + i) / width / run->stages * width + (c + i) % width] * scale[c + i]
+                      : 0.0f;
     return _mm256_loadu_ps(lane);
 }
 

@@ -11,41 +11,29 @@
 /* Channels that a run may have here, and as many as fill up a quad of planes. */
 #define VQKV__FILL_ROOM_avx2 (4 * VQKV__MAX_DOT_GROUPS + 32)
 
-/* What entries of rows count; their words of queries, channel by channel, and of narrow entries for
- * each plane what stands for 0, in parts. */
+/* What entries of rows count; their latents in steps of codewords, channel by channel, the same in
+ * words, and of narrow entries for each plane what stands for 0, in parts. */
 typedef struct vqkv__filling_avx2 {
     float scale[4];
-    short query[4][VQKV__FILL_ROOM_avx2], zero[4][VQKV__FILL_ROOM_avx2 / 4];
+    float latent[4][VQKV__FILL_ROOM_avx2];
+    short word[4][VQKV__FILL_ROOM_avx2], zero[4][VQKV__FILL_ROOM_avx2 / 4];
 } vqkv__filling_avx2;
 
-/* x [room] = latents y times what a step of their codewords counts; 0 behind the last. Returns the
- * sum of their squares. */
-VQKV__TARGET_avx2 static float vqkv__fill_latents_avx2(const vqkv__run *run, const float *scale,
-                                                       const float *y, int room, float *x)
+/* The largest codeword of a channel counts so many steps. */
+static inline float vqkv__fill_top_avx2(const int wide)
 {
-    const int channels = run->planes * run->width, width = run->width;
-    __m256 square = _mm256_setzero_ps();
-    int c;
-    for (c = 0; c + 8 <= channels && run->stages == 1; c += 8)
-        _mm256_storeu_ps(x + c, _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c)));
-    for (; c < channels; c++)
-        x[c] = scale[c] * y[c / width / run->stages * width + c % width];
-    for (; c < room; c++)
-        x[c] = 0.0f;
-    for (c = 0; c < room; c += 8)
-        square = _mm256_fmadd_ps(_mm256_loadu_ps(x + c), _mm256_loadu_ps(x + c), square);
-    return vqkv__hsum_avx2(square);
+    return wide ? VQKV__DOT_TOP_avx2 : 127.0f * 256.0f;
 }
 
 /* The magnitudes of the channels of each of four planes, added up. */
-VQKV__INLINE_avx2 __m128 vqkv__fill_reach_avx2(const float *x, const int width)
+VQKV__INLINE_avx2 __m128 vqkv__fill_reach_avx2(const __m256 *x, const int width)
 {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 a[4];
     int i;
 #pragma GCC unroll 4
     for (i = 0; i < width / 2; i++)
-        a[i] = _mm256_andnot_ps(sign, _mm256_loadu_ps(x + 8 * i));
+        a[i] = _mm256_andnot_ps(sign, x[i]);
     if (width == 8) { /* a plane a register */
         a[0] = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
         return _mm_add_ps(_mm256_castps256_ps128(a[0]), _mm256_extractf128_ps(a[0], 1));
@@ -65,76 +53,105 @@ VQKV__TARGET_avx2 static inline float vqkv__four_avx2(__m128 x)
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
 
-/* What an entry counts: of wide ones the planes of a chunk stay within 16 bits, of narrow ones
- * those of a quad within what stands for 0. x [planes, width], rounded up to quads. */
-VQKV__INLINE_avx2 float vqkv__fill_scale_avx2(const float *x, int planes, const int width,
-                                              const int wide)
+/* Latents y [n rows, stride] in steps, and what entries count: of wide ones the planes of a chunk
+ * stay within 16 bits, of narrow ones those of a quad within what stands for 0. */
+VQKV__INLINE_avx2 void vqkv__fill_latents_avx2(const vqkv__run *run, const float *scale,
+                                               const float *y, size_t stride, const int n,
+                                               const int width, const int wide, float *energy,
+                                               vqkv__filling_avx2 *f)
 {
     /* rounding, of a channel's word and of its product, may add a half each of a step or a part */
-    const float slack = wide ? (float)(width * VQKV__CHUNK_avx2) : 10.0f;
-    __m128 sum = _mm_setzero_ps(), top = _mm_setzero_ps();
-    float most;
-    int p;
-    for (p = 0; p < planes; p += 4, x += 4 * width) {
-        const __m128 reach = vqkv__fill_reach_avx2(x, width);
-        if (!wide) {
-            sum = _mm_hadd_ps(reach, reach);
-            top = _mm_max_ps(top, _mm_hadd_ps(sum, sum));
-        } else {
-            sum = p % VQKV__CHUNK_avx2 == 0 ? reach : _mm_add_ps(sum, reach);
-            if (p + 4 >= planes || (p + 4) % VQKV__CHUNK_avx2 == 0)
-                top = _mm_max_ss(top, _mm_set_ss(vqkv__four_avx2(sum)));
+    const float slack = wide ? (float)(width * VQKV__WIDE_CHUNK_avx2) : 10.0f;
+    const float most = vqkv__fill_top_avx2(wide);
+    __m256 square[4], x[4];
+    __m128 sum[4], top[4];
+    int p, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        square[k] = _mm256_setzero_ps();
+        sum[k] = top[k] = _mm_setzero_ps();
+    }
+    for (p = 0; p < run->planes; p += 4) {
+        const int chunk = p % VQKV__WIDE_CHUNK_avx2 == 0;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            __m128 reach;
+#pragma GCC unroll 4
+            for (i = 0; i < width / 2; i++) {
+                const int c = p * width + 8 * i;
+                x[i] = vqkv__dot_latents_avx2(run, y + (size_t)k * stride, scale, c);
+                _mm256_storeu_ps(f->latent[k] + c, x[i]);
+                square[k] = _mm256_fmadd_ps(x[i], x[i], square[k]);
+            }
+            reach = vqkv__fill_reach_avx2(x, width);
+            if (!wide) {
+                reach = _mm_hadd_ps(reach, reach);
+                top[k] = _mm_max_ss(top[k], _mm_hadd_ps(reach, reach));
+                continue;
+            }
+            if (chunk)
+                top[k] = _mm_max_ss(top[k], _mm_set_ss(vqkv__four_avx2(sum[k])));
+            sum[k] = chunk ? reach : _mm_add_ps(sum[k], reach);
         }
     }
-    most = _mm_cvtss_f32(top) * (wide ? VQKV__DOT_TOP_avx2 : 127.0f * 256.0f);
-    return most / ((wide ? 32767.0f : (float)VQKV__ZERO_avx2) - slack);
+    for (k = 0; k < n; k++) {
+        if (wide)
+            top[k] = _mm_max_ss(top[k], _mm_set_ss(vqkv__four_avx2(sum[k])));
+        f->scale[k] =
+            _mm_cvtss_f32(top[k]) * most / ((wide ? 32767.0f : (float)VQKV__ZERO_avx2) - slack);
+        /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
+         * for Gaussian channels. */
+        energy[k] += vqkv__hsum_avx2(square[k]) * (most * most / 7.0f);
+    }
 }
 
-/* What stands for 0 in each plane of narrow tables: no entry is below 0, and those of a quad
- * together stand for ZERO. x [planes, width], in steps. */
-VQKV__INLINE_avx2 void vqkv__fill_zeros_avx2(const float *x, float factor, int planes,
+/* What stands for 0 in each of four planes from p on in narrow tables: no entry is below 0, and
+ * those of a quad together stand for ZERO. factor: entries that a step is worth. */
+VQKV__INLINE_avx2 void vqkv__fill_zeros_avx2(const __m256 *x, float factor, int planes, int p,
                                              const int width, short *zero)
 {
-    const __m128 f = _mm_set1_ps(factor * 127.0f * 256.0f), more = _mm_set1_ps(2.5f);
-    int p, i, steps[4];
-    for (p = 0; p < planes; p += 4, x += 4 * width, zero += 4) {
-        const __m128 reach = vqkv__fill_reach_avx2(x, width);
-        int left = VQKV__ZERO_avx2;
-        _mm_storeu_si128((__m128i *)(void *)steps,
-                         _mm_cvttps_epi32(_mm_add_ps(_mm_mul_ps(reach, f), more)));
-        for (i = 3; i > 0; i--) {
-            const int some = p + i < planes ? steps[i] : 0;
-            left -= some;
-            /* and half a step, to round */
-            zero[i] = (short)(some * (int)VQKV__PARTS_avx2 + (int)VQKV__PARTS_avx2 / 2);
-        }
-        zero[0] = (short)(left * (int)VQKV__PARTS_avx2 + (int)VQKV__PARTS_avx2 / 2);
-    }
+    const __m128 f = _mm_set1_ps(factor * vqkv__fill_top_avx2(0)), more = _mm_set1_ps(2.5f);
+    const __m128i first = _mm_setr_epi32(-1, 0, 0, 0), lane = _mm_setr_epi32(0, 1, 2, 3);
+    /* of planes that are there */
+    const __m128i some = _mm_cmpgt_epi32(_mm_set1_epi32(planes - p), lane);
+    const int parts = (int)VQKV__PARTS_avx2;
+    __m128i steps = _mm_cvttps_epi32(_mm_fmadd_ps(vqkv__fill_reach_avx2(x, width), f, more)), sum;
+    steps = _mm_andnot_si128(first, _mm_and_si128(steps, some));
+    sum = _mm_hadd_epi32(steps, steps);
+    sum = _mm_sub_epi32(_mm_set1_epi32(VQKV__ZERO_avx2), _mm_hadd_epi32(sum, sum));
+    steps = _mm_or_si128(steps, _mm_and_si128(first, sum)); /* the first plane gets what is left */
+    /* and half a step, to round */
+    steps = _mm_add_epi32(_mm_slli_epi32(steps, 3), _mm_set1_epi32(parts / 2));
+    _mm_storel_epi64((__m128i *)(void *)zero, _mm_packs_epi32(steps, steps));
 }
 
-/* One row's words. */
-VQKV__INLINE_avx2 void vqkv__fill_query_avx2(const vqkv__run *run, const float *scale,
-                                             const float *y, const int width, const int wide,
-                                             float *energy, vqkv__filling_avx2 *f, int k)
+/* The n rows' latents in words. */
+VQKV__INLINE_avx2 void vqkv__fill_queries_avx2(const vqkv__run *run, const int n, const int width,
+                                               const int wide, vqkv__filling_avx2 *f)
 {
-    const int room = (run->planes + 3) / 4 * 4 * width;
-    const float top = wide ? VQKV__DOT_TOP_avx2 : 127.0f * 256.0f;
-    float x[VQKV__FILL_ROOM_avx2], factor;
-    __m256 by;
-    int c;
-    /* The mean square of a codebook is taken to be a seventh of its largest square, as it is for
-     * Gaussian channels. */
-    *energy += vqkv__fill_latents_avx2(run, scale, y, room, x) * (top * top / 7.0f);
-    f->scale[k] = vqkv__fill_scale_avx2(x, run->planes, width, wide);
-    factor = f->scale[k] > 0.0f ? 1.0f / f->scale[k] : 0.0f;
-    if (!wide)
-        vqkv__fill_zeros_avx2(x, factor, run->planes, width, f->zero[k]);
-    by = _mm256_set1_ps(32768.0f * factor * (wide ? 1.0f : VQKV__PARTS_avx2));
-    for (c = 0; c < room; c += 8) {
-        __m256i z = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + c), by));
-        _mm_storeu_si128(
-            (__m128i *)(void *)(f->query[k] + c),
-            _mm_packs_epi32(_mm256_castsi256_si128(z), _mm256_extracti128_si256(z, 1)));
+    float factor[4];
+    int p, k, i;
+    for (k = 0; k < n; k++)
+        factor[k] = f->scale[k] > 0.0f ? 1.0f / f->scale[k] : 0.0f;
+    for (p = 0; p < run->planes; p += 4) {
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            const __m256 by =
+                _mm256_set1_ps(32768.0f * (wide ? 1.0f : VQKV__PARTS_avx2) * factor[k]);
+            __m256 x[4];
+#pragma GCC unroll 4
+            for (i = 0; i < width / 2; i++) {
+                const int c = p * width + 8 * i;
+                __m256i z;
+                x[i] = _mm256_loadu_ps(f->latent[k] + c);
+                z = _mm256_cvtps_epi32(_mm256_mul_ps(x[i], by));
+                _mm_storeu_si128(
+                    (__m128i *)(void *)(f->word[k] + c),
+                    _mm_packs_epi32(_mm256_castsi256_si128(z), _mm256_extracti128_si256(z, 1)));
+            }
+            if (!wide)
+                vqkv__fill_zeros_avx2(x, factor[k], run->planes, p, width, f->zero[k] + p);
+        }
     }
 }
 
@@ -202,9 +219,8 @@ VQKV__INLINE_avx2 void vqkv__fill_planes_avx2(const unsigned char *a, const unsi
         vqkv__fill_words_avx2(a + (wide ? 32 : 16) * c, b + (wide ? 32 : 16) * c, wide, w);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            const __m256i q =
-                _mm256_shuffle_epi8(vqkv__fill_two_avx2(f->query[k] + p * width, width),
-                                    vqkv__fill_pick_avx2(width, c));
+            const __m256i q = _mm256_shuffle_epi8(
+                vqkv__fill_two_avx2(f->word[k] + p * width, width), vqkv__fill_pick_avx2(width, c));
             vqkv__add_words_avx2(&sum[k][0], _mm256_mulhrs_epi16(w[0], q));
             vqkv__add_words_avx2(&sum[k][1], _mm256_mulhrs_epi16(w[1], q));
         }
@@ -232,11 +248,11 @@ VQKV__INLINE_avx2 void vqkv__fill_rows_avx2(const vqkv__run *run, const unsigned
     const int bytes = (wide ? 32 : 16) * width; /* of a plane's codewords */
     vqkv__filling_avx2 f;
     int p, k;
-    for (k = 0; k < n; k++) {
-        vqkv__fill_query_avx2(run, scale, y + (size_t)(r + k) * stride, width, wide, energy + r + k,
-                              &f, k);
+    vqkv__fill_latents_avx2(run, scale, y + (size_t)r * stride, stride, n, width, wide, energy + r,
+                            &f);
+    vqkv__fill_queries_avx2(run, n, width, wide, &f);
+    for (k = 0; k < n; k++)
         head->scale[2 * (r + k)] = head->scale[2 * (r + k) + 1] = f.scale[k];
-    }
     for (p = 0; p < run->planes; p += 2) {
         const unsigned char *a = table + (size_t)p * (size_t)bytes;
         vqkv__fill_planes_avx2(a, p + 1 < run->planes ? a + bytes : a, &f, p, n, width, wide,

@@ -9,51 +9,37 @@ VQKV__TARGET_avx2 static inline __m256i vqkv__first_lanes_avx2(int n)
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-/* Columns i .. i + 7 of a row of a slice; the mean where they end. */
-VQKV__TARGET_avx2 static __m256 vqkv__map_row_avx2(const vqkv__matrix *table,
-                                                   const unsigned char *mean,
-                                                   const vqkv__slice *slice, int d, int i)
+/* Columns i .. i + 7 of a row of a slice of a basis in binary16; 0 where they end. */
+VQKV__TARGET_avx2 static inline __m256 vqkv__map_row_avx2(const vqkv__matrix *table,
+                                                          const vqkv__slice *slice, int d, int i)
 {
     const size_t row = (size_t)slice->row[d];
     const size_t at = row * (size_t)slice->columns + (size_t)(slice->first + i);
     const int left = slice->n_out - i;
-    float x[8] = {0.0f};
-    int k;
+    short x[8] = {0};
     if (left >= 8)
-        return table->scale != NULL ? vqkv__loads8_avx2(table->values + at)
-                                    : vqkv__loadh_avx2(table->values + 2 * at);
-    for (k = 0; k < left; k++)
-        x[k] = table->scale != NULL ? (float)(signed char)table->values[at + (size_t)k]
-                                    : vqkv__half_at(table->values, at + (size_t)k);
-    if (left >= 0 && mean != NULL)
-        x[left] = vqkv__half_at(mean, row);
-    return _mm256_loadu_ps(x);
+        return vqkv__loadh_avx2(table->values + 2 * at);
+    if (left > 0)
+        memcpy(x, table->values + 2 * at, 2 * (size_t)left);
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)x));
 }
 
 /* Columns i .. i + 7 of pairs of rows to words, each pair 32 words behind the one before. */
 VQKV__TARGET_avx2 static void vqkv__map_eight_avx2(const vqkv__matrix *table,
-                                                   const unsigned char *mean,
                                                    const vqkv__slice *slice, int i, short *words,
                                                    float *scale)
 {
     const __m256 sign = _mm256_set1_ps(-0.0f);
-    const __m256i real = vqkv__first_lanes_avx2(slice->n_out - i);
     __m256 high = _mm256_setzero_ps(), factor;
-    int d, k;
+    int d;
     for (d = 0; d < slice->n_in; d++)
-        high = _mm256_max_ps(high,
-                             _mm256_andnot_ps(sign, vqkv__map_row_avx2(table, mean, slice, d, i)));
-    if (table->scale != NULL) /* bytes are words of 16 units, exactly */
-        high = _mm256_blendv_ps(high, _mm256_set1_ps(VQKV__MAP_TOP / 16.0f),
-                                _mm256_castsi256_ps(real));
+        high = _mm256_max_ps(high, _mm256_andnot_ps(sign, vqkv__map_row_avx2(table, slice, d, i)));
     factor = _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(VQKV__MAP_TOP), high),
                            _mm256_cmp_ps(high, _mm256_setzero_ps(), _CMP_GT_OQ));
     _mm256_storeu_ps(scale, _mm256_mul_ps(high, _mm256_set1_ps(1.0f / VQKV__MAP_TOP)));
-    for (k = 0; k < 8 && i + k < slice->n_out && table->scale != NULL; k++)
-        scale[k] *= vqkv__half_at(table->scale, (size_t)(slice->first + i + k));
     for (d = 0; d < slice->n_in; d += 2, words += 32) {
-        __m256 x = vqkv__map_row_avx2(table, mean, slice, d, i);
-        __m256 y = vqkv__map_row_avx2(table, mean, slice, d + 1, i);
+        __m256 x = vqkv__map_row_avx2(table, slice, d, i);
+        __m256 y = vqkv__map_row_avx2(table, slice, d + 1, i);
         __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(x, factor));
         __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(y, factor));
         _mm256_storeu_si256((__m256i *)(void *)words,
@@ -61,44 +47,69 @@ VQKV__TARGET_avx2 static void vqkv__map_eight_avx2(const vqkv__matrix *table,
     }
 }
 
-/* The same for sixteen columns of a basis in bytes, all of them there: 16 units a byte. */
+/* The same for sixteen columns of a basis in bytes, 16 units each. */
 VQKV__TARGET_avx2 static void vqkv__map_bytes_avx2(const vqkv__matrix *table,
                                                    const vqkv__slice *slice, int i, short *words,
                                                    float *scale)
 {
     const unsigned char *from = table->values + slice->first + i;
     const size_t columns = (size_t)slice->columns;
-    const __m256 unit = _mm256_set1_ps(1.0f / 16.0f);
+    const int n = slice->n_out - i < 16 ? slice->n_out - i : 16;
     int d, k;
-    for (k = 0; k < 16; k += 8)
-        _mm256_storeu_ps(
-            scale + k,
-            _mm256_mul_ps(vqkv__loadh_avx2(table->scale + 2 * (slice->first + i + k)), unit));
+    for (k = 0; k < 16; k++)
+        scale[k] =
+            k < n ? vqkv__half_at(table->scale, (size_t)(slice->first + i + k)) / 16.0f : 0.0f;
     for (d = 0; d < slice->n_in; d += 2, words += 32) {
         const unsigned char *a = from + (size_t)slice->row[d] * columns;
         const unsigned char *b = from + (size_t)slice->row[d + 1] * columns;
-        __m128i x = _mm_loadu_si128((const __m128i *)(const void *)a);
-        __m128i y = _mm_loadu_si128((const __m128i *)(const void *)b);
-        __m256i low = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(x, y));
-        __m256i high = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(x, y));
-        _mm256_storeu_si256((__m256i *)(void *)words, _mm256_slli_epi16(low, 4));
-        _mm256_storeu_si256((__m256i *)(void *)(words + 16), _mm256_slli_epi16(high, 4));
+        __m128i x = _mm_setzero_si128(), y = x;
+        if (n == 16) {
+            x = _mm_loadu_si128((const __m128i *)(const void *)a);
+            y = _mm_loadu_si128((const __m128i *)(const void *)b);
+        } else {
+            memcpy(&x, a, (size_t)n);
+            memcpy(&y, b, (size_t)n);
+        }
+        _mm256_storeu_si256((__m256i *)(void *)words,
+                            _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(x, y)), 4));
+        _mm256_storeu_si256((__m256i *)(void *)(words + 16),
+                            _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_unpackhi_epi8(x, y)), 4));
     }
+}
+
+/* The mean alone to words and their scale. */
+VQKV__TARGET_avx2 static void
+vqkv__map_mean_avx2(const unsigned char *mean, const vqkv__slice *slice, short *words, float *scale)
+{
+    float high = 0.0f, factor;
+    int d;
+    for (d = 0; d < slice->n_in; d++) {
+        const float x = fabsf(vqkv__half_at(mean, (size_t)slice->row[d]));
+        high = x > high ? x : high;
+    }
+    *scale = high / VQKV__MAP_TOP;
+    factor = high > 0.0f ? VQKV__MAP_TOP / high : 0.0f;
+    for (d = 0; d < slice->n_in; d++)
+        words[d / 2 * 32 + d % 2] =
+            (short)_mm_cvtss_si32(_mm_set_ss(factor * vqkv__half_at(mean, (size_t)slice->row[d])));
 }
 
 VQKV__TARGET_avx2 static void vqkv__map_basis_avx2(vqkv__matrix table, const unsigned char *mean,
                                                    const vqkv__slice *slice, short *words,
                                                    float *scale)
 {
+    const int left = slice->n_out % 16;
     int i;
     for (i = 0; i <= slice->n_out; i += 16, words += 16 * slice->n_in, scale += 16) {
-        if (table.scale != NULL && i + 16 <= slice->n_out) {
+        if (table.scale != NULL) {
             vqkv__map_bytes_avx2(&table, slice, i, words, scale);
-            continue;
+        } else {
+            vqkv__map_eight_avx2(&table, slice, i, words, scale);
+            vqkv__map_eight_avx2(&table, slice, i + 8, words + 16, scale + 8);
         }
-        vqkv__map_eight_avx2(&table, mean, slice, i, words, scale);
-        vqkv__map_eight_avx2(&table, mean, slice, i + 8, words + 16, scale + 8);
     }
+    if (mean != NULL) /* the column behind the last, which lies in the last sixteen */
+        vqkv__map_mean_avx2(mean, slice, words - 16 * slice->n_in + 2 * left, scale - 16 + left);
 }
 
 /* The first n words of eight numbers. */
