@@ -11236,15 +11236,25 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
 /* What scores of one head's keys are made of: which kernel takes which runs. Planned once a pass;
  * queries.h fills what each kernel wants, absorbed.h calls them for every block. */
 
+/* Whether K streams are scored in bytes and words at all: not where packing tables for every block
+ * would cost more than it saves. What fills them in bytes does so for queries that are mapped in
+ * batches; others come in fp32, and are as quickly scored in it. */
+static int toy_kv__scores_bytes(const toy_kv__pass *a)
+{
+    const toy_kv__byte_ops *ops = a->ops->bytes;
+    if (ops == NULL || a->k_frame != TOY_KV__BLOCKWISE)
+        return ops != NULL;
+    return a->batches || (ops->map_words != NULL && ops->fill_bytes == NULL);
+}
+
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
- * query of its own for each block, tables cost more to fill than they save; but where such queries
- * are mapped in fp32 they are scored in fp32. */
+ * query of its own for each block, tables in fp32 cost more to fill than they save. */
 static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
 {
     int turns = a->k_frame == TOY_KV__BLOCKWISE && toy_kv__band(a, run);
     if (a->ops->bytes == NULL || a->ops->bytes->dot_books == NULL || run->coder != TOY_KV__NIBBLES)
         return 0;
-    if (turns && a->ops->bytes->map_words == NULL)
+    if (turns && !a->k_bytes)
         return 0;
     return run->width == 1 || (turns && run->width % 2 == 0 && a->ops->bytes->fill_bytes == NULL);
 }
@@ -11252,8 +11262,8 @@ static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
 /* Whether its score tables are filled from codewords in words, for every block anew. */
 static int toy_kv__fills(const toy_kv__pass *a, const toy_kv__run *run)
 {
-    return a->ops->bytes != NULL && a->ops->bytes->fill_bytes != NULL &&
-           a->k_frame == TOY_KV__BLOCKWISE && toy_kv__band(a, run) && toy_kv__fillable(run);
+    return a->k_bytes && a->ops->bytes->fill_bytes != NULL && a->k_frame == TOY_KV__BLOCKWISE &&
+           toy_kv__band(a, run) && toy_kv__fillable(run);
 }
 
 static int toy_kv__kernel_of(const toy_kv__pass *a, const toy_kv__run *run)
@@ -12097,9 +12107,8 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = toy_kv__sums_bytes(a);
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
-    a->k_bytes = a->ops->bytes != NULL &&
-                 (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
+    a->k_bytes = toy_kv__scores_bytes(a);
     a->steady_number = -1;
     toy_kv__find_codes(a);
     if (q->n_sealed > 0 && a->first < coded)
