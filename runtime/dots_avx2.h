@@ -51,19 +51,26 @@ VQKV__TARGET_avx2 static void vqkv__dot_books_avx2(const vqkv__run *run, unsigne
 }
 
 /* Channels c .. c + 7 of a row's latents y times their scales; 0 behind the last. */
-VQKV__INLINE_avx2 __m256 vqkv__dot_latents_avx2(const vqkv__run *run, const float *y,
-                                                const float *scale, int c)
+VQKV__TARGET_avx2 static __m256 vqkv__dot_rest_avx2(const vqkv__run *run, const float *y,
+                                                    const float *scale, int c)
 {
     const int channels = run->planes * run->width, width = run->width;
     float lane[8];
     int i;
-    if (run->stages == 1 && c + 8 <= channels)
-        return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
     for (i = 0; i < 8; i++)
         lane[i] = c + i < channels
                       ? y[(c + i) / width / run->stages * width + (c + i) % width] * scale[c + i]
                       : 0.0f;
     return _mm256_loadu_ps(lane);
+}
+VQKV__INLINE_avx2 __m256 vqkv__dot_latents_avx2(const vqkv__run *run, const float *y,
+                                                const float *scale, int c)
+{
+    if (run->stages == 1 && c + 8 <= run->planes * run->width)
+        return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
+    if (c >= run->planes * run->width)
+        return _mm256_setzero_ps();
+    return vqkv__dot_rest_avx2(run, y, scale, c);
 }
 
 /* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 2] words
@@ -84,6 +91,8 @@ VQKV__TARGET_avx2 static void vqkv__dot_queries_avx2(const vqkv__run *run, const
             sum = c % VQKV__CHUNK_avx2 == 0 ? _mm256_andnot_ps(sign, x)
                                             : _mm256_add_ps(sum, _mm256_andnot_ps(sign, x));
             square = _mm256_fmadd_ps(x, x, square);
+            if (c + 8 < room && (c + 8) % VQKV__CHUNK_avx2 != 0)
+                continue;
             all = vqkv__hsum_avx2(sum);
             most = all > most ? all : most;
         }
@@ -97,11 +106,12 @@ VQKV__TARGET_avx2 static void vqkv__dot_queries_avx2(const vqkv__run *run, const
         for (c = 0; c < room; c += 8) {
             __m256i x =
                 _mm256_cvtps_epi32(_mm256_mul_ps(vqkv__dot_latents_avx2(run, y, scale, c), factor));
-            short words[8];
-            _mm_storeu_si128(
-                (__m128i *)(void *)words,
-                _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
-            memcpy(lanes + 2 * c, words, 2 * (size_t)(room - c < 8 ? room - c : 8));
+            const __m128i words =
+                _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+            if (room - c >= 8)
+                _mm_storeu_si128((__m128i *)(void *)(lanes + 2 * c), words);
+            else
+                memcpy(lanes + 2 * c, &words, 2 * (size_t)(room - c));
         }
     }
 }

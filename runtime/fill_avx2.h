@@ -126,8 +126,8 @@ VQKV__INLINE_avx2 void vqkv__fill_zeros_avx2(const __m256 *x, float factor, int 
 }
 
 /* The n rows' latents in words. */
-VQKV__INLINE_avx2 void vqkv__fill_queries_avx2(const vqkv__run *run, const int n, const int width,
-                                               const int wide, vqkv__filling_avx2 *f)
+VQKV__INLINE_avx2 void vqkv__fill_words_avx2(const vqkv__run *run, const int n, const int width,
+                                             const int wide, vqkv__filling_avx2 *f)
 {
     float factor[4];
     int p, k, i;
@@ -157,7 +157,7 @@ VQKV__INLINE_avx2 void vqkv__fill_queries_avx2(const vqkv__run *run, const int n
 
 /* Codewords i .. i + 7 of a channel of two planes, in words: what the table of dot_books has at a
  * and at b, where the second plane's are. */
-VQKV__INLINE_avx2 void vqkv__fill_words_avx2(const unsigned char *a, const unsigned char *b,
+VQKV__INLINE_avx2 void vqkv__fill_books_avx2(const unsigned char *a, const unsigned char *b,
                                              const int words, __m256i *w)
 {
     const __m128i *low = (const __m128i *)(const void *)a, *high = (const __m128i *)(const void *)b;
@@ -203,26 +203,28 @@ VQKV__INLINE_avx2 void vqkv__fill_planes_avx2(const unsigned char *a, const unsi
     __m256i sum[4][2], w[2];
     int c, k;
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++) {
-        __m256i zero = _mm256_setzero_si256();
-        if (!wide) {
-            int32_t two;
-            memcpy(&two, f->zero[k] + p, sizeof two);
-            zero = _mm256_shuffle_epi8(
-                _mm256_set1_epi32(two),
-                _mm256_inserti128_si256(_mm256_set1_epi16(0x0100), _mm_set1_epi16(0x0302), 1));
-        }
-        sum[k][0] = sum[k][1] = zero;
+    for (k = 0; k < n && !wide; k++) {
+        int32_t two;
+        memcpy(&two, f->zero[k] + p, sizeof two);
+        sum[k][0] = sum[k][1] = _mm256_shuffle_epi8(
+            _mm256_set1_epi32(two),
+            _mm256_inserti128_si256(_mm256_set1_epi16(0x0100), _mm_set1_epi16(0x0302), 1));
     }
 #pragma GCC unroll 8
     for (c = 0; c < width; c++) {
-        vqkv__fill_words_avx2(a + (wide ? 32 : 16) * c, b + (wide ? 32 : 16) * c, wide, w);
+        vqkv__fill_books_avx2(a + (wide ? 32 : 16) * c, b + (wide ? 32 : 16) * c, wide, w);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
             const __m256i q = _mm256_shuffle_epi8(
                 vqkv__fill_two_avx2(f->word[k] + p * width, width), vqkv__fill_pick_avx2(width, c));
-            vqkv__add_words_avx2(&sum[k][0], _mm256_mulhrs_epi16(w[0], q));
-            vqkv__add_words_avx2(&sum[k][1], _mm256_mulhrs_epi16(w[1], q));
+            const __m256i x = _mm256_mulhrs_epi16(w[0], q), y = _mm256_mulhrs_epi16(w[1], q);
+            if (c == 0 && wide) {
+                sum[k][0] = x;
+                sum[k][1] = y;
+                continue;
+            }
+            vqkv__add_words_avx2(&sum[k][0], x);
+            vqkv__add_words_avx2(&sum[k][1], y);
         }
     }
 #pragma GCC unroll 4
@@ -250,7 +252,7 @@ VQKV__INLINE_avx2 void vqkv__fill_rows_avx2(const vqkv__run *run, const unsigned
     int p, k;
     vqkv__fill_latents_avx2(run, scale, y + (size_t)r * stride, stride, n, width, wide, energy + r,
                             &f);
-    vqkv__fill_queries_avx2(run, n, width, wide, &f);
+    vqkv__fill_words_avx2(run, n, width, wide, &f);
     for (k = 0; k < n; k++)
         head->scale[2 * (r + k)] = head->scale[2 * (r + k) + 1] = f.scale[k];
     for (p = 0; p < run->planes; p += 2) {
