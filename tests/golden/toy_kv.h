@@ -3450,19 +3450,26 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_books_avx2(const toy_kv__run *run, u
 }
 
 /* Channels c .. c + 7 of a row's latents y times their scales; 0 behind the last. */
-TOY_KV__INLINE_avx2 __m256 toy_kv__dot_latents_avx2(const toy_kv__run *run, const float *y,
-                                                const float *scale, int c)
+TOY_KV__TARGET_avx2 static __m256 toy_kv__dot_rest_avx2(const toy_kv__run *run, const float *y,
+                                                    const float *scale, int c)
 {
     const int channels = run->planes * run->width, width = run->width;
     float lane[8];
     int i;
-    if (run->stages == 1 && c + 8 <= channels)
-        return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
     for (i = 0; i < 8; i++)
         lane[i] = c + i < channels
                       ? y[(c + i) / width / run->stages * width + (c + i) % width] * scale[c + i]
                       : 0.0f;
     return _mm256_loadu_ps(lane);
+}
+TOY_KV__INLINE_avx2 __m256 toy_kv__dot_latents_avx2(const toy_kv__run *run, const float *y,
+                                                const float *scale, int c)
+{
+    if (run->stages == 1 && c + 8 <= run->planes * run->width)
+        return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
+    if (c >= run->planes * run->width)
+        return _mm256_setzero_ps();
+    return toy_kv__dot_rest_avx2(run, y, scale, c);
 }
 
 /* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 2] words
@@ -3483,6 +3490,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_queries_avx2(const toy_kv__run *run,
             sum = c % TOY_KV__CHUNK_avx2 == 0 ? _mm256_andnot_ps(sign, x)
                                             : _mm256_add_ps(sum, _mm256_andnot_ps(sign, x));
             square = _mm256_fmadd_ps(x, x, square);
+            if (c + 8 < room && (c + 8) % TOY_KV__CHUNK_avx2 != 0)
+                continue;
             all = toy_kv__hsum_avx2(sum);
             most = all > most ? all : most;
         }
@@ -3496,11 +3505,12 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_queries_avx2(const toy_kv__run *run,
         for (c = 0; c < room; c += 8) {
             __m256i x =
                 _mm256_cvtps_epi32(_mm256_mul_ps(toy_kv__dot_latents_avx2(run, y, scale, c), factor));
-            short words[8];
-            _mm_storeu_si128(
-                (__m128i *)(void *)words,
-                _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
-            memcpy(lanes + 2 * c, words, 2 * (size_t)(room - c < 8 ? room - c : 8));
+            const __m128i words =
+                _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+            if (room - c >= 8)
+                _mm_storeu_si128((__m128i *)(void *)(lanes + 2 * c), words);
+            else
+                memcpy(lanes + 2 * c, &words, 2 * (size_t)(room - c));
         }
     }
 }
@@ -3729,8 +3739,8 @@ TOY_KV__INLINE_avx2 void toy_kv__fill_zeros_avx2(const __m256 *x, float factor, 
 }
 
 /* The n rows' latents in words. */
-TOY_KV__INLINE_avx2 void toy_kv__fill_queries_avx2(const toy_kv__run *run, const int n, const int width,
-                                               const int wide, toy_kv__filling_avx2 *f)
+TOY_KV__INLINE_avx2 void toy_kv__fill_words_avx2(const toy_kv__run *run, const int n, const int width,
+                                             const int wide, toy_kv__filling_avx2 *f)
 {
     float factor[4];
     int p, k, i;
@@ -3760,7 +3770,7 @@ TOY_KV__INLINE_avx2 void toy_kv__fill_queries_avx2(const toy_kv__run *run, const
 
 /* Codewords i .. i + 7 of a channel of two planes, in words: what the table of dot_books has at a
  * and at b, where the second plane's are. */
-TOY_KV__INLINE_avx2 void toy_kv__fill_words_avx2(const unsigned char *a, const unsigned char *b,
+TOY_KV__INLINE_avx2 void toy_kv__fill_books_avx2(const unsigned char *a, const unsigned char *b,
                                              const int words, __m256i *w)
 {
     const __m128i *low = (const __m128i *)(const void *)a, *high = (const __m128i *)(const void *)b;
@@ -3806,26 +3816,28 @@ TOY_KV__INLINE_avx2 void toy_kv__fill_planes_avx2(const unsigned char *a, const 
     __m256i sum[4][2], w[2];
     int c, k;
 #pragma GCC unroll 4
-    for (k = 0; k < n; k++) {
-        __m256i zero = _mm256_setzero_si256();
-        if (!wide) {
-            int32_t two;
-            memcpy(&two, f->zero[k] + p, sizeof two);
-            zero = _mm256_shuffle_epi8(
-                _mm256_set1_epi32(two),
-                _mm256_inserti128_si256(_mm256_set1_epi16(0x0100), _mm_set1_epi16(0x0302), 1));
-        }
-        sum[k][0] = sum[k][1] = zero;
+    for (k = 0; k < n && !wide; k++) {
+        int32_t two;
+        memcpy(&two, f->zero[k] + p, sizeof two);
+        sum[k][0] = sum[k][1] = _mm256_shuffle_epi8(
+            _mm256_set1_epi32(two),
+            _mm256_inserti128_si256(_mm256_set1_epi16(0x0100), _mm_set1_epi16(0x0302), 1));
     }
 #pragma GCC unroll 8
     for (c = 0; c < width; c++) {
-        toy_kv__fill_words_avx2(a + (wide ? 32 : 16) * c, b + (wide ? 32 : 16) * c, wide, w);
+        toy_kv__fill_books_avx2(a + (wide ? 32 : 16) * c, b + (wide ? 32 : 16) * c, wide, w);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
             const __m256i q = _mm256_shuffle_epi8(
                 toy_kv__fill_two_avx2(f->word[k] + p * width, width), toy_kv__fill_pick_avx2(width, c));
-            toy_kv__add_words_avx2(&sum[k][0], _mm256_mulhrs_epi16(w[0], q));
-            toy_kv__add_words_avx2(&sum[k][1], _mm256_mulhrs_epi16(w[1], q));
+            const __m256i x = _mm256_mulhrs_epi16(w[0], q), y = _mm256_mulhrs_epi16(w[1], q);
+            if (c == 0 && wide) {
+                sum[k][0] = x;
+                sum[k][1] = y;
+                continue;
+            }
+            toy_kv__add_words_avx2(&sum[k][0], x);
+            toy_kv__add_words_avx2(&sum[k][1], y);
         }
     }
 #pragma GCC unroll 4
@@ -3853,7 +3865,7 @@ TOY_KV__INLINE_avx2 void toy_kv__fill_rows_avx2(const toy_kv__run *run, const un
     int p, k;
     toy_kv__fill_latents_avx2(run, scale, y + (size_t)r * stride, stride, n, width, wide, energy + r,
                             &f);
-    toy_kv__fill_queries_avx2(run, n, width, wide, &f);
+    toy_kv__fill_words_avx2(run, n, width, wide, &f);
     for (k = 0; k < n; k++)
         head->scale[2 * (r + k)] = head->scale[2 * (r + k) + 1] = f.scale[k];
     for (p = 0; p < run->planes; p += 2) {
