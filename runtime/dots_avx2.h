@@ -9,6 +9,12 @@
 /* The largest codeword of a channel counts so many steps. */
 #define VQKV__DOT_TOP_avx2 32767.0f
 
+/* The same of codewords in words, or in bytes, which are high ones of words. */
+static inline float vqkv__dot_top_avx2(int words)
+{
+    return words ? VQKV__DOT_TOP_avx2 : 127.0f * 256.0f;
+}
+
 /* The codewords of a channel to table [32]: sixteen low and sixteen high bytes; for tables of codes
  * of many channels sixteen words, or only their high bytes to table [16]. */
 VQKV__TARGET_avx2 static inline void vqkv__dot_book_avx2(const float *book, float top,
@@ -30,7 +36,7 @@ VQKV__TARGET_avx2 static void vqkv__dot_books_avx2(const vqkv__run *run, unsigne
                                                    float *scale)
 {
     const int each = run->words ? 2 : 4, room = 4 * vqkv__dot_groups(run);
-    const float limit = run->words ? VQKV__DOT_TOP_avx2 : 127.0f * 256.0f;
+    const float limit = vqkv__dot_top_avx2(run->words);
     int c;
     for (c = 0; c < room; c++) {
         float book[16] = {0.0f}, top;

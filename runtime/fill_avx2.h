@@ -1,7 +1,12 @@
 /* Score tables in bytes of codes of several channels, filled by products of words: what
- * vqkv__byte_ops promises (types.h). Queries in words that many steps of an entry, which is the
- * high half of a product by 2^15; planes go in pairs, the even one in the low halves of registers.
- * Entries are wide where the run's codewords have 16 bits, narrow where they have 8. */
+ * vqkv__byte_ops promises (types.h).
+ *
+ * Where every block has a query of its own, tables in fp32 that are packed then take longer than
+ * scores do. Here codewords have been words or bytes from the pass's beginning (dots_avx2.h); what
+ * an entry may count follows from a bound of each plane's entries, the magnitudes of its latents
+ * times their largest codewords, and entries themselves are high halves of products. Planes go in
+ * pairs, the first in the low halves of registers. Entries are wide where the run's codewords have
+ * 16 bits, narrow where they have 8. */
 
 #if VQKV_BLOCK >= 64
 
@@ -18,12 +23,6 @@ typedef struct vqkv__filling_avx2 {
     float latent[4][VQKV__FILL_ROOM_avx2];
     short word[4][VQKV__FILL_ROOM_avx2], zero[4][VQKV__FILL_ROOM_avx2 / 4];
 } vqkv__filling_avx2;
-
-/* The largest codeword of a channel counts so many steps. */
-static inline float vqkv__fill_top_avx2(const int wide)
-{
-    return wide ? VQKV__DOT_TOP_avx2 : 127.0f * 256.0f;
-}
 
 /* The magnitudes of the channels of each of four planes, added up. */
 VQKV__INLINE_avx2 __m128 vqkv__fill_reach_avx2(const __m256 *x, const int width)
@@ -62,7 +61,7 @@ VQKV__INLINE_avx2 void vqkv__fill_latents_avx2(const vqkv__run *run, const float
 {
     /* rounding, of a channel's word and of its product, may add a half each of a step or a part */
     const float slack = wide ? (float)(width * VQKV__WIDE_CHUNK_avx2) : 10.0f;
-    const float most = vqkv__fill_top_avx2(wide);
+    const float most = vqkv__dot_top_avx2(wide);
     __m256 square[4], x[4];
     __m128 sum[4], top[4];
     int p, k, i;
@@ -110,7 +109,7 @@ VQKV__INLINE_avx2 void vqkv__fill_latents_avx2(const vqkv__run *run, const float
 VQKV__INLINE_avx2 void vqkv__fill_zeros_avx2(const __m256 *x, float factor, int planes, int p,
                                              const int width, short *zero)
 {
-    const __m128 f = _mm_set1_ps(factor * vqkv__fill_top_avx2(0)), more = _mm_set1_ps(2.5f);
+    const __m128 f = _mm_set1_ps(factor * vqkv__dot_top_avx2(0)), more = _mm_set1_ps(2.5f);
     const __m128i first = _mm_setr_epi32(-1, 0, 0, 0), lane = _mm_setr_epi32(0, 1, 2, 3);
     /* of planes that are there */
     const __m128i some = _mm_cmpgt_epi32(_mm_set1_epi32(planes - p), lane);

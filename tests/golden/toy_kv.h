@@ -3408,6 +3408,12 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *cons
 /* The largest codeword of a channel counts so many steps. */
 #define TOY_KV__DOT_TOP_avx2 32767.0f
 
+/* The same of codewords in words, or in bytes, which are high ones of words. */
+static inline float toy_kv__dot_top_avx2(int words)
+{
+    return words ? TOY_KV__DOT_TOP_avx2 : 127.0f * 256.0f;
+}
+
 /* The codewords of a channel to table [32]: sixteen low and sixteen high bytes; for tables of codes
  * of many channels sixteen words, or only their high bytes to table [16]. */
 TOY_KV__TARGET_avx2 static inline void toy_kv__dot_book_avx2(const float *book, float top,
@@ -3429,7 +3435,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_books_avx2(const toy_kv__run *run, u
                                                    float *scale)
 {
     const int each = run->words ? 2 : 4, room = 4 * toy_kv__dot_groups(run);
-    const float limit = run->words ? TOY_KV__DOT_TOP_avx2 : 127.0f * 256.0f;
+    const float limit = toy_kv__dot_top_avx2(run->words);
     int c;
     for (c = 0; c < room; c++) {
         float book[16] = {0.0f}, top;
@@ -3612,9 +3618,14 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_scores_avx2(const unsigned char *con
 
 #endif /* TOY_KV_BLOCK >= 64 */
 /* Score tables in bytes of codes of several channels, filled by products of words: what
- * toy_kv__byte_ops promises (types.h). Queries in words that many steps of an entry, which is the
- * high half of a product by 2^15; planes go in pairs, the even one in the low halves of registers.
- * Entries are wide where the run's codewords have 16 bits, narrow where they have 8. */
+ * toy_kv__byte_ops promises (types.h).
+ *
+ * Where every block has a query of its own, tables in fp32 that are packed then take longer than
+ * scores do. Here codewords have been words or bytes from the pass's beginning (dots_avx2.h); what
+ * an entry may count follows from a bound of each plane's entries, the magnitudes of its latents
+ * times their largest codewords, and entries themselves are high halves of products. Planes go in
+ * pairs, the first in the low halves of registers. Entries are wide where the run's codewords have
+ * 16 bits, narrow where they have 8. */
 
 #if TOY_KV_BLOCK >= 64
 
@@ -3631,12 +3642,6 @@ typedef struct toy_kv__filling_avx2 {
     float latent[4][TOY_KV__FILL_ROOM_avx2];
     short word[4][TOY_KV__FILL_ROOM_avx2], zero[4][TOY_KV__FILL_ROOM_avx2 / 4];
 } toy_kv__filling_avx2;
-
-/* The largest codeword of a channel counts so many steps. */
-static inline float toy_kv__fill_top_avx2(const int wide)
-{
-    return wide ? TOY_KV__DOT_TOP_avx2 : 127.0f * 256.0f;
-}
 
 /* The magnitudes of the channels of each of four planes, added up. */
 TOY_KV__INLINE_avx2 __m128 toy_kv__fill_reach_avx2(const __m256 *x, const int width)
@@ -3675,7 +3680,7 @@ TOY_KV__INLINE_avx2 void toy_kv__fill_latents_avx2(const toy_kv__run *run, const
 {
     /* rounding, of a channel's word and of its product, may add a half each of a step or a part */
     const float slack = wide ? (float)(width * TOY_KV__WIDE_CHUNK_avx2) : 10.0f;
-    const float most = toy_kv__fill_top_avx2(wide);
+    const float most = toy_kv__dot_top_avx2(wide);
     __m256 square[4], x[4];
     __m128 sum[4], top[4];
     int p, k, i;
@@ -3723,7 +3728,7 @@ TOY_KV__INLINE_avx2 void toy_kv__fill_latents_avx2(const toy_kv__run *run, const
 TOY_KV__INLINE_avx2 void toy_kv__fill_zeros_avx2(const __m256 *x, float factor, int planes, int p,
                                              const int width, short *zero)
 {
-    const __m128 f = _mm_set1_ps(factor * toy_kv__fill_top_avx2(0)), more = _mm_set1_ps(2.5f);
+    const __m128 f = _mm_set1_ps(factor * toy_kv__dot_top_avx2(0)), more = _mm_set1_ps(2.5f);
     const __m128i first = _mm_setr_epi32(-1, 0, 0, 0), lane = _mm_setr_epi32(0, 1, 2, 3);
     /* of planes that are there */
     const __m128i some = _mm_cmpgt_epi32(_mm_set1_epi32(planes - p), lane);
