@@ -75,8 +75,10 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_text(out, x86, sizeof x86 - 1, prefix, NULL);
     gen_part(out, "vec_avx2", prefix, NULL);
     gen_part(out, "lookup_avx2", prefix, NULL);
+    gen_part(out, "maps_avx2", prefix, NULL);
     gen_part(out, "sums_avx2", prefix, NULL);
     gen_part(out, "dots_avx2", prefix, NULL);
+    gen_part(out, "fill_avx2", prefix, NULL);
     gen_part(out, "bytes_avx2", prefix, NULL);
     gen_part(out, "dense", prefix, "avx2");
     gen_part(out, "codes", prefix, "avx2");

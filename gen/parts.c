@@ -19,8 +19,10 @@
     X(rows)                                                                                        \
     X(kernels)                                                                                     \
     X(lookup_avx2)                                                                                 \
+    X(maps_avx2)                                                                                   \
     X(sums_avx2)                                                                                   \
     X(dots_avx2)                                                                                   \
+    X(fill_avx2)                                                                                   \
     X(bytes_avx2)                                                                                  \
     X(maps_avx512)                                                                                 \
     X(dots_avx512)                                                                                 \

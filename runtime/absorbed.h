@@ -123,12 +123,14 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
             by->unit += 2 * a->rows;
             vqkv__go_ahead(&a->ahead);
             break;
+        case VQKV__BY_FILLED:
         case VQKV__BY_PACKED: {
             const vqkv__packed *head = (const vqkv__packed *)(const void *)by->packed;
             by->packed += sizeof *head;
             ops->score_bytes(codes, (size_t)run->codes, n, step->planes, head,
                              (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
             by->packed += head->bytes;
+            by->table += step->kernel == VQKV__BY_FILLED ? 64 * vqkv__dot_groups(run) : 0;
             vqkv__go_ahead(&a->ahead);
             break;
         }

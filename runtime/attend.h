@@ -293,9 +293,8 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->v_uses = vqkv__uses_of(VQKV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = vqkv__sums_bytes(a);
     a->k_frame = vqkv__streams[a->k_uses[0].stream].frame;
-    a->k_bytes = a->ops->bytes != NULL &&
-                 (a->ops->bytes->map_words != NULL || a->k_frame != VQKV__BLOCKWISE);
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
+    a->k_bytes = vqkv__scores_bytes(a);
     a->steady_number = -1;
     vqkv__find_codes(a);
     if (q->n_sealed > 0 && a->first < coded)

@@ -5,11 +5,6 @@
 
 #if VQKV_BLOCK >= 64
 
-/* Narrow entries: bits of the lower byte, and what entries of the planes of a quad that stand for 0
- * add up to, in steps: twice that and the rounding of two quads fill the higher byte. */
-#define VQKV__LOW_BITS_avx2 5
-#define VQKV__ZERO_avx2     2044
-
 /* Planes whose bytes of narrow entries can be added. */
 #define VQKV__BUNCH_avx2 8
 
@@ -70,13 +65,13 @@ VQKV__TARGET_avx2 static void vqkv__scales_avx2(const float *lut, int planes, in
     scale[0] = scale[1] = 0.0f;
     for (q = 0; q < (planes + 3) / 4; q++) {
         m = vqkv__quad_reach_avx2(lut, q, planes, rows, r);
-        sum = q % (VQKV__CHUNK_avx2 / 4) == 0 ? m : sum + m;
+        sum = q % (VQKV__WIDE_CHUNK_avx2 / 4) == 0 ? m : sum + m;
         if (q < wide)
             scale[0] = sum > scale[0] ? sum : scale[0];
         else
             scale[1] = m > scale[1] ? m : scale[1];
     }
-    scale[0] /= 32767.0f - VQKV__CHUNK_avx2; /* rounding may add half a unit a plane */
+    scale[0] /= 32767.0f - VQKV__WIDE_CHUNK_avx2; /* rounding may add half a unit a plane */
     scale[1] = vqkv__narrow_scale_avx2(scale[1]);
 }
 
@@ -136,7 +131,7 @@ VQKV__TARGET_avx2 static void vqkv__pack_tables_avx2(const float *lut, int plane
 }
 
 /* Scores of 32 tokens, the codes' low nibbles or (`second`) high ones, for n rows from row r on,
- * through wide tables of planes from .. to - 1, at most CHUNK; n and `second` are constants.
+ * through wide tables of planes from .. to - 1, at most WIDE_CHUNK; n and `second` are constants.
  * Unsigned bytes are summed as words of two each and as their high halves; high bytes of 16-bit
  * entries modulo 2^8, since nothing of their sums beyond that counts. */
 VQKV__INLINE_avx2 void vqkv__score_wide_avx2(const unsigned char *codes, int from, int to,
@@ -281,8 +276,8 @@ VQKV__TARGET_avx2 static void vqkv__score_one_avx2(const unsigned char *codes, i
     vqkv__asked asked = *ahead;
     int p, end, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
     for (p = 0; p < planes; p = end, add = 1) {
-        int is_wide = p < wide;
-        end = p - p % VQKV__CHUNK_avx2 + VQKV__CHUNK_avx2;
+        const int is_wide = p < wide, chunk = is_wide ? VQKV__WIDE_CHUNK_avx2 : VQKV__CHUNK_avx2;
+        end = p - p % chunk + chunk;
         end = end < (is_wide ? wide : planes) ? end : is_wide ? wide : planes;
         if (is_wide)
             vqkv__score_planes_avx2(codes, p, end, head, tables, rows, 1, add, &asked, s);
@@ -319,11 +314,9 @@ VQKV__TARGET_avx2 static void vqkv__pack_books_avx2(const float *book, int n, si
     }
 }
 
-/* No batches: where every block has a frame of its own, what needs score tables is scored in fp32.
- */
 #define VQKV__X(name) vqkv__##name##_avx2,
 static const vqkv__byte_ops vqkv__byte_ops_avx2 = {
-    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__NO_KERNEL, VQKV__NO_KERNEL) VQKV__WEIGHT_REST_avx2,
+    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__X, VQKV__NO_KERNEL, VQKV__X) VQKV__WEIGHT_REST_avx2,
     0.02f};
 #undef VQKV__X
 

@@ -298,7 +298,7 @@ VQKV__TARGET_avx512 static void vqkv__pack_books_avx512(const float *book, int n
 
 #define VQKV__X(name) vqkv__##name##_avx512,
 static const vqkv__byte_ops vqkv__byte_ops_avx512 = {
-    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__X, VQKV__X) 255.0f, 0.05f};
+    VQKV__ALL_BYTE_KERNELS(VQKV__X, VQKV__X, VQKV__X, VQKV__NO_KERNEL) 255.0f, 0.05f};
 #undef VQKV__X
 
 #endif /* VQKV_BLOCK >= 64 */

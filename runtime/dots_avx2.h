@@ -9,43 +9,74 @@
 /* The largest codeword of a channel counts so many steps. */
 #define VQKV__DOT_TOP_avx2 32767.0f
 
-/* table [groups, 64]: sixteen low and sixteen high bytes of each channel; scale [4 * groups]. */
+/* The same of codewords in words, or in bytes, which are high ones of words. */
+static inline float vqkv__dot_top_avx2(int words)
+{
+    return words ? VQKV__DOT_TOP_avx2 : 127.0f * 256.0f;
+}
+
+/* The codewords of a channel to table [32]: sixteen low and sixteen high bytes; for tables of codes
+ * of many channels sixteen words, or only their high bytes to table [16]. */
+VQKV__TARGET_avx2 static inline void vqkv__dot_book_avx2(const float *book, float top,
+                                                         const vqkv__run *run, signed char *table)
+{
+    const float limit = run->words ? VQKV__DOT_TOP_avx2 : 127.0f;
+    const __m256i x = vqkv__sixteen_avx2(book, top > 0.0f ? limit / top : 0.0f);
+    if (run->width > 1 && run->words) {
+        _mm256_storeu_si256((__m256i *)(void *)table, x);
+        return;
+    }
+    vqkv__store_bytes_avx2(table, x);
+    if (run->words)
+        vqkv__store_bytes_avx2(table + 16, _mm256_srli_epi16(x, 8));
+}
+
+/* table [groups, 64], channel by channel; scale [4 * groups]: what a step of a word is worth. */
 VQKV__TARGET_avx2 static void vqkv__dot_books_avx2(const vqkv__run *run, unsigned char *table,
                                                    float *scale)
 {
-    const int room = 4 * vqkv__dot_groups(run);
+    const int each = run->words ? 2 : 4, room = 4 * vqkv__dot_groups(run);
+    const float limit = vqkv__dot_top_avx2(run->words);
     int c;
     for (c = 0; c < room; c++) {
         float book[16] = {0.0f}, top;
         __m256 square = _mm256_setzero_ps();
-        __m256i x;
-        if (c < run->planes) {
+        if (c < run->planes * run->width) {
+            const int plane = c / run->width;
             const unsigned char *from =
-                vqkv__table(run->book + c / run->stages * run->book_step + c % run->stages * 16);
+                vqkv__table(run->book + plane / run->stages * run->book_step +
+                            (plane % run->stages * run->width + c % run->width) * 16);
             _mm256_storeu_ps(book, vqkv__loadh_avx2(from));
             _mm256_storeu_ps(book + 8, vqkv__loadh_avx2(from + 16));
         }
         top = vqkv__reach_avx2(book, &square);
-        scale[c] = top / VQKV__DOT_TOP_avx2;
-        if (c >= 2 * vqkv__dot_groups(run)) /* the table has room for two a group */
-            continue;
-        x = vqkv__sixteen_avx2(book, top > 0.0f ? VQKV__DOT_TOP_avx2 / top : 0.0f);
-        vqkv__store_bytes_avx2((signed char *)table + 32 * c, x);
-        vqkv__store_bytes_avx2((signed char *)table + 32 * c + 16, _mm256_srli_epi16(x, 8));
+        scale[c] = top / limit;
+        if (c < each * vqkv__dot_groups(run)) /* the table has room for so many */
+            vqkv__dot_book_avx2(book, top, run, (signed char *)table + 64 / each * c);
     }
 }
 
 /* Channels c .. c + 7 of a row's latents y times their scales; 0 behind the last. */
-VQKV__TARGET_avx2 static inline __m256 vqkv__dot_latents_avx2(const vqkv__run *run, const float *y,
-                                                              const float *scale, int c)
+VQKV__TARGET_avx2 static __m256 vqkv__dot_rest_avx2(const vqkv__run *run, const float *y,
+                                                    const float *scale, int c)
 {
+    const int channels = run->planes * run->width, width = run->width;
     float lane[8];
     int i;
-    if (run->stages == 1 && c + 8 <= run->planes)
-        return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
     for (i = 0; i < 8; i++)
-        lane[i] = c + i < run->planes ? y[(c + i) / run->stages] * scale[c + i] : 0.0f;
+        lane[i] = c + i < channels
+                      ? y[(c + i) / width / run->stages * width + (c + i) % width] * scale[c + i]
+                      : 0.0f;
     return _mm256_loadu_ps(lane);
+}
+VQKV__INLINE_avx2 __m256 vqkv__dot_latents_avx2(const vqkv__run *run, const float *y,
+                                                const float *scale, int c)
+{
+    if (run->stages == 1 && c + 8 <= run->planes * run->width)
+        return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
+    if (c >= run->planes * run->width)
+        return _mm256_setzero_ps();
+    return vqkv__dot_rest_avx2(run, y, scale, c);
 }
 
 /* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 2] words
@@ -66,6 +97,8 @@ VQKV__TARGET_avx2 static void vqkv__dot_queries_avx2(const vqkv__run *run, const
             sum = c % VQKV__CHUNK_avx2 == 0 ? _mm256_andnot_ps(sign, x)
                                             : _mm256_add_ps(sum, _mm256_andnot_ps(sign, x));
             square = _mm256_fmadd_ps(x, x, square);
+            if (c + 8 < room && (c + 8) % VQKV__CHUNK_avx2 != 0)
+                continue;
             all = vqkv__hsum_avx2(sum);
             most = all > most ? all : most;
         }
@@ -80,11 +113,12 @@ VQKV__TARGET_avx2 static void vqkv__dot_queries_avx2(const vqkv__run *run, const
         for (c = 0; c < room; c += 8) {
             __m256i x =
                 _mm256_cvtps_epi32(_mm256_mul_ps(vqkv__dot_latents_avx2(run, y, scale, c), factor));
-            short words[8];
-            _mm_storeu_si128(
-                (__m128i *)(void *)words,
-                _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
-            memcpy(lanes + 2 * c, words, 2 * (size_t)(room - c < 8 ? room - c : 8));
+            const __m128i words =
+                _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+            if (room - c >= 8)
+                _mm_storeu_si128((__m128i *)(void *)(lanes + 2 * c), words);
+            else
+                memcpy(lanes + 2 * c, &words, 2 * (size_t)(room - c));
         }
     }
 }

@@ -3,8 +3,16 @@
 
 #if VQKV_BLOCK >= 64
 
-/* Planes whose scores are summed in 16 bits. */
-#define VQKV__CHUNK_avx2 64
+/* Planes whose scores are summed in 16 bits; of wide entries of score tables, which the sum makes
+ * the coarser the more there are. */
+#define VQKV__CHUNK_avx2      64
+#define VQKV__WIDE_CHUNK_avx2 48
+
+/* Narrow entries of score tables: bits of the lower byte, and what entries of the planes of a quad
+ * that stand for 0 add up to, in steps: twice that and the rounding of two quads fill the higher
+ * byte. */
+#define VQKV__LOW_BITS_avx2 5
+#define VQKV__ZERO_avx2     2044
 
 VQKV__INLINE_avx2 __m256i vqkv__load_bytes_avx2(const void *p)
 {

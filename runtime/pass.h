@@ -18,7 +18,8 @@ typedef struct vqkv__ahead {
 /* What takes the scores of K runs. */
 enum vqkv__kernel {
     VQKV__BY_DOTS,    /* codewords meet the query */
-    VQKV__BY_PACKED,  /* score tables in bytes */
+    VQKV__BY_FILLED,  /* score tables in bytes, of codewords in words */
+    VQKV__BY_PACKED,  /* score tables in bytes, of those in fp32 */
     VQKV__BY_TABLES,  /* score tables in fp32 */
     VQKV__BY_SCALARS, /* values meet the query in fp32 */
     VQKV__BY_WIDE     /* score tables of codes of other than 4 bits */

@@ -11,7 +11,7 @@ static void vqkv__fill_dots(vqkv__pass *a)
         a->scoring[band].scale = at.scale;
         for (i = 0; i < a->n_steps; i++) {
             const vqkv__step *step = &a->steps[i];
-            if (step->kernel != VQKV__BY_DOTS || step->band != band)
+            if (step->kernel > VQKV__BY_FILLED || step->band != band)
                 continue;
             a->ops->bytes->dot_books(step->run, at.table, at.scale);
             at.table += 64 * vqkv__dot_groups(step->run);
@@ -49,6 +49,7 @@ static void vqkv__fill_step(vqkv__pass *a, const vqkv__step *step, const vqkv__m
         n = 4 * vqkv__dot_groups(run);
         ops->dot_queries(run, to->scale, vqkv__latents_of(y, run), y->stride, a->rows, to->lanes,
                          to->unit, a->packs[step->band] ? energy : NULL);
+        to->table += 64 * vqkv__dot_groups(run);
         to->scale += n;
         to->lanes += a->rows * n;
         to->unit += 2 * a->rows;
@@ -60,6 +61,16 @@ static void vqkv__fill_step(vqkv__pass *a, const vqkv__step *step, const vqkv__m
                             to->wide + (size_t)r * VQKV__MAX_WIDE_LUT);
         to->wide += (size_t)run->planes << run->bits;
         return;
+    case VQKV__BY_FILLED: {
+        vqkv__packed *head = (vqkv__packed *)(void *)to->packed;
+        to->packed += sizeof *head;
+        ops->fill_bytes(run, to->table, to->scale, vqkv__latents_of(y, run), y->stride, a->rows,
+                        energy, head, (signed char *)to->packed);
+        to->packed += head->bytes;
+        to->table += 64 * vqkv__dot_groups(run);
+        to->scale += 4 * vqkv__dot_groups(run);
+        return;
+    }
     case VQKV__BY_PACKED: {
         vqkv__packed *head = (vqkv__packed *)(void *)to->packed;
         for (; run < end; run++)

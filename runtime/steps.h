@@ -1,17 +1,34 @@
 /* What scores of one head's keys are made of: which kernel takes which runs. Planned once a pass;
  * queries.h fills what each kernel wants, absorbed.h calls them for every block. */
 
+/* Whether K streams are scored in bytes and words at all: not where packing tables for every block
+ * would cost more than it saves. What fills them in bytes does so for queries that are mapped in
+ * batches; others come in fp32, and are as quickly scored in it. */
+static int vqkv__scores_bytes(const vqkv__pass *a)
+{
+    const vqkv__byte_ops *ops = a->ops->bytes;
+    if (ops == NULL || a->k_frame != VQKV__BLOCKWISE)
+        return ops != NULL;
+    return a->batches || (ops->map_words != NULL && ops->fill_bytes == NULL);
+}
+
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
- * query of its own for each block, tables cost more to fill than they save; but where such queries
- * are mapped in fp32 they are scored in fp32. */
+ * query of its own for each block, tables in fp32 cost more to fill than they save. */
 static int vqkv__dots(const vqkv__pass *a, const vqkv__run *run)
 {
     int turns = a->k_frame == VQKV__BLOCKWISE && vqkv__band(a, run);
     if (a->ops->bytes == NULL || a->ops->bytes->dot_books == NULL || run->coder != VQKV__NIBBLES)
         return 0;
-    if (turns && a->ops->bytes->map_words == NULL)
+    if (turns && !a->k_bytes)
         return 0;
-    return run->width == 1 || (turns && run->width % 2 == 0);
+    return run->width == 1 || (turns && run->width % 2 == 0 && a->ops->bytes->fill_bytes == NULL);
+}
+
+/* Whether its score tables are filled from codewords in words, for every block anew. */
+static int vqkv__fills(const vqkv__pass *a, const vqkv__run *run)
+{
+    return a->k_bytes && a->ops->bytes->fill_bytes != NULL && a->k_frame == VQKV__BLOCKWISE &&
+           vqkv__band(a, run) && vqkv__fillable(run);
 }
 
 static int vqkv__kernel_of(const vqkv__pass *a, const vqkv__run *run)
@@ -19,13 +36,14 @@ static int vqkv__kernel_of(const vqkv__pass *a, const vqkv__run *run)
     return run->coder == VQKV__WIDE      ? VQKV__BY_WIDE
            : run->coder != VQKV__NIBBLES ? VQKV__BY_SCALARS
            : vqkv__dots(a, run)          ? VQKV__BY_DOTS
+           : vqkv__fills(a, run)         ? VQKV__BY_FILLED
            : a->k_bytes                  ? VQKV__BY_PACKED
                                          : VQKV__BY_TABLES;
 }
 
 /* a->steps: those of all K streams of the head, runs in their order; a->packs: which bands have
- * packed tables. Neighbouring runs that share a
- * gain and a band are one step where packed tables take them. */
+ * packed tables. Neighbouring runs that share a gain and a band are one step where packed tables
+ * take them. */
 static void vqkv__plan_steps(vqkv__pass *a)
 {
     vqkv__step *step = a->steps;

@@ -116,6 +116,12 @@ static inline int vqkv__dot_groups(const vqkv__run *run)
     return (run->planes * run->width + each - 1) / each;
 }
 
+/* Whether score tables of a run can be filled by fill_bytes. */
+static inline int vqkv__fillable(const vqkv__run *run)
+{
+    return run->coder == VQKV__NIBBLES && (run->width == 2 || run->width == 4 || run->width == 8);
+}
+
 /* What kernels ask the memory for, a line now and then: all at once would fill the queue of misses,
  * and what is at work would wait for its end. Codes that come next: `keys` into the first-level
  * cache, `values` and keys that would fill it into the second. Kernels hold it in registers. */
@@ -178,13 +184,15 @@ VQKV__INLINE void vqkv__ask_far(vqkv__asked *a)
 #define VQKV__MAP_KERNELS(X)      X(map_basis) X(to_words) X(turn_words) X(map_words)
 #define VQKV__BYTE_MAP_KERNELS(X) X(byte_basis) X(to_bytes) X(map_bytes)
 #define VQKV__DOT_KERNELS(X)      X(dot_books) X(dot_queries) X(dot_scores)
+#define VQKV__FILL_KERNELS(X)     X(fill_bytes)
 #define VQKV__BYTE_KERNELS(X)                                                                      \
     X(pack_tables) X(score_bytes) X(pack_books) X(pack_weights) X(sum_bytes)
-/* All of vqkv__byte_ops; MAP, BYTE_MAP: X, or NO_KERNEL where an instruction set has none of those.
- */
-#define VQKV__ALL_BYTE_KERNELS(X, MAP, BYTE_MAP)                                                   \
+/* All of vqkv__byte_ops; MAP, BYTE_MAP, FILL: X, or NO_KERNEL where an instruction set has none of
+ * those. */
+#define VQKV__ALL_BYTE_KERNELS(X, MAP, BYTE_MAP, FILL)                                             \
     VQKV__MAP_KERNELS(MAP)                                                                         \
-    VQKV__BYTE_MAP_KERNELS(BYTE_MAP) VQKV__DOT_KERNELS(X) VQKV__BYTE_KERNELS(X)
+    VQKV__BYTE_MAP_KERNELS(BYTE_MAP)                                                               \
+    VQKV__DOT_KERNELS(X) VQKV__FILL_KERNELS(FILL) VQKV__BYTE_KERNELS(X)
 #define VQKV__NO_KERNEL(name) NULL,
 #define VQKV__DENSE_KERNELS(X)                                                                     \
     X(product)                                                                                     \
@@ -240,6 +248,11 @@ typedef struct vqkv__byte_ops {
     void (*dot_scores)(const unsigned char *const *, size_t, int, const vqkv__run *,
                        const unsigned char *, const unsigned char *, const float *, int, int,
                        vqkv__asked *, float *);
+    /* May be NULL: where queries turn, codes of an even number of channels meet them themselves
+     * then. Packed score tables of such a run, of which vqkv__fillable() says so: what dot_books
+     * left, queries in latents [rows, stride], from the run's first on; adds to energy. */
+    void (*fill_bytes)(const vqkv__run *, const unsigned char *, const float *, const float *,
+                       size_t, int, float *, vqkv__packed *, signed char *);
     /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
      * are added to theirs. */
     void (*pack_tables)(const float *, int, int, const float *, vqkv__packed *, signed char *);

@@ -169,10 +169,10 @@ static void check_dots(bench *w, int which)
      */
     if (ops == NULL || ops->dot_books == NULL || !is_nibbles(w) ||
         toy_kv__dot_groups(run) > TOY_KV__MAX_DOT_GROUPS ||
-        !(run->width == 1 || (ops->map_words != NULL && run->width % 2 == 0)))
+        !(run->width == 1 || (ops->fill_bytes == NULL && run->width % 2 == 0)))
         return;
     w->used = 1;
-    w->bound = ops->map_words == NULL ? ROUND : run->words ? WORDS : BYTES;
+    w->bound = ops->fill_bytes != NULL ? ROUND : run->words ? WORDS : BYTES;
     fill(w, w->x, w->rows * n);
     CALL(w, ops->dot_books(run, w->a, w->y));
     part[0] = w->seconds - total;
@@ -195,6 +195,29 @@ static void check_dot_queries(bench *w)
 static void check_dot_scores(bench *w)
 {
     check_dots(w, 2);
+}
+
+/* Score tables of codes of several channels without those in fp32. */
+static void check_fill_bytes(bench *w)
+{
+    const toy_kv__byte_ops *ops = w->ops->bytes;
+    const toy_kv__run *run = w->run;
+    int n = latents_of(run);
+    float energy[MAX_ROWS] = {0};
+    toy_kv__packed head;
+    if (ops == NULL || ops->fill_bytes == NULL || !is_nibbles(w) || !toy_kv__fillable(run) ||
+        toy_kv__dot_groups(run) > TOY_KV__MAX_DOT_GROUPS)
+        return;
+    w->used = 1;
+    w->bound = run->words ? ROUND : BYTES;
+    fill(w, w->x, w->rows * n);
+    ops->dot_books(run, w->a, w->y);
+    CALL(w, ops->fill_bytes(run, w->a, w->y, w->x, (size_t)n, w->rows, energy, &head,
+                            (signed char *)w->b));
+    const int add = begin_scores(w);
+    ops->score_bytes(w->block, 0, BLOCKS, run->planes, &head, (signed char *)w->b, w->rows, add,
+                     &w->asked, w->got);
+    compare_scores(w, w->x, n);
 }
 
 static void check_packed(bench *w, int which)

@@ -352,7 +352,7 @@ typedef struct kernel {
 
 static const kernel kernels[] = {
 #define X(name) {#name, check_##name},
-    TOY_KV__KERNELS(X) TOY_KV__ALL_BYTE_KERNELS(X, X, X) TOY_KV__DENSE_KERNELS(X)
+    TOY_KV__KERNELS(X) TOY_KV__ALL_BYTE_KERNELS(X, X, X, X) TOY_KV__DENSE_KERNELS(X)
         TOY_KV__CODE_KERNELS(X)
 #undef X
 };

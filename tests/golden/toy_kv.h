@@ -385,6 +385,12 @@ static inline int toy_kv__dot_groups(const toy_kv__run *run)
     return (run->planes * run->width + each - 1) / each;
 }
 
+/* Whether score tables of a run can be filled by fill_bytes. */
+static inline int toy_kv__fillable(const toy_kv__run *run)
+{
+    return run->coder == TOY_KV__NIBBLES && (run->width == 2 || run->width == 4 || run->width == 8);
+}
+
 /* What kernels ask the memory for, a line now and then: all at once would fill the queue of misses,
  * and what is at work would wait for its end. Codes that come next: `keys` into the first-level
  * cache, `values` and keys that would fill it into the second. Kernels hold it in registers. */
@@ -447,13 +453,15 @@ TOY_KV__INLINE void toy_kv__ask_far(toy_kv__asked *a)
 #define TOY_KV__MAP_KERNELS(X)      X(map_basis) X(to_words) X(turn_words) X(map_words)
 #define TOY_KV__BYTE_MAP_KERNELS(X) X(byte_basis) X(to_bytes) X(map_bytes)
 #define TOY_KV__DOT_KERNELS(X)      X(dot_books) X(dot_queries) X(dot_scores)
+#define TOY_KV__FILL_KERNELS(X)     X(fill_bytes)
 #define TOY_KV__BYTE_KERNELS(X)                                                                      \
     X(pack_tables) X(score_bytes) X(pack_books) X(pack_weights) X(sum_bytes)
-/* All of toy_kv__byte_ops; MAP, BYTE_MAP: X, or NO_KERNEL where an instruction set has none of those.
- */
-#define TOY_KV__ALL_BYTE_KERNELS(X, MAP, BYTE_MAP)                                                   \
+/* All of toy_kv__byte_ops; MAP, BYTE_MAP, FILL: X, or NO_KERNEL where an instruction set has none of
+ * those. */
+#define TOY_KV__ALL_BYTE_KERNELS(X, MAP, BYTE_MAP, FILL)                                             \
     TOY_KV__MAP_KERNELS(MAP)                                                                         \
-    TOY_KV__BYTE_MAP_KERNELS(BYTE_MAP) TOY_KV__DOT_KERNELS(X) TOY_KV__BYTE_KERNELS(X)
+    TOY_KV__BYTE_MAP_KERNELS(BYTE_MAP)                                                               \
+    TOY_KV__DOT_KERNELS(X) TOY_KV__FILL_KERNELS(FILL) TOY_KV__BYTE_KERNELS(X)
 #define TOY_KV__NO_KERNEL(name) NULL,
 #define TOY_KV__DENSE_KERNELS(X)                                                                     \
     X(product)                                                                                     \
@@ -509,6 +517,11 @@ typedef struct toy_kv__byte_ops {
     void (*dot_scores)(const unsigned char *const *, size_t, int, const toy_kv__run *,
                        const unsigned char *, const unsigned char *, const float *, int, int,
                        toy_kv__asked *, float *);
+    /* May be NULL: where queries turn, codes of an even number of channels meet them themselves
+     * then. Packed score tables of such a run, of which toy_kv__fillable() says so: what dot_books
+     * left, queries in latents [rows, stride], from the run's first on; adds to energy. */
+    void (*fill_bytes)(const toy_kv__run *, const unsigned char *, const float *, const float *,
+                       size_t, int, float *, toy_kv__packed *, signed char *);
     /* Packs score tables [planes, rows, 16] of fp32; energy [rows]: the mean square of scores that
      * are added to theirs. */
     void (*pack_tables)(const float *, int, int, const float *, toy_kv__packed *, signed char *);
@@ -2888,8 +2901,16 @@ TOY_KV__TARGET_avx2 static inline void toy_kv__transpose_avx2(const unsigned cha
 
 #if TOY_KV_BLOCK >= 64
 
-/* Planes whose scores are summed in 16 bits. */
-#define TOY_KV__CHUNK_avx2 64
+/* Planes whose scores are summed in 16 bits; of wide entries of score tables, which the sum makes
+ * the coarser the more there are. */
+#define TOY_KV__CHUNK_avx2      64
+#define TOY_KV__WIDE_CHUNK_avx2 48
+
+/* Narrow entries of score tables: bits of the lower byte, and what entries of the planes of a quad
+ * that stand for 0 add up to, in steps: twice that and the rounding of two quads fill the higher
+ * byte. */
+#define TOY_KV__LOW_BITS_avx2 5
+#define TOY_KV__ZERO_avx2     2044
 
 TOY_KV__INLINE_avx2 __m256i toy_kv__load_bytes_avx2(const void *p)
 {
@@ -2970,6 +2991,224 @@ TOY_KV__INLINE_avx2 void toy_kv__flush_avx2(const __m256i *part, float scale, in
             __m256 x = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(words));
             _mm256_storeu_ps(to, add ? _mm256_fmadd_ps(x, f, _mm256_loadu_ps(to))
                                      : _mm256_mul_ps(x, f));
+        }
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
+/* The query map in 16-bit words, AVX2: what toy_kv__byte_ops promises (types.h). A product of words
+ * adds up two inputs of eight columns. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* The first n of 8 lanes. */
+TOY_KV__TARGET_avx2 static inline __m256i toy_kv__first_lanes_avx2(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* Columns i .. i + 7 of a row of a slice of a basis in binary16; 0 where they end. */
+TOY_KV__TARGET_avx2 static inline __m256 toy_kv__map_row_avx2(const toy_kv__matrix *table,
+                                                          const toy_kv__slice *slice, int d, int i)
+{
+    const size_t row = (size_t)slice->row[d];
+    const size_t at = row * (size_t)slice->columns + (size_t)(slice->first + i);
+    const int left = slice->n_out - i;
+    short x[8] = {0};
+    if (left >= 8)
+        return toy_kv__loadh_avx2(table->values + 2 * at);
+    if (left > 0)
+        memcpy(x, table->values + 2 * at, 2 * (size_t)left);
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)x));
+}
+
+/* Columns i .. i + 7 of pairs of rows to words, each pair 32 words behind the one before. */
+TOY_KV__TARGET_avx2 static void toy_kv__map_eight_avx2(const toy_kv__matrix *table,
+                                                   const toy_kv__slice *slice, int i, short *words,
+                                                   float *scale)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 high = _mm256_setzero_ps(), factor;
+    int d;
+    for (d = 0; d < slice->n_in; d++)
+        high = _mm256_max_ps(high, _mm256_andnot_ps(sign, toy_kv__map_row_avx2(table, slice, d, i)));
+    factor = _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(TOY_KV__MAP_TOP), high),
+                           _mm256_cmp_ps(high, _mm256_setzero_ps(), _CMP_GT_OQ));
+    _mm256_storeu_ps(scale, _mm256_mul_ps(high, _mm256_set1_ps(1.0f / TOY_KV__MAP_TOP)));
+    for (d = 0; d < slice->n_in; d += 2, words += 32) {
+        __m256 x = toy_kv__map_row_avx2(table, slice, d, i);
+        __m256 y = toy_kv__map_row_avx2(table, slice, d + 1, i);
+        __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(x, factor));
+        __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(y, factor));
+        _mm256_storeu_si256((__m256i *)(void *)words,
+                            _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa));
+    }
+}
+
+/* The same for sixteen columns of a basis in bytes, 16 units each. */
+TOY_KV__TARGET_avx2 static void toy_kv__map_bytes_avx2(const toy_kv__matrix *table,
+                                                   const toy_kv__slice *slice, int i, short *words,
+                                                   float *scale)
+{
+    const unsigned char *from = table->values + slice->first + i;
+    const size_t columns = (size_t)slice->columns;
+    const int n = slice->n_out - i < 16 ? slice->n_out - i : 16;
+    int d, k;
+    for (k = 0; k < 16; k++)
+        scale[k] =
+            k < n ? toy_kv__half_at(table->scale, (size_t)(slice->first + i + k)) / 16.0f : 0.0f;
+    for (d = 0; d < slice->n_in; d += 2, words += 32) {
+        const unsigned char *a = from + (size_t)slice->row[d] * columns;
+        const unsigned char *b = from + (size_t)slice->row[d + 1] * columns;
+        __m128i x = _mm_setzero_si128(), y = x;
+        if (n == 16) {
+            x = _mm_loadu_si128((const __m128i *)(const void *)a);
+            y = _mm_loadu_si128((const __m128i *)(const void *)b);
+        } else {
+            memcpy(&x, a, (size_t)n);
+            memcpy(&y, b, (size_t)n);
+        }
+        _mm256_storeu_si256((__m256i *)(void *)words,
+                            _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(x, y)), 4));
+        _mm256_storeu_si256((__m256i *)(void *)(words + 16),
+                            _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_unpackhi_epi8(x, y)), 4));
+    }
+}
+
+/* The mean alone to words and their scale. */
+TOY_KV__TARGET_avx2 static void
+toy_kv__map_mean_avx2(const unsigned char *mean, const toy_kv__slice *slice, short *words, float *scale)
+{
+    float high = 0.0f, factor;
+    int d;
+    for (d = 0; d < slice->n_in; d++) {
+        const float x = fabsf(toy_kv__half_at(mean, (size_t)slice->row[d]));
+        high = x > high ? x : high;
+    }
+    *scale = high / TOY_KV__MAP_TOP;
+    factor = high > 0.0f ? TOY_KV__MAP_TOP / high : 0.0f;
+    for (d = 0; d < slice->n_in; d++)
+        words[d / 2 * 32 + d % 2] =
+            (short)_mm_cvtss_si32(_mm_set_ss(factor * toy_kv__half_at(mean, (size_t)slice->row[d])));
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__map_basis_avx2(toy_kv__matrix table, const unsigned char *mean,
+                                                   const toy_kv__slice *slice, short *words,
+                                                   float *scale)
+{
+    const int left = slice->n_out % 16;
+    int i;
+    for (i = 0; i <= slice->n_out; i += 16, words += 16 * slice->n_in, scale += 16) {
+        if (table.scale != NULL) {
+            toy_kv__map_bytes_avx2(&table, slice, i, words, scale);
+        } else {
+            toy_kv__map_eight_avx2(&table, slice, i, words, scale);
+            toy_kv__map_eight_avx2(&table, slice, i + 8, words + 16, scale + 8);
+        }
+    }
+    if (mean != NULL) /* the column behind the last, which lies in the last sixteen */
+        toy_kv__map_mean_avx2(mean, slice, words - 16 * slice->n_in + 2 * left, scale - 16 + left);
+}
+
+/* The first n words of eight numbers. */
+TOY_KV__INLINE_avx2 void toy_kv__store_words_avx2(__m256 x, int n, short *out)
+{
+    const __m256i y = _mm256_cvtps_epi32(x);
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+    if (n >= 8)
+        _mm_storeu_si128((__m128i *)(void *)out, words);
+    else
+        memcpy(out, &words, sizeof *out * (size_t)n);
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__to_words_avx2(const float *x, int n, float unit, short *out)
+{
+    const __m256 factor = _mm256_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < n; i += 8) {
+        __m256 y = _mm256_maskload_ps(x + i, toy_kv__first_lanes_avx2(n - i));
+        toy_kv__store_words_avx2(_mm256_mul_ps(y, factor), n - i, out + i);
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__turn_words_avx2(const float *x, const float *c, const float *s,
+                                                    int pairs, float unit, short *out)
+{
+    const __m256 factor = _mm256_set1_ps(unit > 0.0f ? 1.0f / unit : 0.0f);
+    int i;
+    for (i = 0; i < pairs; i += 8) {
+        const __m256i some = toy_kv__first_lanes_avx2(pairs - i);
+        const __m256 u = _mm256_mul_ps(_mm256_maskload_ps(x + i, some), factor);
+        const __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + pairs + i, some), factor);
+        const __m256 cosine = _mm256_maskload_ps(c + i, some);
+        const __m256 sine = _mm256_maskload_ps(s + i, some);
+        toy_kv__store_words_avx2(_mm256_fmadd_ps(v, sine, _mm256_mul_ps(u, cosine)), pairs - i,
+                               out + i);
+        toy_kv__store_words_avx2(_mm256_fmsub_ps(v, cosine, _mm256_mul_ps(u, sine)), pairs - i,
+                               out + pairs + i);
+    }
+}
+
+/* Rows of x at distance n_in, of y at distance `stride`; `n` rows, a constant where it is called,
+ * and sixteen columns. */
+TOY_KV__INLINE_avx2 void toy_kv__map_tile_avx2(const short *x, int n_in, const short *words,
+                                           const float *scale, size_t stride, const float *unit,
+                                           const float *const *base, const int n, float *y)
+{
+    __m256i sum[4][2];
+    int d, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = _mm256_setzero_si256();
+    for (d = 0; d < n_in; d += 2, words += 32) {
+        const __m256i a = toy_kv__load_bytes_avx2(words), b = toy_kv__load_bytes_avx2(words + 16);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            int32_t two;
+            __m256i q;
+            memcpy(&two, x + k * n_in + d, 4);
+            q = _mm256_set1_epi32(two);
+            toy_kv__add_longs_avx2(&sum[k][0], _mm256_madd_epi16(a, q));
+            toy_kv__add_longs_avx2(&sum[k][1], _mm256_madd_epi16(b, q));
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 2
+        for (i = 0; i < 2; i++) {
+            __m256 f = _mm256_mul_ps(_mm256_loadu_ps(scale + 8 * i), _mm256_set1_ps(unit[k]));
+            __m256 from = base[k] != NULL ? _mm256_loadu_ps(base[k] + 8 * i) : _mm256_setzero_ps();
+            _mm256_storeu_ps(y + (size_t)k * stride + 8 * i,
+                             _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k][i]), f, from));
+        }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__map_words_avx2(const short *x, int m, int n_in,
+                                                   const short *words, const float *scale,
+                                                   int columns, const float *unit, int rows,
+                                                   const float *base, size_t stride, float *y)
+{
+    const float *bases[4];
+    int c, r, k;
+    float units[TOY_KV__MAX_ROWS + 3]; /* of four rows from any one on */
+    for (r = 0; r < rows + 3; r++)
+        units[r] = unit[r % rows];
+    for (c = 0; c < columns; c += 16, words += 16 * n_in)
+        for (r = 0; r < m;) {
+            const short *q = x + (size_t)r * (size_t)n_in;
+            float *dst = y + (size_t)r * stride + c;
+            for (k = 0; k < 4; k++)
+                bases[k] = base == NULL ? NULL : base + (size_t)((r + k) % rows) * stride + c;
+#define TOY_KV__MAP(n)                                                                               \
+    toy_kv__map_tile_avx2(q, n_in, words, scale + c, stride, units + r % rows, bases, n, dst)
+            if (m - r >= 4) {
+                TOY_KV__MAP(4);
+                r += 4;
+            } else {
+                TOY_KV__MAP(1);
+                r++;
+            }
+#undef TOY_KV__MAP
         }
 }
 
@@ -3213,43 +3452,74 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *cons
 /* The largest codeword of a channel counts so many steps. */
 #define TOY_KV__DOT_TOP_avx2 32767.0f
 
-/* table [groups, 64]: sixteen low and sixteen high bytes of each channel; scale [4 * groups]. */
+/* The same of codewords in words, or in bytes, which are high ones of words. */
+static inline float toy_kv__dot_top_avx2(int words)
+{
+    return words ? TOY_KV__DOT_TOP_avx2 : 127.0f * 256.0f;
+}
+
+/* The codewords of a channel to table [32]: sixteen low and sixteen high bytes; for tables of codes
+ * of many channels sixteen words, or only their high bytes to table [16]. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__dot_book_avx2(const float *book, float top,
+                                                         const toy_kv__run *run, signed char *table)
+{
+    const float limit = run->words ? TOY_KV__DOT_TOP_avx2 : 127.0f;
+    const __m256i x = toy_kv__sixteen_avx2(book, top > 0.0f ? limit / top : 0.0f);
+    if (run->width > 1 && run->words) {
+        _mm256_storeu_si256((__m256i *)(void *)table, x);
+        return;
+    }
+    toy_kv__store_bytes_avx2(table, x);
+    if (run->words)
+        toy_kv__store_bytes_avx2(table + 16, _mm256_srli_epi16(x, 8));
+}
+
+/* table [groups, 64], channel by channel; scale [4 * groups]: what a step of a word is worth. */
 TOY_KV__TARGET_avx2 static void toy_kv__dot_books_avx2(const toy_kv__run *run, unsigned char *table,
                                                    float *scale)
 {
-    const int room = 4 * toy_kv__dot_groups(run);
+    const int each = run->words ? 2 : 4, room = 4 * toy_kv__dot_groups(run);
+    const float limit = toy_kv__dot_top_avx2(run->words);
     int c;
     for (c = 0; c < room; c++) {
         float book[16] = {0.0f}, top;
         __m256 square = _mm256_setzero_ps();
-        __m256i x;
-        if (c < run->planes) {
+        if (c < run->planes * run->width) {
+            const int plane = c / run->width;
             const unsigned char *from =
-                toy_kv__table(run->book + c / run->stages * run->book_step + c % run->stages * 16);
+                toy_kv__table(run->book + plane / run->stages * run->book_step +
+                            (plane % run->stages * run->width + c % run->width) * 16);
             _mm256_storeu_ps(book, toy_kv__loadh_avx2(from));
             _mm256_storeu_ps(book + 8, toy_kv__loadh_avx2(from + 16));
         }
         top = toy_kv__reach_avx2(book, &square);
-        scale[c] = top / TOY_KV__DOT_TOP_avx2;
-        if (c >= 2 * toy_kv__dot_groups(run)) /* the table has room for two a group */
-            continue;
-        x = toy_kv__sixteen_avx2(book, top > 0.0f ? TOY_KV__DOT_TOP_avx2 / top : 0.0f);
-        toy_kv__store_bytes_avx2((signed char *)table + 32 * c, x);
-        toy_kv__store_bytes_avx2((signed char *)table + 32 * c + 16, _mm256_srli_epi16(x, 8));
+        scale[c] = top / limit;
+        if (c < each * toy_kv__dot_groups(run)) /* the table has room for so many */
+            toy_kv__dot_book_avx2(book, top, run, (signed char *)table + 64 / each * c);
     }
 }
 
 /* Channels c .. c + 7 of a row's latents y times their scales; 0 behind the last. */
-TOY_KV__TARGET_avx2 static inline __m256 toy_kv__dot_latents_avx2(const toy_kv__run *run, const float *y,
-                                                              const float *scale, int c)
+TOY_KV__TARGET_avx2 static __m256 toy_kv__dot_rest_avx2(const toy_kv__run *run, const float *y,
+                                                    const float *scale, int c)
 {
+    const int channels = run->planes * run->width, width = run->width;
     float lane[8];
     int i;
-    if (run->stages == 1 && c + 8 <= run->planes)
-        return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
     for (i = 0; i < 8; i++)
-        lane[i] = c + i < run->planes ? y[(c + i) / run->stages] * scale[c + i] : 0.0f;
+        lane[i] = c + i < channels
+                      ? y[(c + i) / width / run->stages * width + (c + i) % width] * scale[c + i]
+                      : 0.0f;
     return _mm256_loadu_ps(lane);
+}
+TOY_KV__INLINE_avx2 __m256 toy_kv__dot_latents_avx2(const toy_kv__run *run, const float *y,
+                                                const float *scale, int c)
+{
+    if (run->stages == 1 && c + 8 <= run->planes * run->width)
+        return _mm256_mul_ps(_mm256_loadu_ps(y + c), _mm256_loadu_ps(scale + c));
+    if (c >= run->planes * run->width)
+        return _mm256_setzero_ps();
+    return toy_kv__dot_rest_avx2(run, y, scale, c);
 }
 
 /* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 2] words
@@ -3270,6 +3540,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_queries_avx2(const toy_kv__run *run,
             sum = c % TOY_KV__CHUNK_avx2 == 0 ? _mm256_andnot_ps(sign, x)
                                             : _mm256_add_ps(sum, _mm256_andnot_ps(sign, x));
             square = _mm256_fmadd_ps(x, x, square);
+            if (c + 8 < room && (c + 8) % TOY_KV__CHUNK_avx2 != 0)
+                continue;
             all = toy_kv__hsum_avx2(sum);
             most = all > most ? all : most;
         }
@@ -3284,11 +3556,12 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_queries_avx2(const toy_kv__run *run,
         for (c = 0; c < room; c += 8) {
             __m256i x =
                 _mm256_cvtps_epi32(_mm256_mul_ps(toy_kv__dot_latents_avx2(run, y, scale, c), factor));
-            short words[8];
-            _mm_storeu_si128(
-                (__m128i *)(void *)words,
-                _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
-            memcpy(lanes + 2 * c, words, 2 * (size_t)(room - c < 8 ? room - c : 8));
+            const __m128i words =
+                _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+            if (room - c >= 8)
+                _mm_storeu_si128((__m128i *)(void *)(lanes + 2 * c), words);
+            else
+                memcpy(lanes + 2 * c, &words, 2 * (size_t)(room - c));
         }
     }
 }
@@ -3389,17 +3662,313 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_scores_avx2(const unsigned char *con
 }
 
 #endif /* TOY_KV_BLOCK >= 64 */
+/* Score tables in bytes of codes of several channels, filled by products of words: what
+ * toy_kv__byte_ops promises (types.h).
+ *
+ * Where every block has a query of its own, tables in fp32 that are packed then take longer than
+ * scores do. Here codewords have been words or bytes from the pass's beginning (dots_avx2.h); what
+ * an entry may count follows from a bound of each plane's entries, the magnitudes of its latents
+ * times their largest codewords, and entries themselves are high halves of products. Planes go in
+ * pairs, the first in the low halves of registers. Entries are wide where the run's codewords have
+ * 16 bits, narrow where they have 8. */
+
+#if TOY_KV_BLOCK >= 64
+
+/* Narrow entries are added up in so many parts of a step each. */
+#define TOY_KV__PARTS_avx2 8.0f
+
+/* Channels that a run may have here, and as many as fill up a quad of planes. */
+#define TOY_KV__FILL_ROOM_avx2 (4 * TOY_KV__MAX_DOT_GROUPS + 32)
+
+/* What entries of rows count; their latents in steps of codewords, channel by channel, the same in
+ * words, and of narrow entries for each plane what stands for 0, in parts. */
+typedef struct toy_kv__filling_avx2 {
+    float scale[4];
+    float latent[4][TOY_KV__FILL_ROOM_avx2];
+    short word[4][TOY_KV__FILL_ROOM_avx2], zero[4][TOY_KV__FILL_ROOM_avx2 / 4];
+} toy_kv__filling_avx2;
+
+/* The magnitudes of the channels of each of four planes, added up. */
+TOY_KV__INLINE_avx2 __m128 toy_kv__fill_reach_avx2(const __m256 *x, const int width)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 a[4];
+    int i;
+#pragma GCC unroll 4
+    for (i = 0; i < width / 2; i++)
+        a[i] = _mm256_andnot_ps(sign, x[i]);
+    if (width == 8) { /* a plane a register */
+        a[0] = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+        return _mm_add_ps(_mm256_castps256_ps128(a[0]), _mm256_extractf128_ps(a[0], 1));
+    }
+    if (width == 4) { /* planes 0, 1 and 2, 3 */
+        a[0] = _mm256_hadd_ps(a[0], a[1]);
+        a[0] = _mm256_hadd_ps(a[0], a[0]);
+        return _mm_unpacklo_ps(_mm256_castps256_ps128(a[0]), _mm256_extractf128_ps(a[0], 1));
+    }
+    return _mm_hadd_ps(_mm256_castps256_ps128(a[0]), _mm256_extractf128_ps(a[0], 1));
+}
+
+/* The sum of four lanes. */
+TOY_KV__TARGET_avx2 static inline float toy_kv__four_avx2(__m128 x)
+{
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+}
+
+/* Latents y [n rows, stride] in steps, and what entries count: of wide ones the planes of a chunk
+ * stay within 16 bits, of narrow ones those of a quad within what stands for 0. */
+TOY_KV__INLINE_avx2 void toy_kv__fill_latents_avx2(const toy_kv__run *run, const float *scale,
+                                               const float *y, size_t stride, const int n,
+                                               const int width, const int wide, float *energy,
+                                               toy_kv__filling_avx2 *f)
+{
+    /* rounding, of a channel's word and of its product, may add a half each of a step or a part */
+    const float slack = wide ? (float)(width * TOY_KV__WIDE_CHUNK_avx2) : 10.0f;
+    const float most = toy_kv__dot_top_avx2(wide);
+    __m256 square[4], x[4];
+    __m128 sum[4], top[4];
+    int p, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        square[k] = _mm256_setzero_ps();
+        sum[k] = top[k] = _mm_setzero_ps();
+    }
+    for (p = 0; p < run->planes; p += 4) {
+        const int chunk = p % TOY_KV__WIDE_CHUNK_avx2 == 0;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            __m128 reach;
+#pragma GCC unroll 4
+            for (i = 0; i < width / 2; i++) {
+                const int c = p * width + 8 * i;
+                x[i] = toy_kv__dot_latents_avx2(run, y + (size_t)k * stride, scale, c);
+                _mm256_storeu_ps(f->latent[k] + c, x[i]);
+                square[k] = _mm256_fmadd_ps(x[i], x[i], square[k]);
+            }
+            reach = toy_kv__fill_reach_avx2(x, width);
+            if (!wide) {
+                reach = _mm_hadd_ps(reach, reach);
+                top[k] = _mm_max_ss(top[k], _mm_hadd_ps(reach, reach));
+                continue;
+            }
+            if (chunk)
+                top[k] = _mm_max_ss(top[k], _mm_set_ss(toy_kv__four_avx2(sum[k])));
+            sum[k] = chunk ? reach : _mm_add_ps(sum[k], reach);
+        }
+    }
+    for (k = 0; k < n; k++) {
+        if (wide)
+            top[k] = _mm_max_ss(top[k], _mm_set_ss(toy_kv__four_avx2(sum[k])));
+        f->scale[k] =
+            _mm_cvtss_f32(top[k]) * most / ((wide ? 32767.0f : (float)TOY_KV__ZERO_avx2) - slack);
+        /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
+         * for Gaussian channels. */
+        energy[k] += toy_kv__hsum_avx2(square[k]) * (most * most / 7.0f);
+    }
+}
+
+/* What stands for 0 in each of four planes from p on in narrow tables: no entry is below 0, and
+ * those of a quad together stand for ZERO. factor: entries that a step is worth. */
+TOY_KV__INLINE_avx2 void toy_kv__fill_zeros_avx2(const __m256 *x, float factor, int planes, int p,
+                                             const int width, short *zero)
+{
+    const __m128 f = _mm_set1_ps(factor * toy_kv__dot_top_avx2(0)), more = _mm_set1_ps(2.5f);
+    const __m128i first = _mm_setr_epi32(-1, 0, 0, 0), lane = _mm_setr_epi32(0, 1, 2, 3);
+    /* of planes that are there */
+    const __m128i some = _mm_cmpgt_epi32(_mm_set1_epi32(planes - p), lane);
+    const int parts = (int)TOY_KV__PARTS_avx2;
+    __m128i steps = _mm_cvttps_epi32(_mm_fmadd_ps(toy_kv__fill_reach_avx2(x, width), f, more)), sum;
+    steps = _mm_andnot_si128(first, _mm_and_si128(steps, some));
+    sum = _mm_hadd_epi32(steps, steps);
+    sum = _mm_sub_epi32(_mm_set1_epi32(TOY_KV__ZERO_avx2), _mm_hadd_epi32(sum, sum));
+    steps = _mm_or_si128(steps, _mm_and_si128(first, sum)); /* the first plane gets what is left */
+    /* and half a step, to round */
+    steps = _mm_add_epi32(_mm_slli_epi32(steps, 3), _mm_set1_epi32(parts / 2));
+    _mm_storel_epi64((__m128i *)(void *)zero, _mm_packs_epi32(steps, steps));
+}
+
+/* The n rows' latents in words. */
+TOY_KV__INLINE_avx2 void toy_kv__fill_words_avx2(const toy_kv__run *run, const int n, const int width,
+                                             const int wide, toy_kv__filling_avx2 *f)
+{
+    float factor[4];
+    int p, k, i;
+    for (k = 0; k < n; k++)
+        factor[k] = f->scale[k] > 0.0f ? 1.0f / f->scale[k] : 0.0f;
+    for (p = 0; p < run->planes; p += 4) {
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            const __m256 by =
+                _mm256_set1_ps(32768.0f * (wide ? 1.0f : TOY_KV__PARTS_avx2) * factor[k]);
+            __m256 x[4];
+#pragma GCC unroll 4
+            for (i = 0; i < width / 2; i++) {
+                const int c = p * width + 8 * i;
+                __m256i z;
+                x[i] = _mm256_loadu_ps(f->latent[k] + c);
+                z = _mm256_cvtps_epi32(_mm256_mul_ps(x[i], by));
+                _mm_storeu_si128(
+                    (__m128i *)(void *)(f->word[k] + c),
+                    _mm_packs_epi32(_mm256_castsi256_si128(z), _mm256_extracti128_si256(z, 1)));
+            }
+            if (!wide)
+                toy_kv__fill_zeros_avx2(x, factor[k], run->planes, p, width, f->zero[k] + p);
+        }
+    }
+}
+
+/* Codewords i .. i + 7 of a channel of two planes, in words: what the table of dot_books has at a
+ * and at b, where the second plane's are. */
+TOY_KV__INLINE_avx2 void toy_kv__fill_books_avx2(const unsigned char *a, const unsigned char *b,
+                                             const int words, __m256i *w)
+{
+    const __m128i *low = (const __m128i *)(const void *)a, *high = (const __m128i *)(const void *)b;
+    __m256i x = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low)),
+                                        _mm_loadu_si128(high), 1);
+    if (words) {
+        w[0] = x;
+        w[1] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low + 1)),
+                                       _mm_loadu_si128(high + 1), 1);
+    } else {
+        w[0] = _mm256_unpacklo_epi8(_mm256_setzero_si256(), x);
+        w[1] = _mm256_unpackhi_epi8(_mm256_setzero_si256(), x);
+    }
+}
+
+/* Words of a query for two planes: those of the first in the low half, of the second in the high
+ * half. Which word of them is channel c's: fill_pick. */
+TOY_KV__INLINE_avx2 __m256i toy_kv__fill_two_avx2(const short *query, const int width)
+{
+    int64_t four;
+    if (width == 8)
+        return toy_kv__load_bytes_avx2(query);
+    if (width == 4)
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)query));
+    memcpy(&four, query, sizeof four);
+    return _mm256_set1_epi64x(four);
+}
+TOY_KV__INLINE_avx2 __m256i toy_kv__fill_pick_avx2(const int width, const int c)
+{
+    const int second = width == 8 ? c : width + c;
+    return _mm256_inserti128_si256(_mm256_set1_epi16((short)(2 * c | (2 * c + 1) << 8)),
+                                   _mm_set1_epi16((short)(2 * second | (2 * second + 1) << 8)), 1);
+}
+
+/* Two planes of n rows: entries to out, row behind row. n, width and `wide` are constants. */
+TOY_KV__INLINE_avx2 void toy_kv__fill_planes_avx2(const unsigned char *a, const unsigned char *b,
+                                              const toy_kv__filling_avx2 *f, int p, const int n,
+                                              const int width, const int wide, signed char *out)
+{
+    /* low bytes of words, and behind them high ones */
+    const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0,
+                                           2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    __m256i sum[4][2], w[2];
+    int c, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n && !wide; k++) {
+        int32_t two;
+        memcpy(&two, f->zero[k] + p, sizeof two);
+        sum[k][0] = sum[k][1] = _mm256_shuffle_epi8(
+            _mm256_set1_epi32(two),
+            _mm256_inserti128_si256(_mm256_set1_epi16(0x0100), _mm_set1_epi16(0x0302), 1));
+    }
+#pragma GCC unroll 8
+    for (c = 0; c < width; c++) {
+        toy_kv__fill_books_avx2(a + (wide ? 32 : 16) * c, b + (wide ? 32 : 16) * c, wide, w);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            const __m256i q = _mm256_shuffle_epi8(
+                toy_kv__fill_two_avx2(f->word[k] + p * width, width), toy_kv__fill_pick_avx2(width, c));
+            const __m256i x = _mm256_mulhrs_epi16(w[0], q), y = _mm256_mulhrs_epi16(w[1], q);
+            if (c == 0 && wide) {
+                sum[k][0] = x;
+                sum[k][1] = y;
+                continue;
+            }
+            toy_kv__add_words_avx2(&sum[k][0], x);
+            toy_kv__add_words_avx2(&sum[k][1], y);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++, out += 128) {
+        const __m256i x = _mm256_shuffle_epi8(sum[k][0], split);
+        const __m256i y = _mm256_shuffle_epi8(sum[k][1], split);
+        __m256i low = _mm256_unpacklo_epi64(x, y);
+        if (!wide) /* without parts of a step */
+            low = _mm256_and_si256(_mm256_srli_epi16(low, 3),
+                                   _mm256_set1_epi8((1 << TOY_KV__LOW_BITS_avx2) - 1));
+        _mm256_storeu_si256((__m256i *)(void *)out, _mm256_unpackhi_epi64(x, y));
+        _mm256_storeu_si256((__m256i *)(void *)(out + 64), low);
+    }
+}
+
+/* Rows r .. r + n - 1. n, width and `wide` are constants. */
+TOY_KV__INLINE_avx2 void toy_kv__fill_rows_avx2(const toy_kv__run *run, const unsigned char *table,
+                                            const float *scale, const float *y, size_t stride,
+                                            int rows, int r, const int n, const int width,
+                                            const int wide, float *energy, toy_kv__packed *head,
+                                            signed char *out)
+{
+    const int bytes = (wide ? 32 : 16) * width; /* of a plane's codewords */
+    toy_kv__filling_avx2 f;
+    int p, k;
+    toy_kv__fill_latents_avx2(run, scale, y + (size_t)r * stride, stride, n, width, wide, energy + r,
+                            &f);
+    toy_kv__fill_words_avx2(run, n, width, wide, &f);
+    for (k = 0; k < n; k++)
+        head->scale[2 * (r + k)] = head->scale[2 * (r + k) + 1] = f.scale[k];
+    for (p = 0; p < run->planes; p += 2) {
+        const unsigned char *a = table + (size_t)p * (size_t)bytes;
+        toy_kv__fill_planes_avx2(a, p + 1 < run->planes ? a + bytes : a, &f, p, n, width, wide,
+                               out + (size_t)(p / 4 * rows + r) * 128 + p % 4 * 16);
+    }
+}
+
+TOY_KV__TARGET_avx2 static void toy_kv__fill_bytes_avx2(const toy_kv__run *run,
+                                                    const unsigned char *table, const float *scale,
+                                                    const float *y, size_t stride, int rows,
+                                                    float *energy, toy_kv__packed *head,
+                                                    signed char *out)
+{
+    const int quads = (run->planes + 3) / 4;
+    int r, n;
+    head->wide = run->words ? quads : 0;
+    head->bytes = rows * 128 * quads;
+#define TOY_KV__X(n, width, wide)                                                                    \
+    toy_kv__fill_rows_avx2(run, table, scale, y, stride, rows, r, n, width, wide, energy, head, out)
+#define TOY_KV__WIDTHS(n)                                                                            \
+    if (run->width == 2 && run->words)                                                             \
+        TOY_KV__X(n, 2, 1);                                                                          \
+    else if (run->width == 2)                                                                      \
+        TOY_KV__X(n, 2, 0);                                                                          \
+    else if (run->width == 4 && run->words)                                                        \
+        TOY_KV__X(n, 4, 1);                                                                          \
+    else if (run->width == 4)                                                                      \
+        TOY_KV__X(n, 4, 0);                                                                          \
+    else if (run->words)                                                                           \
+        TOY_KV__X(n, 8, 1);                                                                          \
+    else                                                                                           \
+        TOY_KV__X(n, 8, 0)
+    for (r = 0; r < rows; r += n) {
+        n = r + 4 <= rows ? 4 : 1;
+        if (n == 4) {
+            TOY_KV__WIDTHS(4);
+        } else {
+            TOY_KV__WIDTHS(1);
+        }
+    }
+#undef TOY_KV__WIDTHS
+#undef TOY_KV__X
+}
+
+#endif /* TOY_KV_BLOCK >= 64 */
 /* Byte kernels, AVX2: what toy_kv__byte_ops promises (types.h). Scores: a shuffle looks up 32 tokens
  * of a plane, in units such that no sum leaves 16 bits. Entries have 16 bits, and are summed modulo
  * 2^16, byte by byte. Or they have about 10, high bits in one byte and 5 in the other, so that
  * bytes of two quads of planes can be added before anything has to be widened. */
 
 #if TOY_KV_BLOCK >= 64
-
-/* Narrow entries: bits of the lower byte, and what entries of the planes of a quad that stand for 0
- * add up to, in steps: twice that and the rounding of two quads fill the higher byte. */
-#define TOY_KV__LOW_BITS_avx2 5
-#define TOY_KV__ZERO_avx2     2044
 
 /* Planes whose bytes of narrow entries can be added. */
 #define TOY_KV__BUNCH_avx2 8
@@ -3461,13 +4030,13 @@ TOY_KV__TARGET_avx2 static void toy_kv__scales_avx2(const float *lut, int planes
     scale[0] = scale[1] = 0.0f;
     for (q = 0; q < (planes + 3) / 4; q++) {
         m = toy_kv__quad_reach_avx2(lut, q, planes, rows, r);
-        sum = q % (TOY_KV__CHUNK_avx2 / 4) == 0 ? m : sum + m;
+        sum = q % (TOY_KV__WIDE_CHUNK_avx2 / 4) == 0 ? m : sum + m;
         if (q < wide)
             scale[0] = sum > scale[0] ? sum : scale[0];
         else
             scale[1] = m > scale[1] ? m : scale[1];
     }
-    scale[0] /= 32767.0f - TOY_KV__CHUNK_avx2; /* rounding may add half a unit a plane */
+    scale[0] /= 32767.0f - TOY_KV__WIDE_CHUNK_avx2; /* rounding may add half a unit a plane */
     scale[1] = toy_kv__narrow_scale_avx2(scale[1]);
 }
 
@@ -3527,7 +4096,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_tables_avx2(const float *lut, int p
 }
 
 /* Scores of 32 tokens, the codes' low nibbles or (`second`) high ones, for n rows from row r on,
- * through wide tables of planes from .. to - 1, at most CHUNK; n and `second` are constants.
+ * through wide tables of planes from .. to - 1, at most WIDE_CHUNK; n and `second` are constants.
  * Unsigned bytes are summed as words of two each and as their high halves; high bytes of 16-bit
  * entries modulo 2^8, since nothing of their sums beyond that counts. */
 TOY_KV__INLINE_avx2 void toy_kv__score_wide_avx2(const unsigned char *codes, int from, int to,
@@ -3672,8 +4241,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_one_avx2(const unsigned char *code
     toy_kv__asked asked = *ahead;
     int p, end, wide = 4 * head->wide < planes ? 4 * head->wide : planes;
     for (p = 0; p < planes; p = end, add = 1) {
-        int is_wide = p < wide;
-        end = p - p % TOY_KV__CHUNK_avx2 + TOY_KV__CHUNK_avx2;
+        const int is_wide = p < wide, chunk = is_wide ? TOY_KV__WIDE_CHUNK_avx2 : TOY_KV__CHUNK_avx2;
+        end = p - p % chunk + chunk;
         end = end < (is_wide ? wide : planes) ? end : is_wide ? wide : planes;
         if (is_wide)
             toy_kv__score_planes_avx2(codes, p, end, head, tables, rows, 1, add, &asked, s);
@@ -3710,11 +4279,9 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n
     }
 }
 
-/* No batches: where every block has a frame of its own, what needs score tables is scored in fp32.
- */
 #define TOY_KV__X(name) toy_kv__##name##_avx2,
 static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
-    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__NO_KERNEL, TOY_KV__NO_KERNEL) TOY_KV__WEIGHT_REST_avx2,
+    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__X, TOY_KV__NO_KERNEL, TOY_KV__X) TOY_KV__WEIGHT_REST_avx2,
     0.02f};
 #undef TOY_KV__X
 
@@ -6346,7 +6913,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const float *book, i
 
 #define TOY_KV__X(name) toy_kv__##name##_avx512,
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
-    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__X, TOY_KV__X) 255.0f, 0.05f};
+    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__X, TOY_KV__X, TOY_KV__NO_KERNEL) 255.0f, 0.05f};
 #undef TOY_KV__X
 
 #endif /* TOY_KV_BLOCK >= 64 */
@@ -10466,7 +11033,8 @@ typedef struct toy_kv__ahead {
 /* What takes the scores of K runs. */
 enum toy_kv__kernel {
     TOY_KV__BY_DOTS,    /* codewords meet the query */
-    TOY_KV__BY_PACKED,  /* score tables in bytes */
+    TOY_KV__BY_FILLED,  /* score tables in bytes, of codewords in words */
+    TOY_KV__BY_PACKED,  /* score tables in bytes, of those in fp32 */
     TOY_KV__BY_TABLES,  /* score tables in fp32 */
     TOY_KV__BY_SCALARS, /* values meet the query in fp32 */
     TOY_KV__BY_WIDE     /* score tables of codes of other than 4 bits */
@@ -11073,17 +11641,34 @@ static void toy_kv__map_one(toy_kv__pass *a, const toy_kv__stream *s, int member
 /* What scores of one head's keys are made of: which kernel takes which runs. Planned once a pass;
  * queries.h fills what each kernel wants, absorbed.h calls them for every block. */
 
+/* Whether K streams are scored in bytes and words at all: not where packing tables for every block
+ * would cost more than it saves. What fills them in bytes does so for queries that are mapped in
+ * batches; others come in fp32, and are as quickly scored in it. */
+static int toy_kv__scores_bytes(const toy_kv__pass *a)
+{
+    const toy_kv__byte_ops *ops = a->ops->bytes;
+    if (ops == NULL || a->k_frame != TOY_KV__BLOCKWISE)
+        return ops != NULL;
+    return a->batches || (ops->map_words != NULL && ops->fill_bytes == NULL);
+}
+
 /* Whether a K run's codewords meet the query themselves instead of through score tables. With a
- * query of its own for each block, tables cost more to fill than they save; but where such queries
- * are mapped in fp32 they are scored in fp32. */
+ * query of its own for each block, tables in fp32 cost more to fill than they save. */
 static int toy_kv__dots(const toy_kv__pass *a, const toy_kv__run *run)
 {
     int turns = a->k_frame == TOY_KV__BLOCKWISE && toy_kv__band(a, run);
     if (a->ops->bytes == NULL || a->ops->bytes->dot_books == NULL || run->coder != TOY_KV__NIBBLES)
         return 0;
-    if (turns && a->ops->bytes->map_words == NULL)
+    if (turns && !a->k_bytes)
         return 0;
-    return run->width == 1 || (turns && run->width % 2 == 0);
+    return run->width == 1 || (turns && run->width % 2 == 0 && a->ops->bytes->fill_bytes == NULL);
+}
+
+/* Whether its score tables are filled from codewords in words, for every block anew. */
+static int toy_kv__fills(const toy_kv__pass *a, const toy_kv__run *run)
+{
+    return a->k_bytes && a->ops->bytes->fill_bytes != NULL && a->k_frame == TOY_KV__BLOCKWISE &&
+           toy_kv__band(a, run) && toy_kv__fillable(run);
 }
 
 static int toy_kv__kernel_of(const toy_kv__pass *a, const toy_kv__run *run)
@@ -11091,13 +11676,14 @@ static int toy_kv__kernel_of(const toy_kv__pass *a, const toy_kv__run *run)
     return run->coder == TOY_KV__WIDE      ? TOY_KV__BY_WIDE
            : run->coder != TOY_KV__NIBBLES ? TOY_KV__BY_SCALARS
            : toy_kv__dots(a, run)          ? TOY_KV__BY_DOTS
+           : toy_kv__fills(a, run)         ? TOY_KV__BY_FILLED
            : a->k_bytes                  ? TOY_KV__BY_PACKED
                                          : TOY_KV__BY_TABLES;
 }
 
 /* a->steps: those of all K streams of the head, runs in their order; a->packs: which bands have
- * packed tables. Neighbouring runs that share a
- * gain and a band are one step where packed tables take them. */
+ * packed tables. Neighbouring runs that share a gain and a band are one step where packed tables
+ * take them. */
 static void toy_kv__plan_steps(toy_kv__pass *a)
 {
     toy_kv__step *step = a->steps;
@@ -11157,7 +11743,7 @@ static void toy_kv__fill_dots(toy_kv__pass *a)
         a->scoring[band].scale = at.scale;
         for (i = 0; i < a->n_steps; i++) {
             const toy_kv__step *step = &a->steps[i];
-            if (step->kernel != TOY_KV__BY_DOTS || step->band != band)
+            if (step->kernel > TOY_KV__BY_FILLED || step->band != band)
                 continue;
             a->ops->bytes->dot_books(step->run, at.table, at.scale);
             at.table += 64 * toy_kv__dot_groups(step->run);
@@ -11195,6 +11781,7 @@ static void toy_kv__fill_step(toy_kv__pass *a, const toy_kv__step *step, const t
         n = 4 * toy_kv__dot_groups(run);
         ops->dot_queries(run, to->scale, toy_kv__latents_of(y, run), y->stride, a->rows, to->lanes,
                          to->unit, a->packs[step->band] ? energy : NULL);
+        to->table += 64 * toy_kv__dot_groups(run);
         to->scale += n;
         to->lanes += a->rows * n;
         to->unit += 2 * a->rows;
@@ -11206,6 +11793,16 @@ static void toy_kv__fill_step(toy_kv__pass *a, const toy_kv__step *step, const t
                             to->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT);
         to->wide += (size_t)run->planes << run->bits;
         return;
+    case TOY_KV__BY_FILLED: {
+        toy_kv__packed *head = (toy_kv__packed *)(void *)to->packed;
+        to->packed += sizeof *head;
+        ops->fill_bytes(run, to->table, to->scale, toy_kv__latents_of(y, run), y->stride, a->rows,
+                        energy, head, (signed char *)to->packed);
+        to->packed += head->bytes;
+        to->table += 64 * toy_kv__dot_groups(run);
+        to->scale += 4 * toy_kv__dot_groups(run);
+        return;
+    }
     case TOY_KV__BY_PACKED: {
         toy_kv__packed *head = (toy_kv__packed *)(void *)to->packed;
         for (; run < end; run++)
@@ -11467,12 +12064,14 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
             by->unit += 2 * a->rows;
             toy_kv__go_ahead(&a->ahead);
             break;
+        case TOY_KV__BY_FILLED:
         case TOY_KV__BY_PACKED: {
             const toy_kv__packed *head = (const toy_kv__packed *)(const void *)by->packed;
             by->packed += sizeof *head;
             ops->score_bytes(codes, (size_t)run->codes, n, step->planes, head,
                              (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
             by->packed += head->bytes;
+            by->table += step->kernel == TOY_KV__BY_FILLED ? 64 * toy_kv__dot_groups(run) : 0;
             toy_kv__go_ahead(&a->ahead);
             break;
         }
@@ -11917,9 +12516,8 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = toy_kv__sums_bytes(a);
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
-    a->k_bytes = a->ops->bytes != NULL &&
-                 (a->ops->bytes->map_words != NULL || a->k_frame != TOY_KV__BLOCKWISE);
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
+    a->k_bytes = toy_kv__scores_bytes(a);
     a->steady_number = -1;
     toy_kv__find_codes(a);
     if (q->n_sealed > 0 && a->first < coded)
