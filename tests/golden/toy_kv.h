@@ -104,7 +104,8 @@ typedef enum toy_kv_isa {
     TOY_KV_ISA_PORTABLE,
     TOY_KV_ISA_AVX2,   /* with FMA and F16C */
     TOY_KV_ISA_AVX512, /* F, BW, VL, DQ, VBMI, VNNI: Ice Lake, Zen 4 and later */
-    TOY_KV_ISA_NEON
+    TOY_KV_ISA_NEON,
+    TOY_KV_ISA_NEON_DOT /* with dot products of bytes: Cortex-A75, Neoverse N1, Apple M1 and later */
 } toy_kv_isa;
 
 /* Zero means the default everywhere but in n_ctx. */
@@ -265,6 +266,9 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #elif !defined(TOY_KV_NO_SIMD) && defined(__GNUC__) && defined(__aarch64__)
 #define TOY_KV__ARM
 #include <arm_neon.h>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
 #endif
 
 /* Private types: descriptors of the codec, and the layout of the caller's memory. */
@@ -351,7 +355,8 @@ typedef struct toy_kv__matrix {
  * of each plane counts; of the first `wide` quads a second such table, which adds to the first.
  * AVX2: for each of the first `wide` quads [rows, 2, 64] high and low bytes of 16-bit entries,
  * which count scale[2 row], for each quad behind them as many bytes of narrow ones, scale[2 row +
- * 1]. */
+ * 1]. NEON: for each of the first `wide` planes [rows, 2, 16] low and high bytes of such entries,
+ * for each two planes behind them [rows, 2, 16] entries of 8 bits. */
 typedef struct toy_kv__packed {
     int wide;
     int bytes;                      /* of the tables */
@@ -368,6 +373,9 @@ typedef struct toy_kv__packed {
  * pairs of inputs [16, 2]. */
 #define TOY_KV__MAP_TOP    2047.0f
 #define TOY_KV__COLUMNS(n) (((n) + 16) / 16 * 16)
+/* Bases in bytes: columns in sixteens, each [BYTE_ROWS(n_in) / 4] fours of inputs [16, 4]. */
+#define TOY_KV__BYTE_COLUMNS(n) (((n) + 15) / 16 * 16)
+#define TOY_KV__BYTE_ROWS(n)    (((n) + 3) / 4 * 4)
 
 /* Columns first .. first + n_out - 1, rows row[0 .. n_in - 1], of a matrix of `columns`. */
 typedef struct toy_kv__slice {
@@ -416,7 +424,7 @@ TOY_KV__INLINE void toy_kv__ask_far(toy_kv__asked *a)
  *                    bytes, words: arithmetic in 8 and 16 bits
  *                    books, tables, weights, queries, gains, basis: what is read
  *                    row, rows, tile: vectors one by one, [rows, BLOCK], [HEAD_DIM, BLOCK]
- *   instruction set  portable, avx2, avx512, neon
+ *   instruction set  portable, avx2, avx512, neon (of neon_dot too, which has byte kernels besides)
  *
  * The lists below are all there are, in the order of the tables that dispatch goes by. Tests and
  * timings of single kernels (tests/kernel_check.c) go by the first four. */
@@ -439,14 +447,18 @@ TOY_KV__INLINE void toy_kv__ask_far(toy_kv__asked *a)
     X(exact_sums)                                                                                  \
     X(reduce)                                                                                      \
     X(shrink)                                                                                      \
+    X(turn_on)                                                                                     \
     X(nearest_wide)
-#define TOY_KV__MAP_KERNELS(X) X(map_basis) X(to_words) X(turn_words) X(map_words)
-#define TOY_KV__DOT_KERNELS(X) X(dot_books) X(dot_queries) X(dot_scores)
+#define TOY_KV__MAP_KERNELS(X)      X(map_basis) X(to_words) X(turn_words) X(map_words)
+#define TOY_KV__BYTE_MAP_KERNELS(X) X(byte_basis) X(to_bytes) X(map_bytes)
+#define TOY_KV__DOT_KERNELS(X)      X(dot_books) X(dot_queries) X(dot_scores)
 #define TOY_KV__BYTE_KERNELS(X)                                                                      \
     X(pack_tables) X(score_bytes) X(pack_books) X(pack_weights) X(sum_bytes)
-/* All of toy_kv__byte_ops; MAP: X, or NO_KERNEL where an instruction set has none of those. */
-#define TOY_KV__ALL_BYTE_KERNELS(X, MAP)                                                             \
-    TOY_KV__MAP_KERNELS(MAP) TOY_KV__DOT_KERNELS(X) TOY_KV__BYTE_KERNELS(X)
+/* All of toy_kv__byte_ops; MAP, BYTE_MAP: X, or NO_KERNEL where an instruction set has none of those.
+ */
+#define TOY_KV__ALL_BYTE_KERNELS(X, MAP, BYTE_MAP)                                                   \
+    TOY_KV__MAP_KERNELS(MAP)                                                                         \
+    TOY_KV__BYTE_MAP_KERNELS(BYTE_MAP) TOY_KV__DOT_KERNELS(X) TOY_KV__BYTE_KERNELS(X)
 #define TOY_KV__NO_KERNEL(name) NULL,
 #define TOY_KV__DENSE_KERNELS(X)                                                                     \
     X(product)                                                                                     \
@@ -473,17 +485,28 @@ typedef struct toy_kv__byte_ops {
     void (*to_words)(const float *, int, float, short *);
     /* The same of x [2, pairs] turned back by cosines and sines [pairs]. */
     void (*turn_words)(const float *, const float *, const float *, int, float, short *);
-    /* y [m, columns] = the words x [m, n_in] times a basis, plus base [rows, columns] or nothing;
-     * row i of x counts unit [i % rows], and has row i % rows of the base. */
+    /* The first `columns` of y [m, stride] = the words x [m, n_in] times a basis, plus those of
+     * base [rows, stride] or nothing; row i of x counts unit [i % rows], and has row i % rows of
+     * the base. */
     void (*map_words)(const short *, int, int, const short *, const float *, int, const float *,
-                      int, const float *, float *);
+                      int, const float *, size_t, float *);
+    /* The next three may be NULL, all of them: every latent is mapped in words then. */
+    /* Some rows of a basis whose entries have one byte, without a mean: entries + 128 and the scale
+     * of each column; BYTE_COLUMNS(n_out) of them. */
+    void (*byte_basis)(toy_kv__matrix, const toy_kv__slice *, unsigned char *, float *);
+    /* Words x [m, n_in] to bytes [m, BYTE_ROWS(n_in)], 32768 of a word to `steps` [i % rows] of a
+     * byte; and 128 times the sum of each row. */
+    void (*to_bytes)(const short *, int, int, const short *, int, signed char *, int32_t *);
+    /* The same as map_words of such bytes x and what 128 too much of each entry adds up to. */
+    void (*map_bytes)(const signed char *, const int32_t *, int, int, const unsigned char *,
+                      const float *, int, const float *, int, const float *, size_t, float *);
     /* The next three may be NULL, all of them: keys are scored through tables then. Codewords of a
      * run of one channel a code, or where queries are mapped in words an even number: table
      * [groups, 64] bytes and the scale of each channel [4 * groups]. */
     void (*dot_books)(const toy_kv__run *, unsigned char *, float *);
     /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
      * and units [rows, 2]: what a step of a score is worth, and the sum that stands for 0. Adds to
-     * energy [rows] the mean square that the run's scores will have. */
+     * energy [rows], if not NULL, the mean square that the run's scores will have. */
     void (*dot_queries)(const toy_kv__run *, const float *, const float *, size_t, int,
                         unsigned char *, float *, float *);
     /* s [blocks, rows, BLOCK] = (add ? s : 0) + the scores of a run: block pointers, offset of the
@@ -580,6 +603,7 @@ typedef struct toy_kv__ops {
     void (*exact_sums)(const unsigned char *, int, const float *, int, float *);
     void (*reduce)(const float *, int, float *);
     void (*shrink)(float *, size_t, float);
+    void (*turn_on)(const float *, const float *, int, float *, float *);
     int (*nearest_wide)(const unsigned char *, int, int, const float *);
     const toy_kv__byte_ops *bytes; /* NULL: none */
     const toy_kv__dense_ops *dense;
@@ -651,7 +675,7 @@ struct toy_kv {
 #define TOY_KV__MAX_RUNS 7
 #define TOY_KV__MAX_USES 2
 #define TOY_KV__MAX_DOT_GROUPS 16
-#define TOY_KV__MAX_COLUMNS 32
+#define TOY_KV__MAX_COLUMNS 48
 #define TOY_KV__MAX_STAGES 2
 #define TOY_KV__MAX_BEAM 1
 #define TOY_KV__MAX_RANK 0
@@ -2115,17 +2139,8 @@ TOY_KV__TARGET_portable static void toy_kv__unmap_portable(toy_kv__matrix table,
 }
 
 #undef TOY_KV__ROWS4
-/* Kernels for one instruction set, in terms of its vector vocabulary:
- *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
- *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
- *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
- *   vt: sixteen floats  table(p), lookup(table, codes)
- *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
- *
- * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
- * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
- * four at a time, so that a plane is unpacked once for four queries. */
+/* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
+ * softmax of scores, exact tokens, sums over lanes, angles. */
 
 /* exp(x) for x <= 0, down to x = -87, where it stays: relative error below 2e-7 near 0 and below
  * 6e-8 |x| elsewhere, so that no sum of them errs by more than the first. A polynomial for 2^r with
@@ -2145,6 +2160,267 @@ TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__exp_portable(t
     low = toy_kv__fma_portable(high, square, low);
     return toy_kv__scale2_portable(low, n);
 }
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
+TOY_KV__TARGET_portable static void toy_kv__scale_rows_portable(const float *gain, const float *src, int rows,
+                                                  float *dst)
+{
+    int r, t;
+    for (r = 0; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            int i = r * TOY_KV_BLOCK + t;
+            toy_kv__store_portable(dst + i,
+                            toy_kv__mul_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(src + i)));
+        }
+}
+
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
+ * LANES], if not NULL, rises to the highest of each lane. */
+TOY_KV__TARGET_portable static void toy_kv__gain_scores_portable(const float *gain, const float *part,
+                                                   const float *bias, int rows, float *s,
+                                                   float *high)
+{
+    int r, t;
+    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
+        const toy_kv__vf_portable base = toy_kv__set1_portable(bias != NULL ? bias[r] : 0.0f);
+        toy_kv__vf_portable top = toy_kv__set1_portable(TOY_KV__MASKED);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            toy_kv__vf_portable x = toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(part + t),
+                                           bias != NULL ? base : toy_kv__load_portable(s + t));
+            toy_kv__store_portable(s + t, x);
+            top = toy_kv__max_portable(top, x);
+        }
+        if (high != NULL)
+            toy_kv__store_portable(high + r * TOY_KV__LANES_portable,
+                            toy_kv__max_portable(top, toy_kv__load_portable(high + r * TOY_KV__LANES_portable)));
+    }
+}
+
+/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
+TOY_KV__TARGET_portable static void toy_kv__gains_portable(const unsigned char *p, const unsigned char *table,
+                                             float *gain)
+{
+    int t;
+    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_portable)
+        toy_kv__gather_portable(table, p + t, gain + t);
+    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_portable)
+        toy_kv__store_portable(gain + t, toy_kv__loadh_portable(p + 2 * t));
+}
+
+/* y [n] += x * table row, binary16 [n] */
+TOY_KV__TARGET_portable static void toy_kv__add_row_portable(const unsigned char *row, int n, float x, float *y)
+{
+    int j = 0;
+    toy_kv__vf_portable xs = toy_kv__set1_portable(x);
+    for (; j + TOY_KV__LANES_portable <= n; j += TOY_KV__LANES_portable)
+        toy_kv__store_portable(y + j,
+                        toy_kv__fma_portable(xs, toy_kv__loadh_portable(row + 2 * j), toy_kv__load_portable(y + j)));
+    for (; j < n; j++)
+        y[j] += x * toy_kv__half_at(row, (size_t)j);
+}
+
+/* x . table row, binary16 [n] */
+TOY_KV__TARGET_portable static float toy_kv__dot_row_portable(const unsigned char *row, int n, const float *x)
+{
+    int j = 0;
+    float sum;
+    toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
+    for (; j + TOY_KV__LANES_portable <= n; j += TOY_KV__LANES_portable)
+        a = toy_kv__fma_portable(toy_kv__load_portable(x + j), toy_kv__loadh_portable(row + 2 * j), a);
+    sum = toy_kv__hsum_portable(a);
+    for (; j < n; j++)
+        sum += x[j] * toy_kv__half_at(row, (size_t)j);
+    return sum;
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_portable static float toy_kv__largest_portable(const float *s, int blocks, size_t step)
+{
+    int b, t;
+    toy_kv__vf_portable high = toy_kv__load_portable(s);
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
+            high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
+    return toy_kv__hmax_portable(high);
+}
+
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int blocks, size_t step, float m)
+{
+    int b, t;
+    toy_kv__vf_portable shift = toy_kv__set1_portable(-m), sum = toy_kv__set1_portable(0.0f);
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+            toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
+            toy_kv__store_portable(s + t, e);
+            sum = toy_kv__add_portable(sum, e);
+        }
+    return toy_kv__hsum_portable(sum);
+}
+
+/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ */
+TOY_KV__TARGET_portable static inline void toy_kv__exact_four_portable(const unsigned char *k,
+                                                         const unsigned char *l, const float *q,
+                                                         int next, float *s)
+{
+    float sum[2][4];
+    int d;
+#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f), b##i = a##i;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable x = toy_kv__loadh_portable(k + 2 * d), y = toy_kv__loadh_portable(l + 2 * d);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable query = toy_kv__load_portable(q + i * TOY_KV_HEAD_DIM + d);                            \
+        a##i = toy_kv__fma_portable(query, x, a##i);                                                      \
+        b##i = toy_kv__fma_portable(query, y, b##i);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    toy_kv__hsum4_portable(a0, a1, a2, a3, sum[0]);
+    toy_kv__hsum4_portable(b0, b1, b2, b3, sum[1]);
+    for (; d < TOY_KV_HEAD_DIM; d++) {
+        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
+#define TOY_KV__X(i)                                                                                 \
+    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
+    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(i)                                                                                 \
+    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
+    s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
+ * at a time. */
+TOY_KV__TARGET_portable static void toy_kv__exact_scores_portable(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r;
+    for (t = 0; t < n; t += 2) {
+        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
+        int next = t + 1 < n;
+        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
+        for (r = 0; r + 4 <= rows; r += 4)
+            toy_kv__exact_four_portable(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
+        for (; r < rows; r++) {
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_portable(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+            if (next)
+                s[r * TOY_KV_BLOCK + t + 1] =
+                    toy_kv__dot_row_portable(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+        }
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_portable static void toy_kv__exact_sums_portable(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_portable) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_portable;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_portable a##i = toy_kv__load_portable(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_portable(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_portable x = toy_kv__loadh_portable(row),
+                             y = toy_kv__loadh_portable(row + 2 * TOY_KV__LANES_portable);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable w = toy_kv__set1_portable(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_portable(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_portable(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_portable(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_portable(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_portable(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
+}
+
+/* y [n] = sums over the lanes of acc [n, LANES] */
+TOY_KV__TARGET_portable static void toy_kv__reduce_portable(const float *acc, int n, float *y)
+{
+    int i;
+    for (i = 0; i + 4 <= n; i += 4) {
+        const float *four = acc + (size_t)i * TOY_KV__LANES_portable;
+        toy_kv__hsum4_portable(toy_kv__load_portable(four), toy_kv__load_portable(four + TOY_KV__LANES_portable),
+                        toy_kv__load_portable(four + 2 * TOY_KV__LANES_portable),
+                        toy_kv__load_portable(four + 3 * TOY_KV__LANES_portable), y + i);
+    }
+    for (; i < n; i++)
+        y[i] = toy_kv__hsum_portable(toy_kv__load_portable(acc + (size_t)i * TOY_KV__LANES_portable));
+}
+
+/* x [n] *= factor */
+TOY_KV__TARGET_portable static void toy_kv__shrink_portable(float *x, size_t n, float factor)
+{
+    size_t i;
+    toy_kv__vf_portable f = toy_kv__set1_portable(factor);
+    for (i = 0; i + TOY_KV__LANES_portable <= n; i += TOY_KV__LANES_portable)
+        toy_kv__store_portable(x + i, toy_kv__mul_portable(toy_kv__load_portable(x + i), f));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+/* c, s [n]: cosines and sines of angles, which grow by those of dc, ds [n]. */
+TOY_KV__TARGET_portable static void toy_kv__turn_on_portable(const float *dc, const float *ds, int n, float *c,
+                                               float *s)
+{
+    int i;
+    for (i = 0; i + TOY_KV__LANES_portable <= n; i += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable x = toy_kv__load_portable(c + i), y = toy_kv__load_portable(s + i);
+        toy_kv__vf_portable u = toy_kv__load_portable(dc + i), v = toy_kv__load_portable(ds + i);
+        toy_kv__store_portable(c + i, toy_kv__sub_portable(toy_kv__mul_portable(x, u), toy_kv__mul_portable(y, v)));
+        toy_kv__store_portable(s + i, toy_kv__fma_portable(y, u, toy_kv__mul_portable(x, v)));
+    }
+    for (; i < n; i++) {
+        float x = c[i], y = s[i];
+        c[i] = x * dc[i] - y * ds[i];
+        s[i] = y * dc[i] + x * ds[i];
+    }
+}
+
+#undef TOY_KV__ROWS4
+/* Kernels for one instruction set, in terms of its vector vocabulary:
+ *
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
+ *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
+ *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
+ *   vt: sixteen floats  table(p), lookup(table, codes)
+ *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
+ *
+ * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
+ * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
+ * four at a time, so that a plane is unpacked once for four queries. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
@@ -2334,78 +2610,6 @@ TOY_KV__TARGET_portable static void toy_kv__sum_scalars_portable(const unsigned 
     }
 }
 
-/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
-TOY_KV__TARGET_portable static void toy_kv__scale_rows_portable(const float *gain, const float *src, int rows,
-                                                  float *dst)
-{
-    int r, t;
-    for (r = 0; r < rows; r++)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-            int i = r * TOY_KV_BLOCK + t;
-            toy_kv__store_portable(dst + i,
-                            toy_kv__mul_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(src + i)));
-        }
-}
-
-/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
- * LANES], if not NULL, rises to the highest of each lane. */
-TOY_KV__TARGET_portable static void toy_kv__gain_scores_portable(const float *gain, const float *part,
-                                                   const float *bias, int rows, float *s,
-                                                   float *high)
-{
-    int r, t;
-    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
-        const toy_kv__vf_portable base = toy_kv__set1_portable(bias != NULL ? bias[r] : 0.0f);
-        toy_kv__vf_portable top = toy_kv__set1_portable(TOY_KV__MASKED);
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-            toy_kv__vf_portable x = toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(part + t),
-                                           bias != NULL ? base : toy_kv__load_portable(s + t));
-            toy_kv__store_portable(s + t, x);
-            top = toy_kv__max_portable(top, x);
-        }
-        if (high != NULL)
-            toy_kv__store_portable(high + r * TOY_KV__LANES_portable,
-                            toy_kv__max_portable(top, toy_kv__load_portable(high + r * TOY_KV__LANES_portable)));
-    }
-}
-
-/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
-TOY_KV__TARGET_portable static void toy_kv__gains_portable(const unsigned char *p, const unsigned char *table,
-                                             float *gain)
-{
-    int t;
-    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_portable)
-        toy_kv__gather_portable(table, p + t, gain + t);
-    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_portable)
-        toy_kv__store_portable(gain + t, toy_kv__loadh_portable(p + 2 * t));
-}
-
-/* y [n] += x * table row, binary16 [n] */
-TOY_KV__TARGET_portable static void toy_kv__add_row_portable(const unsigned char *row, int n, float x, float *y)
-{
-    int j = 0;
-    toy_kv__vf_portable xs = toy_kv__set1_portable(x);
-    for (; j + TOY_KV__LANES_portable <= n; j += TOY_KV__LANES_portable)
-        toy_kv__store_portable(y + j,
-                        toy_kv__fma_portable(xs, toy_kv__loadh_portable(row + 2 * j), toy_kv__load_portable(y + j)));
-    for (; j < n; j++)
-        y[j] += x * toy_kv__half_at(row, (size_t)j);
-}
-
-/* x . table row, binary16 [n] */
-TOY_KV__TARGET_portable static float toy_kv__dot_row_portable(const unsigned char *row, int n, const float *x)
-{
-    int j = 0;
-    float sum;
-    toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-    for (; j + TOY_KV__LANES_portable <= n; j += TOY_KV__LANES_portable)
-        a = toy_kv__fma_portable(toy_kv__load_portable(x + j), toy_kv__loadh_portable(row + 2 * j), a);
-    sum = toy_kv__hsum_portable(a);
-    for (; j < n; j++)
-        sum += x[j] * toy_kv__half_at(row, (size_t)j);
-    return sum;
-}
-
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
  * stride] of the run's channels. */
 TOY_KV__TARGET_portable static void toy_kv__fill_tables_portable(const toy_kv__run *run, const float *y,
@@ -2442,162 +2646,6 @@ TOY_KV__TARGET_portable static void toy_kv__fill_tables_portable(const toy_kv__r
             }
         }
     }
-}
-
-/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
-TOY_KV__TARGET_portable static float toy_kv__largest_portable(const float *s, int blocks, size_t step)
-{
-    int b, t;
-    toy_kv__vf_portable high = toy_kv__load_portable(s);
-    for (b = 0; b < blocks; b++, s += step)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
-            high = toy_kv__max_portable(high, toy_kv__load_portable(s + t));
-    return toy_kv__hmax_portable(high);
-}
-
-/* The same numbers become exp(s - m); returns their sum. */
-TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int blocks, size_t step, float m)
-{
-    int b, t;
-    toy_kv__vf_portable shift = toy_kv__set1_portable(-m), sum = toy_kv__set1_portable(0.0f);
-    for (b = 0; b < blocks; b++, s += step)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-            toy_kv__vf_portable e = toy_kv__exp_portable(toy_kv__add_portable(toy_kv__load_portable(s + t), shift));
-            toy_kv__store_portable(s + t, e);
-            sum = toy_kv__add_portable(sum, e);
-        }
-    return toy_kv__hsum_portable(sum);
-}
-
-/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
- */
-TOY_KV__TARGET_portable static inline void toy_kv__exact_four_portable(const unsigned char *k,
-                                                         const unsigned char *l, const float *q,
-                                                         int next, float *s)
-{
-    float sum[2][4];
-    int d;
-#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f), b##i = a##i;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable x = toy_kv__loadh_portable(k + 2 * d), y = toy_kv__loadh_portable(l + 2 * d);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable query = toy_kv__load_portable(q + i * TOY_KV_HEAD_DIM + d);                            \
-        a##i = toy_kv__fma_portable(query, x, a##i);                                                      \
-        b##i = toy_kv__fma_portable(query, y, b##i);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-    toy_kv__hsum4_portable(a0, a1, a2, a3, sum[0]);
-    toy_kv__hsum4_portable(b0, b1, b2, b3, sum[1]);
-    for (; d < TOY_KV_HEAD_DIM; d++) {
-        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
-#define TOY_KV__X(i)                                                                                 \
-    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
-    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-#define TOY_KV__X(i)                                                                                 \
-    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
-    s[i * TOY_KV_BLOCK + next] = sum[1][i];
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-}
-
-/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
- * at a time. */
-TOY_KV__TARGET_portable static void toy_kv__exact_scores_portable(const unsigned char *k, int n, const float *q,
-                                                    int rows, float *s)
-{
-    int t, r;
-    for (t = 0; t < n; t += 2) {
-        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
-        int next = t + 1 < n;
-        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
-        for (r = 0; r + 4 <= rows; r += 4)
-            toy_kv__exact_four_portable(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
-        for (; r < rows; r++) {
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_portable(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-            if (next)
-                s[r * TOY_KV_BLOCK + t + 1] =
-                    toy_kv__dot_row_portable(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-        }
-    }
-}
-
-/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
-TOY_KV__TARGET_portable static void toy_kv__exact_sums_portable(const unsigned char *v, int n, const float *p,
-                                                  int rows, float *o)
-{
-    int t, r, d;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (d = 0; d + 2 * TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_portable) {
-            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_portable;
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__vf_portable a##i = toy_kv__load_portable(dst + i * TOY_KV_HEAD_DIM),                                   \
-                 b##i = toy_kv__load_portable(next + i * TOY_KV_HEAD_DIM);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (t = 0; t < n; t++) {
-                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-                toy_kv__vf_portable x = toy_kv__loadh_portable(row),
-                             y = toy_kv__loadh_portable(row + 2 * TOY_KV__LANES_portable);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable w = toy_kv__set1_portable(p[(r + i) * TOY_KV_BLOCK + t]);                              \
-        a##i = toy_kv__fma_portable(w, x, a##i);                                                          \
-        b##i = toy_kv__fma_portable(w, y, b##i);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__store_portable(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
-    toy_kv__store_portable(next + i * TOY_KV_HEAD_DIM, b##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; d < TOY_KV_HEAD_DIM; d++)
-            for (t = 0; t < n; t++) {
-                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-    }
-    for (; r < rows; r++)
-        for (t = 0; t < n; t++)
-            toy_kv__add_row_portable(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
-                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
-}
-
-/* y [n] = sums over the lanes of acc [n, LANES] */
-TOY_KV__TARGET_portable static void toy_kv__reduce_portable(const float *acc, int n, float *y)
-{
-    int i;
-    for (i = 0; i + 4 <= n; i += 4) {
-        const float *four = acc + (size_t)i * TOY_KV__LANES_portable;
-        toy_kv__hsum4_portable(toy_kv__load_portable(four), toy_kv__load_portable(four + TOY_KV__LANES_portable),
-                        toy_kv__load_portable(four + 2 * TOY_KV__LANES_portable),
-                        toy_kv__load_portable(four + 3 * TOY_KV__LANES_portable), y + i);
-    }
-    for (; i < n; i++)
-        y[i] = toy_kv__hsum_portable(toy_kv__load_portable(acc + (size_t)i * TOY_KV__LANES_portable));
-}
-
-/* x [n] *= factor */
-TOY_KV__TARGET_portable static void toy_kv__shrink_portable(float *x, size_t n, float factor)
-{
-    size_t i;
-    toy_kv__vf_portable f = toy_kv__set1_portable(factor);
-    for (i = 0; i + TOY_KV__LANES_portable <= n; i += TOY_KV__LANES_portable)
-        toy_kv__store_portable(x + i, toy_kv__mul_portable(toy_kv__load_portable(x + i), f));
-    for (; i < n; i++)
-        x[i] *= factor;
 }
 
 /* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
@@ -3235,7 +3283,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_queries_avx2(const toy_kv__run *run,
         unit[2 * r + 1] = 0.0f;
         /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
          * for Gaussian channels. */
-        energy[r] += toy_kv__hsum_avx2(square) * (TOY_KV__DOT_TOP_avx2 * TOY_KV__DOT_TOP_avx2 / 7.0f);
+        if (energy != NULL)
+            energy[r] += toy_kv__hsum_avx2(square) * (TOY_KV__DOT_TOP_avx2 * TOY_KV__DOT_TOP_avx2 / 7.0f);
         factor = _mm256_set1_ps(most > 0.0f ? 32768.0f / unit[2 * r] : 0.0f);
         for (c = 0; c < room; c += 8) {
             __m256i x =
@@ -3670,7 +3719,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n
  */
 #define TOY_KV__X(name) toy_kv__##name##_avx2,
 static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
-    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__NO_KERNEL) TOY_KV__WEIGHT_REST_avx2, 0.02f};
+    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__NO_KERNEL, TOY_KV__NO_KERNEL) TOY_KV__WEIGHT_REST_avx2,
+    0.02f};
 #undef TOY_KV__X
 
 #endif /* TOY_KV_BLOCK >= 64 */
@@ -4328,17 +4378,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(toy_kv__matrix table, int n_o
 }
 
 #undef TOY_KV__ROWS4
-/* Kernels for one instruction set, in terms of its vector vocabulary:
- *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
- *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
- *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
- *   vt: sixteen floats  table(p), lookup(table, codes)
- *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
- *
- * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
- * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
- * four at a time, so that a plane is unpacked once for four queries. */
+/* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
+ * softmax of scores, exact tokens, sums over lanes, angles. */
 
 /* exp(x) for x <= 0, down to x = -87, where it stays: relative error below 2e-7 near 0 and below
  * 6e-8 |x| elsewhere, so that no sum of them errs by more than the first. A polynomial for 2^r with
@@ -4358,6 +4399,267 @@ TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__exp_avx2(toy_kv__vf_av
     low = toy_kv__fma_avx2(high, square, low);
     return toy_kv__scale2_avx2(low, n);
 }
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
+TOY_KV__TARGET_avx2 static void toy_kv__scale_rows_avx2(const float *gain, const float *src, int rows,
+                                                  float *dst)
+{
+    int r, t;
+    for (r = 0; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            int i = r * TOY_KV_BLOCK + t;
+            toy_kv__store_avx2(dst + i,
+                            toy_kv__mul_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(src + i)));
+        }
+}
+
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
+ * LANES], if not NULL, rises to the highest of each lane. */
+TOY_KV__TARGET_avx2 static void toy_kv__gain_scores_avx2(const float *gain, const float *part,
+                                                   const float *bias, int rows, float *s,
+                                                   float *high)
+{
+    int r, t;
+    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
+        const toy_kv__vf_avx2 base = toy_kv__set1_avx2(bias != NULL ? bias[r] : 0.0f);
+        toy_kv__vf_avx2 top = toy_kv__set1_avx2(TOY_KV__MASKED);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            toy_kv__vf_avx2 x = toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(part + t),
+                                           bias != NULL ? base : toy_kv__load_avx2(s + t));
+            toy_kv__store_avx2(s + t, x);
+            top = toy_kv__max_avx2(top, x);
+        }
+        if (high != NULL)
+            toy_kv__store_avx2(high + r * TOY_KV__LANES_avx2,
+                            toy_kv__max_avx2(top, toy_kv__load_avx2(high + r * TOY_KV__LANES_avx2)));
+    }
+}
+
+/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
+TOY_KV__TARGET_avx2 static void toy_kv__gains_avx2(const unsigned char *p, const unsigned char *table,
+                                             float *gain)
+{
+    int t;
+    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_avx2)
+        toy_kv__gather_avx2(table, p + t, gain + t);
+    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(gain + t, toy_kv__loadh_avx2(p + 2 * t));
+}
+
+/* y [n] += x * table row, binary16 [n] */
+TOY_KV__TARGET_avx2 static void toy_kv__add_row_avx2(const unsigned char *row, int n, float x, float *y)
+{
+    int j = 0;
+    toy_kv__vf_avx2 xs = toy_kv__set1_avx2(x);
+    for (; j + TOY_KV__LANES_avx2 <= n; j += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(y + j,
+                        toy_kv__fma_avx2(xs, toy_kv__loadh_avx2(row + 2 * j), toy_kv__load_avx2(y + j)));
+    for (; j < n; j++)
+        y[j] += x * toy_kv__half_at(row, (size_t)j);
+}
+
+/* x . table row, binary16 [n] */
+TOY_KV__TARGET_avx2 static float toy_kv__dot_row_avx2(const unsigned char *row, int n, const float *x)
+{
+    int j = 0;
+    float sum;
+    toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
+    for (; j + TOY_KV__LANES_avx2 <= n; j += TOY_KV__LANES_avx2)
+        a = toy_kv__fma_avx2(toy_kv__load_avx2(x + j), toy_kv__loadh_avx2(row + 2 * j), a);
+    sum = toy_kv__hsum_avx2(a);
+    for (; j < n; j++)
+        sum += x[j] * toy_kv__half_at(row, (size_t)j);
+    return sum;
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_avx2 static float toy_kv__largest_avx2(const float *s, int blocks, size_t step)
+{
+    int b, t;
+    toy_kv__vf_avx2 high = toy_kv__load_avx2(s);
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
+            high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
+    return toy_kv__hmax_avx2(high);
+}
+
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int blocks, size_t step, float m)
+{
+    int b, t;
+    toy_kv__vf_avx2 shift = toy_kv__set1_avx2(-m), sum = toy_kv__set1_avx2(0.0f);
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+            toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
+            toy_kv__store_avx2(s + t, e);
+            sum = toy_kv__add_avx2(sum, e);
+        }
+    return toy_kv__hsum_avx2(sum);
+}
+
+/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ */
+TOY_KV__TARGET_avx2 static inline void toy_kv__exact_four_avx2(const unsigned char *k,
+                                                         const unsigned char *l, const float *q,
+                                                         int next, float *s)
+{
+    float sum[2][4];
+    int d;
+#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f), b##i = a##i;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 x = toy_kv__loadh_avx2(k + 2 * d), y = toy_kv__loadh_avx2(l + 2 * d);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 query = toy_kv__load_avx2(q + i * TOY_KV_HEAD_DIM + d);                            \
+        a##i = toy_kv__fma_avx2(query, x, a##i);                                                      \
+        b##i = toy_kv__fma_avx2(query, y, b##i);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    toy_kv__hsum4_avx2(a0, a1, a2, a3, sum[0]);
+    toy_kv__hsum4_avx2(b0, b1, b2, b3, sum[1]);
+    for (; d < TOY_KV_HEAD_DIM; d++) {
+        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
+#define TOY_KV__X(i)                                                                                 \
+    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
+    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(i)                                                                                 \
+    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
+    s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
+ * at a time. */
+TOY_KV__TARGET_avx2 static void toy_kv__exact_scores_avx2(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r;
+    for (t = 0; t < n; t += 2) {
+        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
+        int next = t + 1 < n;
+        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
+        for (r = 0; r + 4 <= rows; r += 4)
+            toy_kv__exact_four_avx2(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
+        for (; r < rows; r++) {
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx2(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+            if (next)
+                s[r * TOY_KV_BLOCK + t + 1] =
+                    toy_kv__dot_row_avx2(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+        }
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_avx2 static void toy_kv__exact_sums_avx2(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx2) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx2;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_avx2 a##i = toy_kv__load_avx2(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_avx2(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_avx2 x = toy_kv__loadh_avx2(row),
+                             y = toy_kv__loadh_avx2(row + 2 * TOY_KV__LANES_avx2);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 w = toy_kv__set1_avx2(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_avx2(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_avx2(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_avx2(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_avx2(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_avx2(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
+}
+
+/* y [n] = sums over the lanes of acc [n, LANES] */
+TOY_KV__TARGET_avx2 static void toy_kv__reduce_avx2(const float *acc, int n, float *y)
+{
+    int i;
+    for (i = 0; i + 4 <= n; i += 4) {
+        const float *four = acc + (size_t)i * TOY_KV__LANES_avx2;
+        toy_kv__hsum4_avx2(toy_kv__load_avx2(four), toy_kv__load_avx2(four + TOY_KV__LANES_avx2),
+                        toy_kv__load_avx2(four + 2 * TOY_KV__LANES_avx2),
+                        toy_kv__load_avx2(four + 3 * TOY_KV__LANES_avx2), y + i);
+    }
+    for (; i < n; i++)
+        y[i] = toy_kv__hsum_avx2(toy_kv__load_avx2(acc + (size_t)i * TOY_KV__LANES_avx2));
+}
+
+/* x [n] *= factor */
+TOY_KV__TARGET_avx2 static void toy_kv__shrink_avx2(float *x, size_t n, float factor)
+{
+    size_t i;
+    toy_kv__vf_avx2 f = toy_kv__set1_avx2(factor);
+    for (i = 0; i + TOY_KV__LANES_avx2 <= n; i += TOY_KV__LANES_avx2)
+        toy_kv__store_avx2(x + i, toy_kv__mul_avx2(toy_kv__load_avx2(x + i), f));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+/* c, s [n]: cosines and sines of angles, which grow by those of dc, ds [n]. */
+TOY_KV__TARGET_avx2 static void toy_kv__turn_on_avx2(const float *dc, const float *ds, int n, float *c,
+                                               float *s)
+{
+    int i;
+    for (i = 0; i + TOY_KV__LANES_avx2 <= n; i += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 x = toy_kv__load_avx2(c + i), y = toy_kv__load_avx2(s + i);
+        toy_kv__vf_avx2 u = toy_kv__load_avx2(dc + i), v = toy_kv__load_avx2(ds + i);
+        toy_kv__store_avx2(c + i, toy_kv__sub_avx2(toy_kv__mul_avx2(x, u), toy_kv__mul_avx2(y, v)));
+        toy_kv__store_avx2(s + i, toy_kv__fma_avx2(y, u, toy_kv__mul_avx2(x, v)));
+    }
+    for (; i < n; i++) {
+        float x = c[i], y = s[i];
+        c[i] = x * dc[i] - y * ds[i];
+        s[i] = y * dc[i] + x * ds[i];
+    }
+}
+
+#undef TOY_KV__ROWS4
+/* Kernels for one instruction set, in terms of its vector vocabulary:
+ *
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
+ *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
+ *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
+ *   vt: sixteen floats  table(p), lookup(table, codes)
+ *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
+ *
+ * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
+ * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
+ * four at a time, so that a plane is unpacked once for four queries. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
@@ -4547,78 +4849,6 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_scalars_avx2(const unsigned char *co
     }
 }
 
-/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
-TOY_KV__TARGET_avx2 static void toy_kv__scale_rows_avx2(const float *gain, const float *src, int rows,
-                                                  float *dst)
-{
-    int r, t;
-    for (r = 0; r < rows; r++)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-            int i = r * TOY_KV_BLOCK + t;
-            toy_kv__store_avx2(dst + i,
-                            toy_kv__mul_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(src + i)));
-        }
-}
-
-/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
- * LANES], if not NULL, rises to the highest of each lane. */
-TOY_KV__TARGET_avx2 static void toy_kv__gain_scores_avx2(const float *gain, const float *part,
-                                                   const float *bias, int rows, float *s,
-                                                   float *high)
-{
-    int r, t;
-    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
-        const toy_kv__vf_avx2 base = toy_kv__set1_avx2(bias != NULL ? bias[r] : 0.0f);
-        toy_kv__vf_avx2 top = toy_kv__set1_avx2(TOY_KV__MASKED);
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-            toy_kv__vf_avx2 x = toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(part + t),
-                                           bias != NULL ? base : toy_kv__load_avx2(s + t));
-            toy_kv__store_avx2(s + t, x);
-            top = toy_kv__max_avx2(top, x);
-        }
-        if (high != NULL)
-            toy_kv__store_avx2(high + r * TOY_KV__LANES_avx2,
-                            toy_kv__max_avx2(top, toy_kv__load_avx2(high + r * TOY_KV__LANES_avx2)));
-    }
-}
-
-/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
-TOY_KV__TARGET_avx2 static void toy_kv__gains_avx2(const unsigned char *p, const unsigned char *table,
-                                             float *gain)
-{
-    int t;
-    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_avx2)
-        toy_kv__gather_avx2(table, p + t, gain + t);
-    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_avx2)
-        toy_kv__store_avx2(gain + t, toy_kv__loadh_avx2(p + 2 * t));
-}
-
-/* y [n] += x * table row, binary16 [n] */
-TOY_KV__TARGET_avx2 static void toy_kv__add_row_avx2(const unsigned char *row, int n, float x, float *y)
-{
-    int j = 0;
-    toy_kv__vf_avx2 xs = toy_kv__set1_avx2(x);
-    for (; j + TOY_KV__LANES_avx2 <= n; j += TOY_KV__LANES_avx2)
-        toy_kv__store_avx2(y + j,
-                        toy_kv__fma_avx2(xs, toy_kv__loadh_avx2(row + 2 * j), toy_kv__load_avx2(y + j)));
-    for (; j < n; j++)
-        y[j] += x * toy_kv__half_at(row, (size_t)j);
-}
-
-/* x . table row, binary16 [n] */
-TOY_KV__TARGET_avx2 static float toy_kv__dot_row_avx2(const unsigned char *row, int n, const float *x)
-{
-    int j = 0;
-    float sum;
-    toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-    for (; j + TOY_KV__LANES_avx2 <= n; j += TOY_KV__LANES_avx2)
-        a = toy_kv__fma_avx2(toy_kv__load_avx2(x + j), toy_kv__loadh_avx2(row + 2 * j), a);
-    sum = toy_kv__hsum_avx2(a);
-    for (; j < n; j++)
-        sum += x[j] * toy_kv__half_at(row, (size_t)j);
-    return sum;
-}
-
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
  * stride] of the run's channels. */
 TOY_KV__TARGET_avx2 static void toy_kv__fill_tables_avx2(const toy_kv__run *run, const float *y,
@@ -4655,162 +4885,6 @@ TOY_KV__TARGET_avx2 static void toy_kv__fill_tables_avx2(const toy_kv__run *run,
             }
         }
     }
-}
-
-/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
-TOY_KV__TARGET_avx2 static float toy_kv__largest_avx2(const float *s, int blocks, size_t step)
-{
-    int b, t;
-    toy_kv__vf_avx2 high = toy_kv__load_avx2(s);
-    for (b = 0; b < blocks; b++, s += step)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
-            high = toy_kv__max_avx2(high, toy_kv__load_avx2(s + t));
-    return toy_kv__hmax_avx2(high);
-}
-
-/* The same numbers become exp(s - m); returns their sum. */
-TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int blocks, size_t step, float m)
-{
-    int b, t;
-    toy_kv__vf_avx2 shift = toy_kv__set1_avx2(-m), sum = toy_kv__set1_avx2(0.0f);
-    for (b = 0; b < blocks; b++, s += step)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-            toy_kv__vf_avx2 e = toy_kv__exp_avx2(toy_kv__add_avx2(toy_kv__load_avx2(s + t), shift));
-            toy_kv__store_avx2(s + t, e);
-            sum = toy_kv__add_avx2(sum, e);
-        }
-    return toy_kv__hsum_avx2(sum);
-}
-
-/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
- */
-TOY_KV__TARGET_avx2 static inline void toy_kv__exact_four_avx2(const unsigned char *k,
-                                                         const unsigned char *l, const float *q,
-                                                         int next, float *s)
-{
-    float sum[2][4];
-    int d;
-#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f), b##i = a##i;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 x = toy_kv__loadh_avx2(k + 2 * d), y = toy_kv__loadh_avx2(l + 2 * d);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 query = toy_kv__load_avx2(q + i * TOY_KV_HEAD_DIM + d);                            \
-        a##i = toy_kv__fma_avx2(query, x, a##i);                                                      \
-        b##i = toy_kv__fma_avx2(query, y, b##i);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-    toy_kv__hsum4_avx2(a0, a1, a2, a3, sum[0]);
-    toy_kv__hsum4_avx2(b0, b1, b2, b3, sum[1]);
-    for (; d < TOY_KV_HEAD_DIM; d++) {
-        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
-#define TOY_KV__X(i)                                                                                 \
-    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
-    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-#define TOY_KV__X(i)                                                                                 \
-    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
-    s[i * TOY_KV_BLOCK + next] = sum[1][i];
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-}
-
-/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
- * at a time. */
-TOY_KV__TARGET_avx2 static void toy_kv__exact_scores_avx2(const unsigned char *k, int n, const float *q,
-                                                    int rows, float *s)
-{
-    int t, r;
-    for (t = 0; t < n; t += 2) {
-        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
-        int next = t + 1 < n;
-        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
-        for (r = 0; r + 4 <= rows; r += 4)
-            toy_kv__exact_four_avx2(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
-        for (; r < rows; r++) {
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx2(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-            if (next)
-                s[r * TOY_KV_BLOCK + t + 1] =
-                    toy_kv__dot_row_avx2(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-        }
-    }
-}
-
-/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
-TOY_KV__TARGET_avx2 static void toy_kv__exact_sums_avx2(const unsigned char *v, int n, const float *p,
-                                                  int rows, float *o)
-{
-    int t, r, d;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (d = 0; d + 2 * TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx2) {
-            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx2;
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__vf_avx2 a##i = toy_kv__load_avx2(dst + i * TOY_KV_HEAD_DIM),                                   \
-                 b##i = toy_kv__load_avx2(next + i * TOY_KV_HEAD_DIM);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (t = 0; t < n; t++) {
-                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-                toy_kv__vf_avx2 x = toy_kv__loadh_avx2(row),
-                             y = toy_kv__loadh_avx2(row + 2 * TOY_KV__LANES_avx2);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 w = toy_kv__set1_avx2(p[(r + i) * TOY_KV_BLOCK + t]);                              \
-        a##i = toy_kv__fma_avx2(w, x, a##i);                                                          \
-        b##i = toy_kv__fma_avx2(w, y, b##i);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__store_avx2(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
-    toy_kv__store_avx2(next + i * TOY_KV_HEAD_DIM, b##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; d < TOY_KV_HEAD_DIM; d++)
-            for (t = 0; t < n; t++) {
-                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-    }
-    for (; r < rows; r++)
-        for (t = 0; t < n; t++)
-            toy_kv__add_row_avx2(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
-                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
-}
-
-/* y [n] = sums over the lanes of acc [n, LANES] */
-TOY_KV__TARGET_avx2 static void toy_kv__reduce_avx2(const float *acc, int n, float *y)
-{
-    int i;
-    for (i = 0; i + 4 <= n; i += 4) {
-        const float *four = acc + (size_t)i * TOY_KV__LANES_avx2;
-        toy_kv__hsum4_avx2(toy_kv__load_avx2(four), toy_kv__load_avx2(four + TOY_KV__LANES_avx2),
-                        toy_kv__load_avx2(four + 2 * TOY_KV__LANES_avx2),
-                        toy_kv__load_avx2(four + 3 * TOY_KV__LANES_avx2), y + i);
-    }
-    for (; i < n; i++)
-        y[i] = toy_kv__hsum_avx2(toy_kv__load_avx2(acc + (size_t)i * TOY_KV__LANES_avx2));
-}
-
-/* x [n] *= factor */
-TOY_KV__TARGET_avx2 static void toy_kv__shrink_avx2(float *x, size_t n, float factor)
-{
-    size_t i;
-    toy_kv__vf_avx2 f = toy_kv__set1_avx2(factor);
-    for (i = 0; i + TOY_KV__LANES_avx2 <= n; i += TOY_KV__LANES_avx2)
-        toy_kv__store_avx2(x + i, toy_kv__mul_avx2(toy_kv__load_avx2(x + i), f));
-    for (; i < n; i++)
-        x[i] *= factor;
 }
 
 /* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
@@ -5065,8 +5139,9 @@ TOY_KV__TARGET_avx512 static inline void toy_kv__transpose_avx512(const unsigned
 {
     toy_kv__transpose_avx2(src, src_step, dst, dst_step);
 }
-/* The query map in 16-bit words, AVX-512: what toy_kv__byte_ops promises (types.h). Words of 12 bits
- * and more on both sides keep the product's error far below that of score tables; eight would not.
+/* The query map, AVX-512: what toy_kv__byte_ops promises (types.h). Words of 12 bits and more on both
+ * sides keep the product's error far below that of score tables. Eight bits of a query would not,
+ * but do for latents whose codewords meet it in 8 bits too.
  */
 
 #if TOY_KV_BLOCK >= 64
@@ -5176,76 +5251,161 @@ TOY_KV__TARGET_avx512 static void toy_kv__turn_words_avx512(const float *x, cons
     }
 }
 
-/* Rows of x at distance n_in, of y at distance `columns`; `n` rows and 16 `wide` columns, both
- * constants where it is called. */
-TOY_KV__INLINE_avx512 void toy_kv__map_tile_avx512(const short *x, int n_in, const short *words,
-                                               const float *scale, int columns, const float *unit,
-                                               const float *const *base, const int n,
-                                               const int wide, float *y)
+/* y [n, stride] = what n rows and 16 `wide` columns, both constants, have added up to. */
+TOY_KV__INLINE_avx512 void toy_kv__map_flush_avx512(__m512i (*sum)[4], const float *scale,
+                                                const float *unit, const float *const *base,
+                                                const int n, const int wide, size_t stride,
+                                                float *y)
 {
-    __m512i sum[4][4];
-    int d, k, i;
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++)
-        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = _mm512_setzero_si512();
-    for (d = 0; d < n_in / 2; d++) {
-        __m512i w[4];
-#pragma GCC unroll 4
-        for (i = 0; i < wide; i++)
-            w[i] = _mm512_loadu_si512(
-                (const void *)(words + (size_t)i * 16 * (size_t)n_in + 32 * (size_t)d));
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            int32_t two;
-            __m512i q;
-            memcpy(&two, x + k * n_in + 2 * d, 4);
-            q = _mm512_set1_epi32(two);
-#pragma GCC unroll 4
-            for (i = 0; i < wide; i++)
-                toy_kv__add_words_avx512(&sum[k][i], w[i], q);
-        }
-    }
+    int k, i;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
 #pragma GCC unroll 4
         for (i = 0; i < wide; i++) {
             __m512 f = _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * i), _mm512_set1_ps(unit[k]));
             __m512 from = base[k] != NULL ? _mm512_loadu_ps(base[k] + 16 * i) : _mm512_setzero_ps();
-            _mm512_storeu_ps(y + (size_t)k * (size_t)columns + 16 * i,
+            _mm512_storeu_ps(y + (size_t)k * stride + 16 * i,
                              _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[k][i]), f, from));
         }
+}
+
+/* Rows of x at distance `row`, of four bytes each step of `steps`; columns of 64 bytes a step.
+ * Words by twos, or bytes by fours, with their zeros [n]: a constant like n and wide. */
+TOY_KV__INLINE_avx512 void toy_kv__map_tile_avx512(const char *x, size_t row, const int32_t *zero,
+                                               const char *columns, int steps, const int words,
+                                               const int n, const int wide, __m512i (*sum)[4])
+{
+    int d, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] =
+            words ? _mm512_setzero_si512() : _mm512_set1_epi32(-zero[k]);
+    for (d = 0; d < steps; d++) {
+        __m512i w[4];
+#pragma GCC unroll 4
+        for (i = 0; i < wide; i++)
+            w[i] = _mm512_loadu_si512(
+                (const void *)(columns + 64 * ((size_t)i * (size_t)steps + (size_t)d)));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            __m512i q = toy_kv__four_bytes_avx512(x + (size_t)k * row + 4 * (size_t)d);
+#pragma GCC unroll 4
+            for (i = 0; i < wide; i++)
+                if (words)
+                    toy_kv__add_words_avx512(&sum[k][i], w[i], q);
+                else
+                    toy_kv__add_bytes_avx512(&sum[k][i], w[i], q);
+        }
+    }
+}
+
+/* What map_words and map_bytes have in common; words: a constant. */
+TOY_KV__INLINE_avx512 void toy_kv__map_rows_avx512(const char *x, size_t row, const int32_t *zero,
+                                               int m, const char *table, int steps, const int words,
+                                               const float *scale, int columns, const float *unit,
+                                               int rows, const float *base, size_t stride, float *y)
+{
+    const float *bases[4];
+    int c, r, k, step;
+    float units[TOY_KV__MAX_ROWS + 3]; /* of four rows from any one on */
+    __m512i sum[4][4];
+    for (r = 0; r < rows + 3; r++)
+        units[r] = unit[r % rows];
+    for (c = 0; c < columns; c += step) {
+        const char *w = table + 4 * (size_t)c * (size_t)steps;
+        step = columns - c >= 64 ? 64 : 16;
+        for (r = 0; r < m;) {
+            const char *q = x + (size_t)r * row;
+            float *dst = y + (size_t)r * stride + c;
+            for (k = 0; k < 4; k++)
+                bases[k] = base == NULL ? NULL : base + (size_t)((r + k) % rows) * stride + c;
+#define TOY_KV__MAP(n, wide)                                                                         \
+    do {                                                                                           \
+        toy_kv__map_tile_avx512(q, row, words ? NULL : zero + r, w, steps, words, n, wide, sum);     \
+        toy_kv__map_flush_avx512(sum, scale + c, units + r % rows, bases, n, wide, stride, dst);     \
+        r += n;                                                                                    \
+    } while (0)
+            if (m - r >= 4 && step == 64)
+                TOY_KV__MAP(4, 4);
+            else if (m - r >= 4)
+                TOY_KV__MAP(4, 1);
+            else if (step == 64)
+                TOY_KV__MAP(1, 4);
+            else
+                TOY_KV__MAP(1, 1);
+#undef TOY_KV__MAP
+        }
+    }
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m, int n_in,
                                                        const short *words, const float *scale,
                                                        int columns, const float *unit, int rows,
-                                                       const float *base, float *y)
+                                                       const float *base, size_t stride, float *y)
 {
-    const float *bases[4];
-    int c, r, k, step;
-    float units[TOY_KV__MAX_ROWS + 3]; /* of four rows from any one on */
-    for (r = 0; r < rows + 3; r++)
-        units[r] = unit[r % rows];
-    for (c = 0; c < columns; c += step) {
-        const short *w = words + (size_t)c * (size_t)n_in;
-        step = columns - c >= 64 ? 64 : 16;
-        for (r = 0; r < m;) {
-            const short *q = x + (size_t)r * (size_t)n_in;
-            float *dst = y + (size_t)r * (size_t)columns + c;
-            for (k = 0; k < 4; k++)
-                bases[k] = base == NULL ? NULL : base + (size_t)((r + k) % rows * columns + c);
-#define TOY_KV__MAP(n, wide)                                                                         \
-    toy_kv__map_tile_avx512(q, n_in, w, scale + c, columns, units + r % rows, bases, n, wide, dst)
-            if (m - r >= 4) {
-                step == 64 ? TOY_KV__MAP(4, 4) : TOY_KV__MAP(4, 1);
-                r += 4;
-            } else {
-                step == 64 ? TOY_KV__MAP(1, 4) : TOY_KV__MAP(1, 1);
-                r++;
+    toy_kv__map_rows_avx512((const char *)x, 2 * (size_t)n_in, NULL, m, (const char *)words, n_in / 2,
+                          1, scale, columns, unit, rows, base, stride, y);
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__byte_basis_avx512(toy_kv__matrix table,
+                                                        const toy_kv__slice *slice,
+                                                        unsigned char *bytes, float *scale)
+{
+    int i, d, k;
+    for (i = 0; i < slice->n_out; i += 16) {
+        const __mmask16 real = toy_kv__map_real_avx512(slice->n_out, i);
+        _mm512_storeu_ps(
+            scale + i,
+            _mm512_maskz_cvtph_ps(TOY_KV__ALL_avx512,
+                                  _mm256_maskz_loadu_epi16(
+                                      real, (const void *)(table.scale + 2 * (slice->first + i)))));
+        for (d = 0; d < slice->n_in; d += 4, bytes += 64) {
+            __m512i four = _mm512_setzero_si512();
+            for (k = 0; k < 4 && d + k < slice->n_in; k++) {
+                const unsigned char *row = table.values +
+                                           (size_t)slice->row[d + k] * (size_t)slice->columns +
+                                           (size_t)(slice->first + i);
+                __m512i x = _mm512_maskz_cvtepu8_epi32(
+                    TOY_KV__ALL_avx512, _mm_maskz_loadu_epi8(real, (const void *)row));
+                four = _mm512_or_si512(four, _mm512_slli_epi32(x, (unsigned)(8 * k)));
             }
-#undef TOY_KV__MAP
+            _mm512_storeu_si512((void *)bytes,
+                                _mm512_xor_si512(four, _mm512_set1_epi8((char)-128)));
         }
     }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__to_bytes_avx512(const short *x, int m, int n_in,
+                                                      const short *steps, int rows,
+                                                      signed char *bytes, int32_t *zero)
+{
+    const __m512i ones = _mm512_set1_epi16(1);
+    int r, i;
+    for (r = 0; r < m; r++, x += n_in, bytes += TOY_KV__BYTE_ROWS(n_in)) {
+        const __m512i factor = _mm512_set1_epi16(steps[r % rows]);
+        __m512i sum = _mm512_setzero_si512();
+        for (i = 0; i < n_in; i += 32) {
+            const __mmask32 real = n_in - i < 32 ? (1u << (n_in - i)) - 1u : 0xffffffffu;
+            const int room = TOY_KV__BYTE_ROWS(n_in) - i;
+            const __mmask32 some = room < 32 ? (1u << room) - 1u : 0xffffffffu;
+            __m512i y =
+                _mm512_mulhrs_epi16(_mm512_maskz_loadu_epi16(real, (const void *)(x + i)), factor);
+            sum = _mm512_add_epi32(sum, _mm512_madd_epi16(y, ones));
+            _mm256_mask_storeu_epi8((void *)(bytes + i), some, _mm512_cvtepi16_epi8(y));
+        }
+        zero[r] = 128 * _mm512_reduce_add_epi32(sum);
+    }
+}
+
+TOY_KV__TARGET_avx512 static void toy_kv__map_bytes_avx512(const signed char *x, const int32_t *zero,
+                                                       int m, int n_in, const unsigned char *bytes,
+                                                       const float *scale, int columns,
+                                                       const float *unit, int rows,
+                                                       const float *base, size_t stride, float *y)
+{
+    toy_kv__map_rows_avx512((const char *)x, TOY_KV__BYTE_ROWS((size_t)n_in), zero, m,
+                          (const char *)bytes, TOY_KV__BYTE_ROWS(n_in) / 4, 0, scale, columns, unit,
+                          rows, base, stride, y);
 }
 
 #endif /* TOY_KV_BLOCK >= 64 */
@@ -5253,7 +5413,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_words_avx512(const short *x, int m
  *
  * The codewords themselves are looked up, and meet the query in a dot product: one lookup serves
  * every row, and no table has to be filled for a query. A group is what one 32-bit lane adds up:
- * two channels in 16 bits, or four in 8 bits where codes of many channels make larger errors. */
+ * two channels in 16 bits, or four in 8 bits where codes of more channels make larger errors. */
 
 #if TOY_KV_BLOCK >= 64
 
@@ -5315,19 +5475,24 @@ TOY_KV__TARGET_avx512 static void toy_kv__dot_books_avx512(const toy_kv__run *ru
     }
 }
 
-/* Channels c .. c + 15 of a row's latents, `real` of them there. */
-TOY_KV__INLINE_avx512 __m512 toy_kv__dot_latents_avx512(const toy_kv__run *run, const float *y, int c,
-                                                    __mmask16 real)
+/* Channels c .. c + 15 of a row's latents, `real` of them there, times their scales. plain: codes
+ * of one stage, a constant. */
+TOY_KV__INLINE_avx512 __m512 toy_kv__dot_latents_avx512(const toy_kv__run *run, const float *scale,
+                                                    const float *y, int c, __mmask16 real,
+                                                    const int plain)
 {
     float lane[16];
     int k;
-    if (run->stages == 1)
-        return _mm512_maskz_loadu_ps(real, y + c);
+    if (plain && real == TOY_KV__ALL_avx512)
+        return _mm512_mul_ps(_mm512_loadu_ps(scale + c), _mm512_loadu_ps(y + c));
+    if (plain)
+        return _mm512_mul_ps(_mm512_maskz_loadu_ps(real, scale + c),
+                             _mm512_maskz_loadu_ps(real, y + c));
     for (k = 0; k < 16; k++)
         lane[k] = real >> k & 1
                       ? y[(c + k) / run->width / run->stages * run->width + (c + k) % run->width]
                       : 0.0f;
-    return _mm512_loadu_ps(lane);
+    return _mm512_mul_ps(_mm512_maskz_loadu_ps(real, scale + c), _mm512_loadu_ps(lane));
 }
 
 /* Sums, or the largest, over the lanes of four registers. */
@@ -5354,17 +5519,63 @@ TOY_KV__TARGET_avx512 static inline __m128 toy_kv__four_tops_avx512(const __m512
     return _mm_max_ps(_mm256_castps256_ps128(low), _mm256_extractf128_ps(low, 1));
 }
 
+/* The largest and the mean square of channels i .. i + 15 of n rows, times their scales. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_reach_avx512(const toy_kv__run *run, const float *scale,
+                                                const float *y, size_t stride, int i,
+                                                __mmask16 real, const int n, const int plain,
+                                                __m512 *high, __m512 *square)
+{
+    int k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        __m512 x = toy_kv__dot_latents_avx512(run, scale, y + (size_t)k * stride, i, real, plain);
+        high[k] = _mm512_max_ps(high[k], _mm512_abs_ps(x));
+        square[k] = _mm512_fmadd_ps(x, x, square[k]);
+    }
+}
+
+/* Those channels, `real` of them there and `some` with room, in steps of 1 / factor to lanes, which
+ * are `bytes` apart from row to row; sum of them all. */
+TOY_KV__INLINE_avx512 void toy_kv__dot_steps_avx512(const toy_kv__run *run, const float *scale,
+                                                const float *y, size_t stride, int i,
+                                                __mmask16 real, __mmask16 some, const int n,
+                                                const int words, const int plain,
+                                                const float *factor, int bytes,
+                                                unsigned char *lanes, __m512i *sum)
+{
+    int k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        unsigned char *to = lanes + k * bytes + (words ? 2 : 1) * i;
+        __m512 x = toy_kv__dot_latents_avx512(run, scale, y + (size_t)k * stride, i, real, plain);
+        __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor[k])));
+        if (some != TOY_KV__ALL_avx512 && words)
+            _mm512_mask_cvtepi32_storeu_epi16((void *)to, some, step);
+        else if (some != TOY_KV__ALL_avx512)
+            _mm512_mask_cvtepi32_storeu_epi8((void *)to, some, step);
+        else if (words)
+            _mm256_storeu_si256((__m256i *)(void *)to, _mm512_cvtepi32_epi16(step));
+        else
+            _mm_storeu_si128((__m128i *)(void *)to, _mm512_cvtepi32_epi8(step));
+        if (!words)
+            sum[k] = _mm512_add_epi32(sum[k], step);
+    }
+}
+
 /* Rows r .. r + n - 1 of queries in lanes; n is at most four. */
 TOY_KV__INLINE_avx512 void toy_kv__dot_four_queries_avx512(const toy_kv__run *run, const float *scale,
                                                        const float *y, size_t stride, const int n,
-                                                       const int words, unsigned char *lanes,
-                                                       float *unit, float *energy)
+                                                       const int words, const int plain,
+                                                       unsigned char *lanes, float *unit,
+                                                       float *energy)
 {
-    const int channels = toy_kv__dot_channels(run);
-    const int room = (words ? 2 : 4) * toy_kv__dot_groups(run);
+    const int channels = toy_kv__dot_channels(run), whole = channels / 16 * 16;
+    const int bytes = 4 * toy_kv__dot_groups(run), room = words ? bytes / 2 : bytes;
     /* Products of words, of at most DOT_WORD_TOP * limit, stay below 2^31. */
     const float most = 1048576.0f / (float)room;
     const float limit = !words ? TOY_KV__DOT_BYTE_TOP : most < 32767.0f ? most : 32767.0f;
+    const __mmask16 real = toy_kv__first_lanes(channels - whole);
+    const __mmask16 some = toy_kv__first_lanes(room - whole);
     __m512 high[4], square[4];
     __m512i sum[4];
     float top[4], factor[4], squares[4];
@@ -5374,45 +5585,32 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_four_queries_avx512(const toy_kv__run *ru
         high[k] = square[k] = _mm512_setzero_ps();
         sum[k] = _mm512_setzero_si512();
     }
-    for (i = 0; i < room; i += 16) {
-        const __mmask16 real = toy_kv__first_lanes(channels - i);
-        const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            __m512 x = _mm512_mul_ps(
-                scales, toy_kv__dot_latents_avx512(run, y + (size_t)k * stride, i, real));
-            high[k] = _mm512_max_ps(high[k], _mm512_abs_ps(x));
-            square[k] = _mm512_fmadd_ps(x, x, square[k]);
-        }
-    }
+    for (i = 0; i < whole; i += 16)
+        toy_kv__dot_reach_avx512(run, scale, y, stride, i, TOY_KV__ALL_avx512, n, plain, high, square);
+    if (real != 0)
+        toy_kv__dot_reach_avx512(run, scale, y, stride, i, real, n, plain, high, square);
     _mm_storeu_ps(top, toy_kv__four_tops_avx512(high));
-    toy_kv__hsum4_avx512(square[0], square[1], square[2], square[3], squares);
     for (k = 0; k < 4; k++)
         factor[k] = top[k] > 0.0f ? limit / top[k] : 0.0f;
-    for (i = 0; i < room; i += 16) {
-        const __mmask16 real = toy_kv__first_lanes(channels - i), some = toy_kv__first_lanes(room - i);
-        const __m512 scales = _mm512_maskz_loadu_ps(real, scale + i);
-#pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            unsigned char *to = lanes + (words ? 2 : 1) * (k * room + i);
-            __m512 x = _mm512_mul_ps(
-                scales, toy_kv__dot_latents_avx512(run, y + (size_t)k * stride, i, real));
-            __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor[k])));
-            sum[k] = _mm512_add_epi32(sum[k], step);
-            if (words)
-                _mm512_mask_cvtepi32_storeu_epi16((void *)to, some, step);
-            else
-                _mm512_mask_cvtepi32_storeu_epi8((void *)to, some, step);
-        }
-    }
-    _mm_storeu_si128((__m128i *)(void *)zero, toy_kv__four_sums_avx512(sum));
+    for (i = 0; i < whole; i += 16)
+        toy_kv__dot_steps_avx512(run, scale, y, stride, i, TOY_KV__ALL_avx512, TOY_KV__ALL_avx512, n,
+                               words, plain, factor, bytes, lanes, sum);
+    if (some != 0)
+        toy_kv__dot_steps_avx512(run, scale, y, stride, i, real, some, n, words, plain, factor, bytes,
+                               lanes, sum);
+    if (!words)
+        _mm_storeu_si128((__m128i *)(void *)zero, toy_kv__four_sums_avx512(sum));
     for (k = 0; k < n; k++) {
         unit[2 * k] = top[k] / limit;
         unit[2 * k + 1] = words ? 0.0f : 128.0f * (float)zero[k];
+    }
+    if (energy == NULL)
+        return;
+    toy_kv__hsum4_avx512(square[0], square[1], square[2], square[3], squares);
+    for (k = 0; k < n; k++)
         /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
          * for Gaussian channels. */
         energy[k] += squares[k] * (toy_kv__dot_top(run) * toy_kv__dot_top(run) / 7.0f);
-    }
 }
 
 /* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 4] and
@@ -5422,24 +5620,29 @@ TOY_KV__TARGET_avx512 static void toy_kv__dot_queries_avx512(const toy_kv__run *
                                                          unsigned char *lanes, float *unit,
                                                          float *energy)
 {
-    const int bytes = 4 * toy_kv__dot_groups(run), words = run->words;
+    const int bytes = 4 * toy_kv__dot_groups(run), words = run->words, plain = run->stages == 1;
     int r, n;
-#define TOY_KV__QUERIES_OF(n, words)                                                                 \
-    toy_kv__dot_four_queries_avx512(run, scale, y, stride, n, words, lanes, unit + 2 * r, energy + r)
+#define TOY_KV__QUERIES_OF(n, words, plain)                                                          \
+    toy_kv__dot_four_queries_avx512(run, scale, y, stride, n, words, plain, lanes, unit + 2 * r,     \
+                                  energy != NULL ? energy + r : NULL)
     for (r = 0; r < rows; r += n, y += (size_t)n * stride, lanes += n * bytes) {
-        n = r + 4 <= rows ? 4 : r + 2 <= rows ? 2 : 1;
+        n = plain && r + 4 <= rows ? 4 : plain && r + 2 <= rows ? 2 : 1;
         if (n == 4 && words)
-            TOY_KV__QUERIES_OF(4, 1);
+            TOY_KV__QUERIES_OF(4, 1, 1);
         else if (n == 4)
-            TOY_KV__QUERIES_OF(4, 0);
+            TOY_KV__QUERIES_OF(4, 0, 1);
         else if (n == 2 && words)
-            TOY_KV__QUERIES_OF(2, 1);
+            TOY_KV__QUERIES_OF(2, 1, 1);
         else if (n == 2)
-            TOY_KV__QUERIES_OF(2, 0);
+            TOY_KV__QUERIES_OF(2, 0, 1);
+        else if (plain && words)
+            TOY_KV__QUERIES_OF(1, 1, 1);
+        else if (plain)
+            TOY_KV__QUERIES_OF(1, 0, 1);
         else if (words)
-            TOY_KV__QUERIES_OF(1, 1);
+            TOY_KV__QUERIES_OF(1, 1, 0);
         else
-            TOY_KV__QUERIES_OF(1, 0);
+            TOY_KV__QUERIES_OF(1, 0, 0);
     }
 #undef TOY_KV__QUERIES_OF
 }
@@ -5542,23 +5745,30 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_words_avx512(const unsigned char *codes, 
     }
 }
 
-/* Codes of a multiple of four channels, four to a lane. */
+/* Codes of a multiple of four channels, or of two, whose planes go by twos; four channels to a
+ * lane.
+ */
 TOY_KV__INLINE_avx512 void toy_kv__dot_bytes_avx512(const unsigned char *codes, const toy_kv__run *run,
                                                 const unsigned char *table,
                                                 const unsigned char *lanes, const int n,
-                                                toy_kv__asked *ahead, __m512i (*sum)[4])
+                                                const int two, toy_kv__asked *ahead,
+                                                __m512i (*sum)[4])
 {
-    const int groups = toy_kv__dot_groups(run), each = run->width / 4; /* of the same codes */
+    const int bytes = TOY_KV_BLOCK / 2, groups = toy_kv__dot_groups(run);
+    const int each = two ? 1 : run->width / 4; /* groups of the same codes */
     const __m512i nibble = _mm512_set1_epi8(15), channel = _mm512_set1_epi32(0x30201000);
-    const __m512i pick0 = toy_kv__dot_pick_avx512(0x01010101, 0);
-    const __m512i pick1 = toy_kv__dot_pick_avx512(0x01010101, 0x10101010);
+    /* The code of one plane for all four bytes of a lane, or of two planes, which stand in the low
+     * and in the high half of a register, for two each. */
+    const __m512i pick0 = toy_kv__dot_pick_avx512(0x01010101, two ? 0x20200000 : 0);
+    const __m512i pick1 = toy_kv__dot_pick_avx512(0x01010101, two ? 0x30301010 : 0x10101010);
     int g, e, i;
-    for (g = 0; g < groups; g += each, codes += TOY_KV_BLOCK / 2) {
+    for (g = 0; g < groups; g += each, codes += two ? 2 * bytes : bytes) {
         __m512i codes_of[4], v[4];
         toy_kv__ask(ahead);
         toy_kv__dot_codes_avx512(
-            _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)codes)), pick0,
-            pick1, nibble, channel, codes_of);
+            two ? toy_kv__two_planes_avx512(codes, 2 * g + 1 < run->planes ? codes + bytes : codes)
+                : _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)codes)),
+            pick0, pick1, nibble, channel, codes_of);
         for (e = g; e < g + each; e++, table += 64) {
             const __m512i t = _mm512_loadu_si512((const void *)table);
 #pragma GCC unroll 4
@@ -5588,8 +5798,10 @@ TOY_KV__INLINE_avx512 void toy_kv__dot_rows_avx512(const unsigned char *codes, c
         toy_kv__dot_words_avx512(codes, run, table, lanes, n, 1, ahead, sum);
     else if (run->words)
         toy_kv__dot_words_avx512(codes, run, table, lanes, n, 0, ahead, sum);
+    else if (run->width == 2)
+        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, 1, ahead, sum);
     else
-        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, ahead, sum);
+        toy_kv__dot_bytes_avx512(codes, run, table, lanes, n, 0, ahead, sum);
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
         __m512 f = _mm512_set1_ps(unit[2 * (r + k)]);
@@ -6138,7 +6350,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const float *book, i
 
 #define TOY_KV__X(name) toy_kv__##name##_avx512,
 static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
-    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__X) 255.0f, 0.05f};
+    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__X, TOY_KV__X) 255.0f, 0.05f};
 #undef TOY_KV__X
 
 #endif /* TOY_KV_BLOCK >= 64 */
@@ -6796,17 +7008,8 @@ TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(toy_kv__matrix table, int
 }
 
 #undef TOY_KV__ROWS4
-/* Kernels for one instruction set, in terms of its vector vocabulary:
- *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
- *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
- *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
- *   vt: sixteen floats  table(p), lookup(table, codes)
- *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
- *
- * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
- * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
- * four at a time, so that a plane is unpacked once for four queries. */
+/* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
+ * softmax of scores, exact tokens, sums over lanes, angles. */
 
 /* exp(x) for x <= 0, down to x = -87, where it stays: relative error below 2e-7 near 0 and below
  * 6e-8 |x| elsewhere, so that no sum of them errs by more than the first. A polynomial for 2^r with
@@ -6826,6 +7029,267 @@ TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__exp_avx512(toy_kv_
     low = toy_kv__fma_avx512(high, square, low);
     return toy_kv__scale2_avx512(low, n);
 }
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
+TOY_KV__TARGET_avx512 static void toy_kv__scale_rows_avx512(const float *gain, const float *src, int rows,
+                                                  float *dst)
+{
+    int r, t;
+    for (r = 0; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            int i = r * TOY_KV_BLOCK + t;
+            toy_kv__store_avx512(dst + i,
+                            toy_kv__mul_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(src + i)));
+        }
+}
+
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
+ * LANES], if not NULL, rises to the highest of each lane. */
+TOY_KV__TARGET_avx512 static void toy_kv__gain_scores_avx512(const float *gain, const float *part,
+                                                   const float *bias, int rows, float *s,
+                                                   float *high)
+{
+    int r, t;
+    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
+        const toy_kv__vf_avx512 base = toy_kv__set1_avx512(bias != NULL ? bias[r] : 0.0f);
+        toy_kv__vf_avx512 top = toy_kv__set1_avx512(TOY_KV__MASKED);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            toy_kv__vf_avx512 x = toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(part + t),
+                                           bias != NULL ? base : toy_kv__load_avx512(s + t));
+            toy_kv__store_avx512(s + t, x);
+            top = toy_kv__max_avx512(top, x);
+        }
+        if (high != NULL)
+            toy_kv__store_avx512(high + r * TOY_KV__LANES_avx512,
+                            toy_kv__max_avx512(top, toy_kv__load_avx512(high + r * TOY_KV__LANES_avx512)));
+    }
+}
+
+/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
+TOY_KV__TARGET_avx512 static void toy_kv__gains_avx512(const unsigned char *p, const unsigned char *table,
+                                             float *gain)
+{
+    int t;
+    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_avx512)
+        toy_kv__gather_avx512(table, p + t, gain + t);
+    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(gain + t, toy_kv__loadh_avx512(p + 2 * t));
+}
+
+/* y [n] += x * table row, binary16 [n] */
+TOY_KV__TARGET_avx512 static void toy_kv__add_row_avx512(const unsigned char *row, int n, float x, float *y)
+{
+    int j = 0;
+    toy_kv__vf_avx512 xs = toy_kv__set1_avx512(x);
+    for (; j + TOY_KV__LANES_avx512 <= n; j += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(y + j,
+                        toy_kv__fma_avx512(xs, toy_kv__loadh_avx512(row + 2 * j), toy_kv__load_avx512(y + j)));
+    for (; j < n; j++)
+        y[j] += x * toy_kv__half_at(row, (size_t)j);
+}
+
+/* x . table row, binary16 [n] */
+TOY_KV__TARGET_avx512 static float toy_kv__dot_row_avx512(const unsigned char *row, int n, const float *x)
+{
+    int j = 0;
+    float sum;
+    toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
+    for (; j + TOY_KV__LANES_avx512 <= n; j += TOY_KV__LANES_avx512)
+        a = toy_kv__fma_avx512(toy_kv__load_avx512(x + j), toy_kv__loadh_avx512(row + 2 * j), a);
+    sum = toy_kv__hsum_avx512(a);
+    for (; j < n; j++)
+        sum += x[j] * toy_kv__half_at(row, (size_t)j);
+    return sum;
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_avx512 static float toy_kv__largest_avx512(const float *s, int blocks, size_t step)
+{
+    int b, t;
+    toy_kv__vf_avx512 high = toy_kv__load_avx512(s);
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
+            high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
+    return toy_kv__hmax_avx512(high);
+}
+
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int blocks, size_t step, float m)
+{
+    int b, t;
+    toy_kv__vf_avx512 shift = toy_kv__set1_avx512(-m), sum = toy_kv__set1_avx512(0.0f);
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+            toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
+            toy_kv__store_avx512(s + t, e);
+            sum = toy_kv__add_avx512(sum, e);
+        }
+    return toy_kv__hsum_avx512(sum);
+}
+
+/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ */
+TOY_KV__TARGET_avx512 static inline void toy_kv__exact_four_avx512(const unsigned char *k,
+                                                         const unsigned char *l, const float *q,
+                                                         int next, float *s)
+{
+    float sum[2][4];
+    int d;
+#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f), b##i = a##i;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 x = toy_kv__loadh_avx512(k + 2 * d), y = toy_kv__loadh_avx512(l + 2 * d);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 query = toy_kv__load_avx512(q + i * TOY_KV_HEAD_DIM + d);                            \
+        a##i = toy_kv__fma_avx512(query, x, a##i);                                                      \
+        b##i = toy_kv__fma_avx512(query, y, b##i);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    toy_kv__hsum4_avx512(a0, a1, a2, a3, sum[0]);
+    toy_kv__hsum4_avx512(b0, b1, b2, b3, sum[1]);
+    for (; d < TOY_KV_HEAD_DIM; d++) {
+        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
+#define TOY_KV__X(i)                                                                                 \
+    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
+    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(i)                                                                                 \
+    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
+    s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
+ * at a time. */
+TOY_KV__TARGET_avx512 static void toy_kv__exact_scores_avx512(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r;
+    for (t = 0; t < n; t += 2) {
+        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
+        int next = t + 1 < n;
+        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
+        for (r = 0; r + 4 <= rows; r += 4)
+            toy_kv__exact_four_avx512(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
+        for (; r < rows; r++) {
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx512(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+            if (next)
+                s[r * TOY_KV_BLOCK + t + 1] =
+                    toy_kv__dot_row_avx512(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+        }
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_avx512 static void toy_kv__exact_sums_avx512(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx512) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx512;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_avx512 a##i = toy_kv__load_avx512(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_avx512(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_avx512 x = toy_kv__loadh_avx512(row),
+                             y = toy_kv__loadh_avx512(row + 2 * TOY_KV__LANES_avx512);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 w = toy_kv__set1_avx512(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_avx512(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_avx512(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_avx512(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_avx512(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_avx512(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
+}
+
+/* y [n] = sums over the lanes of acc [n, LANES] */
+TOY_KV__TARGET_avx512 static void toy_kv__reduce_avx512(const float *acc, int n, float *y)
+{
+    int i;
+    for (i = 0; i + 4 <= n; i += 4) {
+        const float *four = acc + (size_t)i * TOY_KV__LANES_avx512;
+        toy_kv__hsum4_avx512(toy_kv__load_avx512(four), toy_kv__load_avx512(four + TOY_KV__LANES_avx512),
+                        toy_kv__load_avx512(four + 2 * TOY_KV__LANES_avx512),
+                        toy_kv__load_avx512(four + 3 * TOY_KV__LANES_avx512), y + i);
+    }
+    for (; i < n; i++)
+        y[i] = toy_kv__hsum_avx512(toy_kv__load_avx512(acc + (size_t)i * TOY_KV__LANES_avx512));
+}
+
+/* x [n] *= factor */
+TOY_KV__TARGET_avx512 static void toy_kv__shrink_avx512(float *x, size_t n, float factor)
+{
+    size_t i;
+    toy_kv__vf_avx512 f = toy_kv__set1_avx512(factor);
+    for (i = 0; i + TOY_KV__LANES_avx512 <= n; i += TOY_KV__LANES_avx512)
+        toy_kv__store_avx512(x + i, toy_kv__mul_avx512(toy_kv__load_avx512(x + i), f));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+/* c, s [n]: cosines and sines of angles, which grow by those of dc, ds [n]. */
+TOY_KV__TARGET_avx512 static void toy_kv__turn_on_avx512(const float *dc, const float *ds, int n, float *c,
+                                               float *s)
+{
+    int i;
+    for (i = 0; i + TOY_KV__LANES_avx512 <= n; i += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 x = toy_kv__load_avx512(c + i), y = toy_kv__load_avx512(s + i);
+        toy_kv__vf_avx512 u = toy_kv__load_avx512(dc + i), v = toy_kv__load_avx512(ds + i);
+        toy_kv__store_avx512(c + i, toy_kv__sub_avx512(toy_kv__mul_avx512(x, u), toy_kv__mul_avx512(y, v)));
+        toy_kv__store_avx512(s + i, toy_kv__fma_avx512(y, u, toy_kv__mul_avx512(x, v)));
+    }
+    for (; i < n; i++) {
+        float x = c[i], y = s[i];
+        c[i] = x * dc[i] - y * ds[i];
+        s[i] = y * dc[i] + x * ds[i];
+    }
+}
+
+#undef TOY_KV__ROWS4
+/* Kernels for one instruction set, in terms of its vector vocabulary:
+ *
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
+ *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
+ *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
+ *   vt: sixteen floats  table(p), lookup(table, codes)
+ *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
+ *
+ * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
+ * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
+ * four at a time, so that a plane is unpacked once for four queries. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
@@ -7015,78 +7479,6 @@ TOY_KV__TARGET_avx512 static void toy_kv__sum_scalars_avx512(const unsigned char
     }
 }
 
-/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
-TOY_KV__TARGET_avx512 static void toy_kv__scale_rows_avx512(const float *gain, const float *src, int rows,
-                                                  float *dst)
-{
-    int r, t;
-    for (r = 0; r < rows; r++)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-            int i = r * TOY_KV_BLOCK + t;
-            toy_kv__store_avx512(dst + i,
-                            toy_kv__mul_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(src + i)));
-        }
-}
-
-/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
- * LANES], if not NULL, rises to the highest of each lane. */
-TOY_KV__TARGET_avx512 static void toy_kv__gain_scores_avx512(const float *gain, const float *part,
-                                                   const float *bias, int rows, float *s,
-                                                   float *high)
-{
-    int r, t;
-    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
-        const toy_kv__vf_avx512 base = toy_kv__set1_avx512(bias != NULL ? bias[r] : 0.0f);
-        toy_kv__vf_avx512 top = toy_kv__set1_avx512(TOY_KV__MASKED);
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-            toy_kv__vf_avx512 x = toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(part + t),
-                                           bias != NULL ? base : toy_kv__load_avx512(s + t));
-            toy_kv__store_avx512(s + t, x);
-            top = toy_kv__max_avx512(top, x);
-        }
-        if (high != NULL)
-            toy_kv__store_avx512(high + r * TOY_KV__LANES_avx512,
-                            toy_kv__max_avx512(top, toy_kv__load_avx512(high + r * TOY_KV__LANES_avx512)));
-    }
-}
-
-/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
-TOY_KV__TARGET_avx512 static void toy_kv__gains_avx512(const unsigned char *p, const unsigned char *table,
-                                             float *gain)
-{
-    int t;
-    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_avx512)
-        toy_kv__gather_avx512(table, p + t, gain + t);
-    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_avx512)
-        toy_kv__store_avx512(gain + t, toy_kv__loadh_avx512(p + 2 * t));
-}
-
-/* y [n] += x * table row, binary16 [n] */
-TOY_KV__TARGET_avx512 static void toy_kv__add_row_avx512(const unsigned char *row, int n, float x, float *y)
-{
-    int j = 0;
-    toy_kv__vf_avx512 xs = toy_kv__set1_avx512(x);
-    for (; j + TOY_KV__LANES_avx512 <= n; j += TOY_KV__LANES_avx512)
-        toy_kv__store_avx512(y + j,
-                        toy_kv__fma_avx512(xs, toy_kv__loadh_avx512(row + 2 * j), toy_kv__load_avx512(y + j)));
-    for (; j < n; j++)
-        y[j] += x * toy_kv__half_at(row, (size_t)j);
-}
-
-/* x . table row, binary16 [n] */
-TOY_KV__TARGET_avx512 static float toy_kv__dot_row_avx512(const unsigned char *row, int n, const float *x)
-{
-    int j = 0;
-    float sum;
-    toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-    for (; j + TOY_KV__LANES_avx512 <= n; j += TOY_KV__LANES_avx512)
-        a = toy_kv__fma_avx512(toy_kv__load_avx512(x + j), toy_kv__loadh_avx512(row + 2 * j), a);
-    sum = toy_kv__hsum_avx512(a);
-    for (; j < n; j++)
-        sum += x[j] * toy_kv__half_at(row, (size_t)j);
-    return sum;
-}
-
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
  * stride] of the run's channels. */
 TOY_KV__TARGET_avx512 static void toy_kv__fill_tables_avx512(const toy_kv__run *run, const float *y,
@@ -7123,162 +7515,6 @@ TOY_KV__TARGET_avx512 static void toy_kv__fill_tables_avx512(const toy_kv__run *
             }
         }
     }
-}
-
-/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
-TOY_KV__TARGET_avx512 static float toy_kv__largest_avx512(const float *s, int blocks, size_t step)
-{
-    int b, t;
-    toy_kv__vf_avx512 high = toy_kv__load_avx512(s);
-    for (b = 0; b < blocks; b++, s += step)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
-            high = toy_kv__max_avx512(high, toy_kv__load_avx512(s + t));
-    return toy_kv__hmax_avx512(high);
-}
-
-/* The same numbers become exp(s - m); returns their sum. */
-TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int blocks, size_t step, float m)
-{
-    int b, t;
-    toy_kv__vf_avx512 shift = toy_kv__set1_avx512(-m), sum = toy_kv__set1_avx512(0.0f);
-    for (b = 0; b < blocks; b++, s += step)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-            toy_kv__vf_avx512 e = toy_kv__exp_avx512(toy_kv__add_avx512(toy_kv__load_avx512(s + t), shift));
-            toy_kv__store_avx512(s + t, e);
-            sum = toy_kv__add_avx512(sum, e);
-        }
-    return toy_kv__hsum_avx512(sum);
-}
-
-/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
- */
-TOY_KV__TARGET_avx512 static inline void toy_kv__exact_four_avx512(const unsigned char *k,
-                                                         const unsigned char *l, const float *q,
-                                                         int next, float *s)
-{
-    float sum[2][4];
-    int d;
-#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f), b##i = a##i;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 x = toy_kv__loadh_avx512(k + 2 * d), y = toy_kv__loadh_avx512(l + 2 * d);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 query = toy_kv__load_avx512(q + i * TOY_KV_HEAD_DIM + d);                            \
-        a##i = toy_kv__fma_avx512(query, x, a##i);                                                      \
-        b##i = toy_kv__fma_avx512(query, y, b##i);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-    toy_kv__hsum4_avx512(a0, a1, a2, a3, sum[0]);
-    toy_kv__hsum4_avx512(b0, b1, b2, b3, sum[1]);
-    for (; d < TOY_KV_HEAD_DIM; d++) {
-        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
-#define TOY_KV__X(i)                                                                                 \
-    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
-    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-#define TOY_KV__X(i)                                                                                 \
-    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
-    s[i * TOY_KV_BLOCK + next] = sum[1][i];
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-}
-
-/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
- * at a time. */
-TOY_KV__TARGET_avx512 static void toy_kv__exact_scores_avx512(const unsigned char *k, int n, const float *q,
-                                                    int rows, float *s)
-{
-    int t, r;
-    for (t = 0; t < n; t += 2) {
-        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
-        int next = t + 1 < n;
-        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
-        for (r = 0; r + 4 <= rows; r += 4)
-            toy_kv__exact_four_avx512(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
-        for (; r < rows; r++) {
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx512(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-            if (next)
-                s[r * TOY_KV_BLOCK + t + 1] =
-                    toy_kv__dot_row_avx512(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-        }
-    }
-}
-
-/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
-TOY_KV__TARGET_avx512 static void toy_kv__exact_sums_avx512(const unsigned char *v, int n, const float *p,
-                                                  int rows, float *o)
-{
-    int t, r, d;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (d = 0; d + 2 * TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx512) {
-            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx512;
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__vf_avx512 a##i = toy_kv__load_avx512(dst + i * TOY_KV_HEAD_DIM),                                   \
-                 b##i = toy_kv__load_avx512(next + i * TOY_KV_HEAD_DIM);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (t = 0; t < n; t++) {
-                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-                toy_kv__vf_avx512 x = toy_kv__loadh_avx512(row),
-                             y = toy_kv__loadh_avx512(row + 2 * TOY_KV__LANES_avx512);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 w = toy_kv__set1_avx512(p[(r + i) * TOY_KV_BLOCK + t]);                              \
-        a##i = toy_kv__fma_avx512(w, x, a##i);                                                          \
-        b##i = toy_kv__fma_avx512(w, y, b##i);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__store_avx512(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
-    toy_kv__store_avx512(next + i * TOY_KV_HEAD_DIM, b##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; d < TOY_KV_HEAD_DIM; d++)
-            for (t = 0; t < n; t++) {
-                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-    }
-    for (; r < rows; r++)
-        for (t = 0; t < n; t++)
-            toy_kv__add_row_avx512(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
-                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
-}
-
-/* y [n] = sums over the lanes of acc [n, LANES] */
-TOY_KV__TARGET_avx512 static void toy_kv__reduce_avx512(const float *acc, int n, float *y)
-{
-    int i;
-    for (i = 0; i + 4 <= n; i += 4) {
-        const float *four = acc + (size_t)i * TOY_KV__LANES_avx512;
-        toy_kv__hsum4_avx512(toy_kv__load_avx512(four), toy_kv__load_avx512(four + TOY_KV__LANES_avx512),
-                        toy_kv__load_avx512(four + 2 * TOY_KV__LANES_avx512),
-                        toy_kv__load_avx512(four + 3 * TOY_KV__LANES_avx512), y + i);
-    }
-    for (; i < n; i++)
-        y[i] = toy_kv__hsum_avx512(toy_kv__load_avx512(acc + (size_t)i * TOY_KV__LANES_avx512));
-}
-
-/* x [n] *= factor */
-TOY_KV__TARGET_avx512 static void toy_kv__shrink_avx512(float *x, size_t n, float factor)
-{
-    size_t i;
-    toy_kv__vf_avx512 f = toy_kv__set1_avx512(factor);
-    for (i = 0; i + TOY_KV__LANES_avx512 <= n; i += TOY_KV__LANES_avx512)
-        toy_kv__store_avx512(x + i, toy_kv__mul_avx512(toy_kv__load_avx512(x + i), f));
-    for (; i < n; i++)
-        x[i] *= factor;
 }
 
 /* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
@@ -8150,17 +8386,8 @@ TOY_KV__TARGET_neon static void toy_kv__unmap_neon(toy_kv__matrix table, int n_o
 }
 
 #undef TOY_KV__ROWS4
-/* Kernels for one instruction set, in terms of its vector vocabulary:
- *
- *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
- *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
- *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
- *   vt: sixteen floats  table(p), lookup(table, codes)
- *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
- *
- * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
- * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
- * four at a time, so that a plane is unpacked once for four queries. */
+/* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
+ * softmax of scores, exact tokens, sums over lanes, angles. */
 
 /* exp(x) for x <= 0, down to x = -87, where it stays: relative error below 2e-7 near 0 and below
  * 6e-8 |x| elsewhere, so that no sum of them errs by more than the first. A polynomial for 2^r with
@@ -8180,6 +8407,267 @@ TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__exp_neon(toy_kv__vf_ne
     low = toy_kv__fma_neon(high, square, low);
     return toy_kv__scale2_neon(low, n);
 }
+
+#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+
+/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
+TOY_KV__TARGET_neon static void toy_kv__scale_rows_neon(const float *gain, const float *src, int rows,
+                                                  float *dst)
+{
+    int r, t;
+    for (r = 0; r < rows; r++)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            int i = r * TOY_KV_BLOCK + t;
+            toy_kv__store_neon(dst + i,
+                            toy_kv__mul_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(src + i)));
+        }
+}
+
+/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
+ * LANES], if not NULL, rises to the highest of each lane. */
+TOY_KV__TARGET_neon static void toy_kv__gain_scores_neon(const float *gain, const float *part,
+                                                   const float *bias, int rows, float *s,
+                                                   float *high)
+{
+    int r, t;
+    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
+        const toy_kv__vf_neon base = toy_kv__set1_neon(bias != NULL ? bias[r] : 0.0f);
+        toy_kv__vf_neon top = toy_kv__set1_neon(TOY_KV__MASKED);
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            toy_kv__vf_neon x = toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(part + t),
+                                           bias != NULL ? base : toy_kv__load_neon(s + t));
+            toy_kv__store_neon(s + t, x);
+            top = toy_kv__max_neon(top, x);
+        }
+        if (high != NULL)
+            toy_kv__store_neon(high + r * TOY_KV__LANES_neon,
+                            toy_kv__max_neon(top, toy_kv__load_neon(high + r * TOY_KV__LANES_neon)));
+    }
+}
+
+/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
+TOY_KV__TARGET_neon static void toy_kv__gains_neon(const unsigned char *p, const unsigned char *table,
+                                             float *gain)
+{
+    int t;
+    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_neon)
+        toy_kv__gather_neon(table, p + t, gain + t);
+    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_neon)
+        toy_kv__store_neon(gain + t, toy_kv__loadh_neon(p + 2 * t));
+}
+
+/* y [n] += x * table row, binary16 [n] */
+TOY_KV__TARGET_neon static void toy_kv__add_row_neon(const unsigned char *row, int n, float x, float *y)
+{
+    int j = 0;
+    toy_kv__vf_neon xs = toy_kv__set1_neon(x);
+    for (; j + TOY_KV__LANES_neon <= n; j += TOY_KV__LANES_neon)
+        toy_kv__store_neon(y + j,
+                        toy_kv__fma_neon(xs, toy_kv__loadh_neon(row + 2 * j), toy_kv__load_neon(y + j)));
+    for (; j < n; j++)
+        y[j] += x * toy_kv__half_at(row, (size_t)j);
+}
+
+/* x . table row, binary16 [n] */
+TOY_KV__TARGET_neon static float toy_kv__dot_row_neon(const unsigned char *row, int n, const float *x)
+{
+    int j = 0;
+    float sum;
+    toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
+    for (; j + TOY_KV__LANES_neon <= n; j += TOY_KV__LANES_neon)
+        a = toy_kv__fma_neon(toy_kv__load_neon(x + j), toy_kv__loadh_neon(row + 2 * j), a);
+    sum = toy_kv__hsum_neon(a);
+    for (; j < n; j++)
+        sum += x[j] * toy_kv__half_at(row, (size_t)j);
+    return sum;
+}
+
+/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
+TOY_KV__TARGET_neon static float toy_kv__largest_neon(const float *s, int blocks, size_t step)
+{
+    int b, t;
+    toy_kv__vf_neon high = toy_kv__load_neon(s);
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
+            high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
+    return toy_kv__hmax_neon(high);
+}
+
+/* The same numbers become exp(s - m); returns their sum. */
+TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int blocks, size_t step, float m)
+{
+    int b, t;
+    toy_kv__vf_neon shift = toy_kv__set1_neon(-m), sum = toy_kv__set1_neon(0.0f);
+    for (b = 0; b < blocks; b++, s += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+            toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
+            toy_kv__store_neon(s + t, e);
+            sum = toy_kv__add_neon(sum, e);
+        }
+    return toy_kv__hsum_neon(sum);
+}
+
+/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ */
+TOY_KV__TARGET_neon static inline void toy_kv__exact_four_neon(const unsigned char *k,
+                                                         const unsigned char *l, const float *q,
+                                                         int next, float *s)
+{
+    float sum[2][4];
+    int d;
+#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f), b##i = a##i;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon x = toy_kv__loadh_neon(k + 2 * d), y = toy_kv__loadh_neon(l + 2 * d);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon query = toy_kv__load_neon(q + i * TOY_KV_HEAD_DIM + d);                            \
+        a##i = toy_kv__fma_neon(query, x, a##i);                                                      \
+        b##i = toy_kv__fma_neon(query, y, b##i);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    toy_kv__hsum4_neon(a0, a1, a2, a3, sum[0]);
+    toy_kv__hsum4_neon(b0, b1, b2, b3, sum[1]);
+    for (; d < TOY_KV_HEAD_DIM; d++) {
+        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
+#define TOY_KV__X(i)                                                                                 \
+    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
+    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(i)                                                                                 \
+    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
+    s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
+/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
+ * at a time. */
+TOY_KV__TARGET_neon static void toy_kv__exact_scores_neon(const unsigned char *k, int n, const float *q,
+                                                    int rows, float *s)
+{
+    int t, r;
+    for (t = 0; t < n; t += 2) {
+        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
+        int next = t + 1 < n;
+        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
+        for (r = 0; r + 4 <= rows; r += 4)
+            toy_kv__exact_four_neon(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
+        for (; r < rows; r++) {
+            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_neon(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+            if (next)
+                s[r * TOY_KV_BLOCK + t + 1] =
+                    toy_kv__dot_row_neon(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+        }
+    }
+}
+
+/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
+TOY_KV__TARGET_neon static void toy_kv__exact_sums_neon(const unsigned char *v, int n, const float *p,
+                                                  int rows, float *o)
+{
+    int t, r, d;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (d = 0; d + 2 * TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_neon) {
+            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_neon;
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__vf_neon a##i = toy_kv__load_neon(dst + i * TOY_KV_HEAD_DIM),                                   \
+                 b##i = toy_kv__load_neon(next + i * TOY_KV_HEAD_DIM);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            for (t = 0; t < n; t++) {
+                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+                toy_kv__vf_neon x = toy_kv__loadh_neon(row),
+                             y = toy_kv__loadh_neon(row + 2 * TOY_KV__LANES_neon);
+#define TOY_KV__X(i)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon w = toy_kv__set1_neon(p[(r + i) * TOY_KV_BLOCK + t]);                              \
+        a##i = toy_kv__fma_neon(w, x, a##i);                                                          \
+        b##i = toy_kv__fma_neon(w, y, b##i);                                                          \
+    }
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+#define TOY_KV__X(i)                                                                                 \
+    toy_kv__store_neon(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
+    toy_kv__store_neon(next + i * TOY_KV_HEAD_DIM, b##i);
+            TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        }
+        for (; d < TOY_KV_HEAD_DIM; d++)
+            for (t = 0; t < n; t++) {
+                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
+                TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+            }
+    }
+    for (; r < rows; r++)
+        for (t = 0; t < n; t++)
+            toy_kv__add_row_neon(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
+                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
+}
+
+/* y [n] = sums over the lanes of acc [n, LANES] */
+TOY_KV__TARGET_neon static void toy_kv__reduce_neon(const float *acc, int n, float *y)
+{
+    int i;
+    for (i = 0; i + 4 <= n; i += 4) {
+        const float *four = acc + (size_t)i * TOY_KV__LANES_neon;
+        toy_kv__hsum4_neon(toy_kv__load_neon(four), toy_kv__load_neon(four + TOY_KV__LANES_neon),
+                        toy_kv__load_neon(four + 2 * TOY_KV__LANES_neon),
+                        toy_kv__load_neon(four + 3 * TOY_KV__LANES_neon), y + i);
+    }
+    for (; i < n; i++)
+        y[i] = toy_kv__hsum_neon(toy_kv__load_neon(acc + (size_t)i * TOY_KV__LANES_neon));
+}
+
+/* x [n] *= factor */
+TOY_KV__TARGET_neon static void toy_kv__shrink_neon(float *x, size_t n, float factor)
+{
+    size_t i;
+    toy_kv__vf_neon f = toy_kv__set1_neon(factor);
+    for (i = 0; i + TOY_KV__LANES_neon <= n; i += TOY_KV__LANES_neon)
+        toy_kv__store_neon(x + i, toy_kv__mul_neon(toy_kv__load_neon(x + i), f));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+/* c, s [n]: cosines and sines of angles, which grow by those of dc, ds [n]. */
+TOY_KV__TARGET_neon static void toy_kv__turn_on_neon(const float *dc, const float *ds, int n, float *c,
+                                               float *s)
+{
+    int i;
+    for (i = 0; i + TOY_KV__LANES_neon <= n; i += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon x = toy_kv__load_neon(c + i), y = toy_kv__load_neon(s + i);
+        toy_kv__vf_neon u = toy_kv__load_neon(dc + i), v = toy_kv__load_neon(ds + i);
+        toy_kv__store_neon(c + i, toy_kv__sub_neon(toy_kv__mul_neon(x, u), toy_kv__mul_neon(y, v)));
+        toy_kv__store_neon(s + i, toy_kv__fma_neon(y, u, toy_kv__mul_neon(x, v)));
+    }
+    for (; i < n; i++) {
+        float x = c[i], y = s[i];
+        c[i] = x * dc[i] - y * ds[i];
+        s[i] = y * dc[i] + x * ds[i];
+    }
+}
+
+#undef TOY_KV__ROWS4
+/* Kernels for one instruction set, in terms of its vector vocabulary:
+ *
+ *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
+ *                       mul fma max round scale2 (x * 2^n, n integral) hsum hmax
+ *   vi: LANES codes     nibbles(plane, t): the 4-bit codes of tokens t .. t + LANES - 1
+ *   vt: sixteen floats  table(p), lookup(table, codes)
+ *   gather(table, bytes, x): binary16 values of a table at GATHERED byte codes
+ *
+ * A plane holds one code of each token of a block: the low nibbles are tokens 0 .. BLOCK/2 - 1, the
+ * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
+ * four at a time, so that a plane is unpacked once for four queries. */
 
 #define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
@@ -8369,78 +8857,6 @@ TOY_KV__TARGET_neon static void toy_kv__sum_scalars_neon(const unsigned char *co
     }
 }
 
-/* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
-TOY_KV__TARGET_neon static void toy_kv__scale_rows_neon(const float *gain, const float *src, int rows,
-                                                  float *dst)
-{
-    int r, t;
-    for (r = 0; r < rows; r++)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-            int i = r * TOY_KV_BLOCK + t;
-            toy_kv__store_neon(dst + i,
-                            toy_kv__mul_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(src + i)));
-        }
-}
-
-/* s [rows, BLOCK] = (bias [rows], or s if NULL) + gain [BLOCK] * part [rows, BLOCK]; high [rows,
- * LANES], if not NULL, rises to the highest of each lane. */
-TOY_KV__TARGET_neon static void toy_kv__gain_scores_neon(const float *gain, const float *part,
-                                                   const float *bias, int rows, float *s,
-                                                   float *high)
-{
-    int r, t;
-    for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
-        const toy_kv__vf_neon base = toy_kv__set1_neon(bias != NULL ? bias[r] : 0.0f);
-        toy_kv__vf_neon top = toy_kv__set1_neon(TOY_KV__MASKED);
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-            toy_kv__vf_neon x = toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(part + t),
-                                           bias != NULL ? base : toy_kv__load_neon(s + t));
-            toy_kv__store_neon(s + t, x);
-            top = toy_kv__max_neon(top, x);
-        }
-        if (high != NULL)
-            toy_kv__store_neon(high + r * TOY_KV__LANES_neon,
-                            toy_kv__max_neon(top, toy_kv__load_neon(high + r * TOY_KV__LANES_neon)));
-    }
-}
-
-/* gain [BLOCK]: binary16 at p, or where there is a table its entries at the bytes at p. */
-TOY_KV__TARGET_neon static void toy_kv__gains_neon(const unsigned char *p, const unsigned char *table,
-                                             float *gain)
-{
-    int t;
-    for (t = 0; t < TOY_KV_BLOCK && table != NULL; t += TOY_KV__GATHERED_neon)
-        toy_kv__gather_neon(table, p + t, gain + t);
-    for (t = 0; t < TOY_KV_BLOCK && table == NULL; t += TOY_KV__LANES_neon)
-        toy_kv__store_neon(gain + t, toy_kv__loadh_neon(p + 2 * t));
-}
-
-/* y [n] += x * table row, binary16 [n] */
-TOY_KV__TARGET_neon static void toy_kv__add_row_neon(const unsigned char *row, int n, float x, float *y)
-{
-    int j = 0;
-    toy_kv__vf_neon xs = toy_kv__set1_neon(x);
-    for (; j + TOY_KV__LANES_neon <= n; j += TOY_KV__LANES_neon)
-        toy_kv__store_neon(y + j,
-                        toy_kv__fma_neon(xs, toy_kv__loadh_neon(row + 2 * j), toy_kv__load_neon(y + j)));
-    for (; j < n; j++)
-        y[j] += x * toy_kv__half_at(row, (size_t)j);
-}
-
-/* x . table row, binary16 [n] */
-TOY_KV__TARGET_neon static float toy_kv__dot_row_neon(const unsigned char *row, int n, const float *x)
-{
-    int j = 0;
-    float sum;
-    toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-    for (; j + TOY_KV__LANES_neon <= n; j += TOY_KV__LANES_neon)
-        a = toy_kv__fma_neon(toy_kv__load_neon(x + j), toy_kv__loadh_neon(row + 2 * j), a);
-    sum = toy_kv__hsum_neon(a);
-    for (; j < n; j++)
-        sum += x[j] * toy_kv__half_at(row, (size_t)j);
-    return sum;
-}
-
 /* lut [planes, rows, 16]: the score of each of a plane's codewords with the queries y [rows,
  * stride] of the run's channels. */
 TOY_KV__TARGET_neon static void toy_kv__fill_tables_neon(const toy_kv__run *run, const float *y,
@@ -8477,162 +8893,6 @@ TOY_KV__TARGET_neon static void toy_kv__fill_tables_neon(const toy_kv__run *run,
             }
         }
     }
-}
-
-/* The largest of s, BLOCK numbers in each of `blocks` blocks `step` apart. */
-TOY_KV__TARGET_neon static float toy_kv__largest_neon(const float *s, int blocks, size_t step)
-{
-    int b, t;
-    toy_kv__vf_neon high = toy_kv__load_neon(s);
-    for (b = 0; b < blocks; b++, s += step)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
-            high = toy_kv__max_neon(high, toy_kv__load_neon(s + t));
-    return toy_kv__hmax_neon(high);
-}
-
-/* The same numbers become exp(s - m); returns their sum. */
-TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int blocks, size_t step, float m)
-{
-    int b, t;
-    toy_kv__vf_neon shift = toy_kv__set1_neon(-m), sum = toy_kv__set1_neon(0.0f);
-    for (b = 0; b < blocks; b++, s += step)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-            toy_kv__vf_neon e = toy_kv__exp_neon(toy_kv__add_neon(toy_kv__load_neon(s + t), shift));
-            toy_kv__store_neon(s + t, e);
-            sum = toy_kv__add_neon(sum, e);
-        }
-    return toy_kv__hsum_neon(sum);
-}
-
-/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
- */
-TOY_KV__TARGET_neon static inline void toy_kv__exact_four_neon(const unsigned char *k,
-                                                         const unsigned char *l, const float *q,
-                                                         int next, float *s)
-{
-    float sum[2][4];
-    int d;
-#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f), b##i = a##i;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon x = toy_kv__loadh_neon(k + 2 * d), y = toy_kv__loadh_neon(l + 2 * d);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon query = toy_kv__load_neon(q + i * TOY_KV_HEAD_DIM + d);                            \
-        a##i = toy_kv__fma_neon(query, x, a##i);                                                      \
-        b##i = toy_kv__fma_neon(query, y, b##i);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-    toy_kv__hsum4_neon(a0, a1, a2, a3, sum[0]);
-    toy_kv__hsum4_neon(b0, b1, b2, b3, sum[1]);
-    for (; d < TOY_KV_HEAD_DIM; d++) {
-        float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
-#define TOY_KV__X(i)                                                                                 \
-    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
-    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-#define TOY_KV__X(i)                                                                                 \
-    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
-    s[i * TOY_KV_BLOCK + next] = sum[1][i];
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-}
-
-/* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
- * at a time. */
-TOY_KV__TARGET_neon static void toy_kv__exact_scores_neon(const unsigned char *k, int n, const float *q,
-                                                    int rows, float *s)
-{
-    int t, r;
-    for (t = 0; t < n; t += 2) {
-        const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
-        int next = t + 1 < n;
-        const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
-        for (r = 0; r + 4 <= rows; r += 4)
-            toy_kv__exact_four_neon(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
-        for (; r < rows; r++) {
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_neon(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-            if (next)
-                s[r * TOY_KV_BLOCK + t + 1] =
-                    toy_kv__dot_row_neon(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-        }
-    }
-}
-
-/* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
-TOY_KV__TARGET_neon static void toy_kv__exact_sums_neon(const unsigned char *v, int n, const float *p,
-                                                  int rows, float *o)
-{
-    int t, r, d;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (d = 0; d + 2 * TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_neon) {
-            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_neon;
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__vf_neon a##i = toy_kv__load_neon(dst + i * TOY_KV_HEAD_DIM),                                   \
-                 b##i = toy_kv__load_neon(next + i * TOY_KV_HEAD_DIM);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (t = 0; t < n; t++) {
-                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-                toy_kv__vf_neon x = toy_kv__loadh_neon(row),
-                             y = toy_kv__loadh_neon(row + 2 * TOY_KV__LANES_neon);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon w = toy_kv__set1_neon(p[(r + i) * TOY_KV_BLOCK + t]);                              \
-        a##i = toy_kv__fma_neon(w, x, a##i);                                                          \
-        b##i = toy_kv__fma_neon(w, y, b##i);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__store_neon(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
-    toy_kv__store_neon(next + i * TOY_KV_HEAD_DIM, b##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; d < TOY_KV_HEAD_DIM; d++)
-            for (t = 0; t < n; t++) {
-                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-    }
-    for (; r < rows; r++)
-        for (t = 0; t < n; t++)
-            toy_kv__add_row_neon(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
-                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
-}
-
-/* y [n] = sums over the lanes of acc [n, LANES] */
-TOY_KV__TARGET_neon static void toy_kv__reduce_neon(const float *acc, int n, float *y)
-{
-    int i;
-    for (i = 0; i + 4 <= n; i += 4) {
-        const float *four = acc + (size_t)i * TOY_KV__LANES_neon;
-        toy_kv__hsum4_neon(toy_kv__load_neon(four), toy_kv__load_neon(four + TOY_KV__LANES_neon),
-                        toy_kv__load_neon(four + 2 * TOY_KV__LANES_neon),
-                        toy_kv__load_neon(four + 3 * TOY_KV__LANES_neon), y + i);
-    }
-    for (; i < n; i++)
-        y[i] = toy_kv__hsum_neon(toy_kv__load_neon(acc + (size_t)i * TOY_KV__LANES_neon));
-}
-
-/* x [n] *= factor */
-TOY_KV__TARGET_neon static void toy_kv__shrink_neon(float *x, size_t n, float factor)
-{
-    size_t i;
-    toy_kv__vf_neon f = toy_kv__set1_neon(factor);
-    for (i = 0; i + TOY_KV__LANES_neon <= n; i += TOY_KV__LANES_neon)
-        toy_kv__store_neon(x + i, toy_kv__mul_neon(toy_kv__load_neon(x + i), f));
-    for (; i < n; i++)
-        x[i] *= factor;
 }
 
 /* Of n codewords, binary16 [width, n], the nearest to z [width], the lower one on ties. */
@@ -8688,9 +8948,730 @@ static const toy_kv__ops toy_kv__ops_neon = {TOY_KV__LANES_neon, TOY_KV__KERNELS
 #undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
+/* What the byte kernels for NEON with dot products have in common: codes and entries that a table
+ * instruction looks up, dot products, sums. Few of them need more than NEON; those have a target.
+ */
+
+#if defined(__ARM_FEATURE_DOTPROD)
+#define TOY_KV__TARGET_dot
+#elif defined(__clang__)
+#define TOY_KV__TARGET_dot __attribute__((target("dotprod,rdm")))
+#elif __GNUC__ >= 8 && !defined(__ARM_FEATURE_SVE) && !defined(__ARM_FEATURE_COMPLEX)
+/* Not "+dotprod", which assemblers refuse below ARMv8.2. What the command line may have enabled has
+ * to stay, or what it was enabled for would not be inlined. */
+#define TOY_KV__TARGET_dot __attribute__((target("arch=armv8.2-a+crypto+fp16+dotprod")))
+#endif
+
+#if TOY_KV_BLOCK >= 64
+#define TOY_KV__BYTE_OPS_dot &toy_kv__byte_ops_neon
+#else
+#define TOY_KV__BYTE_OPS_dot NULL
+#endif
+
+#if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
+
+#define TOY_KV__INLINE_neon TOY_KV__TARGET_dot static inline __attribute__((always_inline))
+
+/* Planes whose scores are summed in 16 bits. */
+#define TOY_KV__CHUNK_neon 64
+
+/* sum += products of bytes, four to a lane. Compilers hide the intrinsics of what the command line
+ * does not enable. */
+TOY_KV__INLINE_neon void toy_kv__add_bytes_neon(uint32x4_t *sum, uint8x16_t a, uint8x16_t b)
+{
+    __asm__("udot %0.4s, %1.16b, %2.16b" : "+w"(*sum) : "w"(a), "w"(b));
+}
+
+/* sum += the rounded high halves of twice the products of words a and word `lane` of b. */
+#define TOY_KV__ADD_WORDS_neon(sum, a, b, lane)                                                      \
+    __asm__("sqrdmlah %0.8h, %1.8h, %2.h[" #lane "]" : "+w"(sum) : "w"(a), "x"(b))
+
+/* Codes of 16 tokens of a plane, low nibbles or (`second`) high ones. */
+TOY_KV__INLINE_neon uint8x16_t toy_kv__codes_neon(uint8x16_t x, const int second)
+{
+    return second ? vshrq_n_u8(x, 4) : vandq_u8(x, vdupq_n_u8(15));
+}
+
+/* Indices for tables of twice sixteen bytes: of the 32 tokens of a piece of plane a, low nibbles
+ * first, eight in each, an index into the first sixteen and one of plane b's into the second. */
+TOY_KV__INLINE_neon void toy_kv__pairs_neon(uint8x16_t a, uint8x16_t b, uint8x16_t *index)
+{
+    const uint8x16_t base = vdupq_n_u8(16);
+    const uint8x16_t b0 = vorrq_u8(toy_kv__codes_neon(b, 0), base);
+    const uint8x16_t b1 = vorrq_u8(toy_kv__codes_neon(b, 1), base);
+    index[0] = vzip1q_u8(toy_kv__codes_neon(a, 0), b0);
+    index[1] = vzip2q_u8(toy_kv__codes_neon(a, 0), b0);
+    index[2] = vzip1q_u8(toy_kv__codes_neon(a, 1), b1);
+    index[3] = vzip2q_u8(toy_kv__codes_neon(a, 1), b1);
+}
+
+/* Such a table, and the words that one of sixteen low and sixteen high bytes has for a piece. */
+TOY_KV__INLINE_neon uint8x16x2_t toy_kv__two_neon(const signed char *p)
+{
+    return vld1q_u8_x2((const unsigned char *)p);
+}
+TOY_KV__INLINE_neon void toy_kv__words_neon(uint8x16_t x, const signed char *p, int16x8_t *word)
+{
+    const uint8x16x2_t t = toy_kv__two_neon(p);
+    uint8x16_t index[4];
+    int i;
+    toy_kv__pairs_neon(x, x, index);
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++)
+        word[i] = vreinterpretq_s16_u8(vqtbl2q_u8(t, index[i]));
+}
+
+/* As toy_kv__ask(), which may not be inlined here. */
+TOY_KV__INLINE_neon void toy_kv__ask_neon(toy_kv__asked *a)
+{
+    TOY_KV__PREFETCH(a->keys, 3);
+    TOY_KV__PREFETCH(a->values, 2);
+    a->keys += a->keys < a->keys_end ? 64 : 0;
+    a->values += a->values < a->values_end ? 64 : 0;
+}
+
+/* Scores of a piece, s [16] and half a block later = (add ? s : 0) + scale * words. */
+TOY_KV__INLINE_neon void toy_kv__flush_neon(const int16x8_t *words, float scale, int add, float *s)
+{
+    int i;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        float *to = s + i / 2 * (TOY_KV_BLOCK / 2) + i % 2 * 8;
+        float32x4_t a = vcvtq_f32_s32(vmovl_s16(vget_low_s16(words[i])));
+        float32x4_t b = vcvtq_f32_s32(vmovl_high_s16(words[i]));
+        vst1q_f32(to, add ? vfmaq_n_f32(vld1q_f32(to), a, scale) : vmulq_n_f32(a, scale));
+        vst1q_f32(to + 4, add ? vfmaq_n_f32(vld1q_f32(to + 4), b, scale) : vmulq_n_f32(b, scale));
+    }
+}
+
+/* Eight floats times factor, rounded to words. */
+static inline int16x8_t toy_kv__eight_neon(const float *x, float factor)
+{
+    int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x), factor));
+    int32x4_t b = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 4), factor));
+    return vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
+}
+
+/* Sixteen floats times factor, rounded to bytes. */
+static inline void toy_kv__sixteen_neon(const float *x, float factor, signed char *out)
+{
+    vst1q_s8(out, vcombine_s8(vqmovn_s16(toy_kv__eight_neon(x, factor)),
+                              vqmovn_s16(toy_kv__eight_neon(x + 8, factor))));
+}
+
+/* The same rounded to words, of which the sixteen low bytes lie before the high ones. */
+static inline void toy_kv__split_neon(const float *x, float factor, signed char *out)
+{
+    int8x16_t a = vreinterpretq_s8_s16(toy_kv__eight_neon(x, factor));
+    int8x16_t b = vreinterpretq_s8_s16(toy_kv__eight_neon(x + 8, factor));
+    vst1q_s8(out, vuzp1q_s8(a, b));
+    vst1q_s8(out + 16, vuzp2q_s8(a, b));
+}
+
+/* The largest magnitude of sixteen floats. */
+static inline float toy_kv__reach_neon(const float *x)
+{
+    float32x4_t a = vmaxq_f32(vabsq_f32(vld1q_f32(x)), vabsq_f32(vld1q_f32(x + 4)));
+    float32x4_t b = vmaxq_f32(vabsq_f32(vld1q_f32(x + 8)), vabsq_f32(vld1q_f32(x + 12)));
+    return vmaxvq_f32(vmaxq_f32(a, b));
+}
+
+#endif
+/* Sums of values in bytes, NEON with dot products: what toy_kv__byte_ops promises (types.h).
+ *
+ * A plane's codes become 8-bit codewords by a table lookup, and a dot product adds codeword times
+ * weight over four tokens a lane, both unsigned: codewords are 128 more than they are, for which
+ * sums begin lower. 64 tokens of a channel take 16 dot products for four rows, 4 lookups, and of
+ * what four channels or four rows share 10 instructions: loads, and the cutting of codes. */
+
+#if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
+
+/* The largest weight, which a threshold is added to; and what is left of one counts so much less.
+ */
+#define TOY_KV__MOST_WEIGHT_neon 254.0f
+#define TOY_KV__WEIGHT_REST_neon 255.0f
+
+/* Sixteen numbers below 256 to bytes, rounded down. */
+static inline uint8x16_t toy_kv__floor_neon(const float32x4_t *x)
+{
+    uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(vcvtq_u32_f32(x[0])),
+                                vreinterpretq_u16_u32(vcvtq_u32_f32(x[1])));
+    uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(vcvtq_u32_f32(x[2])),
+                                 vreinterpretq_u16_u32(vcvtq_u32_f32(x[3])));
+    return vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
+}
+
+/* Sixteen weights p * gain * factor; rest, if not NULL, gets what is left of them. */
+static inline void toy_kv__pack_sixteen_neon(const float *p, const float *gain, float factor,
+                                           unsigned char *out, unsigned char *rest)
+{
+    /* Thresholds spread evenly over (0, 1): small weights are not all rounded away, however large
+     * the row's largest is; on average over positions, rounding keeps the sum. */
+    static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
+                                     0.40625f, 0.90625f, 0.09375f, 0.59375f, 0.34375f, 0.84375f,
+                                     0.21875f, 0.71875f, 0.46875f, 0.96875f};
+    float32x4_t x[4];
+    int i;
+    for (i = 0; i < 4; i++) {
+        float32x4_t w = vmulq_f32(vld1q_f32(p + 4 * i), vld1q_f32(gain + 4 * i));
+        x[i] = rest == NULL ? vfmaq_n_f32(vld1q_f32(dither + 4 * i), w, factor)
+                            : vmulq_n_f32(w, factor);
+    }
+    vst1q_u8(out, toy_kv__floor_neon(x));
+    if (rest == NULL)
+        return;
+    for (i = 0; i < 4; i++) /* to the nearest: half a step more, rounded down */
+        x[i] = vfmaq_n_f32(vdupq_n_f32(0.5f), vsubq_f32(x[i], vrndmq_f32(x[i])),
+                           TOY_KV__WEIGHT_REST_neon);
+    vst1q_u8(rest, toy_kv__floor_neon(x));
+}
+
+static void toy_kv__pack_weights_neon(const float *p, const float *gain, int blocks, int rows,
+                                    unsigned char *out, unsigned char *rest, float *scale)
+{
+    const size_t step = (size_t)rows * TOY_KV_BLOCK;
+    int b, r, t;
+    for (r = 0; r < rows; r++, p += TOY_KV_BLOCK, out += TOY_KV_BLOCK) {
+        float32x4_t high = vdupq_n_f32(0.0f);
+        float top, factor;
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 4)
+                high = vmaxq_f32(high, vmulq_f32(vld1q_f32(p + (size_t)b * step + t),
+                                                 vld1q_f32(gain + b * TOY_KV_BLOCK + t)));
+        top = vmaxvq_f32(high);
+        scale[r] = top / TOY_KV__MOST_WEIGHT_neon;
+        factor = top > 0.0f ? TOY_KV__MOST_WEIGHT_neon / top : 0.0f;
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+                const size_t at = (size_t)b * step + (size_t)t;
+                toy_kv__pack_sixteen_neon(p + at, gain + b * TOY_KV_BLOCK + t, factor, out + at,
+                                        rest == NULL ? NULL : rest + at);
+            }
+        rest += rest != NULL ? TOY_KV_BLOCK : 0;
+    }
+}
+
+static void toy_kv__pack_books_neon(const float *book, int n, signed char *out, float *scale)
+{
+    int i;
+    for (i = 0; i < n; i++) {
+        float top = toy_kv__reach_neon(book + i * 16);
+        scale[i] = top / 127.0f;
+        toy_kv__sixteen_neon(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f, out + i * 16);
+    }
+}
+
+/* Four channels of a run: the first token of their planes in a block, and their latents. */
+typedef struct toy_kv__four {
+    size_t plane[4], latent[4];
+} toy_kv__four;
+
+/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. */
+static inline toy_kv__four toy_kv__four_of(const toy_kv__run *run, size_t offset, int c, int n)
+{
+    toy_kv__four four;
+    int i;
+    for (i = 0; i < 4; i++) {
+        const int channel = c + i < n ? c + i : n - 1, plane = channel / run->width;
+        four.plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
+        four.latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
+    }
+    return four;
+}
+
+/* zero [4]: what sums of a row's weights times codewords begin with. */
+TOY_KV__TARGET_dot static void toy_kv__zero_neon(const unsigned char *weights, int blocks, size_t step,
+                                             uint32_t *zero)
+{
+    uint32x4_t sum = vdupq_n_u32(0);
+    int b, t;
+    for (b = 0; b < blocks; b++, weights += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += 16)
+            toy_kv__add_bytes_neon(&sum, vld1q_u8(weights + t), vdupq_n_u8(128));
+    vst1q_u32(zero, vsubq_u32(vdupq_n_u32(0), sum));
+}
+
+/* Four channels, `each` of them of one plane, `real` of them there, for n rows from row r on; each
+ * and n are constants. */
+TOY_KV__INLINE_neon void toy_kv__sum_four_neon(const unsigned char *const *codes, int blocks,
+                                           const toy_kv__four *four, const int each, int real,
+                                           const signed char *book, const float *book_scale,
+                                           const unsigned char *weights, const uint32_t *zero,
+                                           const float *scale, int rows, int r, const int n,
+                                           float *acc, size_t stride)
+{
+    const unsigned char *w = weights + (size_t)r * TOY_KV_BLOCK;
+    uint32x4_t sum[4][4];
+    uint8x16_t table[4];
+    int b, i, k, t;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        table[i] = veorq_u8(vreinterpretq_u8_s8(vld1q_s8(book + 16 * (i < real ? i : 0))),
+                            vdupq_n_u8(128));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][i] = vld1q_u32(zero + 4 * (r + k));
+    }
+    for (b = 0; b < blocks; b++, w += (size_t)rows * TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 16) {
+            uint8x16_t x = vld1q_u8(codes[b] + four->plane[0] + t), low[4], high[4];
+            if (t % 32 == 0) /* for the next ones */
+                TOY_KV__PREFETCH(codes[b] + four->plane[3] + t + TOY_KV_BLOCK, 3);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                if (i > 0 && i % each == 0)
+                    x = vld1q_u8(codes[b] + four->plane[i] + t);
+                low[i] = vqtbl1q_u8(table[i], toy_kv__codes_neon(x, 0));
+                high[i] = vqtbl1q_u8(table[i], toy_kv__codes_neon(x, 1));
+            }
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                const uint8x16_t p = vld1q_u8(w + k * TOY_KV_BLOCK + t);
+                const uint8x16_t q = vld1q_u8(w + k * TOY_KV_BLOCK + t + TOY_KV_BLOCK / 2);
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_neon(&sum[k][i], p, low[i]);
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_neon(&sum[k][i], q, high[i]);
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) {
+            float *to = acc + ((size_t)(r + k) * stride + four->latent[i]) * 4;
+            float32x4_t x = vcvtq_f32_s32(vreinterpretq_s32_u32(sum[k][i]));
+            if (i < real)
+                vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), x, scale[r + k] * book_scale[i]));
+        }
+}
+
+/* All channels of a run, `each` of every four of one plane. */
+TOY_KV__INLINE_neon void toy_kv__sum_run_neon(const unsigned char *const *codes, size_t offset,
+                                          int blocks, const toy_kv__run *run, const int each,
+                                          const signed char *book, const float *book_scale,
+                                          const unsigned char *weights, const uint32_t *zero,
+                                          const float *scale, int rows, float *acc, size_t stride)
+{
+    const int n = run->planes * run->width;
+    int c, r;
+    for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
+        const toy_kv__four four = toy_kv__four_of(run, offset, c, n);
+        const int real = n - c < 4 ? n - c : 4;
+#define TOY_KV__X(n_rows)                                                                            \
+    toy_kv__sum_four_neon(codes, blocks, &four, each, real, book, book_scale, weights, zero, scale,  \
+                        rows, r, n_rows, acc, stride)
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__X(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__X(2);
+        for (; r < rows; r++)
+            TOY_KV__X(1);
+#undef TOY_KV__X
+    }
+}
+
+TOY_KV__TARGET_dot static void toy_kv__sum_bytes_neon(const unsigned char *const *codes, size_t offset,
+                                                  int blocks, const toy_kv__run *run,
+                                                  const signed char *book, const float *book_scale,
+                                                  const unsigned char *weights, const float *scale,
+                                                  int rows, toy_kv__asked *ahead, float *acc,
+                                                  size_t stride)
+{
+    uint32_t zero[4 * TOY_KV__MAX_ROWS];
+    int r;
+    (void)ahead; /* little is to be gained where sums take so long */
+    for (r = 0; r < rows; r++)
+        toy_kv__zero_neon(weights + r * TOY_KV_BLOCK, blocks, (size_t)rows * TOY_KV_BLOCK, zero + 4 * r);
+#define TOY_KV__X(each)                                                                              \
+    toy_kv__sum_run_neon(codes, offset, blocks, run, each, book, book_scale, weights, zero, scale,   \
+                       rows, acc, stride)
+    if (run->width % 4 == 0)
+        TOY_KV__X(4);
+    else if (run->width == 2)
+        TOY_KV__X(2);
+    else
+        TOY_KV__X(1);
+#undef TOY_KV__X
+}
+
+#endif
+/* Scores of codes of one channel, NEON with dot products: what toy_kv__byte_ops promises (types.h).
+ *
+ * The codewords themselves are looked up, low and high bytes side by side, which one lookup does
+ * for every row, and meet the query in products of words whose high halves are added: units are
+ * such that no sum of them leaves 16 bits. A group is two channels. 64 tokens of a channel take 32
+ * products for four rows, 8 lookups, and 28 instructions more: loads, and what makes indices. */
+
+#if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
+
+/* The largest codeword of a channel counts so many steps. */
+#define TOY_KV__DOT_TOP_neon 32767.0f
+
+/* table [groups, 64]: sixteen low and sixteen high bytes of each channel; scale [4 * groups]. */
+static void toy_kv__dot_books_neon(const toy_kv__run *run, unsigned char *table, float *scale)
+{
+    const int room = 4 * toy_kv__dot_groups(run);
+    int c, i;
+    for (c = 0; c < room; c++) {
+        float book[16] = {0.0f}, top;
+        if (c < run->planes) {
+            const unsigned char *from =
+                toy_kv__table(run->book + c / run->stages * run->book_step + c % run->stages * 16);
+            for (i = 0; i < 16; i += 4)
+                vst1q_f32(book + i, toy_kv__loadh_neon(from + 2 * i));
+        }
+        top = toy_kv__reach_neon(book);
+        scale[c] = top / TOY_KV__DOT_TOP_neon;
+        if (c < 2 * toy_kv__dot_groups(run)) /* the table has room for two a group */
+            toy_kv__split_neon(book, top > 0.0f ? TOY_KV__DOT_TOP_neon / top : 0.0f,
+                             (signed char *)table + 32 * c);
+    }
+}
+
+/* Channels c .. c + 7 of a row's latents y times their scales; 0 behind the last. */
+static inline void toy_kv__dot_latents_neon(const toy_kv__run *run, const float *y, const float *scale,
+                                          int c, float *x)
+{
+    int i;
+    if (run->stages == 1 && c + 8 <= run->planes) {
+        vst1q_f32(x, vmulq_f32(vld1q_f32(y + c), vld1q_f32(scale + c)));
+        vst1q_f32(x + 4, vmulq_f32(vld1q_f32(y + c + 4), vld1q_f32(scale + c + 4)));
+        return;
+    }
+    for (i = 0; i < 8; i++)
+        x[i] = c + i < run->planes ? y[(c + i) / run->stages] * scale[c + i] : 0.0f;
+}
+
+/* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 2] words
+ * and unit [rows, 2], of which the second stays unused. */
+static void toy_kv__dot_queries_neon(const toy_kv__run *run, const float *scale, const float *y,
+                                   size_t stride, int rows, unsigned char *lanes, float *unit,
+                                   float *energy)
+{
+    const int room = 2 * toy_kv__dot_groups(run);
+    float x[8];
+    int r, c;
+    for (r = 0; r < rows; r++, y += stride, lanes += 2 * room) {
+        float32x4_t square = vdupq_n_f32(0.0f);
+        float most = 0.0f, sum = 0.0f, factor;
+        for (c = 0; c < room; c += 8) {
+            float32x4_t a, b;
+            toy_kv__dot_latents_neon(run, y, scale, c, x);
+            a = vld1q_f32(x);
+            b = vld1q_f32(x + 4);
+            square = vfmaq_f32(vfmaq_f32(square, a, a), b, b);
+            sum = (c % TOY_KV__CHUNK_neon == 0 ? 0.0f : sum) +
+                  vaddvq_f32(vaddq_f32(vabsq_f32(a), vabsq_f32(b)));
+            most = sum > most ? sum : most;
+        }
+        /* Rounding of a channel's word, and of its products, may add half a unit each. */
+        unit[2 * r] = most * (32768.0f / (32767.0f - TOY_KV__CHUNK_neon));
+        unit[2 * r + 1] = 0.0f;
+        /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
+         * for Gaussian channels. */
+        if (energy != NULL)
+            energy[r] += vaddvq_f32(square) * (TOY_KV__DOT_TOP_neon * TOY_KV__DOT_TOP_neon / 7.0f);
+        factor = most > 0.0f ? 32768.0f / unit[2 * r] : 0.0f;
+        for (c = 0; c < room; c += 8) {
+            short words[8];
+            toy_kv__dot_latents_neon(run, y, scale, c, x);
+            vst1q_s16(words, toy_kv__eight_neon(x, factor));
+            memcpy(lanes + 2 * c, words, 2 * (size_t)(room - c < 8 ? room - c : 8));
+        }
+    }
+}
+
+/* Scores of 32 tokens, a piece of sixteen bytes of each plane, for n rows from row r on: planes
+ * from .. to - 1, at most CHUNK. queries [channels, 4 rows]; n is a constant. */
+TOY_KV__INLINE_neon void toy_kv__dot_rows_neon(const unsigned char *codes, int from, int to,
+                                           const signed char *table, const short *queries,
+                                           const float *unit, int r, const int n, int add,
+                                           toy_kv__asked *ahead, float *s)
+{
+    int16x8_t sum[4][4];
+    int p, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = vdupq_n_s16(0);
+    for (p = from; p < to; p++) {
+        const int16x4_t q = vld1_s16(queries + 4 * p);
+        int16x8_t word[4];
+        toy_kv__words_neon(vld1q_u8(codes + (size_t)p * (TOY_KV_BLOCK / 2)), table + 32 * p, word);
+        if (p % 2 == 0)
+            toy_kv__ask_neon(ahead);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) {
+            TOY_KV__ADD_WORDS_neon(sum[0][i], word[i], q, 0);
+            if (n > 1)
+                TOY_KV__ADD_WORDS_neon(sum[1][i], word[i], q, 1);
+            if (n > 2)
+                TOY_KV__ADD_WORDS_neon(sum[2][i], word[i], q, 2);
+            if (n > 2)
+                TOY_KV__ADD_WORDS_neon(sum[3][i], word[i], q, 3);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__flush_neon(sum[k], unit[2 * (r + k)], add, s + (r + k) * TOY_KV_BLOCK);
+}
+
+/* Some blocks for n rows from row r on: 1, 2 or 4, a constant. */
+TOY_KV__INLINE_neon void toy_kv__dot_blocks_neon(const unsigned char *const *codes, size_t offset,
+                                             int blocks, const toy_kv__run *run,
+                                             const unsigned char *table, const unsigned char *lanes,
+                                             const float *unit, int rows, int r, const int n,
+                                             int add, toy_kv__asked *ahead, float *s)
+{
+    const size_t bytes = 4 * (size_t)toy_kv__dot_groups(run);
+    short queries[8 * TOY_KV__MAX_DOT_GROUPS];
+    int b, k, p, t, from, to;
+    for (p = 0; p < run->planes; p++)
+        for (k = 0; k < 4; k++)
+            memcpy(&queries[4 * p + k],
+                   lanes + (size_t)(r + (k < n ? k : 0)) * bytes + 2 * (size_t)p, 2);
+    for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 16)
+            for (from = 0; from < run->planes; from = to) {
+                to = run->planes - from < TOY_KV__CHUNK_neon ? run->planes : from + TOY_KV__CHUNK_neon;
+                toy_kv__dot_rows_neon(codes[b] + offset + t, from, to, (const signed char *)table,
+                                    queries, unit, r, n, add || from > 0, ahead, s + t);
+            }
+}
+
+TOY_KV__TARGET_dot static void toy_kv__dot_scores_neon(const unsigned char *const *codes, size_t offset,
+                                                   int blocks, const toy_kv__run *run,
+                                                   const unsigned char *table,
+                                                   const unsigned char *lanes, const float *unit,
+                                                   int rows, int add, toy_kv__asked *ahead, float *s)
+{
+    toy_kv__asked asked = *ahead;
+    int r = 0;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__dot_blocks_neon(codes, offset, blocks, run, table, lanes, unit, rows, r, n, add, &asked, \
+                          s)
+    for (; r + 4 <= rows; r += 4)
+        TOY_KV__X(4);
+    for (; r + 2 <= rows; r += 2)
+        TOY_KV__X(2);
+    for (; r < rows; r++)
+        TOY_KV__X(1);
+#undef TOY_KV__X
+    *ahead = asked;
+}
+
+#endif
+/* Score tables in bytes, NEON with dot products: what toy_kv__byte_ops promises (types.h); and the
+ * operations of that instruction set.
+ *
+ * A lookup in two registers takes eight tokens of two times sixteen bytes. For a wide plane these
+ * are the low and the high bytes of its entries: what it finds are words. For two narrow planes
+ * they are the entries of both: neighbours are added as words. Either way sums are words, and 64
+ * tokens of a wide plane or of two narrow ones take 64 instructions for four rows, 16 loads of
+ * tables, and 20 to 30 that all rows share. */
+
+#if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
+
+/* Narrow planes whose scores are summed in 16 bits. */
+#define TOY_KV__NARROW_CHUNK_neon 256
+
+/* The table of plane p for row r in lut [planes, rows, 16]. */
+static inline const float *toy_kv__lut_neon(const float *lut, int p, int rows, int r)
+{
+    return lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+}
+
+/* Wide planes: from the last plane on, as many narrow ones as keep every row's rounding error
+ * within the tolerance. top [rows]: the largest entries of narrow planes. */
+static int toy_kv__wide_planes_neon(const float *lut, int planes, int rows, const float *energy,
+                                  float *top)
+{
+    int p, r, i, wide = 0;
+    for (r = 0; r < rows; r++) {
+        float32x4_t square = vdupq_n_f32(0.0f);
+        float limit, most = 0.0f;
+        for (p = 0; p < planes; p++)
+            for (i = 0; i < 16; i += 4) {
+                const float32x4_t x = vld1q_f32(toy_kv__lut_neon(lut, p, rows, r) + i);
+                square = vfmaq_f32(square, x, x);
+            }
+        /* A narrow plane adds (top / 127)^2 / 12 to the mean square of an error. Half the
+         * tolerance: rounding of wide planes is seen as well. */
+        limit = 0.25f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR * 127.0f * 127.0f * 12.0f *
+                (energy[r] + vaddvq_f32(square) / 16.0f);
+        for (p = planes - 1; p >= wide; p--) {
+            float m = toy_kv__reach_neon(toy_kv__lut_neon(lut, p, rows, r));
+            most = m > most ? m : most;
+            if (most * most * (float)(planes - p) > limit)
+                wide = p + 1;
+        }
+    }
+    for (r = 0; r < rows; r++)
+        for (top[r] = 0.0f, p = wide; p < planes; p++) {
+            float m = toy_kv__reach_neon(toy_kv__lut_neon(lut, p, rows, r));
+            top[r] = m > top[r] ? m : top[r];
+        }
+    return wide;
+}
+
+/* What an entry of row r counts in wide planes. */
+static float toy_kv__wide_scale_neon(const float *lut, int wide, int rows, int r)
+{
+    float sum = 0.0f, most = 0.0f;
+    int p;
+    for (p = 0; p < wide; p++) {
+        sum = (p % TOY_KV__CHUNK_neon == 0 ? 0.0f : sum) +
+              toy_kv__reach_neon(toy_kv__lut_neon(lut, p, rows, r));
+        most = sum > most ? sum : most;
+    }
+    return most / (32767.0f - TOY_KV__CHUNK_neon); /* rounding may add half a unit a plane */
+}
+
+static void toy_kv__pack_tables_neon(const float *lut, int planes, int rows, const float *energy,
+                                   toy_kv__packed *head, signed char *out)
+{
+    const signed char *start = out;
+    float top[TOY_KV__MAX_ROWS], factor[2 * TOY_KV__MAX_ROWS];
+    int p, r, i;
+    head->wide = toy_kv__wide_planes_neon(lut, planes, rows, energy, top);
+    for (r = 0; r < rows; r++) {
+        head->scale[2 * r] = toy_kv__wide_scale_neon(lut, head->wide, rows, r);
+        head->scale[2 * r + 1] = top[r] / 127.0f;
+        for (i = 2 * r; i < 2 * r + 2; i++)
+            factor[i] = head->scale[i] > 0.0f ? 1.0f / head->scale[i] : 0.0f;
+    }
+    for (p = 0; p < head->wide; p++)
+        for (r = 0; r < rows; r++, out += 32)
+            toy_kv__split_neon(toy_kv__lut_neon(lut, p, rows, r), factor[2 * r], out);
+    for (; p < planes; p += 2)
+        for (r = 0; r < rows; r++, out += 32) {
+            toy_kv__sixteen_neon(toy_kv__lut_neon(lut, p, rows, r), factor[2 * r + 1], out);
+            if (p + 1 < planes)
+                toy_kv__sixteen_neon(toy_kv__lut_neon(lut, p + 1, rows, r), factor[2 * r + 1],
+                                   out + 16);
+            else
+                memset(out + 16, 0, 16);
+        }
+    head->bytes = (int)((out - start + 63) / 64 * 64);
+}
+
+/* Scores of 32 tokens, a piece of sixteen bytes of each plane, for n rows from row r on: planes
+ * from .. to - 1, all of them wide, or none, of which a table has two; tables: those of plane from.
+ * n and `wide` are constants. */
+TOY_KV__INLINE_neon void toy_kv__score_piece_neon(const unsigned char *codes, int from, int to,
+                                              const toy_kv__packed *head, const signed char *tables,
+                                              int rows, int r, const int n, const int wide, int add,
+                                              toy_kv__asked *ahead, float *s)
+{
+    int16x8_t sum[4][4];
+    int p, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = vdupq_n_s16(0);
+    tables += 32 * r;
+    for (p = from; p < to; p += wide ? 1 : 2, tables += 32 * rows) {
+        const unsigned char *plane = codes + (size_t)p * (TOY_KV_BLOCK / 2);
+        const uint8x16_t x = vld1q_u8(plane);
+        uint8x16_t index[4];
+        toy_kv__pairs_neon(x, wide || p + 1 == to ? x : vld1q_u8(plane + TOY_KV_BLOCK / 2), index);
+        if (!wide || p % 2 == 0)
+            toy_kv__ask_neon(ahead);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            const uint8x16x2_t t = toy_kv__two_neon(tables + 32 * k);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                const int8x16_t e = vreinterpretq_s8_u8(vqtbl2q_u8(t, index[i]));
+                sum[k][i] =
+                    wide ? vaddq_s16(sum[k][i], vreinterpretq_s16_s8(e)) : vpadalq_s8(sum[k][i], e);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__flush_neon(sum[k], head->scale[2 * (r + k) + !wide], add, s + (r + k) * TOY_KV_BLOCK);
+}
+
+/* All rows of one block, by planes that are all wide, or not; `wide` is a constant. */
+TOY_KV__INLINE_neon void toy_kv__score_planes_neon(const unsigned char *codes, int from, int to,
+                                               const toy_kv__packed *head, const signed char *tables,
+                                               int rows, const int wide, int add,
+                                               toy_kv__asked *ahead, float *s)
+{
+    int t, r;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_piece_neon(codes + t, from, to, head, tables, rows, r, n, wide, add, ahead, s + t)
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 16) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__X(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__X(2);
+        for (; r < rows; r++)
+            TOY_KV__X(1);
+    }
+#undef TOY_KV__X
+}
+
+TOY_KV__TARGET_dot static void toy_kv__score_bytes_neon(const unsigned char *const *codes,
+                                                    size_t offset, int blocks, int planes,
+                                                    const toy_kv__packed *head,
+                                                    const signed char *tables, int rows, int add,
+                                                    toy_kv__asked *ahead, float *s)
+{
+    toy_kv__asked asked = *ahead;
+    int b, p, end, more;
+    for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK) {
+        const signed char *t = tables;
+        more = add;
+        for (p = 0; p < head->wide; p = end, more = 1, t += 32 * rows * TOY_KV__CHUNK_neon) {
+            end = head->wide - p < TOY_KV__CHUNK_neon ? head->wide : p + TOY_KV__CHUNK_neon;
+            toy_kv__score_planes_neon(codes[b] + offset, p, end, head, t, rows, 1, more, &asked, s);
+        }
+        t = tables + 32 * rows * head->wide;
+        for (; p < planes; p = end, more = 1, t += 32 * rows * (TOY_KV__NARROW_CHUNK_neon / 2)) {
+            end = planes - p < TOY_KV__NARROW_CHUNK_neon ? planes : p + TOY_KV__NARROW_CHUNK_neon;
+            toy_kv__score_planes_neon(codes[b] + offset, p, end, head, t, rows, 0, more, &asked, s);
+        }
+    }
+    *ahead = asked;
+}
+
+/* No batches: where every block has a frame of its own, what needs score tables is scored in fp32.
+ */
+#define TOY_KV__X(name) toy_kv__##name##_neon,
+static const toy_kv__byte_ops toy_kv__byte_ops_neon = {
+    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__NO_KERNEL, TOY_KV__NO_KERNEL) TOY_KV__WEIGHT_REST_neon,
+    0.05f};
+#undef TOY_KV__X
+
+#endif
+
+#ifdef TOY_KV__TARGET_dot
+#define TOY_KV__X(name) toy_kv__##name##_neon,
+static const toy_kv__ops toy_kv__ops_neon_dot = {TOY_KV__LANES_neon,
+                                             TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_dot,
+                                             &toy_kv__dense_neon, &toy_kv__code_neon};
+#undef TOY_KV__X
+#endif
 #endif
 
 /* Which instruction set to use. Nothing is cached: a cache asks once, when it is made. */
+
+#ifdef TOY_KV__ARM
+static int toy_kv__has_dot(void)
+{
+#ifndef TOY_KV__TARGET_dot
+    return 0;
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return 1; /* this program runs nowhere else */
+#elif defined(__linux__)
+    return (int)(getauxval(AT_HWCAP) >> 20 & 1); /* HWCAP_ASIMDDP, which not every libc names */
+#else
+    return 0;
+#endif
+}
+#endif
 
 static int toy_kv__has(toy_kv_isa isa)
 {
@@ -8710,6 +9691,8 @@ static int toy_kv__has(toy_kv_isa isa)
 #ifdef TOY_KV__ARM
     case TOY_KV_ISA_NEON:
         return 1; /* part of AArch64 */
+    case TOY_KV_ISA_NEON_DOT:
+        return toy_kv__has_dot();
 #endif
     default:
         return 0;
@@ -8722,6 +9705,8 @@ static toy_kv_isa toy_kv__best(void)
         return TOY_KV_ISA_AVX512;
     if (toy_kv__has(TOY_KV_ISA_AVX2))
         return TOY_KV_ISA_AVX2;
+    if (toy_kv__has(TOY_KV_ISA_NEON_DOT))
+        return TOY_KV_ISA_NEON_DOT;
     return toy_kv__has(TOY_KV_ISA_NEON) ? TOY_KV_ISA_NEON : TOY_KV_ISA_PORTABLE;
 }
 
@@ -8737,6 +9722,10 @@ static const toy_kv__ops *toy_kv__select(toy_kv_isa isa)
 #ifdef TOY_KV__ARM
     case TOY_KV_ISA_NEON:
         return &toy_kv__ops_neon;
+#ifdef TOY_KV__TARGET_dot
+    case TOY_KV_ISA_NEON_DOT:
+        return &toy_kv__ops_neon_dot;
+#endif
 #endif
     default:
         return &toy_kv__ops_portable;
@@ -10236,12 +11225,28 @@ typedef struct toy_kv__scoring {
     float *unit;          /* [runs, rows, 2] */
 } toy_kv__scoring;
 
-/* Bases of all K streams of a head in words: [columns / 16, n_in / 2, 32], scale [columns]. */
+/* Where a stream's latents are among those that queries were mapped to: the first n_words of them,
+ * and the mean behind, at column `words` and on, the others at `bytes` and on. */
+typedef struct toy_kv__columns {
+    int n_words, words, bytes;
+} toy_kv__columns;
+
+/* Bases of all K streams of a head: some of their channels to some of their latents. */
 typedef struct toy_kv__map {
-    short *words;
-    float *scale;
-    int n_in, columns;
+    short *words;         /* [columns / 16, n_in / 2, 32] */
+    unsigned char *bytes; /* [byte_columns / 16, BYTE_ROWS(n_in) / 4, 64] */
+    float *scale;         /* [columns], [byte_columns] */
+    int n_in, columns, byte_columns;
+    toy_kv__columns at[TOY_KV__MAX_USES];
 } toy_kv__map;
+
+/* Queries in latents of one stream, rows `stride` apart: latents `before` and on, n_words of them
+ * at `words`, the others at `bytes`. */
+typedef struct toy_kv__mapped {
+    const float *words, *bytes;
+    int before, n_words;
+    size_t stride;
+} toy_kv__mapped;
 
 typedef struct toy_kv__pass {
     const toy_kv *kv;
@@ -10256,7 +11261,7 @@ typedef struct toy_kv__pass {
     const toy_kv__use *k_uses, *v_uses;
     const unsigned char *k_codes[TOY_KV__MAX_USES], *v_codes[TOY_KV__MAX_USES]; /* of block 0 */
     toy_kv__step *steps; /* [n_steps] of K streams */
-    int n_steps;
+    int n_steps, packs[2];
     int n_k_uses, n_v_uses, k_frame;
     float *q;                 /* [rows, HEAD_DIM], scaled */
     float *turned;            /* [rows, HEAD_DIM], in the frame of the block at hand */
@@ -10266,11 +11271,13 @@ typedef struct toy_kv__pass {
     toy_kv__map map[2];   /* of steady channels to all latents, of turning ones to turning runs */
     float *map_base;    /* [rows, columns] what steady channels make of the latter */
     short *map_queries; /* [MAP_BLOCKS, rows, HEAD_DIM] turned queries of a batch of blocks */
-    float *mapped;      /* [MAP_BLOCKS, rows, columns] the same in latents */
-    float *ordered;     /* [rows, HEAD_DIM] queries, channels in the order of toy_kv__order */
-    int batches;        /* queries are mapped in batches */
-    int steady_number;  /* of the span that steady runs are ready for, -1: none */
-    float map_unit[TOY_KV__MAX_ROWS];
+    signed char *byte_queries; /* the same in bytes, if latents are mapped so */
+    float *mapped;             /* [MAP_BLOCKS, rows, columns + byte_columns] the same in latents */
+    float *ordered;            /* [rows, HEAD_DIM] queries, channels in the order of toy_kv__order */
+    int batches;               /* queries are mapped in batches */
+    int steady_number;         /* of the span that steady runs are ready for, -1: none */
+    float map_unit[TOY_KV__MAX_ROWS], byte_unit[TOY_KV__MAX_ROWS]; /* what a word and a byte count */
+    short byte_steps[TOY_KV__MAX_ROWS];                          /* bytes that make 32768 words */
     float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
     float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
     float *s, *part;      /* [TILE, rows, BLOCK] */
@@ -10299,6 +11306,8 @@ typedef struct toy_kv__pass {
 #define TOY_KV__PACKED_ROOM                                                                          \
     ((size_t)TOY_KV__MAX_RUNS * (sizeof(toy_kv__packed) / 4 + (size_t)TOY_KV__MAX_ROWS * 24 + 64) +      \
      (size_t)TOY_KV__MAX_ROWS * (TOY_KV__MAX_LUT / 2 + TOY_KV__MAX_LUT / 16))
+/* Inputs of bases in bytes: steady channels and turning ones are padded apart. */
+#define TOY_KV__BYTE_MAP_ROWS (TOY_KV__BYTE_ROWS(TOY_KV_HEAD_DIM) + 4)
 /* Tables and bins of wide codes may be large: so many rows share a pass that they stay within 1 MiB
  * where one row does. */
 #define TOY_KV__MAX_WIDE (TOY_KV__MAX_WIDE_LUT + TOY_KV__MAX_WIDE_BINS)
@@ -10318,6 +11327,8 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM((size_t)TOY_KV__MAX_DOT_GROUPS * TOY_KV__MAX_ROWS) +                                   \
      TOY_KV__ROOM(2 * TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS) +                                             \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2) +                                   \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_COLUMNS * TOY_KV__BYTE_MAP_ROWS / 4) +                             \
+     TOY_KV__ROOM((size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__BYTE_MAP_ROWS / 4) +             \
      TOY_KV__ROOM(2 * TOY_KV__MAX_COLUMNS) + TOY_KV__ROOM(TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM) +              \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                                      \
      TOY_KV__ROOM(TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM / 2) +                           \
@@ -10352,6 +11363,10 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
         (unsigned char *)toy_kv__take(&room, (size_t)TOY_KV__MAX_DOT_GROUPS * TOY_KV__MAX_ROWS);
     a->scoring[0].unit = toy_kv__take(&room, 2 * TOY_KV__MAX_ROWS * TOY_KV__MAX_RUNS);
     a->map[0].words = (short *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV_HEAD_DIM / 2);
+    a->map[0].bytes =
+        (unsigned char *)toy_kv__take(&room, (size_t)TOY_KV__MAX_COLUMNS * TOY_KV__BYTE_MAP_ROWS / 4);
+    a->byte_queries = (signed char *)toy_kv__take(&room, (size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS *
+                                                           TOY_KV__BYTE_MAP_ROWS / 4);
     a->map[0].scale = toy_kv__take(&room, 2 * TOY_KV__MAX_COLUMNS);
     a->ordered = toy_kv__take(&room, TOY_KV__MAX_ROWS * TOY_KV_HEAD_DIM);
     a->map_base = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
@@ -10512,29 +11527,32 @@ static void toy_kv__attend_exact(toy_kv__pass *a, int token, int n)
 static void toy_kv__turn_angles(toy_kv__pass *a, int from, int to, int position, int previous, int unit)
 {
     float *c = a->cs, *s = a->cs + TOY_KV_N_ROT / 2;
-    int i, goes_on = previous >= 0 && position == previous + unit && position / unit % 64 != 0;
-    for (i = from; i < to; i++) {
-        int pair = toy_kv__pairs[i], base = toy_kv__base_of(pair, position);
-        float x = c[i], y = s[i];
-        if (!goes_on) {
-            double angle = base * toy_kv__rope_freq(pair);
-            c[i] = (float)cos(angle);
-            s[i] = (float)sin(angle);
-        } else if (base != toy_kv__base_of(pair, previous)) {
-            c[i] = x * a->step[2 * i] - y * a->step[2 * i + 1];
-            s[i] = y * a->step[2 * i] + x * a->step[2 * i + 1];
-        }
+    const float *step = a->step;
+    int i, j, goes_on = previous >= 0 && position == previous + unit && position / unit % 64 != 0;
+    for (i = from; i < to && !goes_on; i++) {
+        int pair = toy_kv__pairs[i];
+        double angle = toy_kv__base_of(pair, position) * toy_kv__rope_freq(pair);
+        c[i] = (float)cos(angle);
+        s[i] = (float)sin(angle);
+    }
+    for (; i < to; i = j) { /* pairs of one span lie side by side */
+        int pair = toy_kv__pairs[i], span = toy_kv__spans[pair];
+        for (j = i + 1; j < to && toy_kv__spans[toy_kv__pairs[j]] == span;)
+            j++;
+        if (toy_kv__base_of(pair, position) != toy_kv__base_of(pair, previous))
+            a->ops->turn_on(step + i, step + TOY_KV_N_ROT / 2 + i, j - i, c + i, s + i);
     }
 }
 
-/* The angles that pairs turn by over their spans, in the order of toy_kv__pairs. */
+/* Cosines and sines [2, N_ROT / 2] of the angles that pairs turn by over their spans, in the order
+ * of toy_kv__pairs. */
 static void toy_kv__span_angles(float *cs)
 {
     int i;
     for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
         double angle = toy_kv__spans[toy_kv__pairs[i]] * toy_kv__rope_freq(toy_kv__pairs[i]);
-        cs[2 * i] = (float)cos(angle);
-        cs[2 * i + 1] = (float)sin(angle);
+        cs[i] = (float)cos(angle);
+        cs[TOY_KV_N_ROT / 2 + i] = (float)sin(angle);
     }
 }
 
@@ -10592,50 +11610,115 @@ static inline int toy_kv__before(const toy_kv__pass *a, const toy_kv__stream *s,
     return a->batches && band ? s->n_steady : 0;
 }
 
-/* Makes ready for batches: the bases of all K streams in words, of steady channels and of turning
- * ones, columns behind each other, with the mean as the last column of each; the queries in the
- * order of toy_kv__order; and what a word of each counts. Turning leaves the length of a pair as it
- * is, so that holds for every block. */
-static void toy_kv__fill_maps(toy_kv__pass *a)
+/* How many latents of a stream, `before` and on, queries are mapped to in words: all but those of
+ * its last runs whose codewords meet queries in 8 bits. */
+static int toy_kv__word_latents(const toy_kv__pass *a, const toy_kv__stream *s, int before)
+{
+    int i = s->first_run + s->n_runs;
+    if (a->ops->bytes->map_bytes == NULL || s->basis_bytes != 1)
+        return s->n_latents - before;
+    while (i > s->first_run && toy_kv__runs[i - 1].first >= before && !toy_kv__runs[i - 1].words)
+        i--;
+    return (i < s->first_run + s->n_runs ? toy_kv__runs[i].first : s->n_latents) - before;
+}
+
+/* Where the latents of all K streams go in a band's map. */
+static void toy_kv__place_columns(toy_kv__pass *a, int band)
+{
+    toy_kv__map *map = &a->map[band];
+    int u;
+    map->columns = map->byte_columns = 0;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        map->at[u].n_words = toy_kv__word_latents(a, s, toy_kv__before(a, s, band));
+        map->at[u].words = map->columns;
+        map->columns += TOY_KV__COLUMNS(map->at[u].n_words);
+    }
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        int n = s->n_latents - toy_kv__before(a, s, band) - map->at[u].n_words;
+        map->at[u].bytes = map->columns + map->byte_columns;
+        map->byte_columns += TOY_KV__BYTE_COLUMNS(n);
+    }
+}
+
+/* The bases of all K streams, of a band's channels to its latents, in words and in bytes. */
+static void toy_kv__fill_bases(toy_kv__pass *a, int band)
+{
+    const toy_kv__map *map = &a->map[band];
+    toy_kv__slice slice;
+    int u;
+    slice.row = toy_kv__order + (band ? TOY_KV__STEADY_DIMS : 0);
+    slice.n_in = map->n_in;
+    for (u = 0; u < a->n_k_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
+        const toy_kv__columns *at = &map->at[u];
+        const toy_kv__matrix basis = toy_kv__basis(s, s->dec, a->k_uses[u].member);
+        int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
+        slice.columns = s->n_latents;
+        slice.first = toy_kv__before(a, s, band);
+        slice.n_out = at->n_words;
+        a->ops->bytes->map_basis(basis, s->mean < 0 ? NULL : toy_kv__table(s->mean + row), &slice,
+                                 map->words + (size_t)at->words * (size_t)map->n_in,
+                                 map->scale + at->words);
+        slice.first += at->n_words;
+        slice.n_out = s->n_latents - slice.first;
+        if (slice.n_out > 0)
+            a->ops->bytes->byte_basis(basis, &slice,
+                                      map->bytes + (size_t)(at->bytes - map->columns) *
+                                                       TOY_KV__BYTE_ROWS(map->n_in),
+                                      map->scale + at->bytes);
+    }
+}
+
+/* What a word and a byte of each query count. Turning leaves the length of a pair as it is, so that
+ * holds for every block. */
+static void toy_kv__fill_units(toy_kv__pass *a)
 {
     /* HEAD_DIM products of a word of the basis and one of a query stay below 2^31. */
     const float most = 2147483648.0f / (TOY_KV__MAP_TOP * TOY_KV_HEAD_DIM) - 1.0f;
     const float limit = most < 32767.0f ? most : 32767.0f;
-    int band, u, r, i;
-    for (band = 0; band < 2; band++) {
-        toy_kv__map *map = &a->map[band];
-        toy_kv__slice slice;
-        slice.row = toy_kv__order + (band ? TOY_KV__STEADY_DIMS : 0);
-        slice.n_in = map->n_in = band ? TOY_KV_HEAD_DIM - TOY_KV__STEADY_DIMS : TOY_KV__STEADY_DIMS;
-        map->columns = 0;
-        if (band) {
-            map->words = a->map[0].words + (size_t)a->map[0].columns * (size_t)a->map[0].n_in;
-            map->scale = a->map[0].scale + a->map[0].columns;
-        }
-        for (u = 0; u < a->n_k_uses; u++) {
-            const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-            int row = a->k_uses[u].member * TOY_KV_HEAD_DIM;
-            slice.first = toy_kv__before(a, s, band);
-            slice.n_out = s->n_latents - slice.first;
-            slice.columns = s->n_latents;
-            a->ops->bytes->map_basis(toy_kv__basis(s, s->dec, a->k_uses[u].member),
-                                     s->mean < 0 ? NULL : toy_kv__table(s->mean + row), &slice,
-                                     map->words + (size_t)map->columns * (size_t)slice.n_in,
-                                     map->scale + map->columns);
-            map->columns += TOY_KV__COLUMNS(slice.n_out);
-        }
-    }
-    /* what lies behind the mean of a stream is never set, but added */
-    memset(a->map_base, 0, sizeof(float) * (size_t)(a->rows * a->map[1].columns));
+    int r, i;
     for (r = 0; r < a->rows; r++) {
         const float *x = a->q + r * TOY_KV_HEAD_DIM;
-        float top = 0.0f;
+        float square = 0.0f, top = 0.0f; /* top: of the largest pair, or channel without one */
         for (i = 0; i < TOY_KV_HEAD_DIM; i++) {
+            square += x[i] * x[i];
+            top = i >= TOY_KV_N_ROT && x[i] * x[i] > top ? x[i] * x[i] : top;
             a->ordered[r * TOY_KV_HEAD_DIM + i] = x[toy_kv__order[i]];
-            top += x[i] * x[i];
         }
-        a->map_unit[r] = sqrtf(top) / limit;
+        for (i = 0; i < TOY_KV_N_ROT / 2; i++) {
+            const float u = x[TOY_KV_ROPE_INTERLEAVED ? 2 * i : i];
+            const float v = x[TOY_KV_ROPE_INTERLEAVED ? 2 * i + 1 : i + TOY_KV_N_ROT / 2];
+            top = u * u + v * v > top ? u * u + v * v : top;
+        }
+        a->map_unit[r] = sqrtf(square) / limit;
+        /* A word times byte_steps / 32768 is at most 127. */
+        a->byte_steps[r] =
+            (short)(top > 0.0f ? 127.0f * 32768.0f * a->map_unit[r] / sqrtf(top) : 1);
+        a->byte_unit[r] = a->map_unit[r] * 32768.0f / (float)a->byte_steps[r];
     }
+}
+
+/* Makes ready for batches: bases of steady channels and of turning ones, units, and the queries in
+ * the order of toy_kv__order. */
+static void toy_kv__fill_maps(toy_kv__pass *a)
+{
+    toy_kv__map *steady = &a->map[0], *turning = &a->map[1];
+    steady->n_in = TOY_KV__STEADY_DIMS;
+    turning->n_in = TOY_KV_HEAD_DIM - TOY_KV__STEADY_DIMS;
+    toy_kv__place_columns(a, 0);
+    toy_kv__place_columns(a, 1);
+    turning->words = steady->words + (size_t)steady->columns * (size_t)steady->n_in;
+    turning->bytes =
+        steady->bytes + (size_t)steady->byte_columns * TOY_KV__BYTE_ROWS((size_t)steady->n_in);
+    turning->scale = steady->scale + steady->columns + steady->byte_columns;
+    toy_kv__fill_bases(a, 0);
+    toy_kv__fill_bases(a, 1);
+    toy_kv__fill_units(a);
+    /* what lies behind the mean of a stream is never set, but added */
+    memset(a->map_base, 0,
+           sizeof(float) * (size_t)(a->rows * (turning->columns + turning->byte_columns)));
 }
 
 /* The channels of a band of the queries, turned back by the angles at hand, in words [rows, n]:
@@ -10654,13 +11737,48 @@ static void toy_kv__turn_band(toy_kv__pass *a, const float *c, const float *s, i
     }
 }
 
-/* y [m, columns]: the m queries in a->map_queries, of a band's channels, in latents; what the other
- * channels make of them, base [rows, columns], is added. */
+/* Floats from row to row of queries in the latents of a band. */
+static inline size_t toy_kv__map_stride(const toy_kv__pass *a, int band)
+{
+    return (size_t)(a->map[band].columns + a->map[band].byte_columns);
+}
+
+/* y [m, map_stride]: the m queries in a->map_queries, of a band's channels, in latents; what the
+ * other channels make of them, base [rows, map_stride], is added. */
 static void toy_kv__map_band(toy_kv__pass *a, int band, int m, const float *base, float *y)
 {
     const toy_kv__map *map = &a->map[band];
+    const size_t stride = toy_kv__map_stride(a, band);
+    int32_t zero[TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS];
     a->ops->bytes->map_words(a->map_queries, m, map->n_in, map->words, map->scale, map->columns,
-                             a->map_unit, a->rows, base, y);
+                             a->map_unit, a->rows, base, stride, y);
+    if (map->byte_columns == 0)
+        return;
+    a->ops->bytes->to_bytes(a->map_queries, m, map->n_in, a->byte_steps, a->rows, a->byte_queries,
+                            zero);
+    a->ops->bytes->map_bytes(a->byte_queries, zero, m, map->n_in, map->bytes,
+                             map->scale + map->columns, map->byte_columns, a->byte_unit, a->rows,
+                             base == NULL ? NULL : base + map->columns, stride, y + map->columns);
+}
+
+/* The latents of K stream `use` among mapped queries [rows, map_stride]. */
+static toy_kv__mapped toy_kv__mapped_of(const toy_kv__pass *a, int band, int use, const float *mapped)
+{
+    const toy_kv__columns *at = &a->map[band].at[use];
+    toy_kv__mapped m;
+    m.words = mapped + at->words;
+    m.bytes = mapped + at->bytes;
+    m.before = toy_kv__before(a, &toy_kv__streams[a->k_uses[use].stream], band);
+    m.n_words = at->n_words;
+    m.stride = toy_kv__map_stride(a, band);
+    return m;
+}
+
+/* Those of a run, rows `stride` apart. */
+static inline const float *toy_kv__latents_of(const toy_kv__mapped *m, const toy_kv__run *run)
+{
+    int i = run->first - m->before;
+    return i < m->n_words ? m->words + i : m->bytes + (i - m->n_words);
 }
 
 /* a->y [rows, n_latents] = dec' q for one member of a stream, and a->bias += q . mean. */
@@ -10710,12 +11828,14 @@ static int toy_kv__kernel_of(const toy_kv__pass *a, const toy_kv__run *run)
                                          : TOY_KV__BY_TABLES;
 }
 
-/* a->steps: those of all K streams of the head, runs in their order. Neighbouring runs that share a
+/* a->steps: those of all K streams of the head, runs in their order; a->packs: which bands have
+ * packed tables. Neighbouring runs that share a
  * gain and a band are one step where packed tables take them. */
 static void toy_kv__plan_steps(toy_kv__pass *a)
 {
     toy_kv__step *step = a->steps;
     int u, i;
+    a->packs[0] = a->packs[1] = 0;
     for (u = 0; u < a->n_k_uses; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
         for (i = 0; i < s->n_runs; i++) {
@@ -10723,6 +11843,7 @@ static void toy_kv__plan_steps(toy_kv__pass *a)
             const int kernel = toy_kv__kernel_of(a, run), band = toy_kv__band(a, run);
             const int first = i == 0 || run[-1].gain != run->gain;
             const int last = i == s->n_runs - 1 || run[1].gain != run->gain;
+            a->packs[band] |= kernel == TOY_KV__BY_PACKED;
             if (!first && kernel == TOY_KV__BY_PACKED && step[-1].kernel == kernel &&
                 step[-1].band == band) {
                 step[-1].n_runs++;
@@ -10793,11 +11914,10 @@ static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__run *run, const fl
     return lut;
 }
 
-/* What the runs of one step meet codes with, for queries in latents y [rows, stride] from latent
- * `before` on: from *to on, which goes on behind it. energy [rows]: mean squares of the scores of
- * its gain so far. */
-static void toy_kv__fill_step(toy_kv__pass *a, const toy_kv__step *step, int before, const float *y,
-                            size_t stride, float *energy, toy_kv__scoring *to)
+/* What the runs of one step meet codes with, for queries in latents y: from *to on, which goes on
+ * behind it. energy [rows]: mean squares of the scores of its gain so far. */
+static void toy_kv__fill_step(toy_kv__pass *a, const toy_kv__step *step, const toy_kv__mapped *y,
+                            float *energy, toy_kv__scoring *to)
 {
     const toy_kv__run *run = step->run, *end = run + step->n_runs;
     const toy_kv__byte_ops *ops = a->ops->bytes;
@@ -10806,70 +11926,70 @@ static void toy_kv__fill_step(toy_kv__pass *a, const toy_kv__step *step, int bef
     switch (step->kernel) {
     case TOY_KV__BY_DOTS:
         n = 4 * toy_kv__dot_groups(run);
-        ops->dot_queries(run, to->scale, y + run->first - before, stride, a->rows, to->lanes,
-                         to->unit, energy);
+        ops->dot_queries(run, to->scale, toy_kv__latents_of(y, run), y->stride, a->rows, to->lanes,
+                         to->unit, a->packs[step->band] ? energy : NULL);
         to->scale += n;
         to->lanes += a->rows * n;
         to->unit += 2 * a->rows;
         return;
     case TOY_KV__BY_WIDE:
         for (r = 0; r < a->rows; r++)
-            toy_kv__fill_wide(a->ops, run, y - before + (size_t)r * stride,
+            toy_kv__fill_wide(a->ops, run,
+                            toy_kv__latents_of(y, run) - run->first + (size_t)r * y->stride,
                             to->wide + (size_t)r * TOY_KV__MAX_WIDE_LUT);
         to->wide += (size_t)run->planes << run->bits;
         return;
     case TOY_KV__BY_PACKED: {
         toy_kv__packed *head = (toy_kv__packed *)(void *)to->packed;
         for (; run < end; run++)
-            lut = toy_kv__fill_run(a, run, y + run->first - before, stride, lut);
+            lut = toy_kv__fill_run(a, run, toy_kv__latents_of(y, run), y->stride, lut);
         to->packed += sizeof *head;
         ops->pack_tables(to->lut, step->planes, a->rows, energy, head, (signed char *)to->packed);
         to->packed += head->bytes;
         return;
     }
     default:
-        to->lut = toy_kv__fill_run(a, run, y + run->first - before, stride, lut);
+        to->lut = toy_kv__fill_run(a, run, toy_kv__latents_of(y, run), y->stride, lut);
     }
 }
 
-/* The same for all steps of a band, of mapped queries [rows, columns]; returns what lies behind it
- * all. */
+/* The same for all steps of a band, of mapped queries [rows, map_stride]; returns what lies behind
+ * it all. */
 static toy_kv__scoring toy_kv__fill_band(toy_kv__pass *a, int band, const float *mapped)
 {
-    const size_t stride = (size_t)a->map[band].columns;
     toy_kv__scoring to = a->scoring[band];
     float energy[TOY_KV__MAX_ROWS];
-    int i, use = 0;
+    int i;
     memset(energy, 0, sizeof energy);
     for (i = 0; i < a->n_steps; i++) {
         const toy_kv__step *step = &a->steps[i];
-        for (; use < step->use; use++) {
-            const toy_kv__stream *s = &toy_kv__streams[a->k_uses[use].stream];
-            mapped += TOY_KV__COLUMNS(s->n_latents - toy_kv__before(a, s, band));
-        }
+        const toy_kv__mapped y = toy_kv__mapped_of(a, band, step->use, mapped);
         if (step->first)
             memset(energy, 0, sizeof energy);
         if (step->band == band)
-            toy_kv__fill_step(a, step, toy_kv__before(a, step->stream, band), mapped, stride, energy,
-                            &to);
+            toy_kv__fill_step(a, step, &y, energy, &to);
     }
     return to;
 }
 
-/* a->map_base [rows, columns] = what steady channels make of the latents of turning runs, and of
+/* a->map_base [rows, map_stride] = what steady channels make of the latents of turning runs, and of
  * means: from their part of the queries in all latents. */
 static void toy_kv__keep_base(toy_kv__pass *a, const float *mapped)
 {
-    float *base = a->map_base;
+    const size_t to_stride = toy_kv__map_stride(a, 1), from_stride = toy_kv__map_stride(a, 0);
     int u, r;
     for (u = 0; u < a->n_k_uses; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        int before = toy_kv__before(a, s, 1), n = s->n_latents - before + 1;
-        for (r = 0; r < a->rows; r++)
-            memcpy(base + (size_t)(r * a->map[1].columns),
-                   mapped + (size_t)(r * a->map[0].columns + before), sizeof(float) * (size_t)n);
-        base += TOY_KV__COLUMNS(n - 1);
-        mapped += TOY_KV__COLUMNS(s->n_latents);
+        const toy_kv__columns *to = &a->map[1].at[u], *from = &a->map[0].at[u];
+        const int before = toy_kv__before(a, s, 1), n = s->n_latents - before - to->n_words;
+        for (r = 0; r < a->rows; r++) {
+            float *base = a->map_base + (size_t)r * to_stride;
+            const float *y = mapped + (size_t)r * from_stride;
+            memcpy(base + to->words, y + from->words + before, sizeof(float) * (size_t)to->n_words);
+            base[to->words + to->n_words] = y[from->words + from->n_words]; /* the mean */
+            memcpy(base + to->bytes, y + from->bytes + (before + to->n_words - from->n_words),
+                   sizeof(float) * (size_t)n);
+        }
     }
 }
 
@@ -10924,15 +12044,13 @@ static int toy_kv__map_batch(toy_kv__pass *a, const toy_kv__entry *entries, int 
 /* What scores of one block are taken with, for queries mapped in a batch. */
 static void toy_kv__fill_mapped(toy_kv__pass *a, const float *mapped)
 {
-    const float *y = mapped;
+    const size_t stride = toy_kv__map_stride(a, 1);
     int u, r;
-    memset(a->bias, 0, sizeof a->bias);
-    for (u = 0; u < a->n_k_uses; u++) {
-        const toy_kv__stream *s = &toy_kv__streams[a->k_uses[u].stream];
-        int n = s->n_latents - toy_kv__before(a, s, 1);
-        for (r = 0; r < a->rows; r++)
-            a->bias[r] += y[(size_t)(r * a->map[1].columns + n)];
-        y += TOY_KV__COLUMNS(n);
+    for (r = 0; r < a->rows; r++) {
+        a->bias[r] = 0.0f;
+        for (u = 0; u < a->n_k_uses; u++)
+            a->bias[r] += mapped[(size_t)r * stride +
+                                 (size_t)(a->map[1].at[u].words + a->map[1].at[u].n_words)];
     }
     toy_kv__fill_band(a, 1, mapped);
 }
@@ -10941,6 +12059,7 @@ static void toy_kv__fill_mapped(toy_kv__pass *a, const float *mapped)
 static void toy_kv__fill_tables(toy_kv__pass *a)
 {
     toy_kv__scoring to = a->scoring[1];
+    toy_kv__mapped y = {a->y, NULL, 0, 0, 0};
     float energy[TOY_KV__MAX_ROWS];
     int i;
     memset(a->bias, 0, sizeof a->bias);
@@ -10948,9 +12067,11 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
         const toy_kv__step *step = &a->steps[i];
         if (i == 0 || step->use != step[-1].use)
             toy_kv__map_one(a, step->stream, a->k_uses[step->use].member);
+        y.n_words = step->stream->n_latents;
+        y.stride = (size_t)y.n_words;
         if (step->first)
             memset(energy, 0, sizeof energy);
-        toy_kv__fill_step(a, step, 0, a->y, (size_t)step->stream->n_latents, energy, &to);
+        toy_kv__fill_step(a, step, &y, energy, &to);
     }
 }
 
@@ -11438,8 +12559,8 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed, int n_tokens)
                     batch_end = b + toy_kv__map_batch(a, a->tile + b, n - b, previous);
                     previous = a->tile[batch_end - 1].position;
                 }
-                toy_kv__fill_mapped(a, a->mapped + (size_t)((b - batch) * a->rows) *
-                                                     (size_t)a->map[1].columns);
+                toy_kv__fill_mapped(a, a->mapped +
+                                         (size_t)((b - batch) * a->rows) * toy_kv__map_stride(a, 1));
             } else if (a->k_frame == TOY_KV__BLOCKWISE || !ready) {
                 if (a->k_frame == TOY_KV__BLOCKWISE)
                     toy_kv__turn_queries(a, entry.position, previous);
