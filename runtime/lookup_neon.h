@@ -2,7 +2,7 @@
  * instruction looks up, dot products, sums. Few of them need more than NEON; those have a target.
  */
 
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__ARM_FEATURE_DOTPROD) && defined(__ARM_FEATURE_QRDMX)
 #define VQKV__TARGET_dot
 #elif defined(__clang__)
 #define VQKV__TARGET_dot __attribute__((target("dotprod,rdm")))

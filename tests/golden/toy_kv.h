@@ -8952,7 +8952,7 @@ static const toy_kv__ops toy_kv__ops_neon = {TOY_KV__LANES_neon, TOY_KV__KERNELS
  * instruction looks up, dot products, sums. Few of them need more than NEON; those have a target.
  */
 
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__ARM_FEATURE_DOTPROD) && defined(__ARM_FEATURE_QRDMX)
 #define TOY_KV__TARGET_dot
 #elif defined(__clang__)
 #define TOY_KV__TARGET_dot __attribute__((target("dotprod,rdm")))
@@ -9081,8 +9081,10 @@ static inline float toy_kv__reach_neon(const float *x)
  *
  * A plane's codes become 8-bit codewords by a table lookup, and a dot product adds codeword times
  * weight over four tokens a lane, both unsigned: codewords are 128 more than they are, for which
- * sums begin lower. 64 tokens of a channel take 16 dot products for four rows, 4 lookups, and of
- * what four channels or four rows share 10 instructions: loads, and the cutting of codes. */
+ * sums begin lower. 64 tokens of a channel take four rows 28 instructions where codes have four
+ * channels or more, 35 where they have one: 16 dot products, 4 lookups, and the rest, which is
+ * loads and the cutting of codes, shared by four channels or four rows. In fp32 they take 450.
+ */
 
 #if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
 
@@ -9301,8 +9303,10 @@ TOY_KV__TARGET_dot static void toy_kv__sum_bytes_neon(const unsigned char *const
  *
  * The codewords themselves are looked up, low and high bytes side by side, which one lookup does
  * for every row, and meet the query in products of words whose high halves are added: units are
- * such that no sum of them leaves 16 bits. A group is two channels. 64 tokens of a channel take 32
- * products for four rows, 8 lookups, and 28 instructions more: loads, and what makes indices. */
+ * such that no sum of them leaves 16 bits. A group is two channels. 64 tokens of a channel take
+ * four rows 78 instructions: 32 products, 8 lookups, and the rest for indices, loads and
+ * prefetches. In fp32 they take 460.
+ */
 
 #if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
 
@@ -9396,10 +9400,10 @@ TOY_KV__INLINE_neon void toy_kv__dot_rows_neon(const unsigned char *codes, int f
     for (k = 0; k < n; k++)
         sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = vdupq_n_s16(0);
     for (p = from; p < to; p++) {
-        const int16x4_t q = vld1_s16(queries + 4 * p);
+        const int16x8_t q = vcombine_s16(vld1_s16(queries + 4 * p), vdup_n_s16(0));
         int16x8_t word[4];
         toy_kv__words_neon(vld1q_u8(codes + (size_t)p * (TOY_KV_BLOCK / 2)), table + 32 * p, word);
-        if (p % 2 == 0)
+        if ((p - from) % 4 == 0)
             toy_kv__ask_neon(ahead);
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++) {
@@ -9468,8 +9472,9 @@ TOY_KV__TARGET_dot static void toy_kv__dot_scores_neon(const unsigned char *cons
  * A lookup in two registers takes eight tokens of two times sixteen bytes. For a wide plane these
  * are the low and the high bytes of its entries: what it finds are words. For two narrow planes
  * they are the entries of both: neighbours are added as words. Either way sums are words, and 64
- * tokens of a wide plane or of two narrow ones take 64 instructions for four rows, 16 loads of
- * tables, and 20 to 30 that all rows share. */
+ * tokens take four rows 110 instructions for a wide plane, 65 for a narrow one: 64 or 32 lookups
+ * and sums, and the rest for indices, loads and prefetches. In fp32 a plane takes 460.
+ */
 
 #if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
 
@@ -9575,7 +9580,7 @@ TOY_KV__INLINE_neon void toy_kv__score_piece_neon(const unsigned char *codes, in
         const uint8x16_t x = vld1q_u8(plane);
         uint8x16_t index[4];
         toy_kv__pairs_neon(x, wide || p + 1 == to ? x : vld1q_u8(plane + TOY_KV_BLOCK / 2), index);
-        if (!wide || p % 2 == 0)
+        if ((p - from) % 4 == 0)
             toy_kv__ask_neon(ahead);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
