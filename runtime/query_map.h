@@ -149,7 +149,7 @@ static void vqkv__fill_bases(vqkv__pass *a, int band)
         if (slice.n_out > 0)
             a->ops->bytes->byte_basis(basis, &slice,
                                       map->bytes + (size_t)(at->bytes - map->columns) *
-                                                       VQKV__BYTE_ROWS(map->n_in),
+                                                       (size_t)VQKV__BYTE_ROWS(map->n_in),
                                       map->scale + at->bytes);
     }
 }
