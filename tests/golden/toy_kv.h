@@ -11671,7 +11671,7 @@ static void toy_kv__fill_bases(toy_kv__pass *a, int band)
         if (slice.n_out > 0)
             a->ops->bytes->byte_basis(basis, &slice,
                                       map->bytes + (size_t)(at->bytes - map->columns) *
-                                                       TOY_KV__BYTE_ROWS(map->n_in),
+                                                       (size_t)TOY_KV__BYTE_ROWS(map->n_in),
                                       map->scale + at->bytes);
     }
 }
