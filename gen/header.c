@@ -104,6 +104,10 @@ static void print_vectors(const char *prefix, vqkvc_buf *out)
     gen_part(out, "maps", prefix, "neon");
     gen_part(out, "rows", prefix, "neon");
     gen_part(out, "kernels", prefix, "neon");
+    gen_part(out, "lookup_neon", prefix, NULL);
+    gen_part(out, "sums_neon", prefix, NULL);
+    gen_part(out, "dots_neon", prefix, NULL);
+    gen_part(out, "bytes_neon", prefix, NULL);
     gen_text(out, end, sizeof end - 1, prefix, NULL);
 }
 
@@ -119,7 +123,8 @@ static void print_implementation(const vqkvc_plan *plan, const gen_lowered *low,
         "#if !defined(VQKV_NO_SIMD) && defined(__GNUC__) && defined(__x86_64__)\n"
         "#define VQKV__X86\n#include <immintrin.h>\n"
         "#elif !defined(VQKV_NO_SIMD) && defined(__GNUC__) && defined(__aarch64__)\n"
-        "#define VQKV__ARM\n#include <arm_neon.h>\n#endif\n\n";
+        "#define VQKV__ARM\n#include <arm_neon.h>\n"
+        "#ifdef __linux__\n#include <sys/auxv.h>\n#endif\n#endif\n\n";
     static const char close[] = "\n#endif /* VQKV_IMPLEMENTATION */\n";
     static const char *const rest[] = {
         "dispatch", "wide",      "decode", "exceptions", "rebuild", "gains",

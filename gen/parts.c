@@ -28,6 +28,10 @@
     X(dots_avx512)                                                                                 \
     X(sums_avx512)                                                                                 \
     X(bytes_avx512)                                                                                \
+    X(lookup_neon)                                                                                 \
+    X(sums_neon)                                                                                   \
+    X(dots_neon)                                                                                   \
+    X(bytes_neon)                                                                                  \
     X(dispatch)                                                                                    \
     X(wide)                                                                                        \
     X(decode)                                                                                      \

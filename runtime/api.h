@@ -31,7 +31,8 @@ typedef enum vqkv_isa {
     VQKV_ISA_PORTABLE,
     VQKV_ISA_AVX2,   /* with FMA and F16C */
     VQKV_ISA_AVX512, /* F, BW, VL, DQ, VBMI, VNNI: Ice Lake, Zen 4 and later */
-    VQKV_ISA_NEON
+    VQKV_ISA_NEON,
+    VQKV_ISA_NEON_DOT /* with dot products of bytes: Cortex-A75, Neoverse N1, Apple M1 and later */
 } vqkv_isa;
 
 /* Zero means the default everywhere but in n_ctx. */

@@ -201,14 +201,15 @@ VQKV__INLINE_avx2 void vqkv__fill_planes_avx2(const unsigned char *a, const unsi
                                            2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
     __m256i sum[4][2], w[2];
     int c, k;
+    if (!wide)
 #pragma GCC unroll 4
-    for (k = 0; k < n && !wide; k++) {
-        int32_t two;
-        memcpy(&two, f->zero[k] + p, sizeof two);
-        sum[k][0] = sum[k][1] = _mm256_shuffle_epi8(
-            _mm256_set1_epi32(two),
-            _mm256_inserti128_si256(_mm256_set1_epi16(0x0100), _mm_set1_epi16(0x0302), 1));
-    }
+        for (k = 0; k < n; k++) {
+            int32_t two;
+            memcpy(&two, f->zero[k] + p, sizeof two);
+            sum[k][0] = sum[k][1] = _mm256_shuffle_epi8(
+                _mm256_set1_epi32(two),
+                _mm256_inserti128_si256(_mm256_set1_epi16(0x0100), _mm_set1_epi16(0x0302), 1));
+        }
 #pragma GCC unroll 8
     for (c = 0; c < width; c++) {
         vqkv__fill_books_avx2(a + (wide ? 32 : 16) * c, b + (wide ? 32 : 16) * c, wide, w);

@@ -82,7 +82,8 @@ typedef struct vqkv__matrix {
  * of each plane counts; of the first `wide` quads a second such table, which adds to the first.
  * AVX2: for each of the first `wide` quads [rows, 2, 64] high and low bytes of 16-bit entries,
  * which count scale[2 row], for each quad behind them as many bytes of narrow ones, scale[2 row +
- * 1]. */
+ * 1]. NEON: for each of the first `wide` planes [rows, 2, 16] low and high bytes of such entries,
+ * for each two planes behind them [rows, 2, 16] entries of 8 bits. */
 typedef struct vqkv__packed {
     int wide;
     int bytes;                      /* of the tables */
@@ -156,7 +157,7 @@ VQKV__INLINE void vqkv__ask_far(vqkv__asked *a)
  *                    bytes, words: arithmetic in 8 and 16 bits
  *                    books, tables, weights, queries, gains, basis: what is read
  *                    row, rows, tile: vectors one by one, [rows, BLOCK], [HEAD_DIM, BLOCK]
- *   instruction set  portable, avx2, avx512, neon
+ *   instruction set  portable, avx2, avx512, neon (of neon_dot too, which has byte kernels besides)
  *
  * The lists below are all there are, in the order of the tables that dispatch goes by. Tests and
  * timings of single kernels (tests/kernel_check.c) go by them too. */

@@ -169,10 +169,13 @@ static void check_dots(bench *w, int which)
      */
     if (ops == NULL || ops->dot_books == NULL || !is_nibbles(w) ||
         toy_kv__dot_groups(run) > TOY_KV__MAX_DOT_GROUPS ||
-        !(run->width == 1 || (ops->fill_bytes == NULL && run->width % 2 == 0)))
+        !(run->width == 1 ||
+          (ops->map_words != NULL && ops->fill_bytes == NULL && run->width % 2 == 0)))
         return;
     w->used = 1;
-    w->bound = ops->fill_bytes != NULL ? ROUND : run->words ? WORDS : BYTES;
+    w->bound = ops->map_words == NULL || ops->fill_bytes != NULL ? ROUND
+               : run->words                                      ? WORDS
+                                                                 : BYTES;
     fill(w, w->x, w->rows * n);
     CALL(w, ops->dot_books(run, w->a, w->y));
     part[0] = w->seconds - total;

@@ -428,7 +428,8 @@ int main(int argc, char **argv)
     } sets[] = {{TOY_KV_ISA_PORTABLE, "portable"},
                 {TOY_KV_ISA_AVX2, "avx2"},
                 {TOY_KV_ISA_AVX512, "avx512"},
-                {TOY_KV_ISA_NEON, "neon"}};
+                {TOY_KV_ISA_NEON, "neon"},
+                {TOY_KV_ISA_NEON_DOT, "neon-dot"}};
     bench w = {.timed = argc > 1 && strcmp(argv[1], "time") == 0, .rng = {1}};
     int broken = 0;
     w.codes = need(BLOCKS * MAX_PLANES * BLOCK * 2);

@@ -9,10 +9,11 @@
 
 /* Relative error (L2, of one head's output) that any instruction set may show against double. */
 #define ATTEND_BOUND 2e-5
-/* The same where kernels work in bytes (nibble codes, AVX2 and AVX-512, blocks of 64 and more): of
- * any output, and root mean square over all, of the plans in toy_plans.h (random codebooks of odd
- * shapes show up to 1e-2). Random values nearly cancel in an output, so that what is rounding of
- * weights and score tables weighs more here than it does with a model's values (vqkvc eval). */
+/* The same where kernels work in bytes (nibble codes, AVX2, AVX-512 and NEON with dot products,
+ * blocks of 64 and more): of any output, and root mean square over all, of the plans in toy_plans.h
+ * (random codebooks of odd shapes show up to 1e-2). Random values nearly cancel in an output, so
+ * that what is rounding of weights and score tables weighs more here than it does with a model's
+ * values (vqkvc eval). */
 #define ATTEND_BOUND_BYTES 3e-2
 #define ATTEND_RMS_BYTES   5e-3
 

@@ -1,6 +1,6 @@
 /* sparse_check.c - landmarks and the exact list of one emitted header, on every instruction set.
  *
- *     cc -DHEADER='"x.h"' sparse_check.c -lm -o check && ./check
+ *     cc -DHEADER='"x.h"' sparse_check.c -lm -o check && ./check [ISA]
  *
  * The header's prefix is toy_kv. Random tokens, some of them planted far from all others, are held
  * against plain recomputations in double: what landmarks say, which chunks are chosen, attention
@@ -506,20 +506,21 @@ static void check_one_token(check *c)
 /* Whether attention works in bytes with this instruction set. */
 static int in_bytes(int isa)
 {
-    return (isa == TOY_KV_ISA_AVX512 || isa == TOY_KV_ISA_AVX2) && BLOCK >= 64;
+    return isa != TOY_KV_ISA_PORTABLE && isa != TOY_KV_ISA_NEON && BLOCK >= 64;
 }
 
 int main(int argc, char **argv)
 {
-    static const char *const names[] = {"auto", "portable", "avx2", "avx512", "neon"};
+    static const char *const names[] = {"auto", "portable", "avx2", "avx512", "neon", "neon-dot"};
     check c = {0};
     int failed = 0;
     c.rng.state = 5;
     fill(&c);
     c.scratch_bytes = toy_kv_scratch_size();
     c.scratch = need(c.scratch_bytes);
-    for (int isa = TOY_KV_ISA_PORTABLE; isa <= TOY_KV_ISA_NEON; isa++) {
-        if ((argc > 1 && strcmp(argv[1], names[isa]) != 0) || !toy_kv__has((toy_kv_isa)isa))
+    for (int isa = TOY_KV_ISA_PORTABLE; isa <= TOY_KV_ISA_NEON_DOT; isa++) {
+        if ((argc > 1 && strncmp(argv[1], names[isa], strlen(argv[1])) != 0) ||
+            !toy_kv__has((toy_kv_isa)isa))
             continue;
         printf("%s\n", names[isa]);
         c.worst = c.compared = c.unsure = c.failed = 0;

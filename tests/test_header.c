@@ -191,7 +191,7 @@ Test(header, counts_that_descriptors_cannot_hold_are_refused)
  * about while it optimizes; clang does not, but refuses what no target can do when it makes code.
  */
 typedef struct compilation {
-    char program[12], options[32];
+    char program[12], options[40];
     int is_c;
 } compilation;
 
@@ -224,6 +224,34 @@ ParameterizedTest(compilation *c, header, is_clean)
                        c->is_c ? "-Wsign-conversion -Wstrict-prototypes -Wmissing-prototypes "
                                  "-Wcast-align "
                                : ""),
+                 0, "%s %s", c->program, c->options);
+}
+
+/* So are the byte kernels of AArch64, whatever the command line allows of what they need. */
+static compilation arm_compilations[] = {{"gcc", "-std=c99 -O2", 1},
+                                         {"gcc", "-std=c11 -O0 -march=armv8-a+crypto", 1},
+                                         {"gcc", "-std=c11 -O1 -mcpu=neoverse-n1", 1},
+                                         {"clang", "-std=c99 -O2", 1}};
+
+ParameterizedTestParameters(header, is_clean_on_arm)
+{
+    return cr_make_param_array(compilation, arm_compilations,
+                               sizeof arm_compilations / sizeof *arm_compilations);
+}
+
+ParameterizedTest(compilation *c, header, is_clean_on_arm)
+{
+    int is_gcc = strcmp(c->program, "gcc") == 0;
+    if (!have(c->program) || !have("aarch64-linux-gnu-gcc"))
+        return;
+    emit_file(&toy_cases[2], "toy_kv", "toy_kv.h");
+    write_source("one.c", "#define TOY_KV_IMPLEMENTATION\n#include \"toy_kv.h\"\n");
+    cr_expect_eq(shell(0, "%s %s " STRICT "-Wsign-conversion -Wcast-align -c one.c -o one.o",
+                       is_gcc ? "aarch64-linux-gnu-gcc"
+                              : "clang --target=aarch64-linux-gnu "
+                                "--sysroot=/usr/aarch64-linux-gnu -isystem "
+                                "/usr/aarch64-linux-gnu/include",
+                       c->options),
                  0, "%s %s", c->program, c->options);
 }
 

@@ -119,7 +119,7 @@ Test(saved, a_window_that_is_too_small_is_refused)
 
 Test(saved, instruction_sets_load_each_others_bytes)
 {
-    for (int i = TOY_KV_ISA_PORTABLE; i <= TOY_KV_ISA_NEON; i++) {
+    for (int i = TOY_KV_ISA_PORTABLE; i <= TOY_KV_ISA_NEON_DOT; i++) {
         toy_kv_config config = {0};
         size_t bytes;
         config.n_ctx = N;

@@ -8,7 +8,8 @@ typedef enum vqkvc_isa {
     VQKVC_ISA_PORTABLE,
     VQKVC_ISA_AVX2,
     VQKVC_ISA_AVX512,
-    VQKVC_ISA_NEON
+    VQKVC_ISA_NEON,
+    VQKVC_ISA_NEON_DOT
 } vqkvc_isa;
 
 #endif

@@ -84,7 +84,7 @@ const vqkvc_option vqkvc_options_run[] = {
 /* Of suite and bench, which make tables. */
 const vqkvc_option vqkvc_options_table[] = {
     {.name = "isa",
-     .arg = "best|portable|avx2|avx512|neon",
+     .arg = "best|portable|avx2|avx512|neon|neon-dot",
      .type = VQKVC_OPT_CHOICE,
      .offset = VQKVC_AT(isa),
      .fallback = "best",

@@ -464,7 +464,8 @@ vqkvc_isa vqkvc_isa_of(const vqkvc_options *o)
     } words[] = {{"portable", VQKVC_ISA_PORTABLE},
                  {"avx2", VQKVC_ISA_AVX2},
                  {"avx512", VQKVC_ISA_AVX512},
-                 {"neon", VQKVC_ISA_NEON}};
+                 {"neon", VQKVC_ISA_NEON},
+                 {"neon-dot", VQKVC_ISA_NEON_DOT}};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (strcmp(words[i].word, o->isa) == 0)
             return words[i].isa;

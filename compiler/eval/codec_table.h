@@ -11,7 +11,7 @@
 struct vqkvc_codec_shape {
     int n_seq, n_ctx, max_batch;
     int n_exact; /* places on the exact list; 0: the header's default */
-    int isa;     /* 0 best, 1 portable, 2 AVX2, 3 AVX-512, 4 NEON */
+    int isa;     /* 0 best, 1 portable, 2 AVX2, 3 AVX-512, 4 NEON, 5 NEON_DOT */
 };
 
 struct vqkvc_codec_table {

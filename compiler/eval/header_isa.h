@@ -8,7 +8,7 @@
  * runtime/dispatch.h, which test_eval.c compares with. Never VQKVC_ISA_AUTO. */
 vqkvc_isa vqkvc_header_isa_best(void);
 
-/* "portable", "avx2", "avx512", "neon"; of VQKVC_ISA_AUTO, that of the best. */
+/* "portable", "avx2", "avx512", "neon", "neon-dot"; of VQKVC_ISA_AUTO, that of the best. */
 const char *vqkvc_header_isa_word(vqkvc_isa isa);
 
 #endif

@@ -104,7 +104,8 @@ typedef enum toy_kv_isa {
     TOY_KV_ISA_PORTABLE,
     TOY_KV_ISA_AVX2,   /* with FMA and F16C */
     TOY_KV_ISA_AVX512, /* F, BW, VL, DQ, VBMI, VNNI: Ice Lake, Zen 4 and later */
-    TOY_KV_ISA_NEON
+    TOY_KV_ISA_NEON,
+    TOY_KV_ISA_NEON_DOT /* with dot products of bytes: Cortex-A75, Neoverse N1, Apple M1 and later */
 } toy_kv_isa;
 
 /* Zero means the default everywhere but in n_ctx. */
@@ -265,6 +266,9 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #elif !defined(TOY_KV_NO_SIMD) && defined(__GNUC__) && defined(__aarch64__)
 #define TOY_KV__ARM
 #include <arm_neon.h>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
 #endif
 
 /* Private types: descriptors of the codec, and the layout of the caller's memory. */
@@ -351,7 +355,8 @@ typedef struct toy_kv__matrix {
  * of each plane counts; of the first `wide` quads a second such table, which adds to the first.
  * AVX2: for each of the first `wide` quads [rows, 2, 64] high and low bytes of 16-bit entries,
  * which count scale[2 row], for each quad behind them as many bytes of narrow ones, scale[2 row +
- * 1]. */
+ * 1]. NEON: for each of the first `wide` planes [rows, 2, 16] low and high bytes of such entries,
+ * for each two planes behind them [rows, 2, 16] entries of 8 bits. */
 typedef struct toy_kv__packed {
     int wide;
     int bytes;                      /* of the tables */
@@ -425,7 +430,7 @@ TOY_KV__INLINE void toy_kv__ask_far(toy_kv__asked *a)
  *                    bytes, words: arithmetic in 8 and 16 bits
  *                    books, tables, weights, queries, gains, basis: what is read
  *                    row, rows, tile: vectors one by one, [rows, BLOCK], [HEAD_DIM, BLOCK]
- *   instruction set  portable, avx2, avx512, neon
+ *   instruction set  portable, avx2, avx512, neon (of neon_dot too, which has byte kernels besides)
  *
  * The lists below are all there are, in the order of the tables that dispatch goes by. Tests and
  * timings of single kernels (tests/kernel_check.c) go by them too. */
@@ -3865,14 +3870,15 @@ TOY_KV__INLINE_avx2 void toy_kv__fill_planes_avx2(const unsigned char *a, const 
                                            2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
     __m256i sum[4][2], w[2];
     int c, k;
+    if (!wide)
 #pragma GCC unroll 4
-    for (k = 0; k < n && !wide; k++) {
-        int32_t two;
-        memcpy(&two, f->zero[k] + p, sizeof two);
-        sum[k][0] = sum[k][1] = _mm256_shuffle_epi8(
-            _mm256_set1_epi32(two),
-            _mm256_inserti128_si256(_mm256_set1_epi16(0x0100), _mm_set1_epi16(0x0302), 1));
-    }
+        for (k = 0; k < n; k++) {
+            int32_t two;
+            memcpy(&two, f->zero[k] + p, sizeof two);
+            sum[k][0] = sum[k][1] = _mm256_shuffle_epi8(
+                _mm256_set1_epi32(two),
+                _mm256_inserti128_si256(_mm256_set1_epi16(0x0100), _mm_set1_epi16(0x0302), 1));
+        }
 #pragma GCC unroll 8
     for (c = 0; c < width; c++) {
         toy_kv__fill_books_avx2(a + (wide ? 32 : 16) * c, b + (wide ? 32 : 16) * c, wide, w);
@@ -9511,9 +9517,736 @@ static const toy_kv__ops toy_kv__ops_neon = {TOY_KV__LANES_neon, TOY_KV__KERNELS
 #undef TOY_KV__X
 
 #undef TOY_KV__ROWS4
+/* What the byte kernels for NEON with dot products have in common: codes and entries that a table
+ * instruction looks up, dot products, sums. Few of them need more than NEON; those have a target.
+ */
+
+#if defined(__ARM_FEATURE_DOTPROD) && defined(__ARM_FEATURE_QRDMX)
+#define TOY_KV__TARGET_dot
+#elif defined(__clang__)
+#define TOY_KV__TARGET_dot __attribute__((target("dotprod,rdm")))
+#elif __GNUC__ >= 8 && !defined(__ARM_FEATURE_SVE) && !defined(__ARM_FEATURE_COMPLEX)
+/* Not "+dotprod", which assemblers refuse below ARMv8.2. What the command line may have enabled has
+ * to stay, or what it was enabled for would not be inlined. */
+#define TOY_KV__TARGET_dot __attribute__((target("arch=armv8.2-a+crypto+fp16+dotprod")))
+#endif
+
+#if TOY_KV_BLOCK >= 64
+#define TOY_KV__BYTE_OPS_dot &toy_kv__byte_ops_neon
+#else
+#define TOY_KV__BYTE_OPS_dot NULL
+#endif
+
+#if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
+
+#define TOY_KV__INLINE_neon TOY_KV__TARGET_dot static inline __attribute__((always_inline))
+
+/* Planes whose scores are summed in 16 bits. */
+#define TOY_KV__CHUNK_neon 64
+
+/* sum += products of bytes, four to a lane. Compilers hide the intrinsics of what the command line
+ * does not enable. */
+TOY_KV__INLINE_neon void toy_kv__add_bytes_neon(uint32x4_t *sum, uint8x16_t a, uint8x16_t b)
+{
+    __asm__("udot %0.4s, %1.16b, %2.16b" : "+w"(*sum) : "w"(a), "w"(b));
+}
+
+/* sum += the rounded high halves of twice the products of words a and word `lane` of b. */
+#define TOY_KV__ADD_WORDS_neon(sum, a, b, lane)                                                      \
+    __asm__("sqrdmlah %0.8h, %1.8h, %2.h[" #lane "]" : "+w"(sum) : "w"(a), "x"(b))
+
+/* Codes of 16 tokens of a plane, low nibbles or (`second`) high ones. */
+TOY_KV__INLINE_neon uint8x16_t toy_kv__codes_neon(uint8x16_t x, const int second)
+{
+    return second ? vshrq_n_u8(x, 4) : vandq_u8(x, vdupq_n_u8(15));
+}
+
+/* Indices for tables of twice sixteen bytes: of the 32 tokens of a piece of plane a, low nibbles
+ * first, eight in each, an index into the first sixteen and one of plane b's into the second. */
+TOY_KV__INLINE_neon void toy_kv__pairs_neon(uint8x16_t a, uint8x16_t b, uint8x16_t *index)
+{
+    const uint8x16_t base = vdupq_n_u8(16);
+    const uint8x16_t b0 = vorrq_u8(toy_kv__codes_neon(b, 0), base);
+    const uint8x16_t b1 = vorrq_u8(toy_kv__codes_neon(b, 1), base);
+    index[0] = vzip1q_u8(toy_kv__codes_neon(a, 0), b0);
+    index[1] = vzip2q_u8(toy_kv__codes_neon(a, 0), b0);
+    index[2] = vzip1q_u8(toy_kv__codes_neon(a, 1), b1);
+    index[3] = vzip2q_u8(toy_kv__codes_neon(a, 1), b1);
+}
+
+/* Such a table, and the words that one of sixteen low and sixteen high bytes has for a piece. */
+TOY_KV__INLINE_neon uint8x16x2_t toy_kv__two_neon(const signed char *p)
+{
+    return vld1q_u8_x2((const unsigned char *)p);
+}
+TOY_KV__INLINE_neon void toy_kv__words_neon(uint8x16_t x, const signed char *p, int16x8_t *word)
+{
+    const uint8x16x2_t t = toy_kv__two_neon(p);
+    uint8x16_t index[4];
+    int i;
+    toy_kv__pairs_neon(x, x, index);
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++)
+        word[i] = vreinterpretq_s16_u8(vqtbl2q_u8(t, index[i]));
+}
+
+/* As toy_kv__ask(), which may not be inlined here. */
+TOY_KV__INLINE_neon void toy_kv__ask_neon(toy_kv__asked *a)
+{
+    TOY_KV__PREFETCH(a->keys, 3);
+    TOY_KV__PREFETCH(a->values, 2);
+    a->keys += a->keys < a->keys_end ? 64 : 0;
+    a->values += a->values < a->values_end ? 64 : 0;
+}
+
+/* Scores of a piece, s [16] and half a block later = (add ? s : 0) + scale * words. */
+TOY_KV__INLINE_neon void toy_kv__flush_neon(const int16x8_t *words, float scale, int add, float *s)
+{
+    int i;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        float *to = s + i / 2 * (TOY_KV_BLOCK / 2) + i % 2 * 8;
+        float32x4_t a = vcvtq_f32_s32(vmovl_s16(vget_low_s16(words[i])));
+        float32x4_t b = vcvtq_f32_s32(vmovl_high_s16(words[i]));
+        vst1q_f32(to, add ? vfmaq_n_f32(vld1q_f32(to), a, scale) : vmulq_n_f32(a, scale));
+        vst1q_f32(to + 4, add ? vfmaq_n_f32(vld1q_f32(to + 4), b, scale) : vmulq_n_f32(b, scale));
+    }
+}
+
+/* Eight floats times factor, rounded to words. */
+static inline int16x8_t toy_kv__eight_neon(const float *x, float factor)
+{
+    int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x), factor));
+    int32x4_t b = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 4), factor));
+    return vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
+}
+
+/* Sixteen floats times factor, rounded to bytes. */
+static inline void toy_kv__sixteen_neon(const float *x, float factor, signed char *out)
+{
+    vst1q_s8(out, vcombine_s8(vqmovn_s16(toy_kv__eight_neon(x, factor)),
+                              vqmovn_s16(toy_kv__eight_neon(x + 8, factor))));
+}
+
+/* The same rounded to words, of which the sixteen low bytes lie before the high ones. */
+static inline void toy_kv__split_neon(const float *x, float factor, signed char *out)
+{
+    int8x16_t a = vreinterpretq_s8_s16(toy_kv__eight_neon(x, factor));
+    int8x16_t b = vreinterpretq_s8_s16(toy_kv__eight_neon(x + 8, factor));
+    vst1q_s8(out, vuzp1q_s8(a, b));
+    vst1q_s8(out + 16, vuzp2q_s8(a, b));
+}
+
+/* The largest magnitude of sixteen floats. */
+static inline float toy_kv__reach_neon(const float *x)
+{
+    float32x4_t a = vmaxq_f32(vabsq_f32(vld1q_f32(x)), vabsq_f32(vld1q_f32(x + 4)));
+    float32x4_t b = vmaxq_f32(vabsq_f32(vld1q_f32(x + 8)), vabsq_f32(vld1q_f32(x + 12)));
+    return vmaxvq_f32(vmaxq_f32(a, b));
+}
+
+#endif
+/* Sums of values in bytes, NEON with dot products: what toy_kv__byte_ops promises (types.h).
+ *
+ * A plane's codes become 8-bit codewords by a table lookup, and a dot product adds codeword times
+ * weight over four tokens a lane, both unsigned: codewords are 128 more than they are, for which
+ * sums begin lower. 64 tokens of a channel take four rows 28 instructions where codes have four
+ * channels or more, 35 where they have one: 16 dot products, 4 lookups, and the rest, which is
+ * loads and the cutting of codes, shared by four channels or four rows. In fp32 they take 450.
+ */
+
+#if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
+
+/* The largest weight, which a threshold is added to; and what is left of one counts so much less.
+ */
+#define TOY_KV__MOST_WEIGHT_neon 254.0f
+#define TOY_KV__WEIGHT_REST_neon 255.0f
+
+/* Sixteen numbers below 256 to bytes, rounded down. */
+static inline uint8x16_t toy_kv__floor_neon(const float32x4_t *x)
+{
+    uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(vcvtq_u32_f32(x[0])),
+                                vreinterpretq_u16_u32(vcvtq_u32_f32(x[1])));
+    uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(vcvtq_u32_f32(x[2])),
+                                 vreinterpretq_u16_u32(vcvtq_u32_f32(x[3])));
+    return vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
+}
+
+/* Sixteen weights p * gain * factor; rest, if not NULL, gets what is left of them. */
+static inline void toy_kv__pack_sixteen_neon(const float *p, const float *gain, float factor,
+                                           unsigned char *out, unsigned char *rest)
+{
+    /* Thresholds spread evenly over (0, 1): small weights are not all rounded away, however large
+     * the row's largest is; on average over positions, rounding keeps the sum. */
+    static const float dither[16] = {0.03125f, 0.53125f, 0.28125f, 0.78125f, 0.15625f, 0.65625f,
+                                     0.40625f, 0.90625f, 0.09375f, 0.59375f, 0.34375f, 0.84375f,
+                                     0.21875f, 0.71875f, 0.46875f, 0.96875f};
+    float32x4_t x[4];
+    int i;
+    for (i = 0; i < 4; i++) {
+        float32x4_t w = vmulq_f32(vld1q_f32(p + 4 * i), vld1q_f32(gain + 4 * i));
+        x[i] = rest == NULL ? vfmaq_n_f32(vld1q_f32(dither + 4 * i), w, factor)
+                            : vmulq_n_f32(w, factor);
+    }
+    vst1q_u8(out, toy_kv__floor_neon(x));
+    if (rest == NULL)
+        return;
+    for (i = 0; i < 4; i++) /* to the nearest: half a step more, rounded down */
+        x[i] = vfmaq_n_f32(vdupq_n_f32(0.5f), vsubq_f32(x[i], vrndmq_f32(x[i])),
+                           TOY_KV__WEIGHT_REST_neon);
+    vst1q_u8(rest, toy_kv__floor_neon(x));
+}
+
+static void toy_kv__pack_weights_neon(const float *p, const float *gain, int blocks, int rows,
+                                    unsigned char *out, unsigned char *rest, float *scale)
+{
+    const size_t step = (size_t)rows * TOY_KV_BLOCK;
+    int b, r, t;
+    for (r = 0; r < rows; r++, p += TOY_KV_BLOCK, out += TOY_KV_BLOCK) {
+        float32x4_t high = vdupq_n_f32(0.0f);
+        float top, factor;
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 4)
+                high = vmaxq_f32(high, vmulq_f32(vld1q_f32(p + (size_t)b * step + t),
+                                                 vld1q_f32(gain + b * TOY_KV_BLOCK + t)));
+        top = vmaxvq_f32(high);
+        scale[r] = top / TOY_KV__MOST_WEIGHT_neon;
+        factor = top > 0.0f ? TOY_KV__MOST_WEIGHT_neon / top : 0.0f;
+        for (b = 0; b < blocks; b++)
+            for (t = 0; t < TOY_KV_BLOCK; t += 16) {
+                const size_t at = (size_t)b * step + (size_t)t;
+                toy_kv__pack_sixteen_neon(p + at, gain + b * TOY_KV_BLOCK + t, factor, out + at,
+                                        rest == NULL ? NULL : rest + at);
+            }
+        rest += rest != NULL ? TOY_KV_BLOCK : 0;
+    }
+}
+
+static void toy_kv__pack_books_neon(const float *book, int n, signed char *out, float *scale)
+{
+    int i;
+    for (i = 0; i < n; i++) {
+        float top = toy_kv__reach_neon(book + i * 16);
+        scale[i] = top / 127.0f;
+        toy_kv__sixteen_neon(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f, out + i * 16);
+    }
+}
+
+/* Four channels of a run: the first token of their planes in a block, and their latents. */
+typedef struct toy_kv__four {
+    size_t plane[4], latent[4];
+} toy_kv__four;
+
+/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. */
+static inline toy_kv__four toy_kv__four_of(const toy_kv__run *run, size_t offset, int c, int n)
+{
+    toy_kv__four four;
+    int i;
+    for (i = 0; i < 4; i++) {
+        const int channel = c + i < n ? c + i : n - 1, plane = channel / run->width;
+        four.plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
+        four.latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
+    }
+    return four;
+}
+
+/* zero [4]: what sums of a row's weights times codewords begin with. */
+TOY_KV__TARGET_dot static void toy_kv__zero_neon(const unsigned char *weights, int blocks, size_t step,
+                                             uint32_t *zero)
+{
+    uint32x4_t sum = vdupq_n_u32(0);
+    int b, t;
+    for (b = 0; b < blocks; b++, weights += step)
+        for (t = 0; t < TOY_KV_BLOCK; t += 16)
+            toy_kv__add_bytes_neon(&sum, vld1q_u8(weights + t), vdupq_n_u8(128));
+    vst1q_u32(zero, vsubq_u32(vdupq_n_u32(0), sum));
+}
+
+/* Four channels, `each` of them of one plane, `real` of them there, for n rows from row r on; each
+ * and n are constants. */
+TOY_KV__INLINE_neon void toy_kv__sum_four_neon(const unsigned char *const *codes, int blocks,
+                                           const toy_kv__four *four, const int each, int real,
+                                           const signed char *book, const float *book_scale,
+                                           const unsigned char *weights, const uint32_t *zero,
+                                           const float *scale, int rows, int r, const int n,
+                                           float *acc, size_t stride)
+{
+    const unsigned char *w = weights + (size_t)r * TOY_KV_BLOCK;
+    uint32x4_t sum[4][4];
+    uint8x16_t table[4];
+    int b, i, k, t;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        table[i] = veorq_u8(vreinterpretq_u8_s8(vld1q_s8(book + 16 * (i < real ? i : 0))),
+                            vdupq_n_u8(128));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            sum[k][i] = vld1q_u32(zero + 4 * (r + k));
+    }
+    for (b = 0; b < blocks; b++, w += (size_t)rows * TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 16) {
+            uint8x16_t x = vld1q_u8(codes[b] + four->plane[0] + t), low[4], high[4];
+            if (t % 32 == 0) /* for the next ones */
+                TOY_KV__PREFETCH(codes[b] + four->plane[3] + t + TOY_KV_BLOCK, 3);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                if (i > 0 && i % each == 0)
+                    x = vld1q_u8(codes[b] + four->plane[i] + t);
+                low[i] = vqtbl1q_u8(table[i], toy_kv__codes_neon(x, 0));
+                high[i] = vqtbl1q_u8(table[i], toy_kv__codes_neon(x, 1));
+            }
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++) {
+                const uint8x16_t p = vld1q_u8(w + k * TOY_KV_BLOCK + t);
+                const uint8x16_t q = vld1q_u8(w + k * TOY_KV_BLOCK + t + TOY_KV_BLOCK / 2);
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_neon(&sum[k][i], p, low[i]);
+#pragma GCC unroll 4
+                for (i = 0; i < 4; i++)
+                    toy_kv__add_bytes_neon(&sum[k][i], q, high[i]);
+            }
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) {
+            float *to = acc + ((size_t)(r + k) * stride + four->latent[i]) * 4;
+            float32x4_t x = vcvtq_f32_s32(vreinterpretq_s32_u32(sum[k][i]));
+            if (i < real)
+                vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), x, scale[r + k] * book_scale[i]));
+        }
+}
+
+/* All channels of a run, `each` of every four of one plane. */
+TOY_KV__INLINE_neon void toy_kv__sum_run_neon(const unsigned char *const *codes, size_t offset,
+                                          int blocks, const toy_kv__run *run, const int each,
+                                          const signed char *book, const float *book_scale,
+                                          const unsigned char *weights, const uint32_t *zero,
+                                          const float *scale, int rows, float *acc, size_t stride)
+{
+    const int n = run->planes * run->width;
+    int c, r;
+    for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
+        const toy_kv__four four = toy_kv__four_of(run, offset, c, n);
+        const int real = n - c < 4 ? n - c : 4;
+#define TOY_KV__X(n_rows)                                                                            \
+    toy_kv__sum_four_neon(codes, blocks, &four, each, real, book, book_scale, weights, zero, scale,  \
+                        rows, r, n_rows, acc, stride)
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__X(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__X(2);
+        for (; r < rows; r++)
+            TOY_KV__X(1);
+#undef TOY_KV__X
+    }
+}
+
+TOY_KV__TARGET_dot static void toy_kv__sum_bytes_neon(const unsigned char *const *codes, size_t offset,
+                                                  int blocks, const toy_kv__run *run,
+                                                  const signed char *book, const float *book_scale,
+                                                  const unsigned char *weights, const float *scale,
+                                                  int rows, toy_kv__asked *ahead, float *acc,
+                                                  size_t stride)
+{
+    uint32_t zero[4 * TOY_KV__MAX_ROWS];
+    int r;
+    (void)ahead; /* little is to be gained where sums take so long */
+    for (r = 0; r < rows; r++)
+        toy_kv__zero_neon(weights + r * TOY_KV_BLOCK, blocks, (size_t)rows * TOY_KV_BLOCK, zero + 4 * r);
+#define TOY_KV__X(each)                                                                              \
+    toy_kv__sum_run_neon(codes, offset, blocks, run, each, book, book_scale, weights, zero, scale,   \
+                       rows, acc, stride)
+    if (run->width % 4 == 0)
+        TOY_KV__X(4);
+    else if (run->width == 2)
+        TOY_KV__X(2);
+    else
+        TOY_KV__X(1);
+#undef TOY_KV__X
+}
+
+#endif
+/* Scores of codes of one channel, NEON with dot products: what toy_kv__byte_ops promises (types.h).
+ *
+ * The codewords themselves are looked up, low and high bytes side by side, which one lookup does
+ * for every row, and meet the query in products of words whose high halves are added: units are
+ * such that no sum of them leaves 16 bits. A group is two channels. 64 tokens of a channel take
+ * four rows 78 instructions: 32 products, 8 lookups, and the rest for indices, loads and
+ * prefetches. In fp32 they take 460.
+ */
+
+#if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
+
+/* The largest codeword of a channel counts so many steps. */
+#define TOY_KV__DOT_TOP_neon 32767.0f
+
+/* table [groups, 64]: sixteen low and sixteen high bytes of each channel; scale [4 * groups]. */
+static void toy_kv__dot_books_neon(const toy_kv__run *run, unsigned char *table, float *scale)
+{
+    const int room = 4 * toy_kv__dot_groups(run);
+    int c, i;
+    for (c = 0; c < room; c++) {
+        float book[16] = {0.0f}, top;
+        if (c < run->planes) {
+            const unsigned char *from =
+                toy_kv__table(run->book + c / run->stages * run->book_step + c % run->stages * 16);
+            for (i = 0; i < 16; i += 4)
+                vst1q_f32(book + i, toy_kv__loadh_neon(from + 2 * i));
+        }
+        top = toy_kv__reach_neon(book);
+        scale[c] = top / TOY_KV__DOT_TOP_neon;
+        if (c < 2 * toy_kv__dot_groups(run)) /* the table has room for two a group */
+            toy_kv__split_neon(book, top > 0.0f ? TOY_KV__DOT_TOP_neon / top : 0.0f,
+                             (signed char *)table + 32 * c);
+    }
+}
+
+/* Channels c .. c + 7 of a row's latents y times their scales; 0 behind the last. */
+static inline void toy_kv__dot_latents_neon(const toy_kv__run *run, const float *y, const float *scale,
+                                          int c, float *x)
+{
+    int i;
+    if (run->stages == 1 && c + 8 <= run->planes) {
+        vst1q_f32(x, vmulq_f32(vld1q_f32(y + c), vld1q_f32(scale + c)));
+        vst1q_f32(x + 4, vmulq_f32(vld1q_f32(y + c + 4), vld1q_f32(scale + c + 4)));
+        return;
+    }
+    for (i = 0; i < 8; i++)
+        x[i] = c + i < run->planes ? y[(c + i) / run->stages] * scale[c + i] : 0.0f;
+}
+
+/* y [rows, stride]: queries in latents, from the run's first on; to lanes [rows, groups, 2] words
+ * and unit [rows, 2], of which the second stays unused. */
+static void toy_kv__dot_queries_neon(const toy_kv__run *run, const float *scale, const float *y,
+                                   size_t stride, int rows, unsigned char *lanes, float *unit,
+                                   float *energy)
+{
+    const int room = 2 * toy_kv__dot_groups(run);
+    float x[8];
+    int r, c;
+    for (r = 0; r < rows; r++, y += stride, lanes += 2 * room) {
+        float32x4_t square = vdupq_n_f32(0.0f);
+        float most = 0.0f, sum = 0.0f, factor;
+        for (c = 0; c < room; c += 8) {
+            float32x4_t a, b;
+            toy_kv__dot_latents_neon(run, y, scale, c, x);
+            a = vld1q_f32(x);
+            b = vld1q_f32(x + 4);
+            square = vfmaq_f32(vfmaq_f32(square, a, a), b, b);
+            sum = (c % TOY_KV__CHUNK_neon == 0 ? 0.0f : sum) +
+                  vaddvq_f32(vaddq_f32(vabsq_f32(a), vabsq_f32(b)));
+            most = sum > most ? sum : most;
+        }
+        /* Rounding of a channel's word, and of its products, may add half a unit each. */
+        unit[2 * r] = most * (32768.0f / (32767.0f - TOY_KV__CHUNK_neon));
+        unit[2 * r + 1] = 0.0f;
+        /* The mean square of a codebook is taken to be a seventh of its largest square, as it is
+         * for Gaussian channels. */
+        if (energy != NULL)
+            energy[r] += vaddvq_f32(square) * (TOY_KV__DOT_TOP_neon * TOY_KV__DOT_TOP_neon / 7.0f);
+        factor = most > 0.0f ? 32768.0f / unit[2 * r] : 0.0f;
+        for (c = 0; c < room; c += 8) {
+            short words[8];
+            toy_kv__dot_latents_neon(run, y, scale, c, x);
+            vst1q_s16(words, toy_kv__eight_neon(x, factor));
+            memcpy(lanes + 2 * c, words, 2 * (size_t)(room - c < 8 ? room - c : 8));
+        }
+    }
+}
+
+/* Scores of 32 tokens, a piece of sixteen bytes of each plane, for n rows from row r on: planes
+ * from .. to - 1, at most CHUNK. queries [channels, 4 rows]; n is a constant. */
+TOY_KV__INLINE_neon void toy_kv__dot_rows_neon(const unsigned char *codes, int from, int to,
+                                           const signed char *table, const short *queries,
+                                           const float *unit, int r, const int n, int add,
+                                           toy_kv__asked *ahead, float *s)
+{
+    int16x8_t sum[4][4];
+    int p, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = vdupq_n_s16(0);
+    for (p = from; p < to; p++) {
+        const int16x8_t q = vcombine_s16(vld1_s16(queries + 4 * p), vdup_n_s16(0));
+        int16x8_t word[4];
+        toy_kv__words_neon(vld1q_u8(codes + (size_t)p * (TOY_KV_BLOCK / 2)), table + 32 * p, word);
+        if ((p - from) % 4 == 0)
+            toy_kv__ask_neon(ahead);
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) {
+            TOY_KV__ADD_WORDS_neon(sum[0][i], word[i], q, 0);
+            if (n > 1)
+                TOY_KV__ADD_WORDS_neon(sum[1][i], word[i], q, 1);
+            if (n > 2)
+                TOY_KV__ADD_WORDS_neon(sum[2][i], word[i], q, 2);
+            if (n > 2)
+                TOY_KV__ADD_WORDS_neon(sum[3][i], word[i], q, 3);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__flush_neon(sum[k], unit[2 * (r + k)], add, s + (r + k) * TOY_KV_BLOCK);
+}
+
+/* Some blocks for n rows from row r on: 1, 2 or 4, a constant. */
+TOY_KV__INLINE_neon void toy_kv__dot_blocks_neon(const unsigned char *const *codes, size_t offset,
+                                             int blocks, const toy_kv__run *run,
+                                             const unsigned char *table, const unsigned char *lanes,
+                                             const float *unit, int rows, int r, const int n,
+                                             int add, toy_kv__asked *ahead, float *s)
+{
+    const size_t bytes = 4 * (size_t)toy_kv__dot_groups(run);
+    short queries[8 * TOY_KV__MAX_DOT_GROUPS];
+    int b, k, p, t, from, to;
+    for (p = 0; p < run->planes; p++)
+        for (k = 0; k < 4; k++)
+            memcpy(&queries[4 * p + k],
+                   lanes + (size_t)(r + (k < n ? k : 0)) * bytes + 2 * (size_t)p, 2);
+    for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK)
+        for (t = 0; t < TOY_KV_BLOCK / 2; t += 16)
+            for (from = 0; from < run->planes; from = to) {
+                to = run->planes - from < TOY_KV__CHUNK_neon ? run->planes : from + TOY_KV__CHUNK_neon;
+                toy_kv__dot_rows_neon(codes[b] + offset + t, from, to, (const signed char *)table,
+                                    queries, unit, r, n, add || from > 0, ahead, s + t);
+            }
+}
+
+TOY_KV__TARGET_dot static void toy_kv__dot_scores_neon(const unsigned char *const *codes, size_t offset,
+                                                   int blocks, const toy_kv__run *run,
+                                                   const unsigned char *table,
+                                                   const unsigned char *lanes, const float *unit,
+                                                   int rows, int add, toy_kv__asked *ahead, float *s)
+{
+    toy_kv__asked asked = *ahead;
+    int r = 0;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__dot_blocks_neon(codes, offset, blocks, run, table, lanes, unit, rows, r, n, add, &asked, \
+                          s)
+    for (; r + 4 <= rows; r += 4)
+        TOY_KV__X(4);
+    for (; r + 2 <= rows; r += 2)
+        TOY_KV__X(2);
+    for (; r < rows; r++)
+        TOY_KV__X(1);
+#undef TOY_KV__X
+    *ahead = asked;
+}
+
+#endif
+/* Score tables in bytes, NEON with dot products: what toy_kv__byte_ops promises (types.h); and the
+ * operations of that instruction set.
+ *
+ * A lookup in two registers takes eight tokens of two times sixteen bytes. For a wide plane these
+ * are the low and the high bytes of its entries: what it finds are words. For two narrow planes
+ * they are the entries of both: neighbours are added as words. Either way sums are words, and 64
+ * tokens take four rows 110 instructions for a wide plane, 65 for a narrow one: 64 or 32 lookups
+ * and sums, and the rest for indices, loads and prefetches. In fp32 a plane takes 460.
+ */
+
+#if defined(TOY_KV__TARGET_dot) && TOY_KV_BLOCK >= 64
+
+/* Narrow planes whose scores are summed in 16 bits. */
+#define TOY_KV__NARROW_CHUNK_neon 256
+
+/* The table of plane p for row r in lut [planes, rows, 16]. */
+static inline const float *toy_kv__lut_neon(const float *lut, int p, int rows, int r)
+{
+    return lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
+}
+
+/* Wide planes: from the last plane on, as many narrow ones as keep every row's rounding error
+ * within the tolerance. top [rows]: the largest entries of narrow planes. */
+static int toy_kv__wide_planes_neon(const float *lut, int planes, int rows, const float *energy,
+                                  float *top)
+{
+    int p, r, i, wide = 0;
+    for (r = 0; r < rows; r++) {
+        float32x4_t square = vdupq_n_f32(0.0f);
+        float limit, most = 0.0f;
+        for (p = 0; p < planes; p++)
+            for (i = 0; i < 16; i += 4) {
+                const float32x4_t x = vld1q_f32(toy_kv__lut_neon(lut, p, rows, r) + i);
+                square = vfmaq_f32(square, x, x);
+            }
+        /* A narrow plane adds (top / 127)^2 / 12 to the mean square of an error. Half the
+         * tolerance: rounding of wide planes is seen as well. */
+        limit = 0.25f * TOY_KV__TABLE_ERROR * TOY_KV__TABLE_ERROR * 127.0f * 127.0f * 12.0f *
+                (energy[r] + vaddvq_f32(square) / 16.0f);
+        for (p = planes - 1; p >= wide; p--) {
+            float m = toy_kv__reach_neon(toy_kv__lut_neon(lut, p, rows, r));
+            most = m > most ? m : most;
+            if (most * most * (float)(planes - p) > limit)
+                wide = p + 1;
+        }
+    }
+    for (r = 0; r < rows; r++)
+        for (top[r] = 0.0f, p = wide; p < planes; p++) {
+            float m = toy_kv__reach_neon(toy_kv__lut_neon(lut, p, rows, r));
+            top[r] = m > top[r] ? m : top[r];
+        }
+    return wide;
+}
+
+/* What an entry of row r counts in wide planes. */
+static float toy_kv__wide_scale_neon(const float *lut, int wide, int rows, int r)
+{
+    float sum = 0.0f, most = 0.0f;
+    int p;
+    for (p = 0; p < wide; p++) {
+        sum = (p % TOY_KV__CHUNK_neon == 0 ? 0.0f : sum) +
+              toy_kv__reach_neon(toy_kv__lut_neon(lut, p, rows, r));
+        most = sum > most ? sum : most;
+    }
+    return most / (32767.0f - TOY_KV__CHUNK_neon); /* rounding may add half a unit a plane */
+}
+
+static void toy_kv__pack_tables_neon(const float *lut, int planes, int rows, const float *energy,
+                                   toy_kv__packed *head, signed char *out)
+{
+    const signed char *start = out;
+    float top[TOY_KV__MAX_ROWS], factor[2 * TOY_KV__MAX_ROWS];
+    int p, r, i;
+    head->wide = toy_kv__wide_planes_neon(lut, planes, rows, energy, top);
+    for (r = 0; r < rows; r++) {
+        head->scale[2 * r] = toy_kv__wide_scale_neon(lut, head->wide, rows, r);
+        head->scale[2 * r + 1] = top[r] / 127.0f;
+        for (i = 2 * r; i < 2 * r + 2; i++)
+            factor[i] = head->scale[i] > 0.0f ? 1.0f / head->scale[i] : 0.0f;
+    }
+    for (p = 0; p < head->wide; p++)
+        for (r = 0; r < rows; r++, out += 32)
+            toy_kv__split_neon(toy_kv__lut_neon(lut, p, rows, r), factor[2 * r], out);
+    for (; p < planes; p += 2)
+        for (r = 0; r < rows; r++, out += 32) {
+            toy_kv__sixteen_neon(toy_kv__lut_neon(lut, p, rows, r), factor[2 * r + 1], out);
+            if (p + 1 < planes)
+                toy_kv__sixteen_neon(toy_kv__lut_neon(lut, p + 1, rows, r), factor[2 * r + 1],
+                                   out + 16);
+            else
+                memset(out + 16, 0, 16);
+        }
+    head->bytes = (int)((out - start + 63) / 64 * 64);
+}
+
+/* Scores of 32 tokens, a piece of sixteen bytes of each plane, for n rows from row r on: planes
+ * from .. to - 1, all of them wide, or none, of which a table has two; tables: those of plane from.
+ * n and `wide` are constants. */
+TOY_KV__INLINE_neon void toy_kv__score_piece_neon(const unsigned char *codes, int from, int to,
+                                              const toy_kv__packed *head, const signed char *tables,
+                                              int rows, int r, const int n, const int wide, int add,
+                                              toy_kv__asked *ahead, float *s)
+{
+    int16x8_t sum[4][4];
+    int p, k, i;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        sum[k][0] = sum[k][1] = sum[k][2] = sum[k][3] = vdupq_n_s16(0);
+    tables += 32 * r;
+    for (p = from; p < to; p += wide ? 1 : 2, tables += 32 * rows) {
+        const unsigned char *plane = codes + (size_t)p * (TOY_KV_BLOCK / 2);
+        const uint8x16_t x = vld1q_u8(plane);
+        uint8x16_t index[4];
+        toy_kv__pairs_neon(x, wide || p + 1 == to ? x : vld1q_u8(plane + TOY_KV_BLOCK / 2), index);
+        if ((p - from) % 4 == 0)
+            toy_kv__ask_neon(ahead);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            const uint8x16x2_t t = toy_kv__two_neon(tables + 32 * k);
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                const int8x16_t e = vreinterpretq_s8_u8(vqtbl2q_u8(t, index[i]));
+                sum[k][i] =
+                    wide ? vaddq_s16(sum[k][i], vreinterpretq_s16_s8(e)) : vpadalq_s8(sum[k][i], e);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__flush_neon(sum[k], head->scale[2 * (r + k) + !wide], add, s + (r + k) * TOY_KV_BLOCK);
+}
+
+/* All rows of one block, by planes that are all wide, or not; `wide` is a constant. */
+TOY_KV__INLINE_neon void toy_kv__score_planes_neon(const unsigned char *codes, int from, int to,
+                                               const toy_kv__packed *head, const signed char *tables,
+                                               int rows, const int wide, int add,
+                                               toy_kv__asked *ahead, float *s)
+{
+    int t, r;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_piece_neon(codes + t, from, to, head, tables, rows, r, n, wide, add, ahead, s + t)
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 16) {
+        for (r = 0; r + 4 <= rows; r += 4)
+            TOY_KV__X(4);
+        for (; r + 2 <= rows; r += 2)
+            TOY_KV__X(2);
+        for (; r < rows; r++)
+            TOY_KV__X(1);
+    }
+#undef TOY_KV__X
+}
+
+TOY_KV__TARGET_dot static void toy_kv__score_bytes_neon(const unsigned char *const *codes,
+                                                    size_t offset, int blocks, int planes,
+                                                    const toy_kv__packed *head,
+                                                    const signed char *tables, int rows, int add,
+                                                    toy_kv__asked *ahead, float *s)
+{
+    toy_kv__asked asked = *ahead;
+    int b, p, end, more;
+    for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK) {
+        const signed char *t = tables;
+        more = add;
+        for (p = 0; p < head->wide; p = end, more = 1, t += 32 * rows * TOY_KV__CHUNK_neon) {
+            end = head->wide - p < TOY_KV__CHUNK_neon ? head->wide : p + TOY_KV__CHUNK_neon;
+            toy_kv__score_planes_neon(codes[b] + offset, p, end, head, t, rows, 1, more, &asked, s);
+        }
+        t = tables + 32 * rows * head->wide;
+        for (; p < planes; p = end, more = 1, t += 32 * rows * (TOY_KV__NARROW_CHUNK_neon / 2)) {
+            end = planes - p < TOY_KV__NARROW_CHUNK_neon ? planes : p + TOY_KV__NARROW_CHUNK_neon;
+            toy_kv__score_planes_neon(codes[b] + offset, p, end, head, t, rows, 0, more, &asked, s);
+        }
+    }
+    *ahead = asked;
+}
+
+/* No batches: where every block has a frame of its own, what needs score tables is scored in fp32.
+ */
+#define TOY_KV__X(name) toy_kv__##name##_neon,
+static const toy_kv__byte_ops toy_kv__byte_ops_neon = {
+    TOY_KV__ALL_BYTE_KERNELS(TOY_KV__X, TOY_KV__NO_KERNEL, TOY_KV__NO_KERNEL, TOY_KV__NO_KERNEL)
+        TOY_KV__WEIGHT_REST_neon,
+    0.05f};
+#undef TOY_KV__X
+
+#endif
+
+#ifdef TOY_KV__TARGET_dot
+#define TOY_KV__X(name) toy_kv__##name##_neon,
+static const toy_kv__ops toy_kv__ops_neon_dot = {TOY_KV__LANES_neon,
+                                             TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_dot,
+                                             &toy_kv__dense_neon, &toy_kv__code_neon};
+#undef TOY_KV__X
+#endif
 #endif
 
 /* Which instruction set to use. Nothing is cached: a cache asks once, when it is made. */
+
+#ifdef TOY_KV__ARM
+static int toy_kv__has_dot(void)
+{
+#ifndef TOY_KV__TARGET_dot
+    return 0;
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return 1; /* this program runs nowhere else */
+#elif defined(__linux__)
+    return (int)(getauxval(AT_HWCAP) >> 20 & 1); /* HWCAP_ASIMDDP, which not every libc names */
+#else
+    return 0;
+#endif
+}
+#endif
 
 static int toy_kv__has(toy_kv_isa isa)
 {
@@ -9533,6 +10266,8 @@ static int toy_kv__has(toy_kv_isa isa)
 #ifdef TOY_KV__ARM
     case TOY_KV_ISA_NEON:
         return 1; /* part of AArch64 */
+    case TOY_KV_ISA_NEON_DOT:
+        return toy_kv__has_dot();
 #endif
     default:
         return 0;
@@ -9545,6 +10280,8 @@ static toy_kv_isa toy_kv__best(void)
         return TOY_KV_ISA_AVX512;
     if (toy_kv__has(TOY_KV_ISA_AVX2))
         return TOY_KV_ISA_AVX2;
+    if (toy_kv__has(TOY_KV_ISA_NEON_DOT))
+        return TOY_KV_ISA_NEON_DOT;
     return toy_kv__has(TOY_KV_ISA_NEON) ? TOY_KV_ISA_NEON : TOY_KV_ISA_PORTABLE;
 }
 
@@ -9560,6 +10297,10 @@ static const toy_kv__ops *toy_kv__select(toy_kv_isa isa)
 #ifdef TOY_KV__ARM
     case TOY_KV_ISA_NEON:
         return &toy_kv__ops_neon;
+#ifdef TOY_KV__TARGET_dot
+    case TOY_KV_ISA_NEON_DOT:
+        return &toy_kv__ops_neon_dot;
+#endif
 #endif
     default:
         return &toy_kv__ops_portable;
