@@ -1,4 +1,5 @@
-/* Scores of codes of one channel, AVX2: what vqkv__byte_ops promises (types.h).
+/* Scores of codes of one channel, and codewords for score tables of others (fill_avx2.h), AVX2:
+ * what vqkv__byte_ops promises (types.h).
  *
  * The codewords themselves are looked up, high and low bytes, which one lookup does for every row,
  * and meet the query in products of words of which the high half is kept: units are such that no

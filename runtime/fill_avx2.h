@@ -13,7 +13,8 @@
 /* Narrow entries are added up in so many parts of a step each. */
 #define VQKV__PARTS_avx2 8.0f
 
-/* Channels that a run may have here, and as many as fill up a quad of planes. */
+/* Channels that a run may have here, and as many as fill up a quad of planes, which have two
+ * channels at least. */
 #define VQKV__FILL_ROOM_avx2 (4 * VQKV__MAX_DOT_GROUPS + 32)
 
 /* What entries of rows count; their latents in steps of codewords, channel by channel, the same in
@@ -21,7 +22,7 @@
 typedef struct vqkv__filling_avx2 {
     float scale[4];
     float latent[4][VQKV__FILL_ROOM_avx2];
-    short word[4][VQKV__FILL_ROOM_avx2], zero[4][VQKV__FILL_ROOM_avx2 / 4];
+    short word[4][VQKV__FILL_ROOM_avx2], zero[4][VQKV__FILL_ROOM_avx2 / 2];
 } vqkv__filling_avx2;
 
 /* The magnitudes of the channels of each of four planes, added up. */

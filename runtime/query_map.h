@@ -18,7 +18,7 @@ static void vqkv__turn_angles(vqkv__pass *a, int from, int to, int position, int
         c[i] = (float)cos(angle);
         s[i] = (float)sin(angle);
     }
-    for (; i < to; i = j) { /* pairs of one span lie side by side */
+    for (; i < to; i = j) { /* mostly pairs of one span lie side by side */
         int pair = vqkv__pairs[i], span = vqkv__spans[pair];
         for (j = i + 1; j < to && vqkv__spans[vqkv__pairs[j]] == span;)
             j++;
@@ -94,7 +94,7 @@ static inline int vqkv__before(const vqkv__pass *a, const vqkv__stream *s, int b
 }
 
 /* How many latents of a stream, `before` and on, queries are mapped to in words: all but those of
- * its last runs whose codewords meet queries in 8 bits. */
+ * its last runs for which 8 bits do (words: 0). */
 static int vqkv__word_latents(const vqkv__pass *a, const vqkv__stream *s, int before)
 {
     int i = s->first_run + s->n_runs;
@@ -164,7 +164,7 @@ static void vqkv__fill_units(vqkv__pass *a)
     int r, i;
     for (r = 0; r < a->rows; r++) {
         const float *x = a->q + r * VQKV_HEAD_DIM;
-        float square = 0.0f, top = 0.0f; /* top: of the largest pair, or channel without one */
+        float square = 0.0f, top = 0.0f, steps; /* top: of the largest pair, or channel without */
         for (i = 0; i < VQKV_HEAD_DIM; i++) {
             square += x[i] * x[i];
             top = i >= VQKV_N_ROT && x[i] * x[i] > top ? x[i] * x[i] : top;
@@ -176,9 +176,10 @@ static void vqkv__fill_units(vqkv__pass *a)
             top = u * u + v * v > top ? u * u + v * v : top;
         }
         a->map_unit[r] = sqrtf(square) / limit;
-        /* A word times byte_steps / 32768 is at most 127. */
-        a->byte_steps[r] =
-            (short)(top > 0.0f ? 127.0f * 32768.0f * a->map_unit[r] / sqrtf(top) : 1);
+        /* A word times byte_steps / 32768 is at most 127. Steps that are too large, or no number
+         * where a query has none, are as good as any. */
+        steps = 127.0f * 32768.0f * a->map_unit[r] / sqrtf(top);
+        a->byte_steps[r] = (short)(!(steps >= 1.0f) ? 1.0f : steps < 32767.0f ? steps : 32767.0f);
         a->byte_unit[r] = a->map_unit[r] * 32768.0f / (float)a->byte_steps[r];
     }
 }

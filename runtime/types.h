@@ -21,7 +21,7 @@ enum vqkv__gain { VQKV__NO_GAIN, VQKV__RMS, VQKV__ABSMAX, VQKV__SIGNMAX, VQKV__R
 /* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
 typedef struct vqkv__run {
     unsigned char coder, uniform, stages, beam, bits;
-    unsigned char words;  /* whether its codewords, where they meet queries, do in 16 bits, not 8 */
+    unsigned char words;  /* whether what meets queries does in 16 bits, not 8 */
     unsigned char steady; /* keys: whether queries, for it, turn every STEADY_SPAN tokens only */
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
@@ -236,8 +236,9 @@ typedef struct vqkv__byte_ops {
     void (*map_bytes)(const signed char *, const int32_t *, int, int, const unsigned char *,
                       const float *, int, const float *, int, const float *, size_t, float *);
     /* The next three may be NULL, all of them: keys are scored through tables then. Codewords of a
-     * run of one channel a code, or where queries are mapped in words an even number: table
-     * [groups, 64] bytes and the scale of each channel [4 * groups]. */
+     * run of one channel a code, or where queries turn of two, four or more: table [groups, 64]
+     * bytes and the scale of each channel [4 * groups]; those of more than one are for fill_bytes
+     * where there is one. */
     void (*dot_books)(const vqkv__run *, unsigned char *, float *);
     /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
      * and units [rows, 2]: what a step of a score is worth, and the sum that stands for 0. Adds to

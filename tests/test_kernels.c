@@ -11,9 +11,9 @@ TestSuite(kernels, .init = make_dir, .fini = remove_dir, .timeout = TEST_SECONDS
 
 /* Codes of one to eight channels in one stage and more, blocks of 64 and 128, streams that turn and
  * not; scalars of one and two bytes. */
-static const char *const cases[] = {"post", "unturned", "higgs2", "falling", "f16", "q8_0"};
+static const char *const cases[] = {"post", "unturned", "higgs2", "falling", "f16", "q8_0", "weak"};
 enum { N_CASES = sizeof cases / sizeof *cases };
-static int indices[] = {0, 1, 2, 3, 4, 5};
+static int indices[] = {0, 1, 2, 3, 4, 5, 6};
 _Static_assert(sizeof indices / sizeof *indices == N_CASES, "a case without a test");
 
 static const toy_case *case_named(const char *name)

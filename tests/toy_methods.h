@@ -71,13 +71,45 @@ static inline void toy_falling(vqkvc_plan *plan, const toy_case *c)
     static const struct {
         int groups, width;
         float scale;
-    } pattern[] = {{5, 1, 1}, {3, 2, 0.6F}, {1, 6, 0.4F}, {2, 4, 0.2F}, {2, 8, 0.15F}};
+    } pattern[] = {{5, 1, 1}, {3, 2, 0.6F}, {1, 6, 0.15F}, {2, 4, 0.2F}, {2, 8, 0.15F}};
     enum { N_RUNS = sizeof pattern / sizeof *pattern, LATENTS = 5 + 6 + 6 + 8 + 16 };
     vqkvc_err err = {0};
     for (int head = 0; head < c->n_kv_heads; head++) {
         vqkvc_stream *s = toy_stream(plan, c, VQKVC_PART_K, 0, 1, head, "K falling");
         s->n_latents = LATENTS;
         toy_basis(plan, s);
+        toy_set_gain(s, VQKVC_GAIN_RMS, LATENTS, 1);
+        vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, N_RUNS, &err);
+        cr_assert_not_null(runs, "%s", err.msg);
+        for (int r = 0, at = 0; r < N_RUNS; at += runs[r].groups * runs[r].width, r++) {
+            int groups = pattern[r].groups, width = pattern[r].width;
+            int book = toy_table(plan, groups, width * 16, (double)pattern[r].scale, "book");
+            runs[r] = (vqkvc_run){VQKVC_CODER_VQ, at, groups, width, 4, 1, 0, book};
+        }
+        s = toy_stream(plan, c, VQKVC_PART_V, 0, 1, head, "V levels");
+        toy_set_gain(s, VQKVC_GAIN_RMS, s->n_latents, 1);
+        toy_levels(plan, s, 4);
+    }
+}
+
+/* Few strong channels and many weak ones, an odd number of each width, so that all codes of two
+ * channels and more meet queries in 8 bits. */
+static inline void toy_weak(vqkvc_plan *plan, const toy_case *c)
+{
+    static const struct {
+        int groups, width;
+        float scale;
+    } pattern[] = {{7, 1, 1}, {57, 2, 0.06F}, {3, 4, 0.05F}, {3, 8, 0.04F}};
+    enum { N_RUNS = sizeof pattern / sizeof *pattern, LATENTS = 7 + 114 + 12 + 24 };
+    vqkvc_err err = {0};
+    for (int head = 0; head < c->n_kv_heads; head++) {
+        vqkvc_stream *s = toy_stream(plan, c, VQKVC_PART_K, 0, 1, head, "K weak");
+        s->n_latents = LATENTS;
+        toy_basis(plan, s);
+        if (plan->tables[s->enc].f16 != NULL) { /* queries are mapped in bytes as well */
+            toy_bytes(plan, s->enc, c->head_dim);
+            toy_bytes(plan, s->dec, c->head_dim);
+        }
         toy_set_gain(s, VQKVC_GAIN_RMS, LATENTS, 1);
         vqkvc_run *runs = vqkvc_plan_set_runs(plan, s, N_RUNS, &err);
         cr_assert_not_null(runs, "%s", err.msg);

@@ -30,6 +30,7 @@ static const toy_case toy_cases[] = {
     {"still", NULL, 1, 1, 2, 48, UNTURNED, 48, 4, 24, 64, IN_BLOCK, RMS, 8, 1, 1, 1, toy_falling},
     {"idle", NULL, 1, 2, 5, 48, HALVES, 48, 4, 24, 64, IN_BLOCK, RMS, 8, 1, 1, 1, toy_idle},
     {"bands", NULL, 2, 1, 5, 48, HALVES, 40, 4, 24, 256, IN_BLOCK, RMS, 8, 1, 1, 1, toy_bands},
+    {"weak", NULL, 1, 1, 4, 160, HALVES, 160, 4, 24, 64, IN_BLOCK, RMS, 8, 1, 1, 1, toy_weak},
     {"spans", NULL, 2, 1, 2, 32, PAIRS, 32, 3, 16, 128, IN_BLOCK, RMS, 8, 1, 1, 0, toy_spans},
 };
 enum { N_TOY_CASES = sizeof toy_cases / sizeof *toy_cases };

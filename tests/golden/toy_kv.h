@@ -294,7 +294,7 @@ enum toy_kv__gain { TOY_KV__NO_GAIN, TOY_KV__RMS, TOY_KV__ABSMAX, TOY_KV__SIGNMA
 /* Groups of channels with one coder. Offsets into the constant tables are in binary16 values. */
 typedef struct toy_kv__run {
     unsigned char coder, uniform, stages, beam, bits;
-    unsigned char words;  /* whether its codewords, where they meet queries, do in 16 bits, not 8 */
+    unsigned char words;  /* whether what meets queries does in 16 bits, not 8 */
     unsigned char steady; /* keys: whether queries, for it, turn every STEADY_SPAN tokens only */
     unsigned short width; /* channels that share a code */
     int first;            /* latent of the first channel */
@@ -509,8 +509,9 @@ typedef struct toy_kv__byte_ops {
     void (*map_bytes)(const signed char *, const int32_t *, int, int, const unsigned char *,
                       const float *, int, const float *, int, const float *, size_t, float *);
     /* The next three may be NULL, all of them: keys are scored through tables then. Codewords of a
-     * run of one channel a code, or where queries are mapped in words an even number: table
-     * [groups, 64] bytes and the scale of each channel [4 * groups]. */
+     * run of one channel a code, or where queries turn of two, four or more: table [groups, 64]
+     * bytes and the scale of each channel [4 * groups]; those of more than one are for fill_bytes
+     * where there is one. */
     void (*dot_books)(const toy_kv__run *, unsigned char *, float *);
     /* Queries in latents [rows, stride], from the run's first on, to lanes [rows, groups, 4] bytes
      * and units [rows, 2]: what a step of a score is worth, and the sum that stands for 0. Adds to
@@ -3446,7 +3447,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *cons
 }
 
 #endif /* TOY_KV_BLOCK >= 64 */
-/* Scores of codes of one channel, AVX2: what toy_kv__byte_ops promises (types.h).
+/* Scores of codes of one channel, and codewords for score tables of others (fill_avx2.h), AVX2:
+ * what toy_kv__byte_ops promises (types.h).
  *
  * The codewords themselves are looked up, high and low bytes, which one lookup does for every row,
  * and meet the query in products of words of which the high half is kept: units are such that no
@@ -3682,7 +3684,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_scores_avx2(const unsigned char *con
 /* Narrow entries are added up in so many parts of a step each. */
 #define TOY_KV__PARTS_avx2 8.0f
 
-/* Channels that a run may have here, and as many as fill up a quad of planes. */
+/* Channels that a run may have here, and as many as fill up a quad of planes, which have two
+ * channels at least. */
 #define TOY_KV__FILL_ROOM_avx2 (4 * TOY_KV__MAX_DOT_GROUPS + 32)
 
 /* What entries of rows count; their latents in steps of codewords, channel by channel, the same in
@@ -3690,7 +3693,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_scores_avx2(const unsigned char *con
 typedef struct toy_kv__filling_avx2 {
     float scale[4];
     float latent[4][TOY_KV__FILL_ROOM_avx2];
-    short word[4][TOY_KV__FILL_ROOM_avx2], zero[4][TOY_KV__FILL_ROOM_avx2 / 4];
+    short word[4][TOY_KV__FILL_ROOM_avx2], zero[4][TOY_KV__FILL_ROOM_avx2 / 2];
 } toy_kv__filling_avx2;
 
 /* The magnitudes of the channels of each of four planes, added up. */
@@ -12111,7 +12114,7 @@ static void toy_kv__turn_angles(toy_kv__pass *a, int from, int to, int position,
         c[i] = (float)cos(angle);
         s[i] = (float)sin(angle);
     }
-    for (; i < to; i = j) { /* pairs of one span lie side by side */
+    for (; i < to; i = j) { /* mostly pairs of one span lie side by side */
         int pair = toy_kv__pairs[i], span = toy_kv__spans[pair];
         for (j = i + 1; j < to && toy_kv__spans[toy_kv__pairs[j]] == span;)
             j++;
@@ -12187,7 +12190,7 @@ static inline int toy_kv__before(const toy_kv__pass *a, const toy_kv__stream *s,
 }
 
 /* How many latents of a stream, `before` and on, queries are mapped to in words: all but those of
- * its last runs whose codewords meet queries in 8 bits. */
+ * its last runs for which 8 bits do (words: 0). */
 static int toy_kv__word_latents(const toy_kv__pass *a, const toy_kv__stream *s, int before)
 {
     int i = s->first_run + s->n_runs;
@@ -12257,7 +12260,7 @@ static void toy_kv__fill_units(toy_kv__pass *a)
     int r, i;
     for (r = 0; r < a->rows; r++) {
         const float *x = a->q + r * TOY_KV_HEAD_DIM;
-        float square = 0.0f, top = 0.0f; /* top: of the largest pair, or channel without one */
+        float square = 0.0f, top = 0.0f, steps; /* top: of the largest pair, or channel without */
         for (i = 0; i < TOY_KV_HEAD_DIM; i++) {
             square += x[i] * x[i];
             top = i >= TOY_KV_N_ROT && x[i] * x[i] > top ? x[i] * x[i] : top;
@@ -12269,9 +12272,10 @@ static void toy_kv__fill_units(toy_kv__pass *a)
             top = u * u + v * v > top ? u * u + v * v : top;
         }
         a->map_unit[r] = sqrtf(square) / limit;
-        /* A word times byte_steps / 32768 is at most 127. */
-        a->byte_steps[r] =
-            (short)(top > 0.0f ? 127.0f * 32768.0f * a->map_unit[r] / sqrtf(top) : 1);
+        /* A word times byte_steps / 32768 is at most 127. Steps that are too large, or no number
+         * where a query has none, are as good as any. */
+        steps = 127.0f * 32768.0f * a->map_unit[r] / sqrtf(top);
+        a->byte_steps[r] = (short)(!(steps >= 1.0f) ? 1.0f : steps < 32767.0f ? steps : 32767.0f);
         a->byte_unit[r] = a->map_unit[r] * 32768.0f / (float)a->byte_steps[r];
     }
 }
