@@ -72,8 +72,6 @@ static void lower_run(const vqkvc_plan *plan, const vqkvc_stream *s, const vqkvc
     low->max_width = larger(low->max_width, run->width);
     low->max_stages = larger(low->max_stages, run->stages);
     low->max_beam = larger(low->max_beam, out->beam);
-    if (out->coder == GEN_NIBBLES) /* books on their way to bytes pass through score tables */
-        low->max_lut = larger(low->max_lut, 2 * run->width);
 }
 
 /* The sum of the mean squares of a run's codewords, over channels and stages. */
@@ -405,8 +403,5 @@ vqkvc_code gen_lower(const vqkvc_plan *plan, gen_lowered *low, vqkvc_err *err)
         VQKVC_TRY(lower_stream(plan, i, low, table_first, &linear, err));
     VQKVC_TRY(gen_lower_nodes(plan, table_first, low, err));
     lower_uses(plan, low);
-    /* The runtime also unpacks one plane's codewords, width * 16 values, where the score tables of
-     * all rows go. */
-    low->max_lut = larger(low->max_lut, 2 * low->max_width);
     return check_sizes(plan, low, err);
 }

@@ -12,6 +12,30 @@ static int vqkv__sums_bytes(const vqkv__pass *a)
     return a->ops->bytes != NULL;
 }
 
+/* Whether some of them are summed in fp32, lane by lane. */
+static int vqkv__sums_lanes(const vqkv__pass *a)
+{
+    int u, i;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+            if (vqkv__runs[i].coder != VQKV__WIDE &&
+                !(a->in_bytes && vqkv__runs[i].coder == VQKV__NIBBLES))
+                return 1;
+    }
+    return a->v_tile != NULL;
+}
+
+/* Makes room for sums of coded values: nothing is summed yet. */
+static void vqkv__begin_sums(const vqkv__pass *a)
+{
+    const size_t rows = sizeof(float) * (size_t)a->rows;
+    memset(a->sums, 0, rows * VQKV__MAX_SUM_LATENTS);
+    if (a->in_lanes)
+        memset(a->acc, 0, rows * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
+    memset(a->bins, 0, rows * VQKV__MAX_WIDE_BINS);
+}
+
 /* The codewords of every V stream of the head as the sums want them: fp32, or bytes with a scale
  * for each sixteen, which begin at a->book + MAX_BOOK / 2. */
 static void vqkv__fill_books(vqkv__pass *a)
@@ -23,20 +47,22 @@ static void vqkv__fill_books(vqkv__pass *a)
         const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
-            for (p = 0; p < run->planes && run->coder == VQKV__NIBBLES; p++) {
-                float *dst = a->in_bytes ? a->scoring[0].lut : book;
-                n = run->width * 16;
-                memset(dst, 0, sizeof(float) * (size_t)n);
-                a->ops->add_row(
-                    vqkv__table(run->book + p / run->stages * run->book_step + p % run->stages * n),
-                    n, 1.0f, dst);
-                if (!a->in_bytes) {
-                    book += n;
+            /* planes whose codewords lie side by side are taken together */
+            const int each = run->book_step == run->stages * run->width * 16 ? run->planes : 1;
+            for (p = 0; p < run->planes && run->coder == VQKV__NIBBLES; p += each) {
+                const unsigned char *from =
+                    vqkv__table(run->book + p / run->stages * run->book_step +
+                                p % run->stages * run->width * 16);
+                n = each * run->width;
+                if (a->in_bytes) {
+                    a->ops->bytes->pack_books(from, n, bytes, scale);
+                    bytes += n * 16;
+                    scale += n;
                     continue;
                 }
-                a->ops->bytes->pack_books(dst, run->width, bytes, scale);
-                bytes += n;
-                scale += run->width;
+                memset(book, 0, sizeof(float) * (size_t)(n * 16));
+                a->ops->add_row(from, n * 16, 1.0f, book);
+                book += n * 16;
             }
         }
     }
@@ -55,22 +81,20 @@ static void vqkv__go_ahead(vqkv__ahead *q)
     }
 }
 
-/* Scores of one step that no byte kernel takes, added to a->part [n, rows, BLOCK]; by->lut goes on
- * behind its tables. */
+/* Scores of one step that no byte kernel takes, added to a->part [n, rows, BLOCK]. */
 static void vqkv__score_run(vqkv__pass *a, const unsigned char *const *codes, int n,
-                            const vqkv__run *run, vqkv__scoring *by)
+                            const vqkv__run *run, const float *lut)
 {
     int b, nibbles = run->coder == VQKV__NIBBLES;
     float *s = a->part;
     for (b = 0; b < n; b++, s += a->rows * VQKV_BLOCK) {
         if (nibbles)
-            a->ops->score_nibbles(codes[b] + run->codes, run->planes, by->lut, a->rows, s);
+            a->ops->score_nibbles(codes[b] + run->codes, run->planes, lut, a->rows, s);
         else
             a->ops->score_scalars(codes[b] + run->codes, run->planes, run->coder == VQKV__HALVES,
-                                  by->lut, a->rows, &a->ahead.now, s);
+                                  lut, a->rows, &a->ahead.now, s);
         vqkv__go_ahead(&a->ahead);
     }
-    by->lut += run->planes * a->rows * (nibbles ? 16 : 1);
 }
 
 /* The gains of n blocks for one group of latents of a stream: a->gain [n, BLOCK]. */
@@ -95,18 +119,15 @@ static inline void vqkv__codes_of(const unsigned char *from, const vqkv__stream 
  * to is set by the first of them, or begins at 0 where its kernel can only add. */
 static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n, float *scores)
 {
-    int b, groups, add = 0;
+    int b, add = 0;
     const int size = a->rows * VQKV_BLOCK;
     const float *bias = a->bias;
     const vqkv__byte_ops *ops = a->ops->bytes;
     const vqkv__step *step, *end = a->steps + a->n_steps;
     const unsigned char *codes[VQKV__TILE];
-    vqkv__scoring scoring[2];
-    scoring[0] = a->scoring[0];
-    scoring[1] = a->scoring[1];
     for (step = a->steps; step < end; step++) {
         const vqkv__run *run = step->run;
-        vqkv__scoring *by = &scoring[step->band];
+        const vqkv__scoring *by = &step->at;
         if (step->first) {
             add = 0;
             vqkv__codes_of(a->k_codes[step->use], step->stream, entries, n, codes);
@@ -115,32 +136,24 @@ static void vqkv__score_blocks(vqkv__pass *a, const vqkv__entry *entries, int n,
             memset(a->part, 0, sizeof(float) * (size_t)(n * size));
         switch (step->kernel) {
         case VQKV__BY_DOTS:
-            groups = vqkv__dot_groups(run);
             ops->dot_scores(codes, (size_t)run->codes, n, run, by->table, by->lanes, by->unit,
                             a->rows, add, &a->ahead.now, a->part);
-            by->table += 64 * groups;
-            by->lanes += a->rows * 4 * groups;
-            by->unit += 2 * a->rows;
             vqkv__go_ahead(&a->ahead);
             break;
         case VQKV__BY_FILLED:
         case VQKV__BY_PACKED: {
             const vqkv__packed *head = (const vqkv__packed *)(const void *)by->packed;
-            by->packed += sizeof *head;
             ops->score_bytes(codes, (size_t)run->codes, n, step->planes, head,
-                             (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
-            by->packed += head->bytes;
-            by->table += step->kernel == VQKV__BY_FILLED ? 64 * vqkv__dot_groups(run) : 0;
+                             (const signed char *)(head + 1), a->rows, add, &a->ahead.now, a->part);
             vqkv__go_ahead(&a->ahead);
             break;
         }
         case VQKV__BY_WIDE:
             for (b = 0; b < n; b++)
                 vqkv__score_wide(run, codes[b] + run->codes, by->wide, a->rows, a->part + b * size);
-            by->wide += (size_t)run->planes << run->bits;
             break;
         default:
-            vqkv__score_run(a, codes, n, run, by);
+            vqkv__score_run(a, codes, n, run, by->lut);
         }
         add = 1;
         if (!step->last)
@@ -186,14 +199,15 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
     const float *book = a->book, *book_scale = a->book + VQKV__MAX_BOOK / 2;
     const signed char *book_bytes = (const signed char *)a->book;
     unsigned char *rest = a->bytes + VQKV__TILE_FLOATS;
-    float *acc = a->acc, *bins = a->bins;
+    float *bins = a->bins;
+    size_t first = 0;                       /* latent of the stream at hand */
     int u, i, b, r, packed = 0, scaled = 0; /* the weights at hand are in a->bytes, in a->part */
     for (u = 0; u < a->n_v_uses; u++) {
         const vqkv__stream *s = &vqkv__streams[a->v_uses[u].stream];
         vqkv__codes_of(a->v_codes[u], s, entries, n, codes);
         for (i = 0; i < s->n_runs; i++) {
             const vqkv__run *run = &vqkv__runs[s->first_run + i];
-            float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
+            const size_t latent = first + (size_t)run->first;
             int in_bytes = run->coder == VQKV__NIBBLES && a->in_bytes;
             if (i == 0 || run[-1].gain != run->gain) {
                 vqkv__read_tile(a, s, codes, n, run->gain);
@@ -211,7 +225,8 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
                 continue;
             }
             if (!in_bytes) {
-                vqkv__sum_run(a, codes, n, run, book, a->part, dst);
+                vqkv__sum_run(a, codes, n, run, book, a->part,
+                              a->acc + latent * (size_t)a->ops->lanes);
                 book += run->coder == VQKV__NIBBLES ? run->planes * run->width * 16 : 0;
                 continue;
             }
@@ -222,15 +237,16 @@ static void vqkv__sum_tile(vqkv__pass *a, const vqkv__entry *entries, int n, int
                 packed = 1;
             }
             ops->sum_bytes(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes,
-                           scale, a->rows, &a->later.now, dst, VQKV__MAX_SUM_LATENTS);
+                           scale, a->rows, &a->later.now, a->sums + latent, VQKV__MAX_SUM_LATENTS);
             vqkv__go_ahead(&a->later);
             if (fine)
                 ops->sum_bytes(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
-                               rest_scale, a->rows, &a->later.now, dst, VQKV__MAX_SUM_LATENTS);
+                               rest_scale, a->rows, &a->later.now, a->sums + latent,
+                               VQKV__MAX_SUM_LATENTS);
             book_bytes += run->planes * run->width * 16;
             book_scale += run->planes * run->width;
         }
-        acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
+        first += (size_t)s->n_latents;
     }
 }
 
@@ -243,8 +259,11 @@ static size_t vqkv__collect_latents(vqkv__pass *a, const vqkv__stream *s, size_t
     for (r = 0; r < a->rows; r++) {
         float *y = a->y + (size_t)r * (size_t)s->n_latents;
         const float *bins = a->bins + (size_t)r * VQKV__MAX_WIDE_BINS + bin;
-        a->ops->reduce(a->acc + ((size_t)r * VQKV__MAX_SUM_LATENTS + first) * (size_t)a->ops->lanes,
-                       s->n_latents, y);
+        const size_t at = (size_t)r * VQKV__MAX_SUM_LATENTS + first;
+        if (a->in_lanes)
+            a->ops->reduce(a->acc + at * (size_t)a->ops->lanes, s->n_latents, y);
+        for (i = 0; i < s->n_latents; i++)
+            y[i] = a->sums[at + (size_t)i] + (a->in_lanes ? y[i] : 0.0f);
         for (i = s->first_run; i < s->first_run + s->n_runs; i++)
             if (vqkv__runs[i].coder == VQKV__WIDE)
                 bins = vqkv__collect_wide(a->ops, &vqkv__runs[i], bins, y);

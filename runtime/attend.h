@@ -171,9 +171,7 @@ static void vqkv__attend_blocks(vqkv__pass *a, int n_sealed, int n_tokens)
     while ((n = vqkv__next_tile(a, n_sealed, &j)) > 0) {
         batch_end = 0;
         if (!a->coded) {
-            memset(a->acc, 0,
-                   sizeof(float) * (size_t)a->rows * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
-            memset(a->bins, 0, sizeof(float) * (size_t)a->rows * VQKV__MAX_WIDE_BINS);
+            vqkv__begin_sums(a);
             if (a->v_tile == NULL)
                 vqkv__fill_books(a);
             if (a->k_tile == NULL)
@@ -292,6 +290,7 @@ static void vqkv__attend_rows(vqkv__pass *a)
     a->k_uses = vqkv__uses_of(VQKV_KEY, a->layer, a->head, &a->n_k_uses);
     a->v_uses = vqkv__uses_of(VQKV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = vqkv__sums_bytes(a);
+    a->in_lanes = vqkv__sums_lanes(a);
     a->k_frame = vqkv__streams[a->k_uses[0].stream].frame;
     a->batches = a->k_tile == NULL && vqkv__maps_batches(a);
     a->k_bytes = vqkv__scores_bytes(a);

@@ -300,17 +300,20 @@ VQKV__TARGET_avx2 static void vqkv__score_bytes_avx2(const unsigned char *const 
                              s + b * rows * VQKV_BLOCK);
 }
 
-VQKV__TARGET_avx2 static void vqkv__pack_books_avx2(const float *book, int n, signed char *out,
-                                                    float *scale)
+VQKV__TARGET_avx2 static void vqkv__pack_books_avx2(const unsigned char *book, int n,
+                                                    signed char *out, float *scale)
 {
     int i;
-    for (i = 0; i < n; i++) {
+    for (i = 0; i < n; i++, book += 32) {
         __m256 square = _mm256_setzero_ps();
-        float top = vqkv__reach_avx2(book + i * 16, &square);
+        float x[16], top;
+        _mm256_storeu_ps(x, vqkv__loadh_avx2(book));
+        _mm256_storeu_ps(x + 8, vqkv__loadh_avx2(book + 16));
+        top = vqkv__reach_avx2(x, &square);
         scale[i] = top / 127.0f;
-        _mm_storeu_si128((__m128i *)(void *)(out + i * 16),
-                         vqkv__narrowed_avx2(
-                             vqkv__sixteen_avx2(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f)));
+        _mm_storeu_si128(
+            (__m128i *)(void *)(out + i * 16),
+            vqkv__narrowed_avx2(vqkv__sixteen_avx2(x, top > 0.0f ? 127.0f / top : 0.0f)));
     }
 }
 

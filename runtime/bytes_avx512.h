@@ -277,22 +277,25 @@ VQKV__TARGET_avx512 static void vqkv__pack_tables_avx512(const float *lut, int p
     head->bytes = (int)((out - start + 63) / 64 * 64);
 }
 
-/* A table of sixteen fp32 entries times factor, rounded to 32 bits. */
-VQKV__TARGET_avx512 static inline __m512i vqkv__scaled_avx512(const float *lut, float factor)
+VQKV__TARGET_avx512 static void vqkv__pack_books_avx512(const unsigned char *book, int n,
+                                                        signed char *out, float *scale)
 {
-    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(lut), _mm512_set1_ps(factor)));
-}
-
-VQKV__TARGET_avx512 static void vqkv__pack_books_avx512(const float *book, int n, signed char *out,
-                                                        float *scale)
-{
-    int i;
-    for (i = 0; i < n; i++) {
-        float top = _mm512_reduce_max_ps(_mm512_abs_ps(_mm512_loadu_ps(book + i * 16)));
-        scale[i] = top / 127.0f;
-        _mm_storeu_si128((__m128i *)(void *)(out + i * 16),
-                         _mm512_cvtepi32_epi8(
-                             vqkv__scaled_avx512(book + i * 16, top > 0.0f ? 127.0f / top : 0)));
+    int i, k, m;
+    for (i = 0; i < n; i += m, book += 32 * m, out += 16 * m, scale += m) {
+        __m512 x[4], size[4];
+        float top[4];
+        m = n - i < 4 ? n - i : 4;
+        for (k = 0; k < 4; k++) {
+            x[k] = vqkv__loadh_avx512(book + 32 * (k < m ? k : 0));
+            size[k] = _mm512_abs_ps(x[k]);
+        }
+        _mm_storeu_ps(top, vqkv__four_tops_avx512(size));
+        for (k = 0; k < m; k++) {
+            const __m512 f = _mm512_set1_ps(top[k] > 0.0f ? 127.0f / top[k] : 0.0f);
+            scale[k] = top[k] / 127.0f;
+            _mm_storeu_si128((__m128i *)(void *)(out + 16 * k),
+                             _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x[k], f))));
+        }
     }
 }
 

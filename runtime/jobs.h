@@ -308,8 +308,9 @@ static void vqkv__finish_row(float m, float l, const float *o, const float *sink
         shrink = expf(m - top);
         l = l * shrink + expf(*sink - top);
     }
+    shrink = l > 0.0f ? shrink / l : 0.0f;
     for (d = 0; d < VQKV_HEAD_DIM; d++)
-        dst[d] = l > 0.0f ? o[d] * shrink / l : 0.0f;
+        dst[d] = l > 0.0f ? o[d] * shrink : 0.0f;
 }
 
 void vqkv_finish(const vqkv_partial *partial, int kv_head, int n_q, const vqkv_attention *attention,

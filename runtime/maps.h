@@ -49,9 +49,11 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__map_entries_ISA(const vqkv__matrix *tab
 #undef VQKV__X
         }
     }
-    for (; j + VQKV__LANES_ISA <= n_out; j += VQKV__LANES_ISA) {
-        vqkv__vf_ISA scale =
-            bytes ? vqkv__loadh_ISA(table->scale + 2 * (size_t)j) : vqkv__set1_ISA(1.0f);
+    for (; j < n_out && n_out >= VQKV__LANES_ISA; j += VQKV__LANES_ISA) {
+        vqkv__vf_ISA scale;
+        if (j + VQKV__LANES_ISA > n_out) /* the last LANES, some of them once more */
+            j = n_out - VQKV__LANES_ISA;
+        scale = bytes ? vqkv__loadh_ISA(table->scale + 2 * (size_t)j) : vqkv__set1_ISA(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
 #define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
             VQKV__ROWS4(VQKV__X)
@@ -99,6 +101,72 @@ VQKV__TARGET_ISA static void vqkv__map_ISA(vqkv__matrix table, int n_in, int n_o
         vqkv__map_entries_ISA(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs d .. d + n - 1 of four rows x [4, n_in], whose last LANES are `rest`, 0 where whole ones
+ * end. n: 1 or 2, a constant: two outputs share what is loaded of x. */
+VQKV__TARGET_ISA VQKV__INLINE void
+vqkv__unmap_four_ISA(const vqkv__matrix *table, const int bytes, int d, const int n, int n_in,
+                     const float *x, float (*rest)[VQKV__LANES_ISA], float *o, int n_out)
+{
+    const size_t row = (size_t)d * (size_t)n_in, next = n > 1 ? (size_t)n_in : 0;
+    const int whole = n_in / VQKV__LANES_ISA * VQKV__LANES_ISA;
+    float sum[4], more[4];
+    int j;
+#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f), b##k = a##k;
+    VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+    for (j = 0; j < whole; j += VQKV__LANES_ISA) {
+        vqkv__vf_ISA u = vqkv__entries_ISA(table, row + (size_t)j, bytes);
+        vqkv__vf_ISA v = n > 1 ? vqkv__entries_ISA(table, row + next + (size_t)j, bytes) : u;
+#define VQKV__X(k)                                                                                 \
+    {                                                                                              \
+        vqkv__vf_ISA y = vqkv__load_ISA(x + k * n_in + j);                                         \
+        a##k = vqkv__fma_ISA(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = vqkv__fma_ISA(y, v, b##k);                                                      \
+    }
+        VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+    }
+    if (j < n_in && n_in >= VQKV__LANES_ISA) { /* the last LANES, some of them once more */
+        const size_t last = row + (size_t)(n_in - VQKV__LANES_ISA);
+        vqkv__vf_ISA u = vqkv__entries_ISA(table, last, bytes);
+        vqkv__vf_ISA v = n > 1 ? vqkv__entries_ISA(table, last + next, bytes) : u;
+#define VQKV__X(k)                                                                                 \
+    {                                                                                              \
+        vqkv__vf_ISA y = vqkv__load_ISA(rest[k]);                                                  \
+        a##k = vqkv__fma_ISA(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = vqkv__fma_ISA(y, v, b##k);                                                      \
+    }
+        VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+        j = n_in;
+    }
+    vqkv__hsum4_ISA(a0, a1, a2, a3, sum);
+    if (n > 1)
+        vqkv__hsum4_ISA(b0, b1, b2, b3, more);
+    for (; j < n_in; j++) {
+        const float u = vqkv__raw_at(table, row + (size_t)j);
+        const float v = vqkv__raw_at(table, row + next + (size_t)j);
+#define VQKV__X(k)                                                                                 \
+    {                                                                                              \
+        sum[k] += x[k * n_in + j] * u;                                                             \
+        if (n > 1)                                                                                 \
+            more[k] += x[k * n_in + j] * v;                                                        \
+    }
+        VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+    }
+#define VQKV__X(k)                                                                                 \
+    {                                                                                              \
+        o[k * n_out + d] += sum[k];                                                                \
+        if (n > 1)                                                                                 \
+            o[k * n_out + d + 1] += more[k];                                                       \
+    }
+    VQKV__ROWS4(VQKV__X)
+#undef VQKV__X
+}
+
 VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -112,40 +180,16 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *t
                              ? 0.0f
                              : y[(size_t)r * (size_t)n_in + (size_t)at];
         }
-    for (d = 0; d < n_out; d++) {
-        size_t row = (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            for (j = 0; j + VQKV__LANES_ISA <= n_in; j += VQKV__LANES_ISA) {
-                vqkv__vf_ISA b = vqkv__entries_ISA(table, row + (size_t)j, bytes);
-#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(x + k * n_in + j), b, a##k);
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            }
-            if (j < n_in && n_in >= VQKV__LANES_ISA) { /* the last LANES, some of them once more */
-                vqkv__vf_ISA b =
-                    vqkv__entries_ISA(table, row + (size_t)(n_in - VQKV__LANES_ISA), bytes);
-#define VQKV__X(k) a##k = vqkv__fma_ISA(vqkv__load_ISA(rest[r + k]), b, a##k);
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-                j = n_in;
-            }
-            vqkv__hsum4_ISA(a0, a1, a2, a3, sum);
-            for (; j < n_in; j++) {
-                float b = vqkv__raw_at(table, row + (size_t)j);
-#define VQKV__X(k) sum[k] += x[k * n_in + j] * b;
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            }
-#define VQKV__X(k) o[(r + k) * n_out + d] += sum[k];
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-        }
-        for (; r < rows; r++) {
+    for (r = 0; r + 4 <= rows; r += 4) {
+        const float *x = y + (size_t)r * (size_t)n_in;
+        for (d = 0; d + 2 <= n_out; d += 2)
+            vqkv__unmap_four_ISA(table, bytes, d, 2, n_in, x, rest + r, o + r * n_out, n_out);
+        if (d < n_out)
+            vqkv__unmap_four_ISA(table, bytes, d, 1, n_in, x, rest + r, o + r * n_out, n_out);
+    }
+    for (; r < rows; r++)
+        for (d = 0; d < n_out; d++) {
+            const size_t row = (size_t)d * (size_t)n_in;
             const float *x = y + (size_t)r * (size_t)n_in;
             vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
             float sum;
@@ -157,7 +201,6 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *t
                 sum += x[j] * vqkv__raw_at(table, row + (size_t)j);
             o[r * n_out + d] += sum;
         }
-    }
 }
 
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y

@@ -25,16 +25,7 @@ enum vqkv__kernel {
     VQKV__BY_WIDE     /* score tables of codes of other than 4 bits */
 };
 
-/* One kernel's share of the scores of a block. */
-typedef struct vqkv__step {
-    const vqkv__run *run; /* the first of n_runs */
-    const vqkv__stream *stream;
-    int use, n_runs, planes; /* use: which of the head's K streams */
-    unsigned char kernel, band;
-    unsigned char first, last; /* of those that share a gain */
-} vqkv__step;
-
-/* What some K runs of a head meet codes with: each kernel's share of it lies run behind run. */
+/* Where lies what K runs meet codes with: each kernel's share of it, run behind run. */
 typedef struct vqkv__scoring {
     float *lut;           /* score tables */
     char *packed;         /* the same in bytes: vqkv__packed, then tables, for each of planes */
@@ -44,6 +35,16 @@ typedef struct vqkv__scoring {
     unsigned char *lanes; /* the queries in their units: [rows, groups, 4] */
     float *unit;          /* [runs, rows, 2] */
 } vqkv__scoring;
+
+/* One kernel's share of the scores of a block. */
+typedef struct vqkv__step {
+    const vqkv__run *run; /* the first of n_runs */
+    const vqkv__stream *stream;
+    int use, n_runs, planes; /* use: which of the head's K streams */
+    unsigned char kernel, band;
+    unsigned char first, last; /* of those that share a gain */
+    vqkv__scoring at;          /* what the kernel meets codes with begins there */
+} vqkv__step;
 
 /* Where a stream's latents are among those that queries were mapped to: the first n_words of them,
  * and the mean behind, at column `words` and on, the others at `bytes` and on. */
@@ -75,13 +76,13 @@ typedef struct vqkv__pass {
     int seq, layer, head, rows, first, last; /* tokens first .. last - 1 */
     int position[VQKV__MAX_ROWS];            /* of each query */
     float soft_cap;
-    int window, coded; /* coded: some block was attended, so acc holds something */
+    int window, coded; /* coded: some block was attended, so there are sums */
     int in_bytes;      /* V streams are summed by byte kernels */
     int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const vqkv__use *k_uses, *v_uses;
     const unsigned char *k_codes[VQKV__MAX_USES], *v_codes[VQKV__MAX_USES]; /* of block 0 */
-    vqkv__step *steps; /* [n_steps] of K streams */
-    int n_steps, packs[2];
+    vqkv__step *steps;     /* [n_steps] of K streams */
+    int n_steps, packs[2]; /* packs: of a band some tables are packed, which wants energies */
     int n_k_uses, n_v_uses, k_frame;
     float *q;                 /* [rows, HEAD_DIM], scaled */
     float *turned;            /* [rows, HEAD_DIM], in the frame of the block at hand */
@@ -98,8 +99,10 @@ typedef struct vqkv__pass {
     int steady_number;         /* of the span that steady runs are ready for, -1: none */
     float map_unit[VQKV__MAX_ROWS], byte_unit[VQKV__MAX_ROWS]; /* what a word and a byte count */
     short byte_steps[VQKV__MAX_ROWS];                          /* bytes that make 32768 words */
-    float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
-    float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
+    float *book; /* codewords of all V streams of the head: fp32, or bytes and scales */
+    float *acc;  /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain, in fp32 */
+    float *sums; /* [rows, MAX_SUM_LATENTS] the same of what byte kernels sum */
+    int in_lanes;         /* acc is in use */
     float *s, *part;      /* [TILE, rows, BLOCK] */
     float *gain;          /* [TILE, BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
@@ -155,6 +158,7 @@ typedef struct vqkv__pass {
      VQKV__ROOM((size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS) +                   \
      VQKV__ROOM(VQKV__MAX_BOOK) +                                                                  \
      VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16) +                             \
+     VQKV__ROOM((size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS) +                                  \
      VQKV__ROOM(VQKV__TILE_FLOATS) * 2 + VQKV__ROOM(VQKV__TILE * VQKV_BLOCK) +                     \
      VQKV__ROOM(VQKV__TILE_FLOATS / 2) + VQKV__ROOM(VQKV_N_ROT + 1) * 2 +                          \
      VQKV__ROOM(VQKV__MAX_RUNS * sizeof(vqkv__step) / 4))
@@ -195,6 +199,7 @@ static void vqkv__carve(vqkv__pass *a, void *scratch)
     a->mapped = vqkv__take(&room, (size_t)VQKV__MAP_BLOCKS * VQKV__MAX_ROWS * VQKV__MAX_COLUMNS);
     a->book = vqkv__take(&room, VQKV__MAX_BOOK);
     a->acc = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS * 16);
+    a->sums = vqkv__take(&room, (size_t)VQKV__MAX_ROWS * VQKV__MAX_SUM_LATENTS);
     a->s = vqkv__take(&room, VQKV__TILE_FLOATS);
     a->part = vqkv__take(&room, VQKV__TILE_FLOATS);
     a->gain = vqkv__take(&room, VQKV__TILE * VQKV_BLOCK);
@@ -278,6 +283,16 @@ static float vqkv__top(const vqkv__pass *a, int r)
     return top;
 }
 
+/* Shrinks what is summed of coded values for row r. */
+static void vqkv__shrink_sums(const vqkv__pass *a, int r, float shrink)
+{
+    const size_t n = VQKV__MAX_SUM_LATENTS, row = (size_t)r, lanes = (size_t)a->ops->lanes;
+    a->ops->shrink(a->sums + row * n, n, shrink);
+    if (a->in_lanes)
+        a->ops->shrink(a->acc + row * n * lanes, n * lanes, shrink);
+    a->ops->shrink(a->bins + row * VQKV__MAX_WIDE_BINS, VQKV__MAX_WIDE_BINS, shrink);
+}
+
 /* Softmax of a->s over the tile's blocks, n tokens in each; open: all of them are seen, and their
  * highest scores in a->high. What was summed before is shrunk where a row's maximum rises. Returns
  * 0 if no row sees any of them, or none for which they are more than nothing (their probabilities
@@ -307,11 +322,7 @@ static int vqkv__soft_max(vqkv__pass *a, int blocks, int n, int coded, int open)
         if (shrink != 1.0f) {
             a->ops->shrink(a->o + r * VQKV_HEAD_DIM, VQKV_HEAD_DIM, shrink);
             if (a->coded)
-                a->ops->shrink(a->acc + (size_t)r * VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes,
-                               VQKV__MAX_SUM_LATENTS * (size_t)a->ops->lanes, shrink);
-            if (a->coded)
-                a->ops->shrink(a->bins + (size_t)r * VQKV__MAX_WIDE_BINS, VQKV__MAX_WIDE_BINS,
-                               shrink);
+                vqkv__shrink_sums(a, r, shrink);
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);

@@ -37,13 +37,14 @@ static float *vqkv__fill_run(vqkv__pass *a, const vqkv__run *run, const float *y
 
 /* What the runs of one step meet codes with, for queries in latents y: from *to on, which goes on
  * behind it. energy [rows]: mean squares of the scores of its gain so far. */
-static void vqkv__fill_step(vqkv__pass *a, const vqkv__step *step, const vqkv__mapped *y,
-                            float *energy, vqkv__scoring *to)
+static void vqkv__fill_step(vqkv__pass *a, vqkv__step *step, const vqkv__mapped *y, float *energy,
+                            vqkv__scoring *to)
 {
     const vqkv__run *run = step->run, *end = run + step->n_runs;
     const vqkv__byte_ops *ops = a->ops->bytes;
     float *lut = to->lut;
     int r, n;
+    step->at = *to;
     switch (step->kernel) {
     case VQKV__BY_DOTS:
         n = 4 * vqkv__dot_groups(run);
@@ -94,7 +95,7 @@ static vqkv__scoring vqkv__fill_band(vqkv__pass *a, int band, const float *mappe
     int i;
     memset(energy, 0, sizeof energy);
     for (i = 0; i < a->n_steps; i++) {
-        const vqkv__step *step = &a->steps[i];
+        vqkv__step *step = &a->steps[i];
         const vqkv__mapped y = vqkv__mapped_of(a, band, step->use, mapped);
         if (step->first)
             memset(energy, 0, sizeof energy);
@@ -196,7 +197,7 @@ static void vqkv__fill_tables(vqkv__pass *a)
     int i;
     memset(a->bias, 0, sizeof a->bias);
     for (i = 0; i < a->n_steps; i++) {
-        const vqkv__step *step = &a->steps[i];
+        vqkv__step *step = &a->steps[i];
         if (i == 0 || step->use != step[-1].use)
             vqkv__map_one(a, step->stream, a->k_uses[step->use].member);
         y.n_words = step->stream->n_latents;

@@ -110,17 +110,25 @@ typedef struct vqkv__two {
     size_t plane[2], latent[2];
 } vqkv__two;
 
-/* Channels c and c + 1 of the run's n, counted plane by plane; behind the last it stands again. */
-static inline vqkv__two vqkv__two_of(const vqkv__run *run, size_t offset, int c, int n)
+/* Channels c and c + 1 of the run's n, counted plane by plane; behind the last it stands again. By
+ * a pointer: a copy would load at once what has just been stored in parts, and wait for it. */
+static inline void vqkv__two_of(const vqkv__run *run, size_t offset, int c, int n, vqkv__two *two)
 {
-    vqkv__two two;
     int i;
     for (i = 0; i < 2; i++) {
         const int channel = c + i < n ? c + i : n - 1, plane = channel / run->width;
-        two.plane[i] = offset + (size_t)plane * (VQKV_BLOCK / 2);
-        two.latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
+        two->plane[i] = offset + (size_t)plane * (VQKV_BLOCK / 2);
+        two->latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
     }
-    return two;
+}
+
+/* In lane k the sum over lanes of x[k][i], of n rows; n is a constant. */
+VQKV__INLINE_avx2 __m128i vqkv__row_sums_avx2(__m256i (*x)[2], const int n, const int i)
+{
+    const __m256i a = _mm256_hadd_epi32(x[0][i], x[n > 1 ? 1 : 0][i]);
+    const __m256i b = n > 2 ? _mm256_hadd_epi32(x[2][i], x[3][i]) : a;
+    const __m256i c = _mm256_hadd_epi32(a, b);
+    return _mm_add_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
 }
 
 /* Two channels, of the `same` plane or of two, for n rows from row r on; `real` of the channels are
@@ -129,7 +137,7 @@ VQKV__INLINE_avx2 void vqkv__sum_two_avx2(const unsigned char *const *codes, int
                                           const vqkv__two *two, const int same, int real,
                                           const signed char *book, const float *book_scale,
                                           const unsigned char *weights, const float *scale,
-                                          int rows, int r, const int n, float *acc, size_t stride)
+                                          int rows, int r, const int n, float *sums, size_t stride)
 {
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     const unsigned char *w = weights + (size_t)r * VQKV_BLOCK;
@@ -168,17 +176,16 @@ VQKV__INLINE_avx2 void vqkv__sum_two_avx2(const unsigned char *const *codes, int
                 }
             }
         }
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++)
 #pragma GCC unroll 2
-        for (i = 0; i < 2; i++) {
-            float *to = acc + ((size_t)(r + k) * stride + two->latent[i]) * 8;
-            __m256 x = _mm256_cvtepi32_ps(sum[k][i]);
+    for (i = 0; i < 2; i++) {
+        float total[4];
+        _mm_storeu_ps(total, _mm_cvtepi32_ps(vqkv__row_sums_avx2(sum, n, i)));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
             if (i < real)
-                _mm256_storeu_ps(to,
-                                 _mm256_fmadd_ps(x, _mm256_set1_ps(scale[r + k] * book_scale[i]),
-                                                 _mm256_loadu_ps(to)));
-        }
+                sums[(size_t)(r + k) * stride + two->latent[i]] +=
+                    total[k] * (scale[r + k] * book_scale[i]);
+    }
 }
 
 /* All channels of a run for n rows from row r on. */
@@ -186,16 +193,17 @@ VQKV__INLINE_avx2 void vqkv__sum_rows_avx2(const unsigned char *const *codes, si
                                            int blocks, const vqkv__run *run,
                                            const signed char *book, const float *book_scale,
                                            const unsigned char *weights, const float *scale,
-                                           int rows, int r, const int n, float *acc, size_t stride)
+                                           int rows, int r, const int n, float *sums, size_t stride)
 {
     const int channels = run->planes * run->width;
     int c;
 #define VQKV__TWO(same)                                                                            \
     vqkv__sum_two_avx2(codes, blocks, &two, same, real, book, book_scale, weights, scale, rows, r, \
-                       n, acc, stride)
+                       n, sums, stride)
     for (c = 0; c < channels; c += 2, book += 32, book_scale += 2) {
-        const vqkv__two two = vqkv__two_of(run, offset, c, channels);
+        vqkv__two two;
         const int real = channels - c < 2 ? channels - c : 2;
+        vqkv__two_of(run, offset, c, channels, &two);
         if (two.plane[0] == two.plane[1])
             VQKV__TWO(1);
         else
@@ -208,14 +216,14 @@ VQKV__TARGET_avx2 static void vqkv__sum_bytes_avx2(const unsigned char *const *c
                                                    int blocks, const vqkv__run *run,
                                                    const signed char *book, const float *book_scale,
                                                    const unsigned char *weights, const float *scale,
-                                                   int rows, vqkv__asked *ahead, float *acc,
+                                                   int rows, vqkv__asked *ahead, float *sums,
                                                    size_t stride)
 {
     int r = 0;
     (void)ahead; /* little is to be gained where sums take so long */
 #define VQKV__X(n)                                                                                 \
     vqkv__sum_rows_avx2(codes, offset, blocks, run, book, book_scale, weights, scale, rows, r, n,  \
-                        acc, stride)
+                        sums, stride)
     for (; r + 4 <= rows; r += 4)
         VQKV__X(4);
     for (; r + 2 <= rows; r += 2)

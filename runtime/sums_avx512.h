@@ -90,10 +90,11 @@ typedef struct vqkv__four {
     size_t latent[4];
 } vqkv__four;
 
-/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. */
-static inline vqkv__four vqkv__four_of(const vqkv__run *run, size_t offset, int c, int n)
+/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. By a
+ * pointer: a copy would load at once what has just been stored in parts, and wait for it. */
+static inline void vqkv__four_of(const vqkv__run *run, size_t offset, int c, int n,
+                                 vqkv__four *four)
 {
-    vqkv__four four;
     int i;
     for (i = 0; i < 4; i++) {
         int channel = c + i < n ? c + i : n - 1, plane = channel, latent = channel;
@@ -103,10 +104,70 @@ static inline vqkv__four vqkv__four_of(const vqkv__run *run, size_t offset, int 
             plane = channel / run->width;
         if (run->stages > 1)
             latent = plane / run->stages * run->width + channel - plane * run->width;
-        four.plane[i] = offset + (size_t)plane * (VQKV_BLOCK / 2);
-        four.latent[i] = (size_t)latent;
+        four->plane[i] = offset + (size_t)plane * (VQKV_BLOCK / 2);
+        four->latent[i] = (size_t)latent;
     }
-    return four;
+}
+
+/* Sums over each of four lanes that lie side by side: in lane 4 j + i of lanes 4 j .. 4 j + 3 of
+ * x[i]. */
+VQKV__INLINE_avx512 __m512i vqkv__fold_lanes_avx512(const __m512i *x)
+{
+    const __m512i a = _mm512_add_epi32(_mm512_maskz_unpacklo_epi32(VQKV__ALL_avx512, x[0], x[1]),
+                                       _mm512_maskz_unpackhi_epi32(VQKV__ALL_avx512, x[0], x[1]));
+    const __m512i b = _mm512_add_epi32(_mm512_maskz_unpacklo_epi32(VQKV__ALL_avx512, x[2], x[3]),
+                                       _mm512_maskz_unpackhi_epi32(VQKV__ALL_avx512, x[2], x[3]));
+    return _mm512_add_epi32(_mm512_maskz_unpacklo_epi64((__mmask8)0xff, a, b),
+                            _mm512_maskz_unpackhi_epi64((__mmask8)0xff, a, b));
+}
+
+/* The 128-bit parts of a and b, each half of one added to the other half: a's, then b's. */
+VQKV__INLINE_avx512 __m512i vqkv__fold_parts_avx512(__m512i a, __m512i b)
+{
+    return _mm512_add_epi32(_mm512_maskz_shuffle_i32x4(VQKV__ALL_avx512, a, b, 0x44),
+                            _mm512_maskz_shuffle_i32x4(VQKV__ALL_avx512, a, b, 0xee));
+}
+
+/* sums [n, stride] += what lanes of sum [n, 4] add up to, times f [n] and the channels' scales. */
+VQKV__INLINE_avx512 void vqkv__keep_sums_avx512(__m512i (*sum)[4], const int n,
+                                                const vqkv__four *four, int real,
+                                                const float *book_scale, const float *f,
+                                                float *sums, size_t stride)
+{
+    const __m128 scale = _mm_maskz_loadu_ps((__mmask8)vqkv__first_lanes(real), book_scale);
+    float left[4];
+    __m128 x[4];
+    int k, i;
+    if (n == 4) {
+        const __m512i a = vqkv__fold_parts_avx512(vqkv__fold_lanes_avx512(sum[0]),
+                                                  vqkv__fold_lanes_avx512(sum[1]));
+        const __m512i b = vqkv__fold_parts_avx512(vqkv__fold_lanes_avx512(sum[2]),
+                                                  vqkv__fold_lanes_avx512(sum[3]));
+        const __m512 all = _mm512_maskz_cvtepi32_ps(
+            VQKV__ALL_avx512,
+            _mm512_add_epi32(_mm512_maskz_shuffle_i32x4(VQKV__ALL_avx512, a, b, 0x88),
+                             _mm512_maskz_shuffle_i32x4(VQKV__ALL_avx512, a, b, 0xdd)));
+        x[0] = _mm512_castps512_ps128(all);
+        x[1] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 1);
+        x[2] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 2);
+        x[3] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 3);
+    } else {
+        for (k = 0; k < n; k++)
+            x[k] = _mm_cvtepi32_ps(vqkv__four_sums_avx512(sum[k]));
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *to = sums + (size_t)k * stride;
+        x[k] = _mm_mul_ps(x[k], _mm_mul_ps(_mm_set1_ps(f[k]), scale));
+        if (four->latent[3] == four->latent[0] + 3) {
+            to += four->latent[0];
+            _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), x[k]));
+            continue;
+        }
+        _mm_storeu_ps(left, x[k]);
+        for (i = 0; i < real; i++)
+            to[four->latent[i]] += left[i];
+    }
 }
 
 /* Four channels, `each` of them of one plane, `real` of them there, for n rows from row r on; each
@@ -117,7 +178,7 @@ VQKV__INLINE_avx512 void vqkv__sum_rows_avx512(const unsigned char *const *codes
                                                const signed char *book, const float *book_scale,
                                                const unsigned char *weights, const float *scale,
                                                int rows, int r, const int n, vqkv__asked *ahead,
-                                               float *acc, size_t stride)
+                                               float *sums, size_t stride)
 {
     __m512i sum[4][4], table[4];
     const unsigned char *w = weights + (size_t)r * VQKV_BLOCK;
@@ -150,19 +211,8 @@ VQKV__INLINE_avx512 void vqkv__sum_rows_avx512(const unsigned char *const *codes
             }
         }
     }
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++) {
-        const __m512 f = _mm512_set1_ps(scale[r + k]);
-        float *dst = acc + (size_t)(r + k) * stride * 16;
-#pragma GCC unroll 4
-        for (i = 0; i < 4; i++) {
-            float *to = dst + four->latent[i] * 16;
-            __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]), f);
-            if (i < real)
-                _mm512_storeu_ps(
-                    to, _mm512_fmadd_ps(x, _mm512_set1_ps(book_scale[i]), _mm512_loadu_ps(to)));
-        }
-    }
+    vqkv__keep_sums_avx512(sum, n, four, real, book_scale, scale + r, sums + (size_t)r * stride,
+                           stride);
 }
 
 /* All channels of a run, `each` of every four of one plane. */
@@ -170,17 +220,18 @@ VQKV__INLINE_avx512 void vqkv__sum_run_avx512(const unsigned char *const *codes,
                                               int blocks, const vqkv__run *run, const int each,
                                               const signed char *book, const float *book_scale,
                                               const unsigned char *weights, const float *scale,
-                                              int rows, vqkv__asked *ahead, float *acc,
+                                              int rows, vqkv__asked *ahead, float *sums,
                                               size_t stride)
 {
     vqkv__asked asked = *ahead;
     int c, r, n = run->planes * run->width;
     for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
-        vqkv__four four = vqkv__four_of(run, offset, c, n);
+        vqkv__four four;
         int real = n - c < 4 ? n - c : 4;
+        vqkv__four_of(run, offset, c, n, &four);
 #define VQKV__SUM(n_rows)                                                                          \
     vqkv__sum_rows_avx512(codes, blocks, &four, each, real, book, book_scale, weights, scale,      \
-                          rows, r, n_rows, &asked, acc, stride)
+                          rows, r, n_rows, &asked, sums, stride)
         for (r = 0; r + 4 <= rows; r += 4)
             VQKV__SUM(4);
         for (; r + 2 <= rows; r += 2)
@@ -196,11 +247,11 @@ VQKV__TARGET_avx512 static void
 vqkv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blocks,
                        const vqkv__run *run, const signed char *book, const float *book_scale,
                        const unsigned char *weights, const float *scale, int rows,
-                       vqkv__asked *ahead, float *acc, size_t stride)
+                       vqkv__asked *ahead, float *sums, size_t stride)
 {
 #define VQKV__X(each)                                                                              \
     vqkv__sum_run_avx512(codes, offset, blocks, run, each, book, book_scale, weights, scale, rows, \
-                         ahead, acc, stride)
+                         ahead, sums, stride)
     if (run->width % 4 == 0)
         VQKV__X(4);
     else if (run->width == 2)

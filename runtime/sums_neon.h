@@ -74,13 +74,16 @@ static void vqkv__pack_weights_neon(const float *p, const float *gain, int block
     }
 }
 
-static void vqkv__pack_books_neon(const float *book, int n, signed char *out, float *scale)
+static void vqkv__pack_books_neon(const unsigned char *book, int n, signed char *out, float *scale)
 {
-    int i;
-    for (i = 0; i < n; i++) {
-        float top = vqkv__reach_neon(book + i * 16);
+    int i, k;
+    for (i = 0; i < n; i++, book += 32) {
+        float x[16], top;
+        for (k = 0; k < 16; k += 4)
+            vst1q_f32(x + k, vqkv__loadh_neon(book + 2 * k));
+        top = vqkv__reach_neon(x);
         scale[i] = top / 127.0f;
-        vqkv__sixteen_neon(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f, out + i * 16);
+        vqkv__sixteen_neon(x, top > 0.0f ? 127.0f / top : 0.0f, out + i * 16);
     }
 }
 
@@ -89,17 +92,17 @@ typedef struct vqkv__four {
     size_t plane[4], latent[4];
 } vqkv__four;
 
-/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. */
-static inline vqkv__four vqkv__four_of(const vqkv__run *run, size_t offset, int c, int n)
+/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. By a
+ * pointer: a copy would load at once what has just been stored in parts, and wait for it. */
+static inline void vqkv__four_of(const vqkv__run *run, size_t offset, int c, int n,
+                                 vqkv__four *four)
 {
-    vqkv__four four;
     int i;
     for (i = 0; i < 4; i++) {
         const int channel = c + i < n ? c + i : n - 1, plane = channel / run->width;
-        four.plane[i] = offset + (size_t)plane * (VQKV_BLOCK / 2);
-        four.latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
+        four->plane[i] = offset + (size_t)plane * (VQKV_BLOCK / 2);
+        four->latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
     }
-    return four;
 }
 
 /* zero [4]: what sums of a row's weights times codewords begin with. */
@@ -121,7 +124,7 @@ VQKV__INLINE_neon void vqkv__sum_four_neon(const unsigned char *const *codes, in
                                            const signed char *book, const float *book_scale,
                                            const unsigned char *weights, const uint32_t *zero,
                                            const float *scale, int rows, int r, const int n,
-                                           float *acc, size_t stride)
+                                           float *sums, size_t stride)
 {
     const unsigned char *w = weights + (size_t)r * VQKV_BLOCK;
     uint32x4_t sum[4][4];
@@ -163,10 +166,10 @@ VQKV__INLINE_neon void vqkv__sum_four_neon(const unsigned char *const *codes, in
     for (k = 0; k < n; k++)
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++) {
-            float *to = acc + ((size_t)(r + k) * stride + four->latent[i]) * 4;
-            float32x4_t x = vcvtq_f32_s32(vreinterpretq_s32_u32(sum[k][i]));
+            const float x = (float)(int32_t)vaddvq_u32(sum[k][i]);
             if (i < real)
-                vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), x, scale[r + k] * book_scale[i]));
+                sums[(size_t)(r + k) * stride + four->latent[i]] +=
+                    x * (scale[r + k] * book_scale[i]);
         }
 }
 
@@ -175,16 +178,17 @@ VQKV__INLINE_neon void vqkv__sum_run_neon(const unsigned char *const *codes, siz
                                           int blocks, const vqkv__run *run, const int each,
                                           const signed char *book, const float *book_scale,
                                           const unsigned char *weights, const uint32_t *zero,
-                                          const float *scale, int rows, float *acc, size_t stride)
+                                          const float *scale, int rows, float *sums, size_t stride)
 {
     const int n = run->planes * run->width;
     int c, r;
     for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
-        const vqkv__four four = vqkv__four_of(run, offset, c, n);
+        vqkv__four four;
         const int real = n - c < 4 ? n - c : 4;
+        vqkv__four_of(run, offset, c, n, &four);
 #define VQKV__X(n_rows)                                                                            \
     vqkv__sum_four_neon(codes, blocks, &four, each, real, book, book_scale, weights, zero, scale,  \
-                        rows, r, n_rows, acc, stride)
+                        rows, r, n_rows, sums, stride)
         for (r = 0; r + 4 <= rows; r += 4)
             VQKV__X(4);
         for (; r + 2 <= rows; r += 2)
@@ -199,7 +203,7 @@ VQKV__TARGET_dot static void vqkv__sum_bytes_neon(const unsigned char *const *co
                                                   int blocks, const vqkv__run *run,
                                                   const signed char *book, const float *book_scale,
                                                   const unsigned char *weights, const float *scale,
-                                                  int rows, vqkv__asked *ahead, float *acc,
+                                                  int rows, vqkv__asked *ahead, float *sums,
                                                   size_t stride)
 {
     uint32_t zero[4 * VQKV__MAX_ROWS];
@@ -209,7 +213,7 @@ VQKV__TARGET_dot static void vqkv__sum_bytes_neon(const unsigned char *const *co
         vqkv__zero_neon(weights + r * VQKV_BLOCK, blocks, (size_t)rows * VQKV_BLOCK, zero + 4 * r);
 #define VQKV__X(each)                                                                              \
     vqkv__sum_run_neon(codes, offset, blocks, run, each, book, book_scale, weights, zero, scale,   \
-                       rows, acc, stride)
+                       rows, sums, stride)
     if (run->width % 4 == 0)
         VQKV__X(4);
     else if (run->width == 2)

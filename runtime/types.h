@@ -262,14 +262,14 @@ typedef struct vqkv__byte_ops {
      * offset of the first plane in each. */
     void (*score_bytes)(const unsigned char *const *, size_t, int, int, const vqkv__packed *,
                         const signed char *, int, int, vqkv__asked *, float *);
-    /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
-    void (*pack_books)(const float *, int, signed char *, float *);
+    /* Codewords [n, 16] of binary16 to 8 bits, and the scale of each sixteen. */
+    void (*pack_books)(const unsigned char *, int, signed char *, float *);
     /* Weights p [blocks, rows, BLOCK] * gain [blocks, BLOCK] >= 0 of fp32 to 8 bits with a scale a
      * row; if `rest` is not NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, const float *, int, int, unsigned char *, unsigned char *,
                          float *);
-    /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
-     * blocks: block pointers, offset of the run in each; what to ask for meanwhile. */
+    /* sums [rows, stride] += weight * codeword of one run, over the tokens of `blocks` blocks:
+     * block pointers, offset of the run in each; what to ask for meanwhile. */
     void (*sum_bytes)(const unsigned char *const *, size_t, int, const vqkv__run *,
                       const signed char *, const float *, const unsigned char *, const float *, int,
                       vqkv__asked *, float *, size_t);

@@ -135,15 +135,19 @@ static int latents_of(const toy_kv__run *run)
     return run->planes / run->stages * run->width;
 }
 
-/* Sums over the lanes of acc [rows, n] against sums of x [blocks, rows, BLOCK] times the codewords
- * w->y [channels, 16]. A sum whose terms cancel by chance counts as large as terms of random signs
- * make it: rounding of operands is a part of the terms. */
-static void compare_sums(bench *w, const float *acc, int blocks, const float *x)
+/* Sums over the `lanes` of acc [rows, n] against sums of x [blocks, rows, BLOCK] times the
+ * codewords w->y [channels, 16]. A sum whose terms cancel by chance counts as large as terms of
+ * random signs make it: rounding of operands is a part of the terms. */
+static void compare_sums(bench *w, const float *acc, int lanes, int blocks, const float *x)
 {
     const toy_kv__run *run = w->run;
     int n = latents_of(run);
     for (int r = 0; r < w->rows; r++) {
-        w->ops->reduce(acc + (size_t)(r * n * w->ops->lanes), n, w->z);
+        const float *row = acc + (size_t)(r * n * lanes);
+        if (lanes > 1)
+            w->ops->reduce(row, n, w->z);
+        else
+            memcpy(w->z, row, sizeof(float) * (size_t)n);
         for (int i = 0; i < n; i++) {
             double s = 0, squares = 0;
             for (int stage = 0; stage < run->stages; stage++)

@@ -266,17 +266,21 @@ static void check_byte_sums(bench *w, int which)
         return;
     w->used = 1;
     w->bound = BYTES;
-    for (int i = 0; i < channels * 16; i++)
-        w->y[i] = (float)codeword(w, i / 16 / run->width, i / 16 % run->width, i % 16);
+    for (int i = 0; i < channels * 16; i++) {
+        float x = (float)codeword(w, i / 16 / run->width, i / 16 % run->width, i % 16);
+        uint16_t half = toy_kv__to_half(x);
+        memcpy(w->b + 2 * i, &half, 2);
+        w->y[i] = x;
+    }
     for (int i = 0; i < BLOCKS * w->rows * BLOCK; i++)
         w->x[i] = fabsf(check_uniform(&w->rng));
     for (int i = 0; i < BLOCKS * BLOCK; i++)
         gain[i] = 0.5f + fabsf(check_uniform(&w->rng));
-    CALL(w, ops->pack_books(w->y, channels, (signed char *)w->a, w->z));
+    CALL(w, ops->pack_books(w->b, channels, (signed char *)w->a, w->z));
     part[0] = w->seconds - total;
     CALL(w, ops->pack_weights(w->x, gain, BLOCKS, w->rows, w->b, rest, scale));
     part[1] = w->seconds - total - part[0];
-    memset(w->got, 0, sizeof(float) * (size_t)(w->rows * n * w->ops->lanes));
+    memset(w->got, 0, sizeof(float) * (size_t)(w->rows * n));
     CALL(w, ops->sum_bytes(w->block, 0, BLOCKS, run, (signed char *)w->a, w->z, w->b, scale,
                            w->rows, &w->asked, w->got, (size_t)n));
     if (rest != NULL) {
@@ -291,7 +295,7 @@ static void check_byte_sums(bench *w, int which)
         w->y[i] = w->z[i / 16] * (float)(signed char)w->a[i];
     for (int i = 0; i < BLOCKS * w->rows * BLOCK; i++)
         w->x[i] *= gain[i / (w->rows * BLOCK) * BLOCK + i % BLOCK];
-    compare_sums(w, w->got, BLOCKS, w->x);
+    compare_sums(w, w->got, 1, BLOCKS, w->x);
 }
 static void check_pack_books(bench *w)
 {

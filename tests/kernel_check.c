@@ -49,7 +49,7 @@ static void check_sum_nibbles(bench *w)
     memset(w->got, 0, sizeof(float) * (size_t)(w->rows * latents_of(run) * w->ops->lanes));
     CALL(w, w->ops->sum_nibbles(w->block[0], run->planes, run->stages, run->width, w->y, w->x,
                                 w->rows, w->got, (size_t)latents_of(run)));
-    compare_sums(w, w->got, 1, w->x);
+    compare_sums(w, w->got, w->ops->lanes, 1, w->x);
 }
 
 static int is_scalars(const bench *w)
@@ -190,40 +190,51 @@ static void check_dot_row(bench *w)
     w->square = w->square > DIM / 4.0 ? w->square : DIM / 4.0; /* it may be 0 by chance */
 }
 
+/* One row has fewer outputs than a vector has lanes; entries of one byte for even numbers of rows.
+ */
 static void check_map(bench *w)
 {
-    enum { OUT = DIM + 3 };
-    const toy_kv__matrix m = {w->a, NULL};
-    fill_halves(w, w->a, DIM * OUT);
+    const int out = w->rows == 1 ? 3 : DIM + 3, bytes = w->rows % 2 == 0;
+    const toy_kv__matrix m = {bytes ? w->codes : w->a, bytes ? w->b : NULL};
+    fill_halves(w, w->a, DIM * out);
+    fill_halves(w, w->b, out);
     fill(w, w->x, w->rows * DIM);
-    CALL(w, w->ops->map(m, DIM, OUT, w->x, DIM, w->rows, w->got));
+    CALL(w, w->ops->map(m, DIM, out, w->x, DIM, w->rows, w->got));
     for (int r = 0; r < w->rows; r++)
-        for (int j = 0; j < OUT; j++) {
+        for (int j = 0; j < out; j++) {
             double s = 0;
             for (int i = 0; i < DIM; i++)
                 s += (double)w->x[r * DIM + i] *
-                     (double)toy_kv__half_at(w->a, (size_t)(i * OUT + j));
-            compare(w, (double)w->got[r * OUT + j], s);
+                     (bytes ? (double)(signed char)w->codes[i * out + j]
+                            : (double)toy_kv__half_at(w->a, (size_t)(i * out + j)));
+            s *= bytes ? (double)toy_kv__half_at(w->b, (size_t)j) : 1;
+            compare(w, (double)w->got[r * out + j], s);
         }
 }
 
-/* Entries of one byte, whose scales go to the operand on the way. */
+/* Entries of one byte, whose scales go to the operand on the way; in binary16 for one row, which
+ * has fewer inputs than a vector has lanes, and for two. Odd numbers of outputs for odd ones of
+ * rows. */
 static void check_unmap(bench *w)
 {
-    enum { IN = DIM + 3 };
-    const toy_kv__matrix m = {w->codes, w->a};
-    fill_halves(w, w->a, IN);
-    fill(w, w->x, w->rows * IN);
-    memcpy(w->y, w->x, sizeof(float) * w->rows * IN);
-    memset(w->got, 0, sizeof(float) * w->rows * DIM);
-    CALL(w, w->ops->unmap(m, DIM, IN, w->y, w->rows, w->got));
+    const int in = w->rows == 1 ? 3 : DIM + 3, out = w->rows % 2 == 0 ? DIM : DIM - 1;
+    const int bytes = w->rows != 1 && w->rows != 2;
+    const toy_kv__matrix m = {bytes ? w->codes : w->b, bytes ? w->a : NULL};
+    fill_halves(w, w->a, in);
+    fill_halves(w, w->b, out * in);
+    fill(w, w->x, w->rows * in);
+    memcpy(w->y, w->x, sizeof(float) * (size_t)(w->rows * in));
+    memset(w->got, 0, sizeof(float) * (size_t)(w->rows * out));
+    CALL(w, w->ops->unmap(m, out, in, w->y, w->rows, w->got));
     for (int r = 0; r < w->rows; r++)
-        for (int i = 0; i < DIM; i++) {
+        for (int i = 0; i < out; i++) {
             double s = 0;
-            for (int j = 0; j < IN; j++)
-                s += (double)w->x[r * IN + j] * (double)toy_kv__half_at(w->a, (size_t)j) *
-                     (double)(signed char)w->codes[i * IN + j];
-            compare(w, (double)w->got[r * DIM + i], s);
+            for (int j = 0; j < in; j++)
+                s += (double)w->x[r * in + j] *
+                     (bytes ? (double)toy_kv__half_at(w->a, (size_t)j) *
+                                  (double)(signed char)w->codes[i * in + j]
+                            : (double)toy_kv__half_at(w->b, (size_t)(i * in + j)));
+            compare(w, (double)w->got[r * out + i], s);
         }
 }
 

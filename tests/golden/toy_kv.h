@@ -535,14 +535,14 @@ typedef struct toy_kv__byte_ops {
      * offset of the first plane in each. */
     void (*score_bytes)(const unsigned char *const *, size_t, int, int, const toy_kv__packed *,
                         const signed char *, int, int, toy_kv__asked *, float *);
-    /* Codewords [n, 16] of fp32 to 8 bits, and the scale of each sixteen. */
-    void (*pack_books)(const float *, int, signed char *, float *);
+    /* Codewords [n, 16] of binary16 to 8 bits, and the scale of each sixteen. */
+    void (*pack_books)(const unsigned char *, int, signed char *, float *);
     /* Weights p [blocks, rows, BLOCK] * gain [blocks, BLOCK] >= 0 of fp32 to 8 bits with a scale a
      * row; if `rest` is not NULL, it gets what is left, in units of scale / rest. */
     void (*pack_weights)(const float *, const float *, int, int, unsigned char *, unsigned char *,
                          float *);
-    /* acc [rows, stride, 16 lanes] += weight * codeword of one run, over the tokens of `blocks`
-     * blocks: block pointers, offset of the run in each; what to ask for meanwhile. */
+    /* sums [rows, stride] += weight * codeword of one run, over the tokens of `blocks` blocks:
+     * block pointers, offset of the run in each; what to ask for meanwhile. */
     void (*sum_bytes)(const unsigned char *const *, size_t, int, const toy_kv__run *,
                       const signed char *, const float *, const unsigned char *, const float *, int,
                       toy_kv__asked *, float *, size_t);
@@ -2025,9 +2025,11 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__map_entries_portable(const t
 #undef TOY_KV__X
         }
     }
-    for (; j + TOY_KV__LANES_portable <= n_out; j += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable scale =
-            bytes ? toy_kv__loadh_portable(table->scale + 2 * (size_t)j) : toy_kv__set1_portable(1.0f);
+    for (; j < n_out && n_out >= TOY_KV__LANES_portable; j += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable scale;
+        if (j + TOY_KV__LANES_portable > n_out) /* the last LANES, some of them once more */
+            j = n_out - TOY_KV__LANES_portable;
+        scale = bytes ? toy_kv__loadh_portable(table->scale + 2 * (size_t)j) : toy_kv__set1_portable(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
 #define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
             TOY_KV__ROWS4(TOY_KV__X)
@@ -2075,6 +2077,72 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(toy_kv__matrix table, i
         toy_kv__map_entries_portable(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs d .. d + n - 1 of four rows x [4, n_in], whose last LANES are `rest`, 0 where whole ones
+ * end. n: 1 or 2, a constant: two outputs share what is loaded of x. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void
+toy_kv__unmap_four_portable(const toy_kv__matrix *table, const int bytes, int d, const int n, int n_in,
+                     const float *x, float (*rest)[TOY_KV__LANES_portable], float *o, int n_out)
+{
+    const size_t row = (size_t)d * (size_t)n_in, next = n > 1 ? (size_t)n_in : 0;
+    const int whole = n_in / TOY_KV__LANES_portable * TOY_KV__LANES_portable;
+    float sum[4], more[4];
+    int j;
+#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f), b##k = a##k;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (j = 0; j < whole; j += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable u = toy_kv__entries_portable(table, row + (size_t)j, bytes);
+        toy_kv__vf_portable v = n > 1 ? toy_kv__entries_portable(table, row + next + (size_t)j, bytes) : u;
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable y = toy_kv__load_portable(x + k * n_in + j);                                         \
+        a##k = toy_kv__fma_portable(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = toy_kv__fma_portable(y, v, b##k);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    if (j < n_in && n_in >= TOY_KV__LANES_portable) { /* the last LANES, some of them once more */
+        const size_t last = row + (size_t)(n_in - TOY_KV__LANES_portable);
+        toy_kv__vf_portable u = toy_kv__entries_portable(table, last, bytes);
+        toy_kv__vf_portable v = n > 1 ? toy_kv__entries_portable(table, last + next, bytes) : u;
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_portable y = toy_kv__load_portable(rest[k]);                                                  \
+        a##k = toy_kv__fma_portable(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = toy_kv__fma_portable(y, v, b##k);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        j = n_in;
+    }
+    toy_kv__hsum4_portable(a0, a1, a2, a3, sum);
+    if (n > 1)
+        toy_kv__hsum4_portable(b0, b1, b2, b3, more);
+    for (; j < n_in; j++) {
+        const float u = toy_kv__raw_at(table, row + (size_t)j);
+        const float v = toy_kv__raw_at(table, row + next + (size_t)j);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        sum[k] += x[k * n_in + j] * u;                                                             \
+        if (n > 1)                                                                                 \
+            more[k] += x[k * n_in + j] * v;                                                        \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        o[k * n_out + d] += sum[k];                                                                \
+        if (n > 1)                                                                                 \
+            o[k * n_out + d + 1] += more[k];                                                       \
+    }
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
 TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const toy_kv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -2088,40 +2156,16 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const
                              ? 0.0f
                              : y[(size_t)r * (size_t)n_in + (size_t)at];
         }
-    for (d = 0; d < n_out; d++) {
-        size_t row = (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (j = 0; j + TOY_KV__LANES_portable <= n_in; j += TOY_KV__LANES_portable) {
-                toy_kv__vf_portable b = toy_kv__entries_portable(table, row + (size_t)j, bytes);
-#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(x + k * n_in + j), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            if (j < n_in && n_in >= TOY_KV__LANES_portable) { /* the last LANES, some of them once more */
-                toy_kv__vf_portable b =
-                    toy_kv__entries_portable(table, row + (size_t)(n_in - TOY_KV__LANES_portable), bytes);
-#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(rest[r + k]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                j = n_in;
-            }
-            toy_kv__hsum4_portable(a0, a1, a2, a3, sum);
-            for (; j < n_in; j++) {
-                float b = toy_kv__raw_at(table, row + (size_t)j);
-#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
+    for (r = 0; r + 4 <= rows; r += 4) {
+        const float *x = y + (size_t)r * (size_t)n_in;
+        for (d = 0; d + 2 <= n_out; d += 2)
+            toy_kv__unmap_four_portable(table, bytes, d, 2, n_in, x, rest + r, o + r * n_out, n_out);
+        if (d < n_out)
+            toy_kv__unmap_four_portable(table, bytes, d, 1, n_in, x, rest + r, o + r * n_out, n_out);
+    }
+    for (; r < rows; r++)
+        for (d = 0; d < n_out; d++) {
+            const size_t row = (size_t)d * (size_t)n_in;
             const float *x = y + (size_t)r * (size_t)n_in;
             toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
             float sum;
@@ -2133,7 +2177,6 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const
                 sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
             o[r * n_out + d] += sum;
         }
-    }
 }
 
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
@@ -3331,17 +3374,25 @@ typedef struct toy_kv__two {
     size_t plane[2], latent[2];
 } toy_kv__two;
 
-/* Channels c and c + 1 of the run's n, counted plane by plane; behind the last it stands again. */
-static inline toy_kv__two toy_kv__two_of(const toy_kv__run *run, size_t offset, int c, int n)
+/* Channels c and c + 1 of the run's n, counted plane by plane; behind the last it stands again. By
+ * a pointer: a copy would load at once what has just been stored in parts, and wait for it. */
+static inline void toy_kv__two_of(const toy_kv__run *run, size_t offset, int c, int n, toy_kv__two *two)
 {
-    toy_kv__two two;
     int i;
     for (i = 0; i < 2; i++) {
         const int channel = c + i < n ? c + i : n - 1, plane = channel / run->width;
-        two.plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
-        two.latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
+        two->plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
+        two->latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
     }
-    return two;
+}
+
+/* In lane k the sum over lanes of x[k][i], of n rows; n is a constant. */
+TOY_KV__INLINE_avx2 __m128i toy_kv__row_sums_avx2(__m256i (*x)[2], const int n, const int i)
+{
+    const __m256i a = _mm256_hadd_epi32(x[0][i], x[n > 1 ? 1 : 0][i]);
+    const __m256i b = n > 2 ? _mm256_hadd_epi32(x[2][i], x[3][i]) : a;
+    const __m256i c = _mm256_hadd_epi32(a, b);
+    return _mm_add_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
 }
 
 /* Two channels, of the `same` plane or of two, for n rows from row r on; `real` of the channels are
@@ -3350,7 +3401,7 @@ TOY_KV__INLINE_avx2 void toy_kv__sum_two_avx2(const unsigned char *const *codes,
                                           const toy_kv__two *two, const int same, int real,
                                           const signed char *book, const float *book_scale,
                                           const unsigned char *weights, const float *scale,
-                                          int rows, int r, const int n, float *acc, size_t stride)
+                                          int rows, int r, const int n, float *sums, size_t stride)
 {
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     const unsigned char *w = weights + (size_t)r * TOY_KV_BLOCK;
@@ -3389,17 +3440,16 @@ TOY_KV__INLINE_avx2 void toy_kv__sum_two_avx2(const unsigned char *const *codes,
                 }
             }
         }
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++)
 #pragma GCC unroll 2
-        for (i = 0; i < 2; i++) {
-            float *to = acc + ((size_t)(r + k) * stride + two->latent[i]) * 8;
-            __m256 x = _mm256_cvtepi32_ps(sum[k][i]);
+    for (i = 0; i < 2; i++) {
+        float total[4];
+        _mm_storeu_ps(total, _mm_cvtepi32_ps(toy_kv__row_sums_avx2(sum, n, i)));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
             if (i < real)
-                _mm256_storeu_ps(to,
-                                 _mm256_fmadd_ps(x, _mm256_set1_ps(scale[r + k] * book_scale[i]),
-                                                 _mm256_loadu_ps(to)));
-        }
+                sums[(size_t)(r + k) * stride + two->latent[i]] +=
+                    total[k] * (scale[r + k] * book_scale[i]);
+    }
 }
 
 /* All channels of a run for n rows from row r on. */
@@ -3407,16 +3457,17 @@ TOY_KV__INLINE_avx2 void toy_kv__sum_rows_avx2(const unsigned char *const *codes
                                            int blocks, const toy_kv__run *run,
                                            const signed char *book, const float *book_scale,
                                            const unsigned char *weights, const float *scale,
-                                           int rows, int r, const int n, float *acc, size_t stride)
+                                           int rows, int r, const int n, float *sums, size_t stride)
 {
     const int channels = run->planes * run->width;
     int c;
 #define TOY_KV__TWO(same)                                                                            \
     toy_kv__sum_two_avx2(codes, blocks, &two, same, real, book, book_scale, weights, scale, rows, r, \
-                       n, acc, stride)
+                       n, sums, stride)
     for (c = 0; c < channels; c += 2, book += 32, book_scale += 2) {
-        const toy_kv__two two = toy_kv__two_of(run, offset, c, channels);
+        toy_kv__two two;
         const int real = channels - c < 2 ? channels - c : 2;
+        toy_kv__two_of(run, offset, c, channels, &two);
         if (two.plane[0] == two.plane[1])
             TOY_KV__TWO(1);
         else
@@ -3429,14 +3480,14 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *cons
                                                    int blocks, const toy_kv__run *run,
                                                    const signed char *book, const float *book_scale,
                                                    const unsigned char *weights, const float *scale,
-                                                   int rows, toy_kv__asked *ahead, float *acc,
+                                                   int rows, toy_kv__asked *ahead, float *sums,
                                                    size_t stride)
 {
     int r = 0;
     (void)ahead; /* little is to be gained where sums take so long */
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__sum_rows_avx2(codes, offset, blocks, run, book, book_scale, weights, scale, rows, r, n,  \
-                        acc, stride)
+                        sums, stride)
     for (; r + 4 <= rows; r += 4)
         TOY_KV__X(4);
     for (; r + 2 <= rows; r += 2)
@@ -4274,17 +4325,20 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_bytes_avx2(const unsigned char *co
                              s + b * rows * TOY_KV_BLOCK);
 }
 
-TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const float *book, int n, signed char *out,
-                                                    float *scale)
+TOY_KV__TARGET_avx2 static void toy_kv__pack_books_avx2(const unsigned char *book, int n,
+                                                    signed char *out, float *scale)
 {
     int i;
-    for (i = 0; i < n; i++) {
+    for (i = 0; i < n; i++, book += 32) {
         __m256 square = _mm256_setzero_ps();
-        float top = toy_kv__reach_avx2(book + i * 16, &square);
+        float x[16], top;
+        _mm256_storeu_ps(x, toy_kv__loadh_avx2(book));
+        _mm256_storeu_ps(x + 8, toy_kv__loadh_avx2(book + 16));
+        top = toy_kv__reach_avx2(x, &square);
         scale[i] = top / 127.0f;
-        _mm_storeu_si128((__m128i *)(void *)(out + i * 16),
-                         toy_kv__narrowed_avx2(
-                             toy_kv__sixteen_avx2(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f)));
+        _mm_storeu_si128(
+            (__m128i *)(void *)(out + i * 16),
+            toy_kv__narrowed_avx2(toy_kv__sixteen_avx2(x, top > 0.0f ? 127.0f / top : 0.0f)));
     }
 }
 
@@ -4821,9 +4875,11 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__map_entries_avx2(const toy_kv__m
 #undef TOY_KV__X
         }
     }
-    for (; j + TOY_KV__LANES_avx2 <= n_out; j += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 scale =
-            bytes ? toy_kv__loadh_avx2(table->scale + 2 * (size_t)j) : toy_kv__set1_avx2(1.0f);
+    for (; j < n_out && n_out >= TOY_KV__LANES_avx2; j += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 scale;
+        if (j + TOY_KV__LANES_avx2 > n_out) /* the last LANES, some of them once more */
+            j = n_out - TOY_KV__LANES_avx2;
+        scale = bytes ? toy_kv__loadh_avx2(table->scale + 2 * (size_t)j) : toy_kv__set1_avx2(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
 #define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
             TOY_KV__ROWS4(TOY_KV__X)
@@ -4871,6 +4927,72 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(toy_kv__matrix table, int n_in,
         toy_kv__map_entries_avx2(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs d .. d + n - 1 of four rows x [4, n_in], whose last LANES are `rest`, 0 where whole ones
+ * end. n: 1 or 2, a constant: two outputs share what is loaded of x. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void
+toy_kv__unmap_four_avx2(const toy_kv__matrix *table, const int bytes, int d, const int n, int n_in,
+                     const float *x, float (*rest)[TOY_KV__LANES_avx2], float *o, int n_out)
+{
+    const size_t row = (size_t)d * (size_t)n_in, next = n > 1 ? (size_t)n_in : 0;
+    const int whole = n_in / TOY_KV__LANES_avx2 * TOY_KV__LANES_avx2;
+    float sum[4], more[4];
+    int j;
+#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f), b##k = a##k;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (j = 0; j < whole; j += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 u = toy_kv__entries_avx2(table, row + (size_t)j, bytes);
+        toy_kv__vf_avx2 v = n > 1 ? toy_kv__entries_avx2(table, row + next + (size_t)j, bytes) : u;
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 y = toy_kv__load_avx2(x + k * n_in + j);                                         \
+        a##k = toy_kv__fma_avx2(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = toy_kv__fma_avx2(y, v, b##k);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    if (j < n_in && n_in >= TOY_KV__LANES_avx2) { /* the last LANES, some of them once more */
+        const size_t last = row + (size_t)(n_in - TOY_KV__LANES_avx2);
+        toy_kv__vf_avx2 u = toy_kv__entries_avx2(table, last, bytes);
+        toy_kv__vf_avx2 v = n > 1 ? toy_kv__entries_avx2(table, last + next, bytes) : u;
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx2 y = toy_kv__load_avx2(rest[k]);                                                  \
+        a##k = toy_kv__fma_avx2(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = toy_kv__fma_avx2(y, v, b##k);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        j = n_in;
+    }
+    toy_kv__hsum4_avx2(a0, a1, a2, a3, sum);
+    if (n > 1)
+        toy_kv__hsum4_avx2(b0, b1, b2, b3, more);
+    for (; j < n_in; j++) {
+        const float u = toy_kv__raw_at(table, row + (size_t)j);
+        const float v = toy_kv__raw_at(table, row + next + (size_t)j);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        sum[k] += x[k * n_in + j] * u;                                                             \
+        if (n > 1)                                                                                 \
+            more[k] += x[k * n_in + j] * v;                                                        \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        o[k * n_out + d] += sum[k];                                                                \
+        if (n > 1)                                                                                 \
+            o[k * n_out + d + 1] += more[k];                                                       \
+    }
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
 TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -4884,40 +5006,16 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv_
                              ? 0.0f
                              : y[(size_t)r * (size_t)n_in + (size_t)at];
         }
-    for (d = 0; d < n_out; d++) {
-        size_t row = (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (j = 0; j + TOY_KV__LANES_avx2 <= n_in; j += TOY_KV__LANES_avx2) {
-                toy_kv__vf_avx2 b = toy_kv__entries_avx2(table, row + (size_t)j, bytes);
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(x + k * n_in + j), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            if (j < n_in && n_in >= TOY_KV__LANES_avx2) { /* the last LANES, some of them once more */
-                toy_kv__vf_avx2 b =
-                    toy_kv__entries_avx2(table, row + (size_t)(n_in - TOY_KV__LANES_avx2), bytes);
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(rest[r + k]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                j = n_in;
-            }
-            toy_kv__hsum4_avx2(a0, a1, a2, a3, sum);
-            for (; j < n_in; j++) {
-                float b = toy_kv__raw_at(table, row + (size_t)j);
-#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
+    for (r = 0; r + 4 <= rows; r += 4) {
+        const float *x = y + (size_t)r * (size_t)n_in;
+        for (d = 0; d + 2 <= n_out; d += 2)
+            toy_kv__unmap_four_avx2(table, bytes, d, 2, n_in, x, rest + r, o + r * n_out, n_out);
+        if (d < n_out)
+            toy_kv__unmap_four_avx2(table, bytes, d, 1, n_in, x, rest + r, o + r * n_out, n_out);
+    }
+    for (; r < rows; r++)
+        for (d = 0; d < n_out; d++) {
+            const size_t row = (size_t)d * (size_t)n_in;
             const float *x = y + (size_t)r * (size_t)n_in;
             toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
             float sum;
@@ -4929,7 +5027,6 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv_
                 sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
             o[r * n_out + d] += sum;
         }
-    }
 }
 
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
@@ -6501,10 +6598,11 @@ typedef struct toy_kv__four {
     size_t latent[4];
 } toy_kv__four;
 
-/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. */
-static inline toy_kv__four toy_kv__four_of(const toy_kv__run *run, size_t offset, int c, int n)
+/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. By a
+ * pointer: a copy would load at once what has just been stored in parts, and wait for it. */
+static inline void toy_kv__four_of(const toy_kv__run *run, size_t offset, int c, int n,
+                                 toy_kv__four *four)
 {
-    toy_kv__four four;
     int i;
     for (i = 0; i < 4; i++) {
         int channel = c + i < n ? c + i : n - 1, plane = channel, latent = channel;
@@ -6514,10 +6612,70 @@ static inline toy_kv__four toy_kv__four_of(const toy_kv__run *run, size_t offset
             plane = channel / run->width;
         if (run->stages > 1)
             latent = plane / run->stages * run->width + channel - plane * run->width;
-        four.plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
-        four.latent[i] = (size_t)latent;
+        four->plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
+        four->latent[i] = (size_t)latent;
     }
-    return four;
+}
+
+/* Sums over each of four lanes that lie side by side: in lane 4 j + i of lanes 4 j .. 4 j + 3 of
+ * x[i]. */
+TOY_KV__INLINE_avx512 __m512i toy_kv__fold_lanes_avx512(const __m512i *x)
+{
+    const __m512i a = _mm512_add_epi32(_mm512_maskz_unpacklo_epi32(TOY_KV__ALL_avx512, x[0], x[1]),
+                                       _mm512_maskz_unpackhi_epi32(TOY_KV__ALL_avx512, x[0], x[1]));
+    const __m512i b = _mm512_add_epi32(_mm512_maskz_unpacklo_epi32(TOY_KV__ALL_avx512, x[2], x[3]),
+                                       _mm512_maskz_unpackhi_epi32(TOY_KV__ALL_avx512, x[2], x[3]));
+    return _mm512_add_epi32(_mm512_maskz_unpacklo_epi64((__mmask8)0xff, a, b),
+                            _mm512_maskz_unpackhi_epi64((__mmask8)0xff, a, b));
+}
+
+/* The 128-bit parts of a and b, each half of one added to the other half: a's, then b's. */
+TOY_KV__INLINE_avx512 __m512i toy_kv__fold_parts_avx512(__m512i a, __m512i b)
+{
+    return _mm512_add_epi32(_mm512_maskz_shuffle_i32x4(TOY_KV__ALL_avx512, a, b, 0x44),
+                            _mm512_maskz_shuffle_i32x4(TOY_KV__ALL_avx512, a, b, 0xee));
+}
+
+/* sums [n, stride] += what lanes of sum [n, 4] add up to, times f [n] and the channels' scales. */
+TOY_KV__INLINE_avx512 void toy_kv__keep_sums_avx512(__m512i (*sum)[4], const int n,
+                                                const toy_kv__four *four, int real,
+                                                const float *book_scale, const float *f,
+                                                float *sums, size_t stride)
+{
+    const __m128 scale = _mm_maskz_loadu_ps((__mmask8)toy_kv__first_lanes(real), book_scale);
+    float left[4];
+    __m128 x[4];
+    int k, i;
+    if (n == 4) {
+        const __m512i a = toy_kv__fold_parts_avx512(toy_kv__fold_lanes_avx512(sum[0]),
+                                                  toy_kv__fold_lanes_avx512(sum[1]));
+        const __m512i b = toy_kv__fold_parts_avx512(toy_kv__fold_lanes_avx512(sum[2]),
+                                                  toy_kv__fold_lanes_avx512(sum[3]));
+        const __m512 all = _mm512_maskz_cvtepi32_ps(
+            TOY_KV__ALL_avx512,
+            _mm512_add_epi32(_mm512_maskz_shuffle_i32x4(TOY_KV__ALL_avx512, a, b, 0x88),
+                             _mm512_maskz_shuffle_i32x4(TOY_KV__ALL_avx512, a, b, 0xdd)));
+        x[0] = _mm512_castps512_ps128(all);
+        x[1] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 1);
+        x[2] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 2);
+        x[3] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 3);
+    } else {
+        for (k = 0; k < n; k++)
+            x[k] = _mm_cvtepi32_ps(toy_kv__four_sums_avx512(sum[k]));
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *to = sums + (size_t)k * stride;
+        x[k] = _mm_mul_ps(x[k], _mm_mul_ps(_mm_set1_ps(f[k]), scale));
+        if (four->latent[3] == four->latent[0] + 3) {
+            to += four->latent[0];
+            _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), x[k]));
+            continue;
+        }
+        _mm_storeu_ps(left, x[k]);
+        for (i = 0; i < real; i++)
+            to[four->latent[i]] += left[i];
+    }
 }
 
 /* Four channels, `each` of them of one plane, `real` of them there, for n rows from row r on; each
@@ -6528,7 +6686,7 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *c
                                                const signed char *book, const float *book_scale,
                                                const unsigned char *weights, const float *scale,
                                                int rows, int r, const int n, toy_kv__asked *ahead,
-                                               float *acc, size_t stride)
+                                               float *sums, size_t stride)
 {
     __m512i sum[4][4], table[4];
     const unsigned char *w = weights + (size_t)r * TOY_KV_BLOCK;
@@ -6561,19 +6719,8 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_rows_avx512(const unsigned char *const *c
             }
         }
     }
-#pragma GCC unroll 4
-    for (k = 0; k < n; k++) {
-        const __m512 f = _mm512_set1_ps(scale[r + k]);
-        float *dst = acc + (size_t)(r + k) * stride * 16;
-#pragma GCC unroll 4
-        for (i = 0; i < 4; i++) {
-            float *to = dst + four->latent[i] * 16;
-            __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][i]), f);
-            if (i < real)
-                _mm512_storeu_ps(
-                    to, _mm512_fmadd_ps(x, _mm512_set1_ps(book_scale[i]), _mm512_loadu_ps(to)));
-        }
-    }
+    toy_kv__keep_sums_avx512(sum, n, four, real, book_scale, scale + r, sums + (size_t)r * stride,
+                           stride);
 }
 
 /* All channels of a run, `each` of every four of one plane. */
@@ -6581,17 +6728,18 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_run_avx512(const unsigned char *const *co
                                               int blocks, const toy_kv__run *run, const int each,
                                               const signed char *book, const float *book_scale,
                                               const unsigned char *weights, const float *scale,
-                                              int rows, toy_kv__asked *ahead, float *acc,
+                                              int rows, toy_kv__asked *ahead, float *sums,
                                               size_t stride)
 {
     toy_kv__asked asked = *ahead;
     int c, r, n = run->planes * run->width;
     for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
-        toy_kv__four four = toy_kv__four_of(run, offset, c, n);
+        toy_kv__four four;
         int real = n - c < 4 ? n - c : 4;
+        toy_kv__four_of(run, offset, c, n, &four);
 #define TOY_KV__SUM(n_rows)                                                                          \
     toy_kv__sum_rows_avx512(codes, blocks, &four, each, real, book, book_scale, weights, scale,      \
-                          rows, r, n_rows, &asked, acc, stride)
+                          rows, r, n_rows, &asked, sums, stride)
         for (r = 0; r + 4 <= rows; r += 4)
             TOY_KV__SUM(4);
         for (; r + 2 <= rows; r += 2)
@@ -6607,11 +6755,11 @@ TOY_KV__TARGET_avx512 static void
 toy_kv__sum_bytes_avx512(const unsigned char *const *codes, size_t offset, int blocks,
                        const toy_kv__run *run, const signed char *book, const float *book_scale,
                        const unsigned char *weights, const float *scale, int rows,
-                       toy_kv__asked *ahead, float *acc, size_t stride)
+                       toy_kv__asked *ahead, float *sums, size_t stride)
 {
 #define TOY_KV__X(each)                                                                              \
     toy_kv__sum_run_avx512(codes, offset, blocks, run, each, book, book_scale, weights, scale, rows, \
-                         ahead, acc, stride)
+                         ahead, sums, stride)
     if (run->width % 4 == 0)
         TOY_KV__X(4);
     else if (run->width == 2)
@@ -6901,22 +7049,25 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_tables_avx512(const float *lut, i
     head->bytes = (int)((out - start + 63) / 64 * 64);
 }
 
-/* A table of sixteen fp32 entries times factor, rounded to 32 bits. */
-TOY_KV__TARGET_avx512 static inline __m512i toy_kv__scaled_avx512(const float *lut, float factor)
+TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const unsigned char *book, int n,
+                                                        signed char *out, float *scale)
 {
-    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(lut), _mm512_set1_ps(factor)));
-}
-
-TOY_KV__TARGET_avx512 static void toy_kv__pack_books_avx512(const float *book, int n, signed char *out,
-                                                        float *scale)
-{
-    int i;
-    for (i = 0; i < n; i++) {
-        float top = _mm512_reduce_max_ps(_mm512_abs_ps(_mm512_loadu_ps(book + i * 16)));
-        scale[i] = top / 127.0f;
-        _mm_storeu_si128((__m128i *)(void *)(out + i * 16),
-                         _mm512_cvtepi32_epi8(
-                             toy_kv__scaled_avx512(book + i * 16, top > 0.0f ? 127.0f / top : 0)));
+    int i, k, m;
+    for (i = 0; i < n; i += m, book += 32 * m, out += 16 * m, scale += m) {
+        __m512 x[4], size[4];
+        float top[4];
+        m = n - i < 4 ? n - i : 4;
+        for (k = 0; k < 4; k++) {
+            x[k] = toy_kv__loadh_avx512(book + 32 * (k < m ? k : 0));
+            size[k] = _mm512_abs_ps(x[k]);
+        }
+        _mm_storeu_ps(top, toy_kv__four_tops_avx512(size));
+        for (k = 0; k < m; k++) {
+            const __m512 f = _mm512_set1_ps(top[k] > 0.0f ? 127.0f / top[k] : 0.0f);
+            scale[k] = top[k] / 127.0f;
+            _mm_storeu_si128((__m128i *)(void *)(out + 16 * k),
+                             _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x[k], f))));
+        }
     }
 }
 
@@ -7452,9 +7603,11 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__map_entries_avx512(const toy_k
 #undef TOY_KV__X
         }
     }
-    for (; j + TOY_KV__LANES_avx512 <= n_out; j += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 scale =
-            bytes ? toy_kv__loadh_avx512(table->scale + 2 * (size_t)j) : toy_kv__set1_avx512(1.0f);
+    for (; j < n_out && n_out >= TOY_KV__LANES_avx512; j += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 scale;
+        if (j + TOY_KV__LANES_avx512 > n_out) /* the last LANES, some of them once more */
+            j = n_out - TOY_KV__LANES_avx512;
+        scale = bytes ? toy_kv__loadh_avx512(table->scale + 2 * (size_t)j) : toy_kv__set1_avx512(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
 #define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
             TOY_KV__ROWS4(TOY_KV__X)
@@ -7502,6 +7655,72 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(toy_kv__matrix table, int n
         toy_kv__map_entries_avx512(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs d .. d + n - 1 of four rows x [4, n_in], whose last LANES are `rest`, 0 where whole ones
+ * end. n: 1 or 2, a constant: two outputs share what is loaded of x. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void
+toy_kv__unmap_four_avx512(const toy_kv__matrix *table, const int bytes, int d, const int n, int n_in,
+                     const float *x, float (*rest)[TOY_KV__LANES_avx512], float *o, int n_out)
+{
+    const size_t row = (size_t)d * (size_t)n_in, next = n > 1 ? (size_t)n_in : 0;
+    const int whole = n_in / TOY_KV__LANES_avx512 * TOY_KV__LANES_avx512;
+    float sum[4], more[4];
+    int j;
+#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f), b##k = a##k;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (j = 0; j < whole; j += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 u = toy_kv__entries_avx512(table, row + (size_t)j, bytes);
+        toy_kv__vf_avx512 v = n > 1 ? toy_kv__entries_avx512(table, row + next + (size_t)j, bytes) : u;
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 y = toy_kv__load_avx512(x + k * n_in + j);                                         \
+        a##k = toy_kv__fma_avx512(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = toy_kv__fma_avx512(y, v, b##k);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    if (j < n_in && n_in >= TOY_KV__LANES_avx512) { /* the last LANES, some of them once more */
+        const size_t last = row + (size_t)(n_in - TOY_KV__LANES_avx512);
+        toy_kv__vf_avx512 u = toy_kv__entries_avx512(table, last, bytes);
+        toy_kv__vf_avx512 v = n > 1 ? toy_kv__entries_avx512(table, last + next, bytes) : u;
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_avx512 y = toy_kv__load_avx512(rest[k]);                                                  \
+        a##k = toy_kv__fma_avx512(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = toy_kv__fma_avx512(y, v, b##k);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        j = n_in;
+    }
+    toy_kv__hsum4_avx512(a0, a1, a2, a3, sum);
+    if (n > 1)
+        toy_kv__hsum4_avx512(b0, b1, b2, b3, more);
+    for (; j < n_in; j++) {
+        const float u = toy_kv__raw_at(table, row + (size_t)j);
+        const float v = toy_kv__raw_at(table, row + next + (size_t)j);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        sum[k] += x[k * n_in + j] * u;                                                             \
+        if (n > 1)                                                                                 \
+            more[k] += x[k * n_in + j] * v;                                                        \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        o[k * n_out + d] += sum[k];                                                                \
+        if (n > 1)                                                                                 \
+            o[k * n_out + d + 1] += more[k];                                                       \
+    }
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
 TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy_kv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -7515,40 +7734,16 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy
                              ? 0.0f
                              : y[(size_t)r * (size_t)n_in + (size_t)at];
         }
-    for (d = 0; d < n_out; d++) {
-        size_t row = (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (j = 0; j + TOY_KV__LANES_avx512 <= n_in; j += TOY_KV__LANES_avx512) {
-                toy_kv__vf_avx512 b = toy_kv__entries_avx512(table, row + (size_t)j, bytes);
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(x + k * n_in + j), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            if (j < n_in && n_in >= TOY_KV__LANES_avx512) { /* the last LANES, some of them once more */
-                toy_kv__vf_avx512 b =
-                    toy_kv__entries_avx512(table, row + (size_t)(n_in - TOY_KV__LANES_avx512), bytes);
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(rest[r + k]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                j = n_in;
-            }
-            toy_kv__hsum4_avx512(a0, a1, a2, a3, sum);
-            for (; j < n_in; j++) {
-                float b = toy_kv__raw_at(table, row + (size_t)j);
-#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
+    for (r = 0; r + 4 <= rows; r += 4) {
+        const float *x = y + (size_t)r * (size_t)n_in;
+        for (d = 0; d + 2 <= n_out; d += 2)
+            toy_kv__unmap_four_avx512(table, bytes, d, 2, n_in, x, rest + r, o + r * n_out, n_out);
+        if (d < n_out)
+            toy_kv__unmap_four_avx512(table, bytes, d, 1, n_in, x, rest + r, o + r * n_out, n_out);
+    }
+    for (; r < rows; r++)
+        for (d = 0; d < n_out; d++) {
+            const size_t row = (size_t)d * (size_t)n_in;
             const float *x = y + (size_t)r * (size_t)n_in;
             toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
             float sum;
@@ -7560,7 +7755,6 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy
                 sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
             o[r * n_out + d] += sum;
         }
-    }
 }
 
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
@@ -8830,9 +9024,11 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__map_entries_neon(const toy_kv__m
 #undef TOY_KV__X
         }
     }
-    for (; j + TOY_KV__LANES_neon <= n_out; j += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon scale =
-            bytes ? toy_kv__loadh_neon(table->scale + 2 * (size_t)j) : toy_kv__set1_neon(1.0f);
+    for (; j < n_out && n_out >= TOY_KV__LANES_neon; j += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon scale;
+        if (j + TOY_KV__LANES_neon > n_out) /* the last LANES, some of them once more */
+            j = n_out - TOY_KV__LANES_neon;
+        scale = bytes ? toy_kv__loadh_neon(table->scale + 2 * (size_t)j) : toy_kv__set1_neon(1.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
 #define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
             TOY_KV__ROWS4(TOY_KV__X)
@@ -8880,6 +9076,72 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(toy_kv__matrix table, int n_in,
         toy_kv__map_entries_neon(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs d .. d + n - 1 of four rows x [4, n_in], whose last LANES are `rest`, 0 where whole ones
+ * end. n: 1 or 2, a constant: two outputs share what is loaded of x. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void
+toy_kv__unmap_four_neon(const toy_kv__matrix *table, const int bytes, int d, const int n, int n_in,
+                     const float *x, float (*rest)[TOY_KV__LANES_neon], float *o, int n_out)
+{
+    const size_t row = (size_t)d * (size_t)n_in, next = n > 1 ? (size_t)n_in : 0;
+    const int whole = n_in / TOY_KV__LANES_neon * TOY_KV__LANES_neon;
+    float sum[4], more[4];
+    int j;
+#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f), b##k = a##k;
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    for (j = 0; j < whole; j += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon u = toy_kv__entries_neon(table, row + (size_t)j, bytes);
+        toy_kv__vf_neon v = n > 1 ? toy_kv__entries_neon(table, row + next + (size_t)j, bytes) : u;
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon y = toy_kv__load_neon(x + k * n_in + j);                                         \
+        a##k = toy_kv__fma_neon(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = toy_kv__fma_neon(y, v, b##k);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+    if (j < n_in && n_in >= TOY_KV__LANES_neon) { /* the last LANES, some of them once more */
+        const size_t last = row + (size_t)(n_in - TOY_KV__LANES_neon);
+        toy_kv__vf_neon u = toy_kv__entries_neon(table, last, bytes);
+        toy_kv__vf_neon v = n > 1 ? toy_kv__entries_neon(table, last + next, bytes) : u;
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        toy_kv__vf_neon y = toy_kv__load_neon(rest[k]);                                                  \
+        a##k = toy_kv__fma_neon(y, u, a##k);                                                          \
+        if (n > 1)                                                                                 \
+            b##k = toy_kv__fma_neon(y, v, b##k);                                                      \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+        j = n_in;
+    }
+    toy_kv__hsum4_neon(a0, a1, a2, a3, sum);
+    if (n > 1)
+        toy_kv__hsum4_neon(b0, b1, b2, b3, more);
+    for (; j < n_in; j++) {
+        const float u = toy_kv__raw_at(table, row + (size_t)j);
+        const float v = toy_kv__raw_at(table, row + next + (size_t)j);
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        sum[k] += x[k * n_in + j] * u;                                                             \
+        if (n > 1)                                                                                 \
+            more[k] += x[k * n_in + j] * v;                                                        \
+    }
+        TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+    }
+#define TOY_KV__X(k)                                                                                 \
+    {                                                                                              \
+        o[k * n_out + d] += sum[k];                                                                \
+        if (n > 1)                                                                                 \
+            o[k * n_out + d + 1] += more[k];                                                       \
+    }
+    TOY_KV__ROWS4(TOY_KV__X)
+#undef TOY_KV__X
+}
+
 TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -8893,40 +9155,16 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv_
                              ? 0.0f
                              : y[(size_t)r * (size_t)n_in + (size_t)at];
         }
-    for (d = 0; d < n_out; d++) {
-        size_t row = (size_t)d * (size_t)n_in;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *x = y + (size_t)r * (size_t)n_in;
-            float sum[4];
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (j = 0; j + TOY_KV__LANES_neon <= n_in; j += TOY_KV__LANES_neon) {
-                toy_kv__vf_neon b = toy_kv__entries_neon(table, row + (size_t)j, bytes);
-#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(x + k * n_in + j), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            if (j < n_in && n_in >= TOY_KV__LANES_neon) { /* the last LANES, some of them once more */
-                toy_kv__vf_neon b =
-                    toy_kv__entries_neon(table, row + (size_t)(n_in - TOY_KV__LANES_neon), bytes);
-#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(rest[r + k]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                j = n_in;
-            }
-            toy_kv__hsum4_neon(a0, a1, a2, a3, sum);
-            for (; j < n_in; j++) {
-                float b = toy_kv__raw_at(table, row + (size_t)j);
-#define TOY_KV__X(k) sum[k] += x[k * n_in + j] * b;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) o[(r + k) * n_out + d] += sum[k];
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
+    for (r = 0; r + 4 <= rows; r += 4) {
+        const float *x = y + (size_t)r * (size_t)n_in;
+        for (d = 0; d + 2 <= n_out; d += 2)
+            toy_kv__unmap_four_neon(table, bytes, d, 2, n_in, x, rest + r, o + r * n_out, n_out);
+        if (d < n_out)
+            toy_kv__unmap_four_neon(table, bytes, d, 1, n_in, x, rest + r, o + r * n_out, n_out);
+    }
+    for (; r < rows; r++)
+        for (d = 0; d < n_out; d++) {
+            const size_t row = (size_t)d * (size_t)n_in;
             const float *x = y + (size_t)r * (size_t)n_in;
             toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
             float sum;
@@ -8938,7 +9176,6 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv_
                 sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
             o[r * n_out + d] += sum;
         }
-    }
 }
 
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
@@ -9725,13 +9962,16 @@ static void toy_kv__pack_weights_neon(const float *p, const float *gain, int blo
     }
 }
 
-static void toy_kv__pack_books_neon(const float *book, int n, signed char *out, float *scale)
+static void toy_kv__pack_books_neon(const unsigned char *book, int n, signed char *out, float *scale)
 {
-    int i;
-    for (i = 0; i < n; i++) {
-        float top = toy_kv__reach_neon(book + i * 16);
+    int i, k;
+    for (i = 0; i < n; i++, book += 32) {
+        float x[16], top;
+        for (k = 0; k < 16; k += 4)
+            vst1q_f32(x + k, toy_kv__loadh_neon(book + 2 * k));
+        top = toy_kv__reach_neon(x);
         scale[i] = top / 127.0f;
-        toy_kv__sixteen_neon(book + i * 16, top > 0.0f ? 127.0f / top : 0.0f, out + i * 16);
+        toy_kv__sixteen_neon(x, top > 0.0f ? 127.0f / top : 0.0f, out + i * 16);
     }
 }
 
@@ -9740,17 +9980,17 @@ typedef struct toy_kv__four {
     size_t plane[4], latent[4];
 } toy_kv__four;
 
-/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. */
-static inline toy_kv__four toy_kv__four_of(const toy_kv__run *run, size_t offset, int c, int n)
+/* Channels c .. c + 3 of the run's n, counted plane by plane; behind the last it stands again. By a
+ * pointer: a copy would load at once what has just been stored in parts, and wait for it. */
+static inline void toy_kv__four_of(const toy_kv__run *run, size_t offset, int c, int n,
+                                 toy_kv__four *four)
 {
-    toy_kv__four four;
     int i;
     for (i = 0; i < 4; i++) {
         const int channel = c + i < n ? c + i : n - 1, plane = channel / run->width;
-        four.plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
-        four.latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
+        four->plane[i] = offset + (size_t)plane * (TOY_KV_BLOCK / 2);
+        four->latent[i] = (size_t)(plane / run->stages * run->width + channel - plane * run->width);
     }
-    return four;
 }
 
 /* zero [4]: what sums of a row's weights times codewords begin with. */
@@ -9772,7 +10012,7 @@ TOY_KV__INLINE_neon void toy_kv__sum_four_neon(const unsigned char *const *codes
                                            const signed char *book, const float *book_scale,
                                            const unsigned char *weights, const uint32_t *zero,
                                            const float *scale, int rows, int r, const int n,
-                                           float *acc, size_t stride)
+                                           float *sums, size_t stride)
 {
     const unsigned char *w = weights + (size_t)r * TOY_KV_BLOCK;
     uint32x4_t sum[4][4];
@@ -9814,10 +10054,10 @@ TOY_KV__INLINE_neon void toy_kv__sum_four_neon(const unsigned char *const *codes
     for (k = 0; k < n; k++)
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++) {
-            float *to = acc + ((size_t)(r + k) * stride + four->latent[i]) * 4;
-            float32x4_t x = vcvtq_f32_s32(vreinterpretq_s32_u32(sum[k][i]));
+            const float x = (float)(int32_t)vaddvq_u32(sum[k][i]);
             if (i < real)
-                vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), x, scale[r + k] * book_scale[i]));
+                sums[(size_t)(r + k) * stride + four->latent[i]] +=
+                    x * (scale[r + k] * book_scale[i]);
         }
 }
 
@@ -9826,16 +10066,17 @@ TOY_KV__INLINE_neon void toy_kv__sum_run_neon(const unsigned char *const *codes,
                                           int blocks, const toy_kv__run *run, const int each,
                                           const signed char *book, const float *book_scale,
                                           const unsigned char *weights, const uint32_t *zero,
-                                          const float *scale, int rows, float *acc, size_t stride)
+                                          const float *scale, int rows, float *sums, size_t stride)
 {
     const int n = run->planes * run->width;
     int c, r;
     for (c = 0; c < n; c += 4, book += 64, book_scale += 4) {
-        const toy_kv__four four = toy_kv__four_of(run, offset, c, n);
+        toy_kv__four four;
         const int real = n - c < 4 ? n - c : 4;
+        toy_kv__four_of(run, offset, c, n, &four);
 #define TOY_KV__X(n_rows)                                                                            \
     toy_kv__sum_four_neon(codes, blocks, &four, each, real, book, book_scale, weights, zero, scale,  \
-                        rows, r, n_rows, acc, stride)
+                        rows, r, n_rows, sums, stride)
         for (r = 0; r + 4 <= rows; r += 4)
             TOY_KV__X(4);
         for (; r + 2 <= rows; r += 2)
@@ -9850,7 +10091,7 @@ TOY_KV__TARGET_dot static void toy_kv__sum_bytes_neon(const unsigned char *const
                                                   int blocks, const toy_kv__run *run,
                                                   const signed char *book, const float *book_scale,
                                                   const unsigned char *weights, const float *scale,
-                                                  int rows, toy_kv__asked *ahead, float *acc,
+                                                  int rows, toy_kv__asked *ahead, float *sums,
                                                   size_t stride)
 {
     uint32_t zero[4 * TOY_KV__MAX_ROWS];
@@ -9860,7 +10101,7 @@ TOY_KV__TARGET_dot static void toy_kv__sum_bytes_neon(const unsigned char *const
         toy_kv__zero_neon(weights + r * TOY_KV_BLOCK, blocks, (size_t)rows * TOY_KV_BLOCK, zero + 4 * r);
 #define TOY_KV__X(each)                                                                              \
     toy_kv__sum_run_neon(codes, offset, blocks, run, each, book, book_scale, weights, zero, scale,   \
-                       rows, acc, stride)
+                       rows, sums, stride)
     if (run->width % 4 == 0)
         TOY_KV__X(4);
     else if (run->width == 2)
@@ -11784,16 +12025,7 @@ enum toy_kv__kernel {
     TOY_KV__BY_WIDE     /* score tables of codes of other than 4 bits */
 };
 
-/* One kernel's share of the scores of a block. */
-typedef struct toy_kv__step {
-    const toy_kv__run *run; /* the first of n_runs */
-    const toy_kv__stream *stream;
-    int use, n_runs, planes; /* use: which of the head's K streams */
-    unsigned char kernel, band;
-    unsigned char first, last; /* of those that share a gain */
-} toy_kv__step;
-
-/* What some K runs of a head meet codes with: each kernel's share of it lies run behind run. */
+/* Where lies what K runs meet codes with: each kernel's share of it, run behind run. */
 typedef struct toy_kv__scoring {
     float *lut;           /* score tables */
     char *packed;         /* the same in bytes: toy_kv__packed, then tables, for each of planes */
@@ -11803,6 +12035,16 @@ typedef struct toy_kv__scoring {
     unsigned char *lanes; /* the queries in their units: [rows, groups, 4] */
     float *unit;          /* [runs, rows, 2] */
 } toy_kv__scoring;
+
+/* One kernel's share of the scores of a block. */
+typedef struct toy_kv__step {
+    const toy_kv__run *run; /* the first of n_runs */
+    const toy_kv__stream *stream;
+    int use, n_runs, planes; /* use: which of the head's K streams */
+    unsigned char kernel, band;
+    unsigned char first, last; /* of those that share a gain */
+    toy_kv__scoring at;          /* what the kernel meets codes with begins there */
+} toy_kv__step;
 
 /* Where a stream's latents are among those that queries were mapped to: the first n_words of them,
  * and the mean behind, at column `words` and on, the others at `bytes` and on. */
@@ -11834,13 +12076,13 @@ typedef struct toy_kv__pass {
     int seq, layer, head, rows, first, last; /* tokens first .. last - 1 */
     int position[TOY_KV__MAX_ROWS];            /* of each query */
     float soft_cap;
-    int window, coded; /* coded: some block was attended, so acc holds something */
+    int window, coded; /* coded: some block was attended, so there are sums */
     int in_bytes;      /* V streams are summed by byte kernels */
     int k_bytes; /* and K streams scored: not where packing tables for each block costs more */
     const toy_kv__use *k_uses, *v_uses;
     const unsigned char *k_codes[TOY_KV__MAX_USES], *v_codes[TOY_KV__MAX_USES]; /* of block 0 */
-    toy_kv__step *steps; /* [n_steps] of K streams */
-    int n_steps, packs[2];
+    toy_kv__step *steps;     /* [n_steps] of K streams */
+    int n_steps, packs[2]; /* packs: of a band some tables are packed, which wants energies */
     int n_k_uses, n_v_uses, k_frame;
     float *q;                 /* [rows, HEAD_DIM], scaled */
     float *turned;            /* [rows, HEAD_DIM], in the frame of the block at hand */
@@ -11857,8 +12099,10 @@ typedef struct toy_kv__pass {
     int steady_number;         /* of the span that steady runs are ready for, -1: none */
     float map_unit[TOY_KV__MAX_ROWS], byte_unit[TOY_KV__MAX_ROWS]; /* what a word and a byte count */
     short byte_steps[TOY_KV__MAX_ROWS];                          /* bytes that make 32768 words */
-    float *book;          /* codewords of all V streams of the head: fp32, or bytes and scales */
-    float *acc;           /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain */
+    float *book; /* codewords of all V streams of the head: fp32, or bytes and scales */
+    float *acc;  /* [rows, MAX_SUM_LATENTS, lanes] sums of probability * codeword * gain, in fp32 */
+    float *sums; /* [rows, MAX_SUM_LATENTS] the same of what byte kernels sum */
+    int in_lanes;         /* acc is in use */
     float *s, *part;      /* [TILE, rows, BLOCK] */
     float *gain;          /* [TILE, BLOCK] */
     unsigned char *bytes; /* [2, TILE, rows, BLOCK] weights in 8 bits, and what is left of them */
@@ -11914,6 +12158,7 @@ typedef struct toy_kv__pass {
      TOY_KV__ROOM((size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS) +                   \
      TOY_KV__ROOM(TOY_KV__MAX_BOOK) +                                                                  \
      TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16) +                             \
+     TOY_KV__ROOM((size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS) +                                  \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS) * 2 + TOY_KV__ROOM(TOY_KV__TILE * TOY_KV_BLOCK) +                     \
      TOY_KV__ROOM(TOY_KV__TILE_FLOATS / 2) + TOY_KV__ROOM(TOY_KV_N_ROT + 1) * 2 +                          \
      TOY_KV__ROOM(TOY_KV__MAX_RUNS * sizeof(toy_kv__step) / 4))
@@ -11954,6 +12199,7 @@ static void toy_kv__carve(toy_kv__pass *a, void *scratch)
     a->mapped = toy_kv__take(&room, (size_t)TOY_KV__MAP_BLOCKS * TOY_KV__MAX_ROWS * TOY_KV__MAX_COLUMNS);
     a->book = toy_kv__take(&room, TOY_KV__MAX_BOOK);
     a->acc = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS * 16);
+    a->sums = toy_kv__take(&room, (size_t)TOY_KV__MAX_ROWS * TOY_KV__MAX_SUM_LATENTS);
     a->s = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
     a->part = toy_kv__take(&room, TOY_KV__TILE_FLOATS);
     a->gain = toy_kv__take(&room, TOY_KV__TILE * TOY_KV_BLOCK);
@@ -12037,6 +12283,16 @@ static float toy_kv__top(const toy_kv__pass *a, int r)
     return top;
 }
 
+/* Shrinks what is summed of coded values for row r. */
+static void toy_kv__shrink_sums(const toy_kv__pass *a, int r, float shrink)
+{
+    const size_t n = TOY_KV__MAX_SUM_LATENTS, row = (size_t)r, lanes = (size_t)a->ops->lanes;
+    a->ops->shrink(a->sums + row * n, n, shrink);
+    if (a->in_lanes)
+        a->ops->shrink(a->acc + row * n * lanes, n * lanes, shrink);
+    a->ops->shrink(a->bins + row * TOY_KV__MAX_WIDE_BINS, TOY_KV__MAX_WIDE_BINS, shrink);
+}
+
 /* Softmax of a->s over the tile's blocks, n tokens in each; open: all of them are seen, and their
  * highest scores in a->high. What was summed before is shrunk where a row's maximum rises. Returns
  * 0 if no row sees any of them, or none for which they are more than nothing (their probabilities
@@ -12066,11 +12322,7 @@ static int toy_kv__soft_max(toy_kv__pass *a, int blocks, int n, int coded, int o
         if (shrink != 1.0f) {
             a->ops->shrink(a->o + r * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM, shrink);
             if (a->coded)
-                a->ops->shrink(a->acc + (size_t)r * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes,
-                               TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes, shrink);
-            if (a->coded)
-                a->ops->shrink(a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS, TOY_KV__MAX_WIDE_BINS,
-                               shrink);
+                toy_kv__shrink_sums(a, r, shrink);
         }
         a->l[r] = a->l[r] * shrink + sum;
         a->l_coded[r] = a->l_coded[r] * shrink + (coded ? sum : 0.0f);
@@ -12514,13 +12766,14 @@ static float *toy_kv__fill_run(toy_kv__pass *a, const toy_kv__run *run, const fl
 
 /* What the runs of one step meet codes with, for queries in latents y: from *to on, which goes on
  * behind it. energy [rows]: mean squares of the scores of its gain so far. */
-static void toy_kv__fill_step(toy_kv__pass *a, const toy_kv__step *step, const toy_kv__mapped *y,
-                            float *energy, toy_kv__scoring *to)
+static void toy_kv__fill_step(toy_kv__pass *a, toy_kv__step *step, const toy_kv__mapped *y, float *energy,
+                            toy_kv__scoring *to)
 {
     const toy_kv__run *run = step->run, *end = run + step->n_runs;
     const toy_kv__byte_ops *ops = a->ops->bytes;
     float *lut = to->lut;
     int r, n;
+    step->at = *to;
     switch (step->kernel) {
     case TOY_KV__BY_DOTS:
         n = 4 * toy_kv__dot_groups(run);
@@ -12571,7 +12824,7 @@ static toy_kv__scoring toy_kv__fill_band(toy_kv__pass *a, int band, const float 
     int i;
     memset(energy, 0, sizeof energy);
     for (i = 0; i < a->n_steps; i++) {
-        const toy_kv__step *step = &a->steps[i];
+        toy_kv__step *step = &a->steps[i];
         const toy_kv__mapped y = toy_kv__mapped_of(a, band, step->use, mapped);
         if (step->first)
             memset(energy, 0, sizeof energy);
@@ -12673,7 +12926,7 @@ static void toy_kv__fill_tables(toy_kv__pass *a)
     int i;
     memset(a->bias, 0, sizeof a->bias);
     for (i = 0; i < a->n_steps; i++) {
-        const toy_kv__step *step = &a->steps[i];
+        toy_kv__step *step = &a->steps[i];
         if (i == 0 || step->use != step[-1].use)
             toy_kv__map_one(a, step->stream, a->k_uses[step->use].member);
         y.n_words = step->stream->n_latents;
@@ -12698,6 +12951,30 @@ static int toy_kv__sums_bytes(const toy_kv__pass *a)
     return a->ops->bytes != NULL;
 }
 
+/* Whether some of them are summed in fp32, lane by lane. */
+static int toy_kv__sums_lanes(const toy_kv__pass *a)
+{
+    int u, i;
+    for (u = 0; u < a->n_v_uses; u++) {
+        const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
+        for (i = s->first_run; i < s->first_run + s->n_runs; i++)
+            if (toy_kv__runs[i].coder != TOY_KV__WIDE &&
+                !(a->in_bytes && toy_kv__runs[i].coder == TOY_KV__NIBBLES))
+                return 1;
+    }
+    return a->v_tile != NULL;
+}
+
+/* Makes room for sums of coded values: nothing is summed yet. */
+static void toy_kv__begin_sums(const toy_kv__pass *a)
+{
+    const size_t rows = sizeof(float) * (size_t)a->rows;
+    memset(a->sums, 0, rows * TOY_KV__MAX_SUM_LATENTS);
+    if (a->in_lanes)
+        memset(a->acc, 0, rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
+    memset(a->bins, 0, rows * TOY_KV__MAX_WIDE_BINS);
+}
+
 /* The codewords of every V stream of the head as the sums want them: fp32, or bytes with a scale
  * for each sixteen, which begin at a->book + MAX_BOOK / 2. */
 static void toy_kv__fill_books(toy_kv__pass *a)
@@ -12709,20 +12986,22 @@ static void toy_kv__fill_books(toy_kv__pass *a)
         const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-            for (p = 0; p < run->planes && run->coder == TOY_KV__NIBBLES; p++) {
-                float *dst = a->in_bytes ? a->scoring[0].lut : book;
-                n = run->width * 16;
-                memset(dst, 0, sizeof(float) * (size_t)n);
-                a->ops->add_row(
-                    toy_kv__table(run->book + p / run->stages * run->book_step + p % run->stages * n),
-                    n, 1.0f, dst);
-                if (!a->in_bytes) {
-                    book += n;
+            /* planes whose codewords lie side by side are taken together */
+            const int each = run->book_step == run->stages * run->width * 16 ? run->planes : 1;
+            for (p = 0; p < run->planes && run->coder == TOY_KV__NIBBLES; p += each) {
+                const unsigned char *from =
+                    toy_kv__table(run->book + p / run->stages * run->book_step +
+                                p % run->stages * run->width * 16);
+                n = each * run->width;
+                if (a->in_bytes) {
+                    a->ops->bytes->pack_books(from, n, bytes, scale);
+                    bytes += n * 16;
+                    scale += n;
                     continue;
                 }
-                a->ops->bytes->pack_books(dst, run->width, bytes, scale);
-                bytes += n;
-                scale += run->width;
+                memset(book, 0, sizeof(float) * (size_t)(n * 16));
+                a->ops->add_row(from, n * 16, 1.0f, book);
+                book += n * 16;
             }
         }
     }
@@ -12741,22 +13020,20 @@ static void toy_kv__go_ahead(toy_kv__ahead *q)
     }
 }
 
-/* Scores of one step that no byte kernel takes, added to a->part [n, rows, BLOCK]; by->lut goes on
- * behind its tables. */
+/* Scores of one step that no byte kernel takes, added to a->part [n, rows, BLOCK]. */
 static void toy_kv__score_run(toy_kv__pass *a, const unsigned char *const *codes, int n,
-                            const toy_kv__run *run, toy_kv__scoring *by)
+                            const toy_kv__run *run, const float *lut)
 {
     int b, nibbles = run->coder == TOY_KV__NIBBLES;
     float *s = a->part;
     for (b = 0; b < n; b++, s += a->rows * TOY_KV_BLOCK) {
         if (nibbles)
-            a->ops->score_nibbles(codes[b] + run->codes, run->planes, by->lut, a->rows, s);
+            a->ops->score_nibbles(codes[b] + run->codes, run->planes, lut, a->rows, s);
         else
             a->ops->score_scalars(codes[b] + run->codes, run->planes, run->coder == TOY_KV__HALVES,
-                                  by->lut, a->rows, &a->ahead.now, s);
+                                  lut, a->rows, &a->ahead.now, s);
         toy_kv__go_ahead(&a->ahead);
     }
-    by->lut += run->planes * a->rows * (nibbles ? 16 : 1);
 }
 
 /* The gains of n blocks for one group of latents of a stream: a->gain [n, BLOCK]. */
@@ -12781,18 +13058,15 @@ static inline void toy_kv__codes_of(const unsigned char *from, const toy_kv__str
  * to is set by the first of them, or begins at 0 where its kernel can only add. */
 static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, int n, float *scores)
 {
-    int b, groups, add = 0;
+    int b, add = 0;
     const int size = a->rows * TOY_KV_BLOCK;
     const float *bias = a->bias;
     const toy_kv__byte_ops *ops = a->ops->bytes;
     const toy_kv__step *step, *end = a->steps + a->n_steps;
     const unsigned char *codes[TOY_KV__TILE];
-    toy_kv__scoring scoring[2];
-    scoring[0] = a->scoring[0];
-    scoring[1] = a->scoring[1];
     for (step = a->steps; step < end; step++) {
         const toy_kv__run *run = step->run;
-        toy_kv__scoring *by = &scoring[step->band];
+        const toy_kv__scoring *by = &step->at;
         if (step->first) {
             add = 0;
             toy_kv__codes_of(a->k_codes[step->use], step->stream, entries, n, codes);
@@ -12801,32 +13075,24 @@ static void toy_kv__score_blocks(toy_kv__pass *a, const toy_kv__entry *entries, 
             memset(a->part, 0, sizeof(float) * (size_t)(n * size));
         switch (step->kernel) {
         case TOY_KV__BY_DOTS:
-            groups = toy_kv__dot_groups(run);
             ops->dot_scores(codes, (size_t)run->codes, n, run, by->table, by->lanes, by->unit,
                             a->rows, add, &a->ahead.now, a->part);
-            by->table += 64 * groups;
-            by->lanes += a->rows * 4 * groups;
-            by->unit += 2 * a->rows;
             toy_kv__go_ahead(&a->ahead);
             break;
         case TOY_KV__BY_FILLED:
         case TOY_KV__BY_PACKED: {
             const toy_kv__packed *head = (const toy_kv__packed *)(const void *)by->packed;
-            by->packed += sizeof *head;
             ops->score_bytes(codes, (size_t)run->codes, n, step->planes, head,
-                             (const signed char *)by->packed, a->rows, add, &a->ahead.now, a->part);
-            by->packed += head->bytes;
-            by->table += step->kernel == TOY_KV__BY_FILLED ? 64 * toy_kv__dot_groups(run) : 0;
+                             (const signed char *)(head + 1), a->rows, add, &a->ahead.now, a->part);
             toy_kv__go_ahead(&a->ahead);
             break;
         }
         case TOY_KV__BY_WIDE:
             for (b = 0; b < n; b++)
                 toy_kv__score_wide(run, codes[b] + run->codes, by->wide, a->rows, a->part + b * size);
-            by->wide += (size_t)run->planes << run->bits;
             break;
         default:
-            toy_kv__score_run(a, codes, n, run, by);
+            toy_kv__score_run(a, codes, n, run, by->lut);
         }
         add = 1;
         if (!step->last)
@@ -12872,14 +13138,15 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
     const float *book = a->book, *book_scale = a->book + TOY_KV__MAX_BOOK / 2;
     const signed char *book_bytes = (const signed char *)a->book;
     unsigned char *rest = a->bytes + TOY_KV__TILE_FLOATS;
-    float *acc = a->acc, *bins = a->bins;
+    float *bins = a->bins;
+    size_t first = 0;                       /* latent of the stream at hand */
     int u, i, b, r, packed = 0, scaled = 0; /* the weights at hand are in a->bytes, in a->part */
     for (u = 0; u < a->n_v_uses; u++) {
         const toy_kv__stream *s = &toy_kv__streams[a->v_uses[u].stream];
         toy_kv__codes_of(a->v_codes[u], s, entries, n, codes);
         for (i = 0; i < s->n_runs; i++) {
             const toy_kv__run *run = &toy_kv__runs[s->first_run + i];
-            float *dst = acc + (size_t)run->first * (size_t)a->ops->lanes;
+            const size_t latent = first + (size_t)run->first;
             int in_bytes = run->coder == TOY_KV__NIBBLES && a->in_bytes;
             if (i == 0 || run[-1].gain != run->gain) {
                 toy_kv__read_tile(a, s, codes, n, run->gain);
@@ -12897,7 +13164,8 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
                 continue;
             }
             if (!in_bytes) {
-                toy_kv__sum_run(a, codes, n, run, book, a->part, dst);
+                toy_kv__sum_run(a, codes, n, run, book, a->part,
+                              a->acc + latent * (size_t)a->ops->lanes);
                 book += run->coder == TOY_KV__NIBBLES ? run->planes * run->width * 16 : 0;
                 continue;
             }
@@ -12908,15 +13176,16 @@ static void toy_kv__sum_tile(toy_kv__pass *a, const toy_kv__entry *entries, int 
                 packed = 1;
             }
             ops->sum_bytes(codes, (size_t)run->codes, n, run, book_bytes, book_scale, a->bytes,
-                           scale, a->rows, &a->later.now, dst, TOY_KV__MAX_SUM_LATENTS);
+                           scale, a->rows, &a->later.now, a->sums + latent, TOY_KV__MAX_SUM_LATENTS);
             toy_kv__go_ahead(&a->later);
             if (fine)
                 ops->sum_bytes(codes, (size_t)run->codes, n, run, book_bytes, book_scale, rest,
-                               rest_scale, a->rows, &a->later.now, dst, TOY_KV__MAX_SUM_LATENTS);
+                               rest_scale, a->rows, &a->later.now, a->sums + latent,
+                               TOY_KV__MAX_SUM_LATENTS);
             book_bytes += run->planes * run->width * 16;
             book_scale += run->planes * run->width;
         }
-        acc += (size_t)s->n_latents * (size_t)a->ops->lanes;
+        first += (size_t)s->n_latents;
     }
 }
 
@@ -12929,8 +13198,11 @@ static size_t toy_kv__collect_latents(toy_kv__pass *a, const toy_kv__stream *s, 
     for (r = 0; r < a->rows; r++) {
         float *y = a->y + (size_t)r * (size_t)s->n_latents;
         const float *bins = a->bins + (size_t)r * TOY_KV__MAX_WIDE_BINS + bin;
-        a->ops->reduce(a->acc + ((size_t)r * TOY_KV__MAX_SUM_LATENTS + first) * (size_t)a->ops->lanes,
-                       s->n_latents, y);
+        const size_t at = (size_t)r * TOY_KV__MAX_SUM_LATENTS + first;
+        if (a->in_lanes)
+            a->ops->reduce(a->acc + at * (size_t)a->ops->lanes, s->n_latents, y);
+        for (i = 0; i < s->n_latents; i++)
+            y[i] = a->sums[at + (size_t)i] + (a->in_lanes ? y[i] : 0.0f);
         for (i = s->first_run; i < s->first_run + s->n_runs; i++)
             if (toy_kv__runs[i].coder == TOY_KV__WIDE)
                 bins = toy_kv__collect_wide(a->ops, &toy_kv__runs[i], bins, y);
@@ -13139,9 +13411,7 @@ static void toy_kv__attend_blocks(toy_kv__pass *a, int n_sealed, int n_tokens)
     while ((n = toy_kv__next_tile(a, n_sealed, &j)) > 0) {
         batch_end = 0;
         if (!a->coded) {
-            memset(a->acc, 0,
-                   sizeof(float) * (size_t)a->rows * TOY_KV__MAX_SUM_LATENTS * (size_t)a->ops->lanes);
-            memset(a->bins, 0, sizeof(float) * (size_t)a->rows * TOY_KV__MAX_WIDE_BINS);
+            toy_kv__begin_sums(a);
             if (a->v_tile == NULL)
                 toy_kv__fill_books(a);
             if (a->k_tile == NULL)
@@ -13260,6 +13530,7 @@ static void toy_kv__attend_rows(toy_kv__pass *a)
     a->k_uses = toy_kv__uses_of(TOY_KV_KEY, a->layer, a->head, &a->n_k_uses);
     a->v_uses = toy_kv__uses_of(TOY_KV_VALUE, a->layer, a->head, &a->n_v_uses);
     a->in_bytes = toy_kv__sums_bytes(a);
+    a->in_lanes = toy_kv__sums_lanes(a);
     a->k_frame = toy_kv__streams[a->k_uses[0].stream].frame;
     a->batches = a->k_tile == NULL && toy_kv__maps_batches(a);
     a->k_bytes = toy_kv__scores_bytes(a);
@@ -13602,8 +13873,9 @@ static void toy_kv__finish_row(float m, float l, const float *o, const float *si
         shrink = expf(m - top);
         l = l * shrink + expf(*sink - top);
     }
+    shrink = l > 0.0f ? shrink / l : 0.0f;
     for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-        dst[d] = l > 0.0f ? o[d] * shrink / l : 0.0f;
+        dst[d] = l > 0.0f ? o[d] * shrink : 0.0f;
 }
 
 void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q, const toy_kv_attention *attention,
