@@ -242,6 +242,10 @@ static int find_by_id(kvdb *db, const char *id, row_ref *ref, vqkvc_err *err)
     return found;
 }
 
+/* Characters that the beginning of a hash has at least. With fewer, a mistyped "a99" would soon be
+ * the beginning of some hash and name a row that nobody meant. */
+enum { MIN_HASH_CHARS = 6 };
+
 /* A beginning of a hash: the number of rows that it may mean; the first in *ref, the first few
  * listed in *candidates. */
 static int find_by_hash(kvdb *db, const char *id, row_ref *ref, vqkvc_buf *candidates,
@@ -249,7 +253,8 @@ static int find_by_hash(kvdb *db, const char *id, row_ref *ref, vqkvc_buf *candi
 {
     int n = 0;
     size_t len = strlen(id);
-    if (len < 1 || len >= VQKVC_HASH_CHARS || strspn(id, "0123456789abcdefABCDEF") != len)
+    if (len < MIN_HASH_CHARS || len >= VQKVC_HASH_CHARS ||
+        strspn(id, "0123456789abcdefABCDEF") != len)
         return 0;
     kvdb_stmt *st =
         kvdb_prepare(db->sql, "look up a hash",
@@ -296,7 +301,7 @@ static void put_ranges(kvdb *db, vqkvc_buf *out, vqkvc_err *err)
     }
 }
 
-/* Row ids win over hashes: "a12" is row a12 if there is one, else the beginning of a hash. */
+/* Row ids win over hashes: "a123456" is that row if there is one, else the beginning of a hash. */
 static vqkvc_code find_row(kvdb *db, const char *id, row_ref *ref, vqkvc_err *err)
 {
     vqkvc_buf words = {0}, shown = {0};
@@ -310,8 +315,9 @@ static vqkvc_code find_row(kvdb *db, const char *id, row_ref *ref, vqkvc_err *er
         vqkvc_fail(err, VQKVC_E_MEMORY, "%s: out of memory", db->path);
     else if (n == 0)
         vqkvc_fail(err, VQKVC_E_USAGE,
-                   "%s: no row has the id \"%s\", and no hash begins so; there are %s", db->path,
-                   shown.data, words.data);
+                   "%s: no row has the id \"%s\", and no hash begins so (%d characters at least); "
+                   "there are %s",
+                   db->path, shown.data, MIN_HASH_CHARS, words.data);
     else if (n > 1)
         vqkvc_fail(err, VQKVC_E_USAGE, "%s: \"%s\" is ambiguous: %s", db->path, shown.data,
                    words.data);

@@ -93,7 +93,7 @@ Test(kvdb, json_is_well_formed_and_complete)
 
 Test(kvdb, show_prints_everything_of_a_row)
 {
-    char prefix[10];
+    char prefix[7];
     kvdb *db = open_store(KVDB_READ_WRITE);
     fill(db);
     kvdb_close(db);
@@ -106,8 +106,8 @@ Test(kvdb, show_prints_everything_of_a_row)
     expect_words(shown("a3", 0), "evaluations    e1  auto2\n");
     expect_words(shown("m1", 0), "\"n_layers\": 4");
     expect_words(shown("e1", 0), "\"kl\": 0.0017");
-    memcpy(prefix, kvdb_recipe_hash("plan", "auto bits=2").hex, 9);
-    prefix[9] = '\0';
+    memcpy(prefix, kvdb_recipe_hash("plan", "auto bits=2").hex, 6);
+    prefix[6] = '\0';
     expect_words(shown(prefix, 0), "id             a3\n");
     expect_words(shown(vqkvc_hash_text("w").hex, 0), "id             m1\n");
 }
@@ -123,6 +123,9 @@ Test(kvdb, unknown_and_ambiguous_ids_list_what_could_be_meant)
     REFUSED(kvdb_show(db, hash.hex, 0, &out, &refusal), "is ambiguous: a6 grid one, a7 grid two");
     REFUSED(kvdb_show(db, "a99", 0, &out, &refusal),
             "there are models m1 to m1, artifacts a1 to a7, evaluations e1 to e1");
+    hash.hex[5] = '\0'; /* too few characters of a hash: a mistyped row id would soon be one */
+    REFUSED(kvdb_show(db, hash.hex, 0, &out, &refusal),
+            "no hash begins so (6 characters at least)");
     REFUSED(kvdb_show(db, "m2", 0, &out, &refusal), "\"m2\"");
     REFUSED(kvdb_show(db, "", 0, &out, &refusal), "no row");
     REFUSED(kvdb_show(db, "a", 1, &out, &refusal), "\"a\"");

@@ -133,7 +133,7 @@ const vqkvc_command vqkvc_command_db = {
              "from it. verify checks every byte and every reference. gc deletes what no plan, "
              "header or evaluation was made from, such as shards of finished captures. export "
              "writes the bytes of one artifact; of a model, its newest header.\n"
-             "ID is a row id (a12, m1, e3) or the beginning of a hash.",
+             "ID is a row id (a12, m1, e3) or the beginning of a hash (6 characters at least).",
     .examples = "  vqkvc db ls\n"
                 "  vqkvc db ls --all\n"
                 "  vqkvc db show a12 --json\n"

@@ -48,10 +48,11 @@ const vqkvc_command vqkvc_command_emit = {
     .name = "emit",
     .usage = "PLAN [option...]",
     .summary = "write the header of a plan in the store",
-    .about = "PLAN is a row id (a12) or the beginning of a hash, as `vqkvc db ls` prints them. The "
+    .about = "PLAN is a row id (a12) or the beginning of a hash (6 characters at least), as `vqkvc "
+             "db ls` prints them. The "
              "bytes are those that `vqkvc build` writes.",
     .examples = "  vqkvc emit a12 -o model_kv.h\n"
-                "  vqkvc emit 3f0c --prefix other_kv --db models.db\n",
+                "  vqkvc emit 3f0c9a --prefix other_kv --db models.db\n",
     .min_args = 1,
     .max_args = 1,
     .groups = {vqkvc_options_emit, vqkvc_options_store, vqkvc_options_general},
