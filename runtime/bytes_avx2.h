@@ -247,23 +247,21 @@ VQKV__INLINE_avx2 void vqkv__score_planes_avx2(const unsigned char *codes, int f
                                                vqkv__asked *ahead, float *s)
 {
     int t, r;
-#define VQKV__X(n, second)                                                                         \
+#define VQKV__HALF(n, second)                                                                      \
     if (wide)                                                                                      \
         vqkv__score_wide_avx2(codes + t, from, to, head, tables, rows, r, n, second, add, ahead,   \
                               s + t + second * (VQKV_BLOCK / 2));                                  \
     else                                                                                           \
         vqkv__score_narrow_avx2(codes + t, from, to, head, tables, rows, r, n, second, add, ahead, \
                                 s + t + second * (VQKV_BLOCK / 2))
-    for (t = 0; t < VQKV_BLOCK / 2; t += 32) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            VQKV__X(4, 0);
-            VQKV__X(4, 1);
-        }
-        for (; r < rows; r++) {
-            VQKV__X(1, 0);
-            VQKV__X(1, 1);
-        }
-    }
+#define VQKV__X(n)                                                                                 \
+    do {                                                                                           \
+        VQKV__HALF(n, 0);                                                                          \
+        VQKV__HALF(n, 1);                                                                          \
+    } while (0)
+    for (t = 0; t < VQKV_BLOCK / 2; t += 32)
+        VQKV__BY_ROWS(r, rows, VQKV__X);
+#undef VQKV__HALF
 #undef VQKV__X
 }
 

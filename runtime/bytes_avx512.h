@@ -126,12 +126,7 @@ VQKV__TARGET_avx512 static void vqkv__score_bytes_avx512(const unsigned char *co
 #define VQKV__X(n)                                                                                 \
     vqkv__score_rows_avx512(codes[b] + offset, planes, head, tables, rows, r, n, add, &asked, s)
     for (b = 0; b < blocks; b++, s += rows * VQKV_BLOCK) {
-        for (r = 0; r + 4 <= rows; r += 4)
-            VQKV__X(4);
-        for (; r + 2 <= rows; r += 2)
-            VQKV__X(2);
-        for (; r < rows; r++)
-            VQKV__X(1);
+        VQKV__BY_ROWS(r, rows, VQKV__X);
     }
 #undef VQKV__X
     *ahead = asked;

@@ -140,12 +140,7 @@ VQKV__INLINE_neon void vqkv__score_planes_neon(const unsigned char *codes, int f
 #define VQKV__X(n)                                                                                 \
     vqkv__score_piece_neon(codes + t, from, to, head, tables, rows, r, n, wide, add, ahead, s + t)
     for (t = 0; t < VQKV_BLOCK / 2; t += 16) {
-        for (r = 0; r + 4 <= rows; r += 4)
-            VQKV__X(4);
-        for (; r + 2 <= rows; r += 2)
-            VQKV__X(2);
-        for (; r < rows; r++)
-            VQKV__X(1);
+        VQKV__BY_ROWS(r, rows, VQKV__X);
     }
 #undef VQKV__X
 }

@@ -209,12 +209,7 @@ VQKV__TARGET_avx2 static void vqkv__dot_scores_avx2(const unsigned char *const *
 #define VQKV__X(n)                                                                                 \
     vqkv__dot_blocks_avx2(codes, offset, blocks, run, table, lanes, unit, rows, r, n, add, &asked, \
                           s)
-    for (; r + 4 <= rows; r += 4)
-        VQKV__X(4);
-    for (; r + 2 <= rows; r += 2)
-        VQKV__X(2);
-    for (; r < rows; r++)
-        VQKV__X(1);
+    VQKV__BY_ROWS(r, rows, VQKV__X);
 #undef VQKV__X
     *ahead = asked;
 }

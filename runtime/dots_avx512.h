@@ -414,12 +414,7 @@ vqkv__dot_scores_avx512(const unsigned char *const *codes, size_t offset, int bl
     vqkv__dot_rows_avx512(codes[b] + offset, run, table, lanes, unit, r, n, c, add, &asked, s)
     for (b = 0; b < blocks; b++, s += rows * VQKV_BLOCK)
         for (c = 0; c < VQKV_BLOCK / 64; c++) {
-            for (r = 0; r + 4 <= rows; r += 4)
-                VQKV__DOT(4);
-            for (; r + 2 <= rows; r += 2)
-                VQKV__DOT(2);
-            for (; r < rows; r++)
-                VQKV__DOT(1);
+            VQKV__BY_ROWS(r, rows, VQKV__DOT);
         }
 #undef VQKV__DOT
     *ahead = asked;

@@ -111,7 +111,7 @@ VQKV__INLINE_neon void vqkv__dot_rows_neon(const unsigned char *codes, int from,
                 VQKV__ADD_WORDS_neon(sum[1][i], word[i], q, 1);
             if (n > 2)
                 VQKV__ADD_WORDS_neon(sum[2][i], word[i], q, 2);
-            if (n > 2)
+            if (n > 3)
                 VQKV__ADD_WORDS_neon(sum[3][i], word[i], q, 3);
         }
     }
@@ -120,7 +120,7 @@ VQKV__INLINE_neon void vqkv__dot_rows_neon(const unsigned char *codes, int from,
         vqkv__flush_neon(sum[k], unit[2 * (r + k)], add, s + (r + k) * VQKV_BLOCK);
 }
 
-/* Some blocks for n rows from row r on: 1, 2 or 4, a constant. */
+/* Some blocks for n rows from row r on, a constant. */
 VQKV__INLINE_neon void vqkv__dot_blocks_neon(const unsigned char *const *codes, size_t offset,
                                              int blocks, const vqkv__run *run,
                                              const unsigned char *table, const unsigned char *lanes,
@@ -154,12 +154,7 @@ VQKV__TARGET_dot static void vqkv__dot_scores_neon(const unsigned char *const *c
 #define VQKV__X(n)                                                                                 \
     vqkv__dot_blocks_neon(codes, offset, blocks, run, table, lanes, unit, rows, r, n, add, &asked, \
                           s)
-    for (; r + 4 <= rows; r += 4)
-        VQKV__X(4);
-    for (; r + 2 <= rows; r += 2)
-        VQKV__X(2);
-    for (; r < rows; r++)
-        VQKV__X(1);
+    VQKV__BY_ROWS(r, rows, VQKV__X);
 #undef VQKV__X
     *ahead = asked;
 }

@@ -20,8 +20,6 @@ VQKV__TARGET_ISA static inline vqkv__vf_ISA vqkv__exp_ISA(vqkv__vf_ISA x)
     return vqkv__scale2_ISA(low, n);
 }
 
-#define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 VQKV__TARGET_ISA static void vqkv__scale_rows_ISA(const float *gain, const float *src, int rows,
                                                   float *dst)
@@ -119,43 +117,41 @@ VQKV__TARGET_ISA static float vqkv__exponentials_ISA(float *s, int blocks, size_
     return vqkv__hsum_ISA(sum);
 }
 
-/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
- */
-VQKV__TARGET_ISA static inline void vqkv__exact_four_ISA(const unsigned char *k,
-                                                         const unsigned char *l, const float *q,
-                                                         int next, float *s)
+/* s [n, BLOCK] at token 0 = q [n, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ * n: a constant, 4 at most. */
+VQKV__TARGET_ISA VQKV__INLINE void vqkv__exact_pair_ISA(const unsigned char *k,
+                                                        const unsigned char *l, const float *q,
+                                                        const int n, int next, float *s)
 {
+    vqkv__vf_ISA a[4], b[4];
     float sum[2][4];
-    int d;
-#define VQKV__X(i) vqkv__vf_ISA a##i = vqkv__set1_ISA(0.0f), b##i = a##i;
-    VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
+    int d, i;
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++)
+        a[i] = b[i] = vqkv__set1_ISA(0.0f);
     for (d = 0; d + VQKV__LANES_ISA <= VQKV_HEAD_DIM; d += VQKV__LANES_ISA) {
         vqkv__vf_ISA x = vqkv__loadh_ISA(k + 2 * d), y = vqkv__loadh_ISA(l + 2 * d);
-#define VQKV__X(i)                                                                                 \
-    {                                                                                              \
-        vqkv__vf_ISA query = vqkv__load_ISA(q + i * VQKV_HEAD_DIM + d);                            \
-        a##i = vqkv__fma_ISA(query, x, a##i);                                                      \
-        b##i = vqkv__fma_ISA(query, y, b##i);                                                      \
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++) {
+            vqkv__vf_ISA query = vqkv__load_ISA(q + i * VQKV_HEAD_DIM + d);
+            a[i] = vqkv__fma_ISA(query, x, a[i]);
+            b[i] = vqkv__fma_ISA(query, y, b[i]);
+        }
     }
-        VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-    }
-    vqkv__hsum4_ISA(a0, a1, a2, a3, sum[0]);
-    vqkv__hsum4_ISA(b0, b1, b2, b3, sum[1]);
+    vqkv__lane_sums_ISA(a, n, sum[0]);
+    vqkv__lane_sums_ISA(b, n, sum[1]);
     for (; d < VQKV_HEAD_DIM; d++) {
         float x = vqkv__half_at(k, (size_t)d), y = vqkv__half_at(l, (size_t)d);
-#define VQKV__X(i)                                                                                 \
-    sum[0][i] += q[i * VQKV_HEAD_DIM + d] * x;                                                     \
-    sum[1][i] += q[i * VQKV_HEAD_DIM + d] * y;
-        VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
+        for (i = 0; i < n; i++) {
+            sum[0][i] += q[i * VQKV_HEAD_DIM + d] * x;
+            sum[1][i] += q[i * VQKV_HEAD_DIM + d] * y;
+        }
     }
-#define VQKV__X(i)                                                                                 \
-    s[i * VQKV_BLOCK] = sum[0][i];                                                                 \
-    s[i * VQKV_BLOCK + next] = sum[1][i];
-    VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++) {
+        s[i * VQKV_BLOCK] = sum[0][i];
+        s[i * VQKV_BLOCK + next] = sum[1][i];
+    }
 }
 
 /* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
@@ -168,61 +164,59 @@ VQKV__TARGET_ISA static void vqkv__exact_scores_ISA(const unsigned char *k, int 
         const unsigned char *x = k + 2 * (size_t)t * VQKV_HEAD_DIM;
         int next = t + 1 < n;
         const unsigned char *y = x + 2 * next * VQKV_HEAD_DIM;
-        for (r = 0; r + 4 <= rows; r += 4)
-            vqkv__exact_four_ISA(x, y, q + r * VQKV_HEAD_DIM, next, s + r * VQKV_BLOCK + t);
-        for (; r < rows; r++) {
-            s[r * VQKV_BLOCK + t] = vqkv__dot_row_ISA(x, VQKV_HEAD_DIM, q + r * VQKV_HEAD_DIM);
-            if (next)
-                s[r * VQKV_BLOCK + t + 1] =
-                    vqkv__dot_row_ISA(y, VQKV_HEAD_DIM, q + r * VQKV_HEAD_DIM);
+#define VQKV__X(n_rows)                                                                            \
+    vqkv__exact_pair_ISA(x, y, q + r * VQKV_HEAD_DIM, n_rows, next, s + r * VQKV_BLOCK + t)
+        VQKV__BY_ROWS(r, rows, VQKV__X);
+#undef VQKV__X
+    }
+}
+
+/* o [m, HEAD_DIM] += p [m, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. m: a constant, 4
+ * at most. */
+VQKV__TARGET_ISA VQKV__INLINE void vqkv__exact_add_ISA(const unsigned char *v, int n,
+                                                       const float *p, const int m, float *o)
+{
+    int t, i, d;
+    for (d = 0; d + 2 * VQKV__LANES_ISA <= VQKV_HEAD_DIM; d += 2 * VQKV__LANES_ISA) {
+        float *dst = o + d, *next = dst + VQKV__LANES_ISA;
+        vqkv__vf_ISA a[4], b[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            a[i] = vqkv__load_ISA(dst + i * VQKV_HEAD_DIM);
+            b[i] = vqkv__load_ISA(next + i * VQKV_HEAD_DIM);
+        }
+        for (t = 0; t < n; t++) {
+            const unsigned char *row = v + 2 * ((size_t)t * VQKV_HEAD_DIM + (size_t)d);
+            vqkv__vf_ISA x = vqkv__loadh_ISA(row), y = vqkv__loadh_ISA(row + 2 * VQKV__LANES_ISA);
+#pragma GCC unroll 4
+            for (i = 0; i < m; i++) {
+                vqkv__vf_ISA w = vqkv__set1_ISA(p[i * VQKV_BLOCK + t]);
+                a[i] = vqkv__fma_ISA(w, x, a[i]);
+                b[i] = vqkv__fma_ISA(w, y, b[i]);
+            }
+        }
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            vqkv__store_ISA(dst + i * VQKV_HEAD_DIM, a[i]);
+            vqkv__store_ISA(next + i * VQKV_HEAD_DIM, b[i]);
         }
     }
+    for (; d < VQKV_HEAD_DIM; d++)
+        for (t = 0; t < n; t++) {
+            float x = vqkv__half_at(v, (size_t)t * VQKV_HEAD_DIM + (size_t)d);
+            for (i = 0; i < m; i++)
+                o[i * VQKV_HEAD_DIM + d] += p[i * VQKV_BLOCK + t] * x;
+        }
 }
 
 /* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
 VQKV__TARGET_ISA static void vqkv__exact_sums_ISA(const unsigned char *v, int n, const float *p,
                                                   int rows, float *o)
 {
-    int t, r, d;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (d = 0; d + 2 * VQKV__LANES_ISA <= VQKV_HEAD_DIM; d += 2 * VQKV__LANES_ISA) {
-            float *dst = o + r * VQKV_HEAD_DIM + d, *next = dst + VQKV__LANES_ISA;
-#define VQKV__X(i)                                                                                 \
-    vqkv__vf_ISA a##i = vqkv__load_ISA(dst + i * VQKV_HEAD_DIM),                                   \
-                 b##i = vqkv__load_ISA(next + i * VQKV_HEAD_DIM);
-            VQKV__ROWS4(VQKV__X)
+    int r;
+#define VQKV__X(n_rows) vqkv__exact_add_ISA(v, n, p + r * VQKV_BLOCK, n_rows, o + r * VQKV_HEAD_DIM)
+    VQKV__BY_ROWS(r, rows, VQKV__X);
 #undef VQKV__X
-            for (t = 0; t < n; t++) {
-                const unsigned char *row = v + 2 * ((size_t)t * VQKV_HEAD_DIM + (size_t)d);
-                vqkv__vf_ISA x = vqkv__loadh_ISA(row),
-                             y = vqkv__loadh_ISA(row + 2 * VQKV__LANES_ISA);
-#define VQKV__X(i)                                                                                 \
-    {                                                                                              \
-        vqkv__vf_ISA w = vqkv__set1_ISA(p[(r + i) * VQKV_BLOCK + t]);                              \
-        a##i = vqkv__fma_ISA(w, x, a##i);                                                          \
-        b##i = vqkv__fma_ISA(w, y, b##i);                                                          \
-    }
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            }
-#define VQKV__X(i)                                                                                 \
-    vqkv__store_ISA(dst + i * VQKV_HEAD_DIM, a##i);                                                \
-    vqkv__store_ISA(next + i * VQKV_HEAD_DIM, b##i);
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-        }
-        for (; d < VQKV_HEAD_DIM; d++)
-            for (t = 0; t < n; t++) {
-                float x = vqkv__half_at(v, (size_t)t * VQKV_HEAD_DIM + (size_t)d);
-#define VQKV__X(i) o[(r + i) * VQKV_HEAD_DIM + d] += p[(r + i) * VQKV_BLOCK + t] * x;
-                VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
-            }
-    }
-    for (; r < rows; r++)
-        for (t = 0; t < n; t++)
-            vqkv__add_row_ISA(v + 2 * (size_t)t * VQKV_HEAD_DIM, VQKV_HEAD_DIM,
-                              p[r * VQKV_BLOCK + t], o + r * VQKV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -267,5 +261,3 @@ VQKV__TARGET_ISA static void vqkv__turn_on_ISA(const float *dc, const float *ds,
         s[i] = y * dc[i] + x * ds[i];
     }
 }
-
-#undef VQKV__ROWS4

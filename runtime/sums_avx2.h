@@ -126,7 +126,7 @@ static inline void vqkv__two_of(const vqkv__run *run, size_t offset, int c, int 
 VQKV__INLINE_avx2 __m128i vqkv__row_sums_avx2(__m256i (*x)[2], const int n, const int i)
 {
     const __m256i a = _mm256_hadd_epi32(x[0][i], x[n > 1 ? 1 : 0][i]);
-    const __m256i b = n > 2 ? _mm256_hadd_epi32(x[2][i], x[3][i]) : a;
+    const __m256i b = n > 2 ? _mm256_hadd_epi32(x[2][i], x[n > 3 ? 3 : 2][i]) : a;
     const __m256i c = _mm256_hadd_epi32(a, b);
     return _mm_add_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
 }
@@ -224,12 +224,7 @@ VQKV__TARGET_avx2 static void vqkv__sum_bytes_avx2(const unsigned char *const *c
 #define VQKV__X(n)                                                                                 \
     vqkv__sum_rows_avx2(codes, offset, blocks, run, book, book_scale, weights, scale, rows, r, n,  \
                         sums, stride)
-    for (; r + 4 <= rows; r += 4)
-        VQKV__X(4);
-    for (; r + 2 <= rows; r += 2)
-        VQKV__X(2);
-    for (; r < rows; r++)
-        VQKV__X(1);
+    VQKV__BY_ROWS(r, rows, VQKV__X);
 #undef VQKV__X
 }
 

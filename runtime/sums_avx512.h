@@ -61,12 +61,12 @@ VQKV__TARGET_avx512 static void vqkv__pack_weights_avx512(const float *p, const 
                                                           int blocks, int rows, unsigned char *out,
                                                           unsigned char *rest, float *scale)
 {
-    int r = 0;
-    for (; r + 4 <= rows && rest == NULL; r += 4)
-        vqkv__pack_rows_avx512(p, gain, blocks, rows, r, 4, out, NULL, scale);
-    for (; r < rows && rest == NULL; r++)
-        vqkv__pack_rows_avx512(p, gain, blocks, rows, r, 1, out, NULL, scale);
-    for (; r < rows; r++)
+    int r;
+#define VQKV__X(n) vqkv__pack_rows_avx512(p, gain, blocks, rows, r, n, out, NULL, scale)
+    if (rest == NULL)
+        VQKV__BY_ROWS(r, rows, VQKV__X);
+#undef VQKV__X
+    for (r = 0; r < rows && rest != NULL; r++)
         vqkv__pack_rows_avx512(p, gain, blocks, rows, r, 1, out, rest, scale);
 }
 
@@ -152,6 +152,7 @@ VQKV__INLINE_avx512 void vqkv__keep_sums_avx512(__m512i (*sum)[4], const int n,
         x[2] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 2);
         x[3] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 3);
     } else {
+#pragma GCC unroll 4
         for (k = 0; k < n; k++)
             x[k] = _mm_cvtepi32_ps(vqkv__four_sums_avx512(sum[k]));
     }
@@ -232,12 +233,7 @@ VQKV__INLINE_avx512 void vqkv__sum_run_avx512(const unsigned char *const *codes,
 #define VQKV__SUM(n_rows)                                                                          \
     vqkv__sum_rows_avx512(codes, blocks, &four, each, real, book, book_scale, weights, scale,      \
                           rows, r, n_rows, &asked, sums, stride)
-        for (r = 0; r + 4 <= rows; r += 4)
-            VQKV__SUM(4);
-        for (; r + 2 <= rows; r += 2)
-            VQKV__SUM(2);
-        for (; r < rows; r++)
-            VQKV__SUM(1);
+        VQKV__BY_ROWS(r, rows, VQKV__SUM);
 #undef VQKV__SUM
     }
     *ahead = asked;

@@ -189,12 +189,7 @@ VQKV__INLINE_neon void vqkv__sum_run_neon(const unsigned char *const *codes, siz
 #define VQKV__X(n_rows)                                                                            \
     vqkv__sum_four_neon(codes, blocks, &four, each, real, book, book_scale, weights, zero, scale,  \
                         rows, r, n_rows, sums, stride)
-        for (r = 0; r + 4 <= rows; r += 4)
-            VQKV__X(4);
-        for (; r + 2 <= rows; r += 2)
-            VQKV__X(2);
-        for (; r < rows; r++)
-            VQKV__X(1);
+        VQKV__BY_ROWS(r, rows, VQKV__X);
 #undef VQKV__X
     }
 }

@@ -212,7 +212,7 @@ ATTEND(portable, )
 INLINE void ask(const uint8_t *p, size_t n)
 {
     for (size_t i = 0; i < n; i += 64)
-        __builtin_prefetch(p + i);
+        __builtin_prefetch(p + i, 0, 2);
 }
 
 /* ---- AVX2 ---- */
@@ -393,7 +393,7 @@ INLINE_VNNI void sum_vnni(const int nibbles, const uint8_t *v, int n, int d, con
             __m512 scale = _mm512_set1_ps(half_avx2(block));
             __m512 low = half_block_vnni(nibbles, block, 0, scale);
             __m512 high = half_block_vnni(nibbles, block, 1, scale);
-            __builtin_prefetch(block + TILE * row);
+            __builtin_prefetch(block + TILE * row, 0, 2);
             ROWS(i)
             {
                 __m512 weight = _mm512_set1_ps(p[i * TILE + t]);

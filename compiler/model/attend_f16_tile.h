@@ -8,12 +8,13 @@
 
 #include "model/attend_tile.h"
 
-/* What the next tile will want of n values from p on: four queries are quick enough to wait for
- * memory otherwise. A prefetch beyond the end does nothing. */
+/* What the next tile will want of n values from p on, or kernels would wait for memory. Into the
+ * second-level cache: asked for into the first, on Zen 4, it takes twice as long in all. A prefetch
+ * beyond the end does nothing. */
 INLINE void ask(const uint16_t *p, int n)
 {
     for (int i = 0; i < n; i += 32)
-        __builtin_prefetch(p + i);
+        __builtin_prefetch(p + i, 0, 2);
 }
 
 /* Two queries q0, q1 [d] against n keys [n, d]: scores s0, s1 [TILE]. An odd query comes twice. */

@@ -19,6 +19,7 @@ AVX2 static void score_avx2(const uint16_t *k, int n, int d, const float *q0, co
                             float *s0, float *s1)
 {
     for (int t = 0; t < n; t += 4) {
+        ask(k + (size_t)(t + TILE) * d, 4 * d);
         const uint16_t *k0 = k + (size_t)t * d, *k1 = t + 1 < n ? k0 + d : k0;
         const uint16_t *k2 = t + 2 < n ? k1 + d : k1, *k3 = t + 3 < n ? k2 + d : k2;
         __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0;
@@ -55,6 +56,7 @@ AVX2 static void sum_avx2(const uint16_t *v, int n, int d, const float *p0, cons
         __m256 b2 = _mm256_loadu_ps(o1 + i + 16), b3 = _mm256_loadu_ps(o1 + i + 24);
         for (int t = 0; t < n; t++) {
             const uint16_t *row = v + (size_t)t * d + i;
+            ask(row + (size_t)TILE * d, 32);
             __m256 x = _mm256_broadcast_ss(p0 + t), y = _mm256_broadcast_ss(p1 + t), value;
             value = load_half8(row);
             a0 = _mm256_fmadd_ps(x, value, a0);
@@ -168,6 +170,7 @@ AVX512 static void score_avx512(const uint16_t *k, int n, int d, const float *q0
                                 float *s0, float *s1)
 {
     for (int t = 0; t < n; t += 4) {
+        ask(k + (size_t)(t + TILE) * d, 4 * d);
         const uint16_t *k0 = k + (size_t)t * d, *k1 = t + 1 < n ? k0 + d : k0;
         const uint16_t *k2 = t + 2 < n ? k1 + d : k1, *k3 = t + 3 < n ? k2 + d : k2;
         __m512 a0 = _mm512_setzero_ps(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0;
@@ -203,6 +206,7 @@ AVX512 static void sum_avx512(const uint16_t *v, int n, int d, const float *p0, 
         __m512 b2 = _mm512_loadu_ps(o1 + i + 32), b3 = _mm512_loadu_ps(o1 + i + 48);
         for (int t = 0; t < n; t++) {
             const uint16_t *row = v + (size_t)t * d + i;
+            ask(row + (size_t)TILE * d, 64);
             __m512 x = _mm512_set1_ps(p0[t]), y = _mm512_set1_ps(p1[t]), value;
             value = load_half16(row);
             a0 = _mm512_fmadd_ps(x, value, a0);

@@ -283,6 +283,19 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #define TOY_KV__PREFETCH(p, locality) (void)(p)
 #define TOY_KV__INLINE                static inline
 #endif
+/* Calls F(n) for rows r .. r + n - 1 until `rows` are done: by fours, then for those that are left.
+ * n is a constant there, so that kernels keep n rows in registers. */
+#define TOY_KV__BY_ROWS(r, rows, F)                                                                  \
+    do {                                                                                           \
+        for ((r) = 0; (r) + 4 <= (rows); (r) += 4)                                                 \
+            F(4);                                                                                  \
+        if ((rows) - (r) == 3)                                                                     \
+            F(3);                                                                                  \
+        else if ((rows) - (r) == 2)                                                                \
+            F(2);                                                                                  \
+        else if ((rows) - (r) == 1)                                                                \
+            F(1);                                                                                  \
+    } while (0)
 #define TOY_KV__AHEAD 3 /* blocks that codes of keys are asked for in advance */
 #define TOY_KV__ASKED 8 /* pieces that are asked for by and by, near ones and far ones */
 
@@ -1977,8 +1990,6 @@ static const toy_kv__code_ops toy_kv__code_portable = {TOY_KV__CODE_KERNELS(TOY_
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
  * latents back to channels. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* LANES entries of a table from the i-th on, without scales. `bytes`: a constant. */
 TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__entries_portable(const toy_kv__matrix *m, size_t i,
                                                               const int bytes)
@@ -1986,76 +1997,73 @@ TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__entries_portab
     return bytes ? toy_kv__loads8_portable(m->values + i) : toy_kv__loadh_portable(m->values + 2 * i);
 }
 
+/* sum [n]: the sums over the lanes of x [n], n a constant, 4 at most; what stands behind is
+ * anything.
+ */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__lane_sums_portable(const toy_kv__vf_portable *x, const int n,
+                                                       float *sum)
+{
+    toy_kv__hsum4_portable(x[0], x[n > 1 ? 1 : 0], x[n > 2 ? 2 : 0], x[n > 3 ? 3 : 0], sum);
+}
+
+/* Latents j .. j + m LANES - 1 of n queries x [n, ldx]: y [n, n_out]. n and m, 1 or 2: constants.
+ */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__map_some_portable(const toy_kv__matrix *table, const int bytes,
+                                                      int n_in, int n_out, int j, const int m,
+                                                      const float *x, int ldx, const int n,
+                                                      float *y)
+{
+    const size_t next = m > 1 ? TOY_KV__LANES_portable : 0;
+    toy_kv__vf_portable a[4], b[4], scale = toy_kv__set1_portable(1.0f), more = scale;
+    int d, k;
+    if (bytes) {
+        scale = toy_kv__loadh_portable(table->scale + 2 * (size_t)j);
+        more = toy_kv__loadh_portable(table->scale + 2 * ((size_t)j + next));
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = b[k] = toy_kv__set1_portable(0.0f);
+    for (d = 0; d < n_in; d++) {
+        const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
+        toy_kv__vf_portable u = toy_kv__entries_portable(table, at, bytes);
+        toy_kv__vf_portable v = m > 1 ? toy_kv__entries_portable(table, at + next, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_portable q = toy_kv__set1_portable(x[k * ldx + d]);
+            a[k] = toy_kv__fma_portable(q, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_portable(q, v, b[k]);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *to = y + (size_t)k * (size_t)n_out + j;
+        toy_kv__store_portable(to, toy_kv__mul_portable(scale, a[k]));
+        if (m > 1)
+            toy_kv__store_portable(to + next, toy_kv__mul_portable(more, b[k]));
+    }
+}
+
 TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__map_entries_portable(const toy_kv__matrix *table, const int bytes,
                                                          int n_in, int n_out, const float *x,
                                                          int ldx, int rows, float *y)
 {
     int r, j = 0, d;
-    for (; j + 2 * TOY_KV__LANES_portable <= n_out && rows % 4 == 0; j += 2 * TOY_KV__LANES_portable) {
-        toy_kv__vf_portable scale = toy_kv__set1_portable(1.0f), next = scale;
-        if (bytes) {
-            scale = toy_kv__loadh_portable(table->scale + 2 * (size_t)j);
-            next = toy_kv__loadh_portable(table->scale + 2 * (size_t)(j + TOY_KV__LANES_portable));
-        }
-        for (r = 0; r < rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f), b##k = a##k;
-            TOY_KV__ROWS4(TOY_KV__X)
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__map_some_portable(table, bytes, n_in, n_out, j, 2, x + (size_t)r * (size_t)ldx, ldx, n,       \
+                       y + (size_t)r * (size_t)n_out)
+    for (; j + 2 * TOY_KV__LANES_portable <= n_out; j += 2 * TOY_KV__LANES_portable)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-                toy_kv__vf_portable u = toy_kv__entries_portable(table, at, bytes);
-                toy_kv__vf_portable v = toy_kv__entries_portable(table, at + TOY_KV__LANES_portable, bytes);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable q = toy_kv__set1_portable(xd[k * ldx]);                                              \
-        a##k = toy_kv__fma_portable(q, u, a##k);                                                          \
-        b##k = toy_kv__fma_portable(q, v, b##k);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        float *to = y + (size_t)(r + k) * (size_t)n_out + j;                                       \
-        toy_kv__store_portable(to, toy_kv__mul_portable(scale, a##k));                                           \
-        toy_kv__store_portable(to + TOY_KV__LANES_portable, toy_kv__mul_portable(next, b##k));                          \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-    }
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__map_some_portable(table, bytes, n_in, n_out, j, 1, x + (size_t)r * (size_t)ldx, ldx, n,       \
+                       y + (size_t)r * (size_t)n_out)
     for (; j < n_out && n_out >= TOY_KV__LANES_portable; j += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable scale;
         if (j + TOY_KV__LANES_portable > n_out) /* the last LANES, some of them once more */
             j = n_out - TOY_KV__LANES_portable;
-        scale = bytes ? toy_kv__loadh_portable(table->scale + 2 * (size_t)j) : toy_kv__set1_portable(1.0f);
-        for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                toy_kv__vf_portable b =
-                    toy_kv__entries_portable(table, (size_t)d * (size_t)n_out + (size_t)j, bytes);
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(xd[k * ldx]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__store_portable(y + (size_t)(r + k) * (size_t)n_out + j, toy_kv__mul_portable(scale, a##k));
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-            for (d = 0; d < n_in; d++)
-                a = toy_kv__fma_portable(
-                    toy_kv__set1_portable(x[(size_t)r * (size_t)ldx + (size_t)d]),
-                    toy_kv__entries_portable(table, (size_t)d * (size_t)n_out + (size_t)j, bytes), a);
-            toy_kv__store_portable(y + (size_t)r * (size_t)n_out + j, toy_kv__mul_portable(scale, a));
-        }
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
     }
+#undef TOY_KV__X
     for (; j < n_out; j++)
         for (r = 0; r < rows; r++) {
             float sum = 0.0f;
@@ -2077,70 +2085,72 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(toy_kv__matrix table, i
         toy_kv__map_entries_portable(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
-/* Outputs d .. d + n - 1 of four rows x [4, n_in], whose last LANES are `rest`, 0 where whole ones
- * end. n: 1 or 2, a constant: two outputs share what is loaded of x. */
-TOY_KV__TARGET_portable TOY_KV__INLINE void
-toy_kv__unmap_four_portable(const toy_kv__matrix *table, const int bytes, int d, const int n, int n_in,
-                     const float *x, float (*rest)[TOY_KV__LANES_portable], float *o, int n_out)
+/* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
+ * end: o [n, n_out]. n and m, 1 or 2: constants; two outputs share what is loaded of x. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_some_portable(const toy_kv__matrix *table, const int bytes,
+                                                        int d, const int m, int n_in,
+                                                        const float *x,
+                                                        float (*rest)[TOY_KV__LANES_portable], const int n,
+                                                        float *o, int n_out)
 {
-    const size_t row = (size_t)d * (size_t)n_in, next = n > 1 ? (size_t)n_in : 0;
+    const size_t row = (size_t)d * (size_t)n_in, next = m > 1 ? (size_t)n_in : 0;
     const int whole = n_in / TOY_KV__LANES_portable * TOY_KV__LANES_portable;
+    toy_kv__vf_portable a[4], b[4];
     float sum[4], more[4];
-    int j;
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f), b##k = a##k;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int j, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = b[k] = toy_kv__set1_portable(0.0f);
     for (j = 0; j < whole; j += TOY_KV__LANES_portable) {
         toy_kv__vf_portable u = toy_kv__entries_portable(table, row + (size_t)j, bytes);
-        toy_kv__vf_portable v = n > 1 ? toy_kv__entries_portable(table, row + next + (size_t)j, bytes) : u;
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable y = toy_kv__load_portable(x + k * n_in + j);                                         \
-        a##k = toy_kv__fma_portable(y, u, a##k);                                                          \
-        if (n > 1)                                                                                 \
-            b##k = toy_kv__fma_portable(y, v, b##k);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_portable v = m > 1 ? toy_kv__entries_portable(table, row + next + (size_t)j, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_portable y = toy_kv__load_portable(x + k * n_in + j);
+            a[k] = toy_kv__fma_portable(y, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_portable(y, v, b[k]);
+        }
     }
     if (j < n_in && n_in >= TOY_KV__LANES_portable) { /* the last LANES, some of them once more */
         const size_t last = row + (size_t)(n_in - TOY_KV__LANES_portable);
         toy_kv__vf_portable u = toy_kv__entries_portable(table, last, bytes);
-        toy_kv__vf_portable v = n > 1 ? toy_kv__entries_portable(table, last + next, bytes) : u;
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable y = toy_kv__load_portable(rest[k]);                                                  \
-        a##k = toy_kv__fma_portable(y, u, a##k);                                                          \
-        if (n > 1)                                                                                 \
-            b##k = toy_kv__fma_portable(y, v, b##k);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_portable v = m > 1 ? toy_kv__entries_portable(table, last + next, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_portable y = toy_kv__load_portable(rest[k]);
+            a[k] = toy_kv__fma_portable(y, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_portable(y, v, b[k]);
+        }
         j = n_in;
     }
-    toy_kv__hsum4_portable(a0, a1, a2, a3, sum);
-    if (n > 1)
-        toy_kv__hsum4_portable(b0, b1, b2, b3, more);
-    for (; j < n_in; j++) {
-        const float u = toy_kv__raw_at(table, row + (size_t)j);
-        const float v = toy_kv__raw_at(table, row + next + (size_t)j);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        sum[k] += x[k * n_in + j] * u;                                                             \
-        if (n > 1)                                                                                 \
-            more[k] += x[k * n_in + j] * v;                                                        \
+    toy_kv__lane_sums_portable(a, n, sum);
+    toy_kv__lane_sums_portable(b, n, more);
+    for (; j < n_in; j++)
+        for (k = 0; k < n; k++) {
+            sum[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + (size_t)j);
+            more[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + next + (size_t)j);
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        o[k * n_out + d] += sum[k];
+        if (m > 1)
+            o[k * n_out + d + 1] += more[k];
     }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        o[k * n_out + d] += sum[k];                                                                \
-        if (n > 1)                                                                                 \
-            o[k * n_out + d + 1] += more[k];                                                       \
-    }
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+}
+
+/* All outputs of n rows. n: a constant. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_rows_portable(const toy_kv__matrix *table, const int bytes,
+                                                        int n_out, int n_in, const float *x,
+                                                        float (*rest)[TOY_KV__LANES_portable], const int n,
+                                                        float *o)
+{
+    int d;
+    for (d = 0; d + 2 <= n_out; d += 2)
+        toy_kv__unmap_some_portable(table, bytes, d, 2, n_in, x, rest, n, o, n_out);
+    if (d < n_out)
+        toy_kv__unmap_some_portable(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
 }
 
 TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const toy_kv__matrix *table,
@@ -2148,7 +2158,7 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const
                                                            const float *y, int rows, float *o)
 {
     float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_portable]; /* the last LANES of y, 0 where whole ones end */
-    int d, r, j;
+    int r, j;
     for (r = 0; r < rows && n_in >= TOY_KV__LANES_portable; r++)
         for (j = 0; j < TOY_KV__LANES_portable; j++) {
             int at = n_in - TOY_KV__LANES_portable + j;
@@ -2156,27 +2166,11 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const
                              ? 0.0f
                              : y[(size_t)r * (size_t)n_in + (size_t)at];
         }
-    for (r = 0; r + 4 <= rows; r += 4) {
-        const float *x = y + (size_t)r * (size_t)n_in;
-        for (d = 0; d + 2 <= n_out; d += 2)
-            toy_kv__unmap_four_portable(table, bytes, d, 2, n_in, x, rest + r, o + r * n_out, n_out);
-        if (d < n_out)
-            toy_kv__unmap_four_portable(table, bytes, d, 1, n_in, x, rest + r, o + r * n_out, n_out);
-    }
-    for (; r < rows; r++)
-        for (d = 0; d < n_out; d++) {
-            const size_t row = (size_t)d * (size_t)n_in;
-            const float *x = y + (size_t)r * (size_t)n_in;
-            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-            float sum;
-            for (j = 0; j + TOY_KV__LANES_portable <= n_in; j += TOY_KV__LANES_portable)
-                a = toy_kv__fma_portable(toy_kv__load_portable(x + j),
-                                  toy_kv__entries_portable(table, row + (size_t)j, bytes), a);
-            sum = toy_kv__hsum_portable(a);
-            for (; j < n_in; j++)
-                sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
-            o[r * n_out + d] += sum;
-        }
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__unmap_rows_portable(table, bytes, n_out, n_in, y + (size_t)r * (size_t)n_in, rest + r, n,     \
+                         o + r * n_out)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
 }
 
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
@@ -2194,8 +2188,6 @@ TOY_KV__TARGET_portable static void toy_kv__unmap_portable(toy_kv__matrix table,
             y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
     toy_kv__unmap_entries_portable(&table, 1, n_out, n_in, y, rows, o);
 }
-
-#undef TOY_KV__ROWS4
 /* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
  * softmax of scores, exact tokens, sums over lanes, angles. */
 
@@ -2217,8 +2209,6 @@ TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__exp_portable(t
     low = toy_kv__fma_portable(high, square, low);
     return toy_kv__scale2_portable(low, n);
 }
-
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
 /* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 TOY_KV__TARGET_portable static void toy_kv__scale_rows_portable(const float *gain, const float *src, int rows,
@@ -2317,43 +2307,41 @@ TOY_KV__TARGET_portable static float toy_kv__exponentials_portable(float *s, int
     return toy_kv__hsum_portable(sum);
 }
 
-/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
- */
-TOY_KV__TARGET_portable static inline void toy_kv__exact_four_portable(const unsigned char *k,
-                                                         const unsigned char *l, const float *q,
-                                                         int next, float *s)
+/* s [n, BLOCK] at token 0 = q [n, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ * n: a constant, 4 at most. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__exact_pair_portable(const unsigned char *k,
+                                                        const unsigned char *l, const float *q,
+                                                        const int n, int next, float *s)
 {
+    toy_kv__vf_portable a[4], b[4];
     float sum[2][4];
-    int d;
-#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f), b##i = a##i;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int d, i;
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++)
+        a[i] = b[i] = toy_kv__set1_portable(0.0f);
     for (d = 0; d + TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_portable) {
         toy_kv__vf_portable x = toy_kv__loadh_portable(k + 2 * d), y = toy_kv__loadh_portable(l + 2 * d);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable query = toy_kv__load_portable(q + i * TOY_KV_HEAD_DIM + d);                            \
-        a##i = toy_kv__fma_portable(query, x, a##i);                                                      \
-        b##i = toy_kv__fma_portable(query, y, b##i);                                                      \
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++) {
+            toy_kv__vf_portable query = toy_kv__load_portable(q + i * TOY_KV_HEAD_DIM + d);
+            a[i] = toy_kv__fma_portable(query, x, a[i]);
+            b[i] = toy_kv__fma_portable(query, y, b[i]);
+        }
     }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-    toy_kv__hsum4_portable(a0, a1, a2, a3, sum[0]);
-    toy_kv__hsum4_portable(b0, b1, b2, b3, sum[1]);
+    toy_kv__lane_sums_portable(a, n, sum[0]);
+    toy_kv__lane_sums_portable(b, n, sum[1]);
     for (; d < TOY_KV_HEAD_DIM; d++) {
         float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
-#define TOY_KV__X(i)                                                                                 \
-    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
-    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        for (i = 0; i < n; i++) {
+            sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;
+            sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        }
     }
-#define TOY_KV__X(i)                                                                                 \
-    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
-    s[i * TOY_KV_BLOCK + next] = sum[1][i];
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++) {
+        s[i * TOY_KV_BLOCK] = sum[0][i];
+        s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    }
 }
 
 /* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
@@ -2366,61 +2354,59 @@ TOY_KV__TARGET_portable static void toy_kv__exact_scores_portable(const unsigned
         const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
         int next = t + 1 < n;
         const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
-        for (r = 0; r + 4 <= rows; r += 4)
-            toy_kv__exact_four_portable(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
-        for (; r < rows; r++) {
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_portable(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-            if (next)
-                s[r * TOY_KV_BLOCK + t + 1] =
-                    toy_kv__dot_row_portable(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+#define TOY_KV__X(n_rows)                                                                            \
+    toy_kv__exact_pair_portable(x, y, q + r * TOY_KV_HEAD_DIM, n_rows, next, s + r * TOY_KV_BLOCK + t)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
+    }
+}
+
+/* o [m, HEAD_DIM] += p [m, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. m: a constant, 4
+ * at most. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__exact_add_portable(const unsigned char *v, int n,
+                                                       const float *p, const int m, float *o)
+{
+    int t, i, d;
+    for (d = 0; d + 2 * TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_portable) {
+        float *dst = o + d, *next = dst + TOY_KV__LANES_portable;
+        toy_kv__vf_portable a[4], b[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            a[i] = toy_kv__load_portable(dst + i * TOY_KV_HEAD_DIM);
+            b[i] = toy_kv__load_portable(next + i * TOY_KV_HEAD_DIM);
+        }
+        for (t = 0; t < n; t++) {
+            const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+            toy_kv__vf_portable x = toy_kv__loadh_portable(row), y = toy_kv__loadh_portable(row + 2 * TOY_KV__LANES_portable);
+#pragma GCC unroll 4
+            for (i = 0; i < m; i++) {
+                toy_kv__vf_portable w = toy_kv__set1_portable(p[i * TOY_KV_BLOCK + t]);
+                a[i] = toy_kv__fma_portable(w, x, a[i]);
+                b[i] = toy_kv__fma_portable(w, y, b[i]);
+            }
+        }
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            toy_kv__store_portable(dst + i * TOY_KV_HEAD_DIM, a[i]);
+            toy_kv__store_portable(next + i * TOY_KV_HEAD_DIM, b[i]);
         }
     }
+    for (; d < TOY_KV_HEAD_DIM; d++)
+        for (t = 0; t < n; t++) {
+            float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+            for (i = 0; i < m; i++)
+                o[i * TOY_KV_HEAD_DIM + d] += p[i * TOY_KV_BLOCK + t] * x;
+        }
 }
 
 /* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
 TOY_KV__TARGET_portable static void toy_kv__exact_sums_portable(const unsigned char *v, int n, const float *p,
                                                   int rows, float *o)
 {
-    int t, r, d;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (d = 0; d + 2 * TOY_KV__LANES_portable <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_portable) {
-            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_portable;
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__vf_portable a##i = toy_kv__load_portable(dst + i * TOY_KV_HEAD_DIM),                                   \
-                 b##i = toy_kv__load_portable(next + i * TOY_KV_HEAD_DIM);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r;
+#define TOY_KV__X(n_rows) toy_kv__exact_add_portable(v, n, p + r * TOY_KV_BLOCK, n_rows, o + r * TOY_KV_HEAD_DIM)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (t = 0; t < n; t++) {
-                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-                toy_kv__vf_portable x = toy_kv__loadh_portable(row),
-                             y = toy_kv__loadh_portable(row + 2 * TOY_KV__LANES_portable);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable w = toy_kv__set1_portable(p[(r + i) * TOY_KV_BLOCK + t]);                              \
-        a##i = toy_kv__fma_portable(w, x, a##i);                                                          \
-        b##i = toy_kv__fma_portable(w, y, b##i);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__store_portable(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
-    toy_kv__store_portable(next + i * TOY_KV_HEAD_DIM, b##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; d < TOY_KV_HEAD_DIM; d++)
-            for (t = 0; t < n; t++) {
-                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-    }
-    for (; r < rows; r++)
-        for (t = 0; t < n; t++)
-            toy_kv__add_row_portable(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
-                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -2465,8 +2451,6 @@ TOY_KV__TARGET_portable static void toy_kv__turn_on_portable(const float *dc, co
         s[i] = y * dc[i] + x * ds[i];
     }
 }
-
-#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
@@ -2479,44 +2463,63 @@ TOY_KV__TARGET_portable static void toy_kv__turn_on_portable(const float *dc, co
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
  * four at a time, so that a plane is unpacked once for four queries. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+/* s [n, BLOCK] += sum over planes of lut [planes, step] at each token's code, n tables of sixteen
+ * from the first on. n: a constant, 4 at most. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__score_some_portable(const unsigned char *codes, int planes,
+                                                        const float *lut, size_t step, const int n,
+                                                        float *s)
+{
+    int t, p, k;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__load_portable(s + k * TOY_KV_BLOCK + t);
+        for (p = 0; p < planes; p++) {
+            toy_kv__vi_portable code = toy_kv__nibbles_portable(codes + p * (TOY_KV_BLOCK / 2), t);
+            const float *tab = lut + (size_t)p * step;
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                a[k] = toy_kv__add_portable(a[k], toy_kv__lookup_portable(toy_kv__table_portable(tab + k * 16), code));
+        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            toy_kv__store_portable(s + k * TOY_KV_BLOCK + t, a[k]);
+    }
+}
 
 /* s [rows, BLOCK] += sum over planes of lut [planes, rows, 16] at each token's code. */
 TOY_KV__TARGET_portable static void toy_kv__score_nibbles_portable(const unsigned char *codes, int planes,
                                                      const float *lut, int rows, float *s)
 {
-    int r, t, p;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__load_portable(dst + i * TOY_KV_BLOCK);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_some_portable(codes, planes, lut + r * 16, (size_t)rows * 16, n, s + r * TOY_KV_BLOCK)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (p = 0; p < planes; p++) {
-                toy_kv__vi_portable code = toy_kv__nibbles_portable(codes + p * (TOY_KV_BLOCK / 2), t);
-                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
-#define TOY_KV__X(i)                                                                                 \
-    a##i = toy_kv__add_portable(a##i, toy_kv__lookup_portable(toy_kv__table_portable(tab + i * 16), code));
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) toy_kv__store_portable(dst + i * TOY_KV_BLOCK, a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times the codewords of one
+ * channel. n: a constant, 4 at most. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__sum_some_portable(const unsigned char *plane, const float *book,
+                                                      const float *p, const int n, float *acc,
+                                                      size_t stride)
+{
+    const toy_kv__vt_portable table = toy_kv__table_portable(book);
+    toy_kv__vf_portable a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_portable(acc + (size_t)k * stride * TOY_KV__LANES_portable);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable v = toy_kv__lookup_portable(table, toy_kv__nibbles_portable(plane, t));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_portable(toy_kv__load_portable(p + k * TOY_KV_BLOCK + t), v, a[k]);
     }
-    for (; r < rows; r++) {
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-            toy_kv__vf_portable a = toy_kv__load_portable(dst);
-            for (p = 0; p < planes; p++) {
-                toy_kv__vi_portable code = toy_kv__nibbles_portable(codes + p * (TOY_KV_BLOCK / 2), t);
-                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
-                a = toy_kv__add_portable(a, toy_kv__lookup_portable(toy_kv__table_portable(tab), code));
-            }
-            toy_kv__store_portable(dst, a);
-        }
-    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_portable(acc + (size_t)k * stride * TOY_KV__LANES_portable, a[k]);
 }
 
 /* acc [rows, stride] of LANES floats each: acc[r][c] += p[r] * codeword, over the tokens of a
@@ -2526,40 +2529,16 @@ TOY_KV__TARGET_portable static void toy_kv__sum_nibbles_portable(const unsigned 
                                                    const float *p, int rows, float *acc,
                                                    size_t stride)
 {
-    int r, t, i, w;
-    for (i = 0; i < planes; i++) {
-        const unsigned char *plane = codes + i * (TOY_KV_BLOCK / 2);
-        for (w = 0; w < width; w++) {
-            toy_kv__vt_portable table =
-                toy_kv__table_portable(book + ((size_t)i * (size_t)width + (size_t)w) * 16);
-            float *dst = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_portable;
-            for (r = 0; r + 4 <= rows; r += 4) {
-                const float *prob = p + r * TOY_KV_BLOCK;
-                float *d = dst + (size_t)r * stride * TOY_KV__LANES_portable;
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__load_portable(d + k * stride * TOY_KV__LANES_portable);
-                TOY_KV__ROWS4(TOY_KV__X)
+    int r, i, w;
+    for (i = 0; i < planes; i++, codes += TOY_KV_BLOCK / 2)
+        for (w = 0; w < width; w++, book += 16) {
+            float *to = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_portable;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_some_portable(codes, book, p + r * TOY_KV_BLOCK, n,                                         \
+                       to + (size_t)r * stride * TOY_KV__LANES_portable, stride)
+            TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-                    toy_kv__vf_portable v = toy_kv__lookup_portable(table, toy_kv__nibbles_portable(plane, t));
-#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(prob + k * TOY_KV_BLOCK + t), v, a##k);
-                    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                }
-#define TOY_KV__X(k) toy_kv__store_portable(d + k * stride * TOY_KV__LANES_portable, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            for (; r < rows; r++) {
-                const float *prob = p + r * TOY_KV_BLOCK;
-                float *d = dst + (size_t)r * stride * TOY_KV__LANES_portable;
-                toy_kv__vf_portable a = toy_kv__load_portable(d);
-                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
-                    a = toy_kv__fma_portable(toy_kv__load_portable(prob + t),
-                                      toy_kv__lookup_portable(table, toy_kv__nibbles_portable(plane, t)), a);
-                toy_kv__store_portable(d, a);
-            }
         }
-    }
 }
 
 /* Values of tokens t and on of a plane of one channel. `half`: binary16, two bytes a token; else a
@@ -2571,6 +2550,42 @@ TOY_KV__TARGET_portable static inline toy_kv__vf_portable toy_kv__scalars_portab
                 : toy_kv__add_portable(toy_kv__loadu8_portable(plane + t), toy_kv__set1_portable(-128.0f));
 }
 
+/* s [n, BLOCK] at tokens t .. t + 2 LANES - 1 += q [planes, step] * value. n: a constant, 4 at
+ * most. asked: NULL, or what is asked for meanwhile. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__score_values_portable(const unsigned char *codes, int planes,
+                                                          int half, int t, const float *q,
+                                                          size_t step, const int n,
+                                                          toy_kv__asked *asked, float *s)
+{
+    const size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_portable a[4], b[4];
+    int c, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        a[k] = toy_kv__load_portable(s + k * TOY_KV_BLOCK + t);
+        b[k] = toy_kv__load_portable(s + k * TOY_KV_BLOCK + t + TOY_KV__LANES_portable);
+    }
+    for (c = 0; c < planes; c++, codes += bytes, q += step) {
+        toy_kv__vf_portable v = toy_kv__scalars_portable(codes, t, half);
+        toy_kv__vf_portable w = toy_kv__scalars_portable(codes, t + TOY_KV__LANES_portable, half);
+        if (TOY_KV__LANES_portable >= 8 && asked != NULL)
+            toy_kv__ask(asked);
+        if (TOY_KV__LANES_portable >= 16 && half && asked != NULL)
+            toy_kv__ask(asked);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_portable x = toy_kv__set1_portable(q[k]);
+            a[k] = toy_kv__fma_portable(x, v, a[k]);
+            b[k] = toy_kv__fma_portable(x, w, b[k]);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        toy_kv__store_portable(s + k * TOY_KV_BLOCK + t, a[k]);
+        toy_kv__store_portable(s + k * TOY_KV_BLOCK + t + TOY_KV__LANES_portable, b[k]);
+    }
+}
+
 /* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
  * lines are asked for as it has together with one of values. */
 TOY_KV__TARGET_portable static void toy_kv__score_scalars_portable(const unsigned char *codes, int planes,
@@ -2578,54 +2593,36 @@ TOY_KV__TARGET_portable static void toy_kv__score_scalars_portable(const unsigne
                                                      toy_kv__asked *ahead, float *s)
 {
     toy_kv__asked asked = *ahead;
-    int r, t, c;
-    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_portable) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_portable;
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__vf_portable a##k = toy_kv__load_portable(dst + k * TOY_KV_BLOCK),                                      \
-                 b##k = toy_kv__load_portable(next + k * TOY_KV_BLOCK);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r, t;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_values_portable(codes, planes, half, t, q + r, (size_t)rows, n,                         \
+                           n == 4 && r == 0 ? &asked : NULL, s + r * TOY_KV_BLOCK)
+    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_portable)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (c = 0; c < planes; c++) {
-                const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_portable v = toy_kv__scalars_portable(plane, t, half);
-                toy_kv__vf_portable w = toy_kv__scalars_portable(plane, t + TOY_KV__LANES_portable, half);
-                const float *qc = q + c * rows + r;
-                if (TOY_KV__LANES_portable >= 8 && r == 0)
-                    toy_kv__ask(&asked);
-                if (TOY_KV__LANES_portable >= 16 && half && r == 0)
-                    toy_kv__ask(&asked);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable x = toy_kv__set1_portable(qc[k]);                                                    \
-        a##k = toy_kv__fma_portable(x, v, a##k);                                                          \
-        b##k = toy_kv__fma_portable(x, w, b##k);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__store_portable(dst + k * TOY_KV_BLOCK, a##k);                                                   \
-    toy_kv__store_portable(next + k * TOY_KV_BLOCK, b##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_portable;
-            toy_kv__vf_portable a = toy_kv__load_portable(dst), b = toy_kv__load_portable(next);
-            for (c = 0; c < planes; c++) {
-                const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_portable x = toy_kv__set1_portable(q[c * rows + r]);
-                a = toy_kv__fma_portable(x, toy_kv__scalars_portable(plane, t, half), a);
-                b = toy_kv__fma_portable(x, toy_kv__scalars_portable(plane, t + TOY_KV__LANES_portable, half), b);
-            }
-            toy_kv__store_portable(dst, a);
-            toy_kv__store_portable(next, b);
-        }
-    }
     *ahead = asked;
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times a plane's values. n: a
+ * constant, 4 at most. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__sum_values_portable(const unsigned char *plane, int half,
+                                                        const float *p, const int n, float *acc,
+                                                        size_t stride)
+{
+    toy_kv__vf_portable a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_portable(acc + (size_t)k * stride * TOY_KV__LANES_portable);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable v = toy_kv__scalars_portable(plane, t, half);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_portable(toy_kv__load_portable(p + k * TOY_KV_BLOCK + t), v, a[k]);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_portable(acc + (size_t)k * stride * TOY_KV__LANES_portable, a[k]);
 }
 
 /* acc[r][c] += p[r] * value, one channel a plane, as above. */
@@ -2633,37 +2630,37 @@ TOY_KV__TARGET_portable static void toy_kv__sum_scalars_portable(const unsigned 
                                                    const float *p, int rows, float *acc,
                                                    size_t stride)
 {
-    int r, t, c;
-    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    for (c = 0; c < planes; c++) {
-        const unsigned char *plane = codes + (size_t)c * bytes;
-        float *dst = acc + (size_t)c * TOY_KV__LANES_portable;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *prob = p + r * TOY_KV_BLOCK;
-            float *d = dst + (size_t)r * stride * TOY_KV__LANES_portable;
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__load_portable(d + k * stride * TOY_KV__LANES_portable);
-            TOY_KV__ROWS4(TOY_KV__X)
+    const size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    int r, c;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_values_portable(codes, half, p + r * TOY_KV_BLOCK, n,                                       \
+                         acc + (size_t)r * stride * TOY_KV__LANES_portable, stride)
+    for (c = 0; c < planes; c++, codes += bytes, acc += TOY_KV__LANES_portable)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-                toy_kv__vf_portable v = toy_kv__scalars_portable(plane, t, half);
-#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__load_portable(prob + k * TOY_KV_BLOCK + t), v, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) toy_kv__store_portable(d + k * stride * TOY_KV__LANES_portable, a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+}
+
+/* lut [n, 16]: the scores of codewords with the queries y [n, stride] of a plane's channels. n: a
+ * constant, 4 at most. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__fill_some_portable(const unsigned char *book, int width,
+                                                       const float *y, size_t stride, const int n,
+                                                       float *lut)
+{
+    int i, w, k;
+    for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__set1_portable(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_portable b = toy_kv__loadh_portable(book + 2 * (w * 16 + i));
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                a[k] = toy_kv__fma_portable(toy_kv__set1_portable(y[(size_t)k * stride + (size_t)w]), b, a[k]);
         }
-        for (; r < rows; r++) {
-            const float *prob = p + r * TOY_KV_BLOCK;
-            float *d = dst + (size_t)r * stride * TOY_KV__LANES_portable;
-            toy_kv__vf_portable a = toy_kv__load_portable(d);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-                toy_kv__vf_portable v = toy_kv__scalars_portable(plane, t, half);
-                a = toy_kv__fma_portable(toy_kv__load_portable(prob + t), v, a);
-            }
-            toy_kv__store_portable(d, a);
-        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            toy_kv__store_portable(lut + k * 16 + i, a[k]);
     }
 }
 
@@ -2672,36 +2669,15 @@ TOY_KV__TARGET_portable static void toy_kv__sum_scalars_portable(const unsigned 
 TOY_KV__TARGET_portable static void toy_kv__fill_tables_portable(const toy_kv__run *run, const float *y,
                                                    size_t stride, int rows, float *lut)
 {
-    int p, r, w, i;
+    int p, r;
     for (p = 0; p < run->planes; p++, lut += rows * 16) {
         const float *q = y + p / run->stages * run->width;
         const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
                                                 p % run->stages * run->width * 16);
-        for (i = 0; i < 16; i += TOY_KV__LANES_portable) {
-            for (r = 0; r + 4 <= rows; r += 4) {
-                const float *x = q + (size_t)r * stride;
-                float *dst = lut + r * 16 + i;
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
-                TOY_KV__ROWS4(TOY_KV__X)
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__fill_some_portable(book, run->width, q + (size_t)r * stride, stride, n, lut + r * 16)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-                for (w = 0; w < run->width; w++) {
-                    toy_kv__vf_portable b = toy_kv__loadh_portable(book + 2 * (w * 16 + i));
-#define TOY_KV__X(k) a##k = toy_kv__fma_portable(toy_kv__set1_portable(x[k * stride + (size_t)w]), b, a##k);
-                    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                }
-#define TOY_KV__X(k) toy_kv__store_portable(dst + k * 16, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            for (; r < rows; r++) {
-                toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-                for (w = 0; w < run->width; w++)
-                    a = toy_kv__fma_portable(toy_kv__set1_portable(q[(size_t)r * stride + (size_t)w]),
-                                      toy_kv__loadh_portable(book + 2 * (w * 16 + i)), a);
-                toy_kv__store_portable(lut + r * 16 + i, a);
-            }
-        }
     }
 }
 
@@ -2710,28 +2686,30 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned 
                                                    const float *z)
 {
     enum { STEP = 4 * TOY_KV__LANES_portable };
+    const toy_kv__vf_portable one = toy_kv__set1_portable(-1.0f);
     float negative[STEP], top = -3.4e38f; /* of negative distances */
     int i, k, w, best = 0;
     for (i = 0; i + STEP <= n; i += STEP) {
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_portable a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            a[k] = toy_kv__set1_portable(0.0f);
         for (w = 0; w < width; w++) {
             const unsigned char *row = book + 2 * ((size_t)w * (size_t)n + (size_t)i);
-            toy_kv__vf_portable minus = toy_kv__set1_portable(-z[w]), one = toy_kv__set1_portable(-1.0f);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable d = toy_kv__add_portable(toy_kv__loadh_portable(row + 2 * k * TOY_KV__LANES_portable), minus);     \
-        a##k = toy_kv__fma_portable(d, toy_kv__mul_portable(d, one), a##k);                                      \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+            toy_kv__vf_portable minus = toy_kv__set1_portable(-z[w]);
+#pragma GCC unroll 4
+            for (k = 0; k < 4; k++) {
+                toy_kv__vf_portable d =
+                    toy_kv__add_portable(toy_kv__loadh_portable(row + 2 * k * TOY_KV__LANES_portable), minus);
+                a[k] = toy_kv__fma_portable(d, toy_kv__mul_portable(d, one), a[k]);
+            }
         }
-        if (!(toy_kv__hmax_portable(toy_kv__max_portable(toy_kv__max_portable(a0, a1), toy_kv__max_portable(a2, a3))) > top))
+        if (!(toy_kv__hmax_portable(toy_kv__max_portable(toy_kv__max_portable(a[0], a[1]), toy_kv__max_portable(a[2], a[3]))) >
+              top))
             continue;
-#define TOY_KV__X(k) toy_kv__store_portable(negative + k * TOY_KV__LANES_portable, a##k);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            toy_kv__store_portable(negative + k * TOY_KV__LANES_portable, a[k]);
         for (k = 0; k < STEP; k++)
             if (negative[k] > top) {
                 top = negative[k];
@@ -2756,8 +2734,6 @@ TOY_KV__TARGET_portable static int toy_kv__nearest_wide_portable(const unsigned 
 static const toy_kv__ops toy_kv__ops_portable = {TOY_KV__LANES_portable, TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_portable,
                                         &toy_kv__dense_portable, &toy_kv__code_portable};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 
 #ifdef TOY_KV__X86
 #ifndef __clang__
@@ -3390,7 +3366,7 @@ static inline void toy_kv__two_of(const toy_kv__run *run, size_t offset, int c, 
 TOY_KV__INLINE_avx2 __m128i toy_kv__row_sums_avx2(__m256i (*x)[2], const int n, const int i)
 {
     const __m256i a = _mm256_hadd_epi32(x[0][i], x[n > 1 ? 1 : 0][i]);
-    const __m256i b = n > 2 ? _mm256_hadd_epi32(x[2][i], x[3][i]) : a;
+    const __m256i b = n > 2 ? _mm256_hadd_epi32(x[2][i], x[n > 3 ? 3 : 2][i]) : a;
     const __m256i c = _mm256_hadd_epi32(a, b);
     return _mm_add_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
 }
@@ -3488,12 +3464,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_bytes_avx2(const unsigned char *cons
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__sum_rows_avx2(codes, offset, blocks, run, book, book_scale, weights, scale, rows, r, n,  \
                         sums, stride)
-    for (; r + 4 <= rows; r += 4)
-        TOY_KV__X(4);
-    for (; r + 2 <= rows; r += 2)
-        TOY_KV__X(2);
-    for (; r < rows; r++)
-        TOY_KV__X(1);
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
 }
 
@@ -3709,12 +3680,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__dot_scores_avx2(const unsigned char *con
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__dot_blocks_avx2(codes, offset, blocks, run, table, lanes, unit, rows, r, n, add, &asked, \
                           s)
-    for (; r + 4 <= rows; r += 4)
-        TOY_KV__X(4);
-    for (; r + 2 <= rows; r += 2)
-        TOY_KV__X(2);
-    for (; r < rows; r++)
-        TOY_KV__X(1);
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
     *ahead = asked;
 }
@@ -4272,23 +4238,21 @@ TOY_KV__INLINE_avx2 void toy_kv__score_planes_avx2(const unsigned char *codes, i
                                                toy_kv__asked *ahead, float *s)
 {
     int t, r;
-#define TOY_KV__X(n, second)                                                                         \
+#define TOY_KV__HALF(n, second)                                                                      \
     if (wide)                                                                                      \
         toy_kv__score_wide_avx2(codes + t, from, to, head, tables, rows, r, n, second, add, ahead,   \
                               s + t + second * (TOY_KV_BLOCK / 2));                                  \
     else                                                                                           \
         toy_kv__score_narrow_avx2(codes + t, from, to, head, tables, rows, r, n, second, add, ahead, \
                                 s + t + second * (TOY_KV_BLOCK / 2))
-    for (t = 0; t < TOY_KV_BLOCK / 2; t += 32) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            TOY_KV__X(4, 0);
-            TOY_KV__X(4, 1);
-        }
-        for (; r < rows; r++) {
-            TOY_KV__X(1, 0);
-            TOY_KV__X(1, 1);
-        }
-    }
+#define TOY_KV__X(n)                                                                                 \
+    do {                                                                                           \
+        TOY_KV__HALF(n, 0);                                                                          \
+        TOY_KV__HALF(n, 1);                                                                          \
+    } while (0)
+    for (t = 0; t < TOY_KV_BLOCK / 2; t += 32)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__HALF
 #undef TOY_KV__X
 }
 
@@ -4827,8 +4791,6 @@ static const toy_kv__code_ops toy_kv__code_avx2 = {TOY_KV__CODE_KERNELS(TOY_KV__
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
  * latents back to channels. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* LANES entries of a table from the i-th on, without scales. `bytes`: a constant. */
 TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__entries_avx2(const toy_kv__matrix *m, size_t i,
                                                               const int bytes)
@@ -4836,76 +4798,73 @@ TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__entries_avx2(const toy
     return bytes ? toy_kv__loads8_avx2(m->values + i) : toy_kv__loadh_avx2(m->values + 2 * i);
 }
 
+/* sum [n]: the sums over the lanes of x [n], n a constant, 4 at most; what stands behind is
+ * anything.
+ */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__lane_sums_avx2(const toy_kv__vf_avx2 *x, const int n,
+                                                       float *sum)
+{
+    toy_kv__hsum4_avx2(x[0], x[n > 1 ? 1 : 0], x[n > 2 ? 2 : 0], x[n > 3 ? 3 : 0], sum);
+}
+
+/* Latents j .. j + m LANES - 1 of n queries x [n, ldx]: y [n, n_out]. n and m, 1 or 2: constants.
+ */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__map_some_avx2(const toy_kv__matrix *table, const int bytes,
+                                                      int n_in, int n_out, int j, const int m,
+                                                      const float *x, int ldx, const int n,
+                                                      float *y)
+{
+    const size_t next = m > 1 ? TOY_KV__LANES_avx2 : 0;
+    toy_kv__vf_avx2 a[4], b[4], scale = toy_kv__set1_avx2(1.0f), more = scale;
+    int d, k;
+    if (bytes) {
+        scale = toy_kv__loadh_avx2(table->scale + 2 * (size_t)j);
+        more = toy_kv__loadh_avx2(table->scale + 2 * ((size_t)j + next));
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = b[k] = toy_kv__set1_avx2(0.0f);
+    for (d = 0; d < n_in; d++) {
+        const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
+        toy_kv__vf_avx2 u = toy_kv__entries_avx2(table, at, bytes);
+        toy_kv__vf_avx2 v = m > 1 ? toy_kv__entries_avx2(table, at + next, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_avx2 q = toy_kv__set1_avx2(x[k * ldx + d]);
+            a[k] = toy_kv__fma_avx2(q, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_avx2(q, v, b[k]);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *to = y + (size_t)k * (size_t)n_out + j;
+        toy_kv__store_avx2(to, toy_kv__mul_avx2(scale, a[k]));
+        if (m > 1)
+            toy_kv__store_avx2(to + next, toy_kv__mul_avx2(more, b[k]));
+    }
+}
+
 TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__map_entries_avx2(const toy_kv__matrix *table, const int bytes,
                                                          int n_in, int n_out, const float *x,
                                                          int ldx, int rows, float *y)
 {
     int r, j = 0, d;
-    for (; j + 2 * TOY_KV__LANES_avx2 <= n_out && rows % 4 == 0; j += 2 * TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 scale = toy_kv__set1_avx2(1.0f), next = scale;
-        if (bytes) {
-            scale = toy_kv__loadh_avx2(table->scale + 2 * (size_t)j);
-            next = toy_kv__loadh_avx2(table->scale + 2 * (size_t)(j + TOY_KV__LANES_avx2));
-        }
-        for (r = 0; r < rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f), b##k = a##k;
-            TOY_KV__ROWS4(TOY_KV__X)
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__map_some_avx2(table, bytes, n_in, n_out, j, 2, x + (size_t)r * (size_t)ldx, ldx, n,       \
+                       y + (size_t)r * (size_t)n_out)
+    for (; j + 2 * TOY_KV__LANES_avx2 <= n_out; j += 2 * TOY_KV__LANES_avx2)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-                toy_kv__vf_avx2 u = toy_kv__entries_avx2(table, at, bytes);
-                toy_kv__vf_avx2 v = toy_kv__entries_avx2(table, at + TOY_KV__LANES_avx2, bytes);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 q = toy_kv__set1_avx2(xd[k * ldx]);                                              \
-        a##k = toy_kv__fma_avx2(q, u, a##k);                                                          \
-        b##k = toy_kv__fma_avx2(q, v, b##k);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        float *to = y + (size_t)(r + k) * (size_t)n_out + j;                                       \
-        toy_kv__store_avx2(to, toy_kv__mul_avx2(scale, a##k));                                           \
-        toy_kv__store_avx2(to + TOY_KV__LANES_avx2, toy_kv__mul_avx2(next, b##k));                          \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-    }
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__map_some_avx2(table, bytes, n_in, n_out, j, 1, x + (size_t)r * (size_t)ldx, ldx, n,       \
+                       y + (size_t)r * (size_t)n_out)
     for (; j < n_out && n_out >= TOY_KV__LANES_avx2; j += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 scale;
         if (j + TOY_KV__LANES_avx2 > n_out) /* the last LANES, some of them once more */
             j = n_out - TOY_KV__LANES_avx2;
-        scale = bytes ? toy_kv__loadh_avx2(table->scale + 2 * (size_t)j) : toy_kv__set1_avx2(1.0f);
-        for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                toy_kv__vf_avx2 b =
-                    toy_kv__entries_avx2(table, (size_t)d * (size_t)n_out + (size_t)j, bytes);
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(xd[k * ldx]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__store_avx2(y + (size_t)(r + k) * (size_t)n_out + j, toy_kv__mul_avx2(scale, a##k));
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-            for (d = 0; d < n_in; d++)
-                a = toy_kv__fma_avx2(
-                    toy_kv__set1_avx2(x[(size_t)r * (size_t)ldx + (size_t)d]),
-                    toy_kv__entries_avx2(table, (size_t)d * (size_t)n_out + (size_t)j, bytes), a);
-            toy_kv__store_avx2(y + (size_t)r * (size_t)n_out + j, toy_kv__mul_avx2(scale, a));
-        }
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
     }
+#undef TOY_KV__X
     for (; j < n_out; j++)
         for (r = 0; r < rows; r++) {
             float sum = 0.0f;
@@ -4927,70 +4886,72 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(toy_kv__matrix table, int n_in,
         toy_kv__map_entries_avx2(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
-/* Outputs d .. d + n - 1 of four rows x [4, n_in], whose last LANES are `rest`, 0 where whole ones
- * end. n: 1 or 2, a constant: two outputs share what is loaded of x. */
-TOY_KV__TARGET_avx2 TOY_KV__INLINE void
-toy_kv__unmap_four_avx2(const toy_kv__matrix *table, const int bytes, int d, const int n, int n_in,
-                     const float *x, float (*rest)[TOY_KV__LANES_avx2], float *o, int n_out)
+/* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
+ * end: o [n, n_out]. n and m, 1 or 2: constants; two outputs share what is loaded of x. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_some_avx2(const toy_kv__matrix *table, const int bytes,
+                                                        int d, const int m, int n_in,
+                                                        const float *x,
+                                                        float (*rest)[TOY_KV__LANES_avx2], const int n,
+                                                        float *o, int n_out)
 {
-    const size_t row = (size_t)d * (size_t)n_in, next = n > 1 ? (size_t)n_in : 0;
+    const size_t row = (size_t)d * (size_t)n_in, next = m > 1 ? (size_t)n_in : 0;
     const int whole = n_in / TOY_KV__LANES_avx2 * TOY_KV__LANES_avx2;
+    toy_kv__vf_avx2 a[4], b[4];
     float sum[4], more[4];
-    int j;
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f), b##k = a##k;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int j, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = b[k] = toy_kv__set1_avx2(0.0f);
     for (j = 0; j < whole; j += TOY_KV__LANES_avx2) {
         toy_kv__vf_avx2 u = toy_kv__entries_avx2(table, row + (size_t)j, bytes);
-        toy_kv__vf_avx2 v = n > 1 ? toy_kv__entries_avx2(table, row + next + (size_t)j, bytes) : u;
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 y = toy_kv__load_avx2(x + k * n_in + j);                                         \
-        a##k = toy_kv__fma_avx2(y, u, a##k);                                                          \
-        if (n > 1)                                                                                 \
-            b##k = toy_kv__fma_avx2(y, v, b##k);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx2 v = m > 1 ? toy_kv__entries_avx2(table, row + next + (size_t)j, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_avx2 y = toy_kv__load_avx2(x + k * n_in + j);
+            a[k] = toy_kv__fma_avx2(y, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_avx2(y, v, b[k]);
+        }
     }
     if (j < n_in && n_in >= TOY_KV__LANES_avx2) { /* the last LANES, some of them once more */
         const size_t last = row + (size_t)(n_in - TOY_KV__LANES_avx2);
         toy_kv__vf_avx2 u = toy_kv__entries_avx2(table, last, bytes);
-        toy_kv__vf_avx2 v = n > 1 ? toy_kv__entries_avx2(table, last + next, bytes) : u;
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 y = toy_kv__load_avx2(rest[k]);                                                  \
-        a##k = toy_kv__fma_avx2(y, u, a##k);                                                          \
-        if (n > 1)                                                                                 \
-            b##k = toy_kv__fma_avx2(y, v, b##k);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx2 v = m > 1 ? toy_kv__entries_avx2(table, last + next, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_avx2 y = toy_kv__load_avx2(rest[k]);
+            a[k] = toy_kv__fma_avx2(y, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_avx2(y, v, b[k]);
+        }
         j = n_in;
     }
-    toy_kv__hsum4_avx2(a0, a1, a2, a3, sum);
-    if (n > 1)
-        toy_kv__hsum4_avx2(b0, b1, b2, b3, more);
-    for (; j < n_in; j++) {
-        const float u = toy_kv__raw_at(table, row + (size_t)j);
-        const float v = toy_kv__raw_at(table, row + next + (size_t)j);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        sum[k] += x[k * n_in + j] * u;                                                             \
-        if (n > 1)                                                                                 \
-            more[k] += x[k * n_in + j] * v;                                                        \
+    toy_kv__lane_sums_avx2(a, n, sum);
+    toy_kv__lane_sums_avx2(b, n, more);
+    for (; j < n_in; j++)
+        for (k = 0; k < n; k++) {
+            sum[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + (size_t)j);
+            more[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + next + (size_t)j);
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        o[k * n_out + d] += sum[k];
+        if (m > 1)
+            o[k * n_out + d + 1] += more[k];
     }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        o[k * n_out + d] += sum[k];                                                                \
-        if (n > 1)                                                                                 \
-            o[k * n_out + d + 1] += more[k];                                                       \
-    }
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+}
+
+/* All outputs of n rows. n: a constant. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_rows_avx2(const toy_kv__matrix *table, const int bytes,
+                                                        int n_out, int n_in, const float *x,
+                                                        float (*rest)[TOY_KV__LANES_avx2], const int n,
+                                                        float *o)
+{
+    int d;
+    for (d = 0; d + 2 <= n_out; d += 2)
+        toy_kv__unmap_some_avx2(table, bytes, d, 2, n_in, x, rest, n, o, n_out);
+    if (d < n_out)
+        toy_kv__unmap_some_avx2(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
 }
 
 TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv__matrix *table,
@@ -4998,7 +4959,7 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv_
                                                            const float *y, int rows, float *o)
 {
     float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_avx2]; /* the last LANES of y, 0 where whole ones end */
-    int d, r, j;
+    int r, j;
     for (r = 0; r < rows && n_in >= TOY_KV__LANES_avx2; r++)
         for (j = 0; j < TOY_KV__LANES_avx2; j++) {
             int at = n_in - TOY_KV__LANES_avx2 + j;
@@ -5006,27 +4967,11 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv_
                              ? 0.0f
                              : y[(size_t)r * (size_t)n_in + (size_t)at];
         }
-    for (r = 0; r + 4 <= rows; r += 4) {
-        const float *x = y + (size_t)r * (size_t)n_in;
-        for (d = 0; d + 2 <= n_out; d += 2)
-            toy_kv__unmap_four_avx2(table, bytes, d, 2, n_in, x, rest + r, o + r * n_out, n_out);
-        if (d < n_out)
-            toy_kv__unmap_four_avx2(table, bytes, d, 1, n_in, x, rest + r, o + r * n_out, n_out);
-    }
-    for (; r < rows; r++)
-        for (d = 0; d < n_out; d++) {
-            const size_t row = (size_t)d * (size_t)n_in;
-            const float *x = y + (size_t)r * (size_t)n_in;
-            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-            float sum;
-            for (j = 0; j + TOY_KV__LANES_avx2 <= n_in; j += TOY_KV__LANES_avx2)
-                a = toy_kv__fma_avx2(toy_kv__load_avx2(x + j),
-                                  toy_kv__entries_avx2(table, row + (size_t)j, bytes), a);
-            sum = toy_kv__hsum_avx2(a);
-            for (; j < n_in; j++)
-                sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
-            o[r * n_out + d] += sum;
-        }
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__unmap_rows_avx2(table, bytes, n_out, n_in, y + (size_t)r * (size_t)n_in, rest + r, n,     \
+                         o + r * n_out)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
 }
 
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
@@ -5044,8 +4989,6 @@ TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(toy_kv__matrix table, int n_o
             y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
     toy_kv__unmap_entries_avx2(&table, 1, n_out, n_in, y, rows, o);
 }
-
-#undef TOY_KV__ROWS4
 /* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
  * softmax of scores, exact tokens, sums over lanes, angles. */
 
@@ -5067,8 +5010,6 @@ TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__exp_avx2(toy_kv__vf_av
     low = toy_kv__fma_avx2(high, square, low);
     return toy_kv__scale2_avx2(low, n);
 }
-
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
 /* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 TOY_KV__TARGET_avx2 static void toy_kv__scale_rows_avx2(const float *gain, const float *src, int rows,
@@ -5167,43 +5108,41 @@ TOY_KV__TARGET_avx2 static float toy_kv__exponentials_avx2(float *s, int blocks,
     return toy_kv__hsum_avx2(sum);
 }
 
-/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
- */
-TOY_KV__TARGET_avx2 static inline void toy_kv__exact_four_avx2(const unsigned char *k,
-                                                         const unsigned char *l, const float *q,
-                                                         int next, float *s)
+/* s [n, BLOCK] at token 0 = q [n, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ * n: a constant, 4 at most. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__exact_pair_avx2(const unsigned char *k,
+                                                        const unsigned char *l, const float *q,
+                                                        const int n, int next, float *s)
 {
+    toy_kv__vf_avx2 a[4], b[4];
     float sum[2][4];
-    int d;
-#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f), b##i = a##i;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int d, i;
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++)
+        a[i] = b[i] = toy_kv__set1_avx2(0.0f);
     for (d = 0; d + TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx2) {
         toy_kv__vf_avx2 x = toy_kv__loadh_avx2(k + 2 * d), y = toy_kv__loadh_avx2(l + 2 * d);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 query = toy_kv__load_avx2(q + i * TOY_KV_HEAD_DIM + d);                            \
-        a##i = toy_kv__fma_avx2(query, x, a##i);                                                      \
-        b##i = toy_kv__fma_avx2(query, y, b##i);                                                      \
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++) {
+            toy_kv__vf_avx2 query = toy_kv__load_avx2(q + i * TOY_KV_HEAD_DIM + d);
+            a[i] = toy_kv__fma_avx2(query, x, a[i]);
+            b[i] = toy_kv__fma_avx2(query, y, b[i]);
+        }
     }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-    toy_kv__hsum4_avx2(a0, a1, a2, a3, sum[0]);
-    toy_kv__hsum4_avx2(b0, b1, b2, b3, sum[1]);
+    toy_kv__lane_sums_avx2(a, n, sum[0]);
+    toy_kv__lane_sums_avx2(b, n, sum[1]);
     for (; d < TOY_KV_HEAD_DIM; d++) {
         float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
-#define TOY_KV__X(i)                                                                                 \
-    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
-    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        for (i = 0; i < n; i++) {
+            sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;
+            sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        }
     }
-#define TOY_KV__X(i)                                                                                 \
-    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
-    s[i * TOY_KV_BLOCK + next] = sum[1][i];
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++) {
+        s[i * TOY_KV_BLOCK] = sum[0][i];
+        s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    }
 }
 
 /* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
@@ -5216,61 +5155,59 @@ TOY_KV__TARGET_avx2 static void toy_kv__exact_scores_avx2(const unsigned char *k
         const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
         int next = t + 1 < n;
         const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
-        for (r = 0; r + 4 <= rows; r += 4)
-            toy_kv__exact_four_avx2(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
-        for (; r < rows; r++) {
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx2(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-            if (next)
-                s[r * TOY_KV_BLOCK + t + 1] =
-                    toy_kv__dot_row_avx2(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+#define TOY_KV__X(n_rows)                                                                            \
+    toy_kv__exact_pair_avx2(x, y, q + r * TOY_KV_HEAD_DIM, n_rows, next, s + r * TOY_KV_BLOCK + t)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
+    }
+}
+
+/* o [m, HEAD_DIM] += p [m, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. m: a constant, 4
+ * at most. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__exact_add_avx2(const unsigned char *v, int n,
+                                                       const float *p, const int m, float *o)
+{
+    int t, i, d;
+    for (d = 0; d + 2 * TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx2) {
+        float *dst = o + d, *next = dst + TOY_KV__LANES_avx2;
+        toy_kv__vf_avx2 a[4], b[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            a[i] = toy_kv__load_avx2(dst + i * TOY_KV_HEAD_DIM);
+            b[i] = toy_kv__load_avx2(next + i * TOY_KV_HEAD_DIM);
+        }
+        for (t = 0; t < n; t++) {
+            const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+            toy_kv__vf_avx2 x = toy_kv__loadh_avx2(row), y = toy_kv__loadh_avx2(row + 2 * TOY_KV__LANES_avx2);
+#pragma GCC unroll 4
+            for (i = 0; i < m; i++) {
+                toy_kv__vf_avx2 w = toy_kv__set1_avx2(p[i * TOY_KV_BLOCK + t]);
+                a[i] = toy_kv__fma_avx2(w, x, a[i]);
+                b[i] = toy_kv__fma_avx2(w, y, b[i]);
+            }
+        }
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            toy_kv__store_avx2(dst + i * TOY_KV_HEAD_DIM, a[i]);
+            toy_kv__store_avx2(next + i * TOY_KV_HEAD_DIM, b[i]);
         }
     }
+    for (; d < TOY_KV_HEAD_DIM; d++)
+        for (t = 0; t < n; t++) {
+            float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+            for (i = 0; i < m; i++)
+                o[i * TOY_KV_HEAD_DIM + d] += p[i * TOY_KV_BLOCK + t] * x;
+        }
 }
 
 /* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
 TOY_KV__TARGET_avx2 static void toy_kv__exact_sums_avx2(const unsigned char *v, int n, const float *p,
                                                   int rows, float *o)
 {
-    int t, r, d;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (d = 0; d + 2 * TOY_KV__LANES_avx2 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx2) {
-            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx2;
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__vf_avx2 a##i = toy_kv__load_avx2(dst + i * TOY_KV_HEAD_DIM),                                   \
-                 b##i = toy_kv__load_avx2(next + i * TOY_KV_HEAD_DIM);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r;
+#define TOY_KV__X(n_rows) toy_kv__exact_add_avx2(v, n, p + r * TOY_KV_BLOCK, n_rows, o + r * TOY_KV_HEAD_DIM)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (t = 0; t < n; t++) {
-                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-                toy_kv__vf_avx2 x = toy_kv__loadh_avx2(row),
-                             y = toy_kv__loadh_avx2(row + 2 * TOY_KV__LANES_avx2);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 w = toy_kv__set1_avx2(p[(r + i) * TOY_KV_BLOCK + t]);                              \
-        a##i = toy_kv__fma_avx2(w, x, a##i);                                                          \
-        b##i = toy_kv__fma_avx2(w, y, b##i);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__store_avx2(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
-    toy_kv__store_avx2(next + i * TOY_KV_HEAD_DIM, b##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; d < TOY_KV_HEAD_DIM; d++)
-            for (t = 0; t < n; t++) {
-                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-    }
-    for (; r < rows; r++)
-        for (t = 0; t < n; t++)
-            toy_kv__add_row_avx2(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
-                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -5315,8 +5252,6 @@ TOY_KV__TARGET_avx2 static void toy_kv__turn_on_avx2(const float *dc, const floa
         s[i] = y * dc[i] + x * ds[i];
     }
 }
-
-#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
@@ -5329,44 +5264,63 @@ TOY_KV__TARGET_avx2 static void toy_kv__turn_on_avx2(const float *dc, const floa
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
  * four at a time, so that a plane is unpacked once for four queries. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+/* s [n, BLOCK] += sum over planes of lut [planes, step] at each token's code, n tables of sixteen
+ * from the first on. n: a constant, 4 at most. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__score_some_avx2(const unsigned char *codes, int planes,
+                                                        const float *lut, size_t step, const int n,
+                                                        float *s)
+{
+    int t, p, k;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__load_avx2(s + k * TOY_KV_BLOCK + t);
+        for (p = 0; p < planes; p++) {
+            toy_kv__vi_avx2 code = toy_kv__nibbles_avx2(codes + p * (TOY_KV_BLOCK / 2), t);
+            const float *tab = lut + (size_t)p * step;
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                a[k] = toy_kv__add_avx2(a[k], toy_kv__lookup_avx2(toy_kv__table_avx2(tab + k * 16), code));
+        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            toy_kv__store_avx2(s + k * TOY_KV_BLOCK + t, a[k]);
+    }
+}
 
 /* s [rows, BLOCK] += sum over planes of lut [planes, rows, 16] at each token's code. */
 TOY_KV__TARGET_avx2 static void toy_kv__score_nibbles_avx2(const unsigned char *codes, int planes,
                                                      const float *lut, int rows, float *s)
 {
-    int r, t, p;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__load_avx2(dst + i * TOY_KV_BLOCK);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_some_avx2(codes, planes, lut + r * 16, (size_t)rows * 16, n, s + r * TOY_KV_BLOCK)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (p = 0; p < planes; p++) {
-                toy_kv__vi_avx2 code = toy_kv__nibbles_avx2(codes + p * (TOY_KV_BLOCK / 2), t);
-                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
-#define TOY_KV__X(i)                                                                                 \
-    a##i = toy_kv__add_avx2(a##i, toy_kv__lookup_avx2(toy_kv__table_avx2(tab + i * 16), code));
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) toy_kv__store_avx2(dst + i * TOY_KV_BLOCK, a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times the codewords of one
+ * channel. n: a constant, 4 at most. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__sum_some_avx2(const unsigned char *plane, const float *book,
+                                                      const float *p, const int n, float *acc,
+                                                      size_t stride)
+{
+    const toy_kv__vt_avx2 table = toy_kv__table_avx2(book);
+    toy_kv__vf_avx2 a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_avx2(acc + (size_t)k * stride * TOY_KV__LANES_avx2);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 v = toy_kv__lookup_avx2(table, toy_kv__nibbles_avx2(plane, t));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_avx2(toy_kv__load_avx2(p + k * TOY_KV_BLOCK + t), v, a[k]);
     }
-    for (; r < rows; r++) {
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-            toy_kv__vf_avx2 a = toy_kv__load_avx2(dst);
-            for (p = 0; p < planes; p++) {
-                toy_kv__vi_avx2 code = toy_kv__nibbles_avx2(codes + p * (TOY_KV_BLOCK / 2), t);
-                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
-                a = toy_kv__add_avx2(a, toy_kv__lookup_avx2(toy_kv__table_avx2(tab), code));
-            }
-            toy_kv__store_avx2(dst, a);
-        }
-    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_avx2(acc + (size_t)k * stride * TOY_KV__LANES_avx2, a[k]);
 }
 
 /* acc [rows, stride] of LANES floats each: acc[r][c] += p[r] * codeword, over the tokens of a
@@ -5376,40 +5330,16 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_nibbles_avx2(const unsigned char *co
                                                    const float *p, int rows, float *acc,
                                                    size_t stride)
 {
-    int r, t, i, w;
-    for (i = 0; i < planes; i++) {
-        const unsigned char *plane = codes + i * (TOY_KV_BLOCK / 2);
-        for (w = 0; w < width; w++) {
-            toy_kv__vt_avx2 table =
-                toy_kv__table_avx2(book + ((size_t)i * (size_t)width + (size_t)w) * 16);
-            float *dst = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_avx2;
-            for (r = 0; r + 4 <= rows; r += 4) {
-                const float *prob = p + r * TOY_KV_BLOCK;
-                float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx2;
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__load_avx2(d + k * stride * TOY_KV__LANES_avx2);
-                TOY_KV__ROWS4(TOY_KV__X)
+    int r, i, w;
+    for (i = 0; i < planes; i++, codes += TOY_KV_BLOCK / 2)
+        for (w = 0; w < width; w++, book += 16) {
+            float *to = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_avx2;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_some_avx2(codes, book, p + r * TOY_KV_BLOCK, n,                                         \
+                       to + (size_t)r * stride * TOY_KV__LANES_avx2, stride)
+            TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-                    toy_kv__vf_avx2 v = toy_kv__lookup_avx2(table, toy_kv__nibbles_avx2(plane, t));
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(prob + k * TOY_KV_BLOCK + t), v, a##k);
-                    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                }
-#define TOY_KV__X(k) toy_kv__store_avx2(d + k * stride * TOY_KV__LANES_avx2, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            for (; r < rows; r++) {
-                const float *prob = p + r * TOY_KV_BLOCK;
-                float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx2;
-                toy_kv__vf_avx2 a = toy_kv__load_avx2(d);
-                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
-                    a = toy_kv__fma_avx2(toy_kv__load_avx2(prob + t),
-                                      toy_kv__lookup_avx2(table, toy_kv__nibbles_avx2(plane, t)), a);
-                toy_kv__store_avx2(d, a);
-            }
         }
-    }
 }
 
 /* Values of tokens t and on of a plane of one channel. `half`: binary16, two bytes a token; else a
@@ -5421,6 +5351,42 @@ TOY_KV__TARGET_avx2 static inline toy_kv__vf_avx2 toy_kv__scalars_avx2(const uns
                 : toy_kv__add_avx2(toy_kv__loadu8_avx2(plane + t), toy_kv__set1_avx2(-128.0f));
 }
 
+/* s [n, BLOCK] at tokens t .. t + 2 LANES - 1 += q [planes, step] * value. n: a constant, 4 at
+ * most. asked: NULL, or what is asked for meanwhile. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__score_values_avx2(const unsigned char *codes, int planes,
+                                                          int half, int t, const float *q,
+                                                          size_t step, const int n,
+                                                          toy_kv__asked *asked, float *s)
+{
+    const size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_avx2 a[4], b[4];
+    int c, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        a[k] = toy_kv__load_avx2(s + k * TOY_KV_BLOCK + t);
+        b[k] = toy_kv__load_avx2(s + k * TOY_KV_BLOCK + t + TOY_KV__LANES_avx2);
+    }
+    for (c = 0; c < planes; c++, codes += bytes, q += step) {
+        toy_kv__vf_avx2 v = toy_kv__scalars_avx2(codes, t, half);
+        toy_kv__vf_avx2 w = toy_kv__scalars_avx2(codes, t + TOY_KV__LANES_avx2, half);
+        if (TOY_KV__LANES_avx2 >= 8 && asked != NULL)
+            toy_kv__ask(asked);
+        if (TOY_KV__LANES_avx2 >= 16 && half && asked != NULL)
+            toy_kv__ask(asked);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_avx2 x = toy_kv__set1_avx2(q[k]);
+            a[k] = toy_kv__fma_avx2(x, v, a[k]);
+            b[k] = toy_kv__fma_avx2(x, w, b[k]);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        toy_kv__store_avx2(s + k * TOY_KV_BLOCK + t, a[k]);
+        toy_kv__store_avx2(s + k * TOY_KV_BLOCK + t + TOY_KV__LANES_avx2, b[k]);
+    }
+}
+
 /* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
  * lines are asked for as it has together with one of values. */
 TOY_KV__TARGET_avx2 static void toy_kv__score_scalars_avx2(const unsigned char *codes, int planes,
@@ -5428,54 +5394,36 @@ TOY_KV__TARGET_avx2 static void toy_kv__score_scalars_avx2(const unsigned char *
                                                      toy_kv__asked *ahead, float *s)
 {
     toy_kv__asked asked = *ahead;
-    int r, t, c;
-    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx2) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_avx2;
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__vf_avx2 a##k = toy_kv__load_avx2(dst + k * TOY_KV_BLOCK),                                      \
-                 b##k = toy_kv__load_avx2(next + k * TOY_KV_BLOCK);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r, t;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_values_avx2(codes, planes, half, t, q + r, (size_t)rows, n,                         \
+                           n == 4 && r == 0 ? &asked : NULL, s + r * TOY_KV_BLOCK)
+    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx2)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (c = 0; c < planes; c++) {
-                const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_avx2 v = toy_kv__scalars_avx2(plane, t, half);
-                toy_kv__vf_avx2 w = toy_kv__scalars_avx2(plane, t + TOY_KV__LANES_avx2, half);
-                const float *qc = q + c * rows + r;
-                if (TOY_KV__LANES_avx2 >= 8 && r == 0)
-                    toy_kv__ask(&asked);
-                if (TOY_KV__LANES_avx2 >= 16 && half && r == 0)
-                    toy_kv__ask(&asked);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 x = toy_kv__set1_avx2(qc[k]);                                                    \
-        a##k = toy_kv__fma_avx2(x, v, a##k);                                                          \
-        b##k = toy_kv__fma_avx2(x, w, b##k);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__store_avx2(dst + k * TOY_KV_BLOCK, a##k);                                                   \
-    toy_kv__store_avx2(next + k * TOY_KV_BLOCK, b##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_avx2;
-            toy_kv__vf_avx2 a = toy_kv__load_avx2(dst), b = toy_kv__load_avx2(next);
-            for (c = 0; c < planes; c++) {
-                const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_avx2 x = toy_kv__set1_avx2(q[c * rows + r]);
-                a = toy_kv__fma_avx2(x, toy_kv__scalars_avx2(plane, t, half), a);
-                b = toy_kv__fma_avx2(x, toy_kv__scalars_avx2(plane, t + TOY_KV__LANES_avx2, half), b);
-            }
-            toy_kv__store_avx2(dst, a);
-            toy_kv__store_avx2(next, b);
-        }
-    }
     *ahead = asked;
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times a plane's values. n: a
+ * constant, 4 at most. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__sum_values_avx2(const unsigned char *plane, int half,
+                                                        const float *p, const int n, float *acc,
+                                                        size_t stride)
+{
+    toy_kv__vf_avx2 a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_avx2(acc + (size_t)k * stride * TOY_KV__LANES_avx2);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 v = toy_kv__scalars_avx2(plane, t, half);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_avx2(toy_kv__load_avx2(p + k * TOY_KV_BLOCK + t), v, a[k]);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_avx2(acc + (size_t)k * stride * TOY_KV__LANES_avx2, a[k]);
 }
 
 /* acc[r][c] += p[r] * value, one channel a plane, as above. */
@@ -5483,37 +5431,37 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_scalars_avx2(const unsigned char *co
                                                    const float *p, int rows, float *acc,
                                                    size_t stride)
 {
-    int r, t, c;
-    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    for (c = 0; c < planes; c++) {
-        const unsigned char *plane = codes + (size_t)c * bytes;
-        float *dst = acc + (size_t)c * TOY_KV__LANES_avx2;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *prob = p + r * TOY_KV_BLOCK;
-            float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx2;
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__load_avx2(d + k * stride * TOY_KV__LANES_avx2);
-            TOY_KV__ROWS4(TOY_KV__X)
+    const size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    int r, c;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_values_avx2(codes, half, p + r * TOY_KV_BLOCK, n,                                       \
+                         acc + (size_t)r * stride * TOY_KV__LANES_avx2, stride)
+    for (c = 0; c < planes; c++, codes += bytes, acc += TOY_KV__LANES_avx2)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-                toy_kv__vf_avx2 v = toy_kv__scalars_avx2(plane, t, half);
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__load_avx2(prob + k * TOY_KV_BLOCK + t), v, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) toy_kv__store_avx2(d + k * stride * TOY_KV__LANES_avx2, a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+}
+
+/* lut [n, 16]: the scores of codewords with the queries y [n, stride] of a plane's channels. n: a
+ * constant, 4 at most. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__fill_some_avx2(const unsigned char *book, int width,
+                                                       const float *y, size_t stride, const int n,
+                                                       float *lut)
+{
+    int i, w, k;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__set1_avx2(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx2 b = toy_kv__loadh_avx2(book + 2 * (w * 16 + i));
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                a[k] = toy_kv__fma_avx2(toy_kv__set1_avx2(y[(size_t)k * stride + (size_t)w]), b, a[k]);
         }
-        for (; r < rows; r++) {
-            const float *prob = p + r * TOY_KV_BLOCK;
-            float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx2;
-            toy_kv__vf_avx2 a = toy_kv__load_avx2(d);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-                toy_kv__vf_avx2 v = toy_kv__scalars_avx2(plane, t, half);
-                a = toy_kv__fma_avx2(toy_kv__load_avx2(prob + t), v, a);
-            }
-            toy_kv__store_avx2(d, a);
-        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            toy_kv__store_avx2(lut + k * 16 + i, a[k]);
     }
 }
 
@@ -5522,36 +5470,15 @@ TOY_KV__TARGET_avx2 static void toy_kv__sum_scalars_avx2(const unsigned char *co
 TOY_KV__TARGET_avx2 static void toy_kv__fill_tables_avx2(const toy_kv__run *run, const float *y,
                                                    size_t stride, int rows, float *lut)
 {
-    int p, r, w, i;
+    int p, r;
     for (p = 0; p < run->planes; p++, lut += rows * 16) {
         const float *q = y + p / run->stages * run->width;
         const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
                                                 p % run->stages * run->width * 16);
-        for (i = 0; i < 16; i += TOY_KV__LANES_avx2) {
-            for (r = 0; r + 4 <= rows; r += 4) {
-                const float *x = q + (size_t)r * stride;
-                float *dst = lut + r * 16 + i;
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
-                TOY_KV__ROWS4(TOY_KV__X)
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__fill_some_avx2(book, run->width, q + (size_t)r * stride, stride, n, lut + r * 16)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-                for (w = 0; w < run->width; w++) {
-                    toy_kv__vf_avx2 b = toy_kv__loadh_avx2(book + 2 * (w * 16 + i));
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx2(toy_kv__set1_avx2(x[k * stride + (size_t)w]), b, a##k);
-                    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                }
-#define TOY_KV__X(k) toy_kv__store_avx2(dst + k * 16, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            for (; r < rows; r++) {
-                toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-                for (w = 0; w < run->width; w++)
-                    a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[(size_t)r * stride + (size_t)w]),
-                                      toy_kv__loadh_avx2(book + 2 * (w * 16 + i)), a);
-                toy_kv__store_avx2(lut + r * 16 + i, a);
-            }
-        }
     }
 }
 
@@ -5560,28 +5487,30 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *bo
                                                    const float *z)
 {
     enum { STEP = 4 * TOY_KV__LANES_avx2 };
+    const toy_kv__vf_avx2 one = toy_kv__set1_avx2(-1.0f);
     float negative[STEP], top = -3.4e38f; /* of negative distances */
     int i, k, w, best = 0;
     for (i = 0; i + STEP <= n; i += STEP) {
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx2 a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            a[k] = toy_kv__set1_avx2(0.0f);
         for (w = 0; w < width; w++) {
             const unsigned char *row = book + 2 * ((size_t)w * (size_t)n + (size_t)i);
-            toy_kv__vf_avx2 minus = toy_kv__set1_avx2(-z[w]), one = toy_kv__set1_avx2(-1.0f);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 d = toy_kv__add_avx2(toy_kv__loadh_avx2(row + 2 * k * TOY_KV__LANES_avx2), minus);     \
-        a##k = toy_kv__fma_avx2(d, toy_kv__mul_avx2(d, one), a##k);                                      \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+            toy_kv__vf_avx2 minus = toy_kv__set1_avx2(-z[w]);
+#pragma GCC unroll 4
+            for (k = 0; k < 4; k++) {
+                toy_kv__vf_avx2 d =
+                    toy_kv__add_avx2(toy_kv__loadh_avx2(row + 2 * k * TOY_KV__LANES_avx2), minus);
+                a[k] = toy_kv__fma_avx2(d, toy_kv__mul_avx2(d, one), a[k]);
+            }
         }
-        if (!(toy_kv__hmax_avx2(toy_kv__max_avx2(toy_kv__max_avx2(a0, a1), toy_kv__max_avx2(a2, a3))) > top))
+        if (!(toy_kv__hmax_avx2(toy_kv__max_avx2(toy_kv__max_avx2(a[0], a[1]), toy_kv__max_avx2(a[2], a[3]))) >
+              top))
             continue;
-#define TOY_KV__X(k) toy_kv__store_avx2(negative + k * TOY_KV__LANES_avx2, a##k);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            toy_kv__store_avx2(negative + k * TOY_KV__LANES_avx2, a[k]);
         for (k = 0; k < STEP; k++)
             if (negative[k] > top) {
                 top = negative[k];
@@ -5606,8 +5535,6 @@ TOY_KV__TARGET_avx2 static int toy_kv__nearest_wide_avx2(const unsigned char *bo
 static const toy_kv__ops toy_kv__ops_avx2 = {TOY_KV__LANES_avx2, TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_avx2,
                                         &toy_kv__dense_avx2, &toy_kv__code_avx2};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* Vector vocabulary, AVX-512 (F, BW, VL, DQ, VBMI, VNNI): sixteen lanes. See kernels.h. */
 #define TOY_KV__LANES_avx512    16
 #define TOY_KV__GATHERED_avx512 32
@@ -6494,12 +6421,7 @@ toy_kv__dot_scores_avx512(const unsigned char *const *codes, size_t offset, int 
     toy_kv__dot_rows_avx512(codes[b] + offset, run, table, lanes, unit, r, n, c, add, &asked, s)
     for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK)
         for (c = 0; c < TOY_KV_BLOCK / 64; c++) {
-            for (r = 0; r + 4 <= rows; r += 4)
-                TOY_KV__DOT(4);
-            for (; r + 2 <= rows; r += 2)
-                TOY_KV__DOT(2);
-            for (; r < rows; r++)
-                TOY_KV__DOT(1);
+            TOY_KV__BY_ROWS(r, rows, TOY_KV__DOT);
         }
 #undef TOY_KV__DOT
     *ahead = asked;
@@ -6569,12 +6491,12 @@ TOY_KV__TARGET_avx512 static void toy_kv__pack_weights_avx512(const float *p, co
                                                           int blocks, int rows, unsigned char *out,
                                                           unsigned char *rest, float *scale)
 {
-    int r = 0;
-    for (; r + 4 <= rows && rest == NULL; r += 4)
-        toy_kv__pack_rows_avx512(p, gain, blocks, rows, r, 4, out, NULL, scale);
-    for (; r < rows && rest == NULL; r++)
-        toy_kv__pack_rows_avx512(p, gain, blocks, rows, r, 1, out, NULL, scale);
-    for (; r < rows; r++)
+    int r;
+#define TOY_KV__X(n) toy_kv__pack_rows_avx512(p, gain, blocks, rows, r, n, out, NULL, scale)
+    if (rest == NULL)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
+    for (r = 0; r < rows && rest != NULL; r++)
         toy_kv__pack_rows_avx512(p, gain, blocks, rows, r, 1, out, rest, scale);
 }
 
@@ -6660,6 +6582,7 @@ TOY_KV__INLINE_avx512 void toy_kv__keep_sums_avx512(__m512i (*sum)[4], const int
         x[2] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 2);
         x[3] = _mm512_maskz_extractf32x4_ps((__mmask8)15, all, 3);
     } else {
+#pragma GCC unroll 4
         for (k = 0; k < n; k++)
             x[k] = _mm_cvtepi32_ps(toy_kv__four_sums_avx512(sum[k]));
     }
@@ -6740,12 +6663,7 @@ TOY_KV__INLINE_avx512 void toy_kv__sum_run_avx512(const unsigned char *const *co
 #define TOY_KV__SUM(n_rows)                                                                          \
     toy_kv__sum_rows_avx512(codes, blocks, &four, each, real, book, book_scale, weights, scale,      \
                           rows, r, n_rows, &asked, sums, stride)
-        for (r = 0; r + 4 <= rows; r += 4)
-            TOY_KV__SUM(4);
-        for (; r + 2 <= rows; r += 2)
-            TOY_KV__SUM(2);
-        for (; r < rows; r++)
-            TOY_KV__SUM(1);
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__SUM);
 #undef TOY_KV__SUM
     }
     *ahead = asked;
@@ -6898,12 +6816,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__score_bytes_avx512(const unsigned char
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__score_rows_avx512(codes[b] + offset, planes, head, tables, rows, r, n, add, &asked, s)
     for (b = 0; b < blocks; b++, s += rows * TOY_KV_BLOCK) {
-        for (r = 0; r + 4 <= rows; r += 4)
-            TOY_KV__X(4);
-        for (; r + 2 <= rows; r += 2)
-            TOY_KV__X(2);
-        for (; r < rows; r++)
-            TOY_KV__X(1);
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
     }
 #undef TOY_KV__X
     *ahead = asked;
@@ -7555,8 +7468,6 @@ static const toy_kv__code_ops toy_kv__code_avx512 = {TOY_KV__CODE_KERNELS(TOY_KV
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
  * latents back to channels. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* LANES entries of a table from the i-th on, without scales. `bytes`: a constant. */
 TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__entries_avx512(const toy_kv__matrix *m, size_t i,
                                                               const int bytes)
@@ -7564,76 +7475,73 @@ TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__entries_avx512(con
     return bytes ? toy_kv__loads8_avx512(m->values + i) : toy_kv__loadh_avx512(m->values + 2 * i);
 }
 
+/* sum [n]: the sums over the lanes of x [n], n a constant, 4 at most; what stands behind is
+ * anything.
+ */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__lane_sums_avx512(const toy_kv__vf_avx512 *x, const int n,
+                                                       float *sum)
+{
+    toy_kv__hsum4_avx512(x[0], x[n > 1 ? 1 : 0], x[n > 2 ? 2 : 0], x[n > 3 ? 3 : 0], sum);
+}
+
+/* Latents j .. j + m LANES - 1 of n queries x [n, ldx]: y [n, n_out]. n and m, 1 or 2: constants.
+ */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__map_some_avx512(const toy_kv__matrix *table, const int bytes,
+                                                      int n_in, int n_out, int j, const int m,
+                                                      const float *x, int ldx, const int n,
+                                                      float *y)
+{
+    const size_t next = m > 1 ? TOY_KV__LANES_avx512 : 0;
+    toy_kv__vf_avx512 a[4], b[4], scale = toy_kv__set1_avx512(1.0f), more = scale;
+    int d, k;
+    if (bytes) {
+        scale = toy_kv__loadh_avx512(table->scale + 2 * (size_t)j);
+        more = toy_kv__loadh_avx512(table->scale + 2 * ((size_t)j + next));
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = b[k] = toy_kv__set1_avx512(0.0f);
+    for (d = 0; d < n_in; d++) {
+        const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
+        toy_kv__vf_avx512 u = toy_kv__entries_avx512(table, at, bytes);
+        toy_kv__vf_avx512 v = m > 1 ? toy_kv__entries_avx512(table, at + next, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_avx512 q = toy_kv__set1_avx512(x[k * ldx + d]);
+            a[k] = toy_kv__fma_avx512(q, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_avx512(q, v, b[k]);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *to = y + (size_t)k * (size_t)n_out + j;
+        toy_kv__store_avx512(to, toy_kv__mul_avx512(scale, a[k]));
+        if (m > 1)
+            toy_kv__store_avx512(to + next, toy_kv__mul_avx512(more, b[k]));
+    }
+}
+
 TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__map_entries_avx512(const toy_kv__matrix *table, const int bytes,
                                                          int n_in, int n_out, const float *x,
                                                          int ldx, int rows, float *y)
 {
     int r, j = 0, d;
-    for (; j + 2 * TOY_KV__LANES_avx512 <= n_out && rows % 4 == 0; j += 2 * TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 scale = toy_kv__set1_avx512(1.0f), next = scale;
-        if (bytes) {
-            scale = toy_kv__loadh_avx512(table->scale + 2 * (size_t)j);
-            next = toy_kv__loadh_avx512(table->scale + 2 * (size_t)(j + TOY_KV__LANES_avx512));
-        }
-        for (r = 0; r < rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f), b##k = a##k;
-            TOY_KV__ROWS4(TOY_KV__X)
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__map_some_avx512(table, bytes, n_in, n_out, j, 2, x + (size_t)r * (size_t)ldx, ldx, n,       \
+                       y + (size_t)r * (size_t)n_out)
+    for (; j + 2 * TOY_KV__LANES_avx512 <= n_out; j += 2 * TOY_KV__LANES_avx512)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-                toy_kv__vf_avx512 u = toy_kv__entries_avx512(table, at, bytes);
-                toy_kv__vf_avx512 v = toy_kv__entries_avx512(table, at + TOY_KV__LANES_avx512, bytes);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 q = toy_kv__set1_avx512(xd[k * ldx]);                                              \
-        a##k = toy_kv__fma_avx512(q, u, a##k);                                                          \
-        b##k = toy_kv__fma_avx512(q, v, b##k);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        float *to = y + (size_t)(r + k) * (size_t)n_out + j;                                       \
-        toy_kv__store_avx512(to, toy_kv__mul_avx512(scale, a##k));                                           \
-        toy_kv__store_avx512(to + TOY_KV__LANES_avx512, toy_kv__mul_avx512(next, b##k));                          \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-    }
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__map_some_avx512(table, bytes, n_in, n_out, j, 1, x + (size_t)r * (size_t)ldx, ldx, n,       \
+                       y + (size_t)r * (size_t)n_out)
     for (; j < n_out && n_out >= TOY_KV__LANES_avx512; j += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 scale;
         if (j + TOY_KV__LANES_avx512 > n_out) /* the last LANES, some of them once more */
             j = n_out - TOY_KV__LANES_avx512;
-        scale = bytes ? toy_kv__loadh_avx512(table->scale + 2 * (size_t)j) : toy_kv__set1_avx512(1.0f);
-        for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                toy_kv__vf_avx512 b =
-                    toy_kv__entries_avx512(table, (size_t)d * (size_t)n_out + (size_t)j, bytes);
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(xd[k * ldx]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__store_avx512(y + (size_t)(r + k) * (size_t)n_out + j, toy_kv__mul_avx512(scale, a##k));
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-            for (d = 0; d < n_in; d++)
-                a = toy_kv__fma_avx512(
-                    toy_kv__set1_avx512(x[(size_t)r * (size_t)ldx + (size_t)d]),
-                    toy_kv__entries_avx512(table, (size_t)d * (size_t)n_out + (size_t)j, bytes), a);
-            toy_kv__store_avx512(y + (size_t)r * (size_t)n_out + j, toy_kv__mul_avx512(scale, a));
-        }
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
     }
+#undef TOY_KV__X
     for (; j < n_out; j++)
         for (r = 0; r < rows; r++) {
             float sum = 0.0f;
@@ -7655,70 +7563,72 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(toy_kv__matrix table, int n
         toy_kv__map_entries_avx512(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
-/* Outputs d .. d + n - 1 of four rows x [4, n_in], whose last LANES are `rest`, 0 where whole ones
- * end. n: 1 or 2, a constant: two outputs share what is loaded of x. */
-TOY_KV__TARGET_avx512 TOY_KV__INLINE void
-toy_kv__unmap_four_avx512(const toy_kv__matrix *table, const int bytes, int d, const int n, int n_in,
-                     const float *x, float (*rest)[TOY_KV__LANES_avx512], float *o, int n_out)
+/* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
+ * end: o [n, n_out]. n and m, 1 or 2: constants; two outputs share what is loaded of x. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_some_avx512(const toy_kv__matrix *table, const int bytes,
+                                                        int d, const int m, int n_in,
+                                                        const float *x,
+                                                        float (*rest)[TOY_KV__LANES_avx512], const int n,
+                                                        float *o, int n_out)
 {
-    const size_t row = (size_t)d * (size_t)n_in, next = n > 1 ? (size_t)n_in : 0;
+    const size_t row = (size_t)d * (size_t)n_in, next = m > 1 ? (size_t)n_in : 0;
     const int whole = n_in / TOY_KV__LANES_avx512 * TOY_KV__LANES_avx512;
+    toy_kv__vf_avx512 a[4], b[4];
     float sum[4], more[4];
-    int j;
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f), b##k = a##k;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int j, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = b[k] = toy_kv__set1_avx512(0.0f);
     for (j = 0; j < whole; j += TOY_KV__LANES_avx512) {
         toy_kv__vf_avx512 u = toy_kv__entries_avx512(table, row + (size_t)j, bytes);
-        toy_kv__vf_avx512 v = n > 1 ? toy_kv__entries_avx512(table, row + next + (size_t)j, bytes) : u;
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 y = toy_kv__load_avx512(x + k * n_in + j);                                         \
-        a##k = toy_kv__fma_avx512(y, u, a##k);                                                          \
-        if (n > 1)                                                                                 \
-            b##k = toy_kv__fma_avx512(y, v, b##k);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx512 v = m > 1 ? toy_kv__entries_avx512(table, row + next + (size_t)j, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_avx512 y = toy_kv__load_avx512(x + k * n_in + j);
+            a[k] = toy_kv__fma_avx512(y, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_avx512(y, v, b[k]);
+        }
     }
     if (j < n_in && n_in >= TOY_KV__LANES_avx512) { /* the last LANES, some of them once more */
         const size_t last = row + (size_t)(n_in - TOY_KV__LANES_avx512);
         toy_kv__vf_avx512 u = toy_kv__entries_avx512(table, last, bytes);
-        toy_kv__vf_avx512 v = n > 1 ? toy_kv__entries_avx512(table, last + next, bytes) : u;
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 y = toy_kv__load_avx512(rest[k]);                                                  \
-        a##k = toy_kv__fma_avx512(y, u, a##k);                                                          \
-        if (n > 1)                                                                                 \
-            b##k = toy_kv__fma_avx512(y, v, b##k);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx512 v = m > 1 ? toy_kv__entries_avx512(table, last + next, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_avx512 y = toy_kv__load_avx512(rest[k]);
+            a[k] = toy_kv__fma_avx512(y, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_avx512(y, v, b[k]);
+        }
         j = n_in;
     }
-    toy_kv__hsum4_avx512(a0, a1, a2, a3, sum);
-    if (n > 1)
-        toy_kv__hsum4_avx512(b0, b1, b2, b3, more);
-    for (; j < n_in; j++) {
-        const float u = toy_kv__raw_at(table, row + (size_t)j);
-        const float v = toy_kv__raw_at(table, row + next + (size_t)j);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        sum[k] += x[k * n_in + j] * u;                                                             \
-        if (n > 1)                                                                                 \
-            more[k] += x[k * n_in + j] * v;                                                        \
+    toy_kv__lane_sums_avx512(a, n, sum);
+    toy_kv__lane_sums_avx512(b, n, more);
+    for (; j < n_in; j++)
+        for (k = 0; k < n; k++) {
+            sum[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + (size_t)j);
+            more[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + next + (size_t)j);
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        o[k * n_out + d] += sum[k];
+        if (m > 1)
+            o[k * n_out + d + 1] += more[k];
     }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        o[k * n_out + d] += sum[k];                                                                \
-        if (n > 1)                                                                                 \
-            o[k * n_out + d + 1] += more[k];                                                       \
-    }
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+}
+
+/* All outputs of n rows. n: a constant. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_rows_avx512(const toy_kv__matrix *table, const int bytes,
+                                                        int n_out, int n_in, const float *x,
+                                                        float (*rest)[TOY_KV__LANES_avx512], const int n,
+                                                        float *o)
+{
+    int d;
+    for (d = 0; d + 2 <= n_out; d += 2)
+        toy_kv__unmap_some_avx512(table, bytes, d, 2, n_in, x, rest, n, o, n_out);
+    if (d < n_out)
+        toy_kv__unmap_some_avx512(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
 }
 
 TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy_kv__matrix *table,
@@ -7726,7 +7636,7 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy
                                                            const float *y, int rows, float *o)
 {
     float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_avx512]; /* the last LANES of y, 0 where whole ones end */
-    int d, r, j;
+    int r, j;
     for (r = 0; r < rows && n_in >= TOY_KV__LANES_avx512; r++)
         for (j = 0; j < TOY_KV__LANES_avx512; j++) {
             int at = n_in - TOY_KV__LANES_avx512 + j;
@@ -7734,27 +7644,11 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy
                              ? 0.0f
                              : y[(size_t)r * (size_t)n_in + (size_t)at];
         }
-    for (r = 0; r + 4 <= rows; r += 4) {
-        const float *x = y + (size_t)r * (size_t)n_in;
-        for (d = 0; d + 2 <= n_out; d += 2)
-            toy_kv__unmap_four_avx512(table, bytes, d, 2, n_in, x, rest + r, o + r * n_out, n_out);
-        if (d < n_out)
-            toy_kv__unmap_four_avx512(table, bytes, d, 1, n_in, x, rest + r, o + r * n_out, n_out);
-    }
-    for (; r < rows; r++)
-        for (d = 0; d < n_out; d++) {
-            const size_t row = (size_t)d * (size_t)n_in;
-            const float *x = y + (size_t)r * (size_t)n_in;
-            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-            float sum;
-            for (j = 0; j + TOY_KV__LANES_avx512 <= n_in; j += TOY_KV__LANES_avx512)
-                a = toy_kv__fma_avx512(toy_kv__load_avx512(x + j),
-                                  toy_kv__entries_avx512(table, row + (size_t)j, bytes), a);
-            sum = toy_kv__hsum_avx512(a);
-            for (; j < n_in; j++)
-                sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
-            o[r * n_out + d] += sum;
-        }
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__unmap_rows_avx512(table, bytes, n_out, n_in, y + (size_t)r * (size_t)n_in, rest + r, n,     \
+                         o + r * n_out)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
 }
 
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
@@ -7772,8 +7666,6 @@ TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(toy_kv__matrix table, int
             y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
     toy_kv__unmap_entries_avx512(&table, 1, n_out, n_in, y, rows, o);
 }
-
-#undef TOY_KV__ROWS4
 /* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
  * softmax of scores, exact tokens, sums over lanes, angles. */
 
@@ -7795,8 +7687,6 @@ TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__exp_avx512(toy_kv_
     low = toy_kv__fma_avx512(high, square, low);
     return toy_kv__scale2_avx512(low, n);
 }
-
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
 /* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 TOY_KV__TARGET_avx512 static void toy_kv__scale_rows_avx512(const float *gain, const float *src, int rows,
@@ -7895,43 +7785,41 @@ TOY_KV__TARGET_avx512 static float toy_kv__exponentials_avx512(float *s, int blo
     return toy_kv__hsum_avx512(sum);
 }
 
-/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
- */
-TOY_KV__TARGET_avx512 static inline void toy_kv__exact_four_avx512(const unsigned char *k,
-                                                         const unsigned char *l, const float *q,
-                                                         int next, float *s)
+/* s [n, BLOCK] at token 0 = q [n, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ * n: a constant, 4 at most. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__exact_pair_avx512(const unsigned char *k,
+                                                        const unsigned char *l, const float *q,
+                                                        const int n, int next, float *s)
 {
+    toy_kv__vf_avx512 a[4], b[4];
     float sum[2][4];
-    int d;
-#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f), b##i = a##i;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int d, i;
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++)
+        a[i] = b[i] = toy_kv__set1_avx512(0.0f);
     for (d = 0; d + TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_avx512) {
         toy_kv__vf_avx512 x = toy_kv__loadh_avx512(k + 2 * d), y = toy_kv__loadh_avx512(l + 2 * d);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 query = toy_kv__load_avx512(q + i * TOY_KV_HEAD_DIM + d);                            \
-        a##i = toy_kv__fma_avx512(query, x, a##i);                                                      \
-        b##i = toy_kv__fma_avx512(query, y, b##i);                                                      \
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++) {
+            toy_kv__vf_avx512 query = toy_kv__load_avx512(q + i * TOY_KV_HEAD_DIM + d);
+            a[i] = toy_kv__fma_avx512(query, x, a[i]);
+            b[i] = toy_kv__fma_avx512(query, y, b[i]);
+        }
     }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-    toy_kv__hsum4_avx512(a0, a1, a2, a3, sum[0]);
-    toy_kv__hsum4_avx512(b0, b1, b2, b3, sum[1]);
+    toy_kv__lane_sums_avx512(a, n, sum[0]);
+    toy_kv__lane_sums_avx512(b, n, sum[1]);
     for (; d < TOY_KV_HEAD_DIM; d++) {
         float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
-#define TOY_KV__X(i)                                                                                 \
-    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
-    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        for (i = 0; i < n; i++) {
+            sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;
+            sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        }
     }
-#define TOY_KV__X(i)                                                                                 \
-    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
-    s[i * TOY_KV_BLOCK + next] = sum[1][i];
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++) {
+        s[i * TOY_KV_BLOCK] = sum[0][i];
+        s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    }
 }
 
 /* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
@@ -7944,61 +7832,59 @@ TOY_KV__TARGET_avx512 static void toy_kv__exact_scores_avx512(const unsigned cha
         const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
         int next = t + 1 < n;
         const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
-        for (r = 0; r + 4 <= rows; r += 4)
-            toy_kv__exact_four_avx512(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
-        for (; r < rows; r++) {
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_avx512(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-            if (next)
-                s[r * TOY_KV_BLOCK + t + 1] =
-                    toy_kv__dot_row_avx512(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+#define TOY_KV__X(n_rows)                                                                            \
+    toy_kv__exact_pair_avx512(x, y, q + r * TOY_KV_HEAD_DIM, n_rows, next, s + r * TOY_KV_BLOCK + t)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
+    }
+}
+
+/* o [m, HEAD_DIM] += p [m, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. m: a constant, 4
+ * at most. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__exact_add_avx512(const unsigned char *v, int n,
+                                                       const float *p, const int m, float *o)
+{
+    int t, i, d;
+    for (d = 0; d + 2 * TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx512) {
+        float *dst = o + d, *next = dst + TOY_KV__LANES_avx512;
+        toy_kv__vf_avx512 a[4], b[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            a[i] = toy_kv__load_avx512(dst + i * TOY_KV_HEAD_DIM);
+            b[i] = toy_kv__load_avx512(next + i * TOY_KV_HEAD_DIM);
+        }
+        for (t = 0; t < n; t++) {
+            const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+            toy_kv__vf_avx512 x = toy_kv__loadh_avx512(row), y = toy_kv__loadh_avx512(row + 2 * TOY_KV__LANES_avx512);
+#pragma GCC unroll 4
+            for (i = 0; i < m; i++) {
+                toy_kv__vf_avx512 w = toy_kv__set1_avx512(p[i * TOY_KV_BLOCK + t]);
+                a[i] = toy_kv__fma_avx512(w, x, a[i]);
+                b[i] = toy_kv__fma_avx512(w, y, b[i]);
+            }
+        }
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            toy_kv__store_avx512(dst + i * TOY_KV_HEAD_DIM, a[i]);
+            toy_kv__store_avx512(next + i * TOY_KV_HEAD_DIM, b[i]);
         }
     }
+    for (; d < TOY_KV_HEAD_DIM; d++)
+        for (t = 0; t < n; t++) {
+            float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+            for (i = 0; i < m; i++)
+                o[i * TOY_KV_HEAD_DIM + d] += p[i * TOY_KV_BLOCK + t] * x;
+        }
 }
 
 /* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
 TOY_KV__TARGET_avx512 static void toy_kv__exact_sums_avx512(const unsigned char *v, int n, const float *p,
                                                   int rows, float *o)
 {
-    int t, r, d;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (d = 0; d + 2 * TOY_KV__LANES_avx512 <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_avx512) {
-            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_avx512;
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__vf_avx512 a##i = toy_kv__load_avx512(dst + i * TOY_KV_HEAD_DIM),                                   \
-                 b##i = toy_kv__load_avx512(next + i * TOY_KV_HEAD_DIM);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r;
+#define TOY_KV__X(n_rows) toy_kv__exact_add_avx512(v, n, p + r * TOY_KV_BLOCK, n_rows, o + r * TOY_KV_HEAD_DIM)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (t = 0; t < n; t++) {
-                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-                toy_kv__vf_avx512 x = toy_kv__loadh_avx512(row),
-                             y = toy_kv__loadh_avx512(row + 2 * TOY_KV__LANES_avx512);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 w = toy_kv__set1_avx512(p[(r + i) * TOY_KV_BLOCK + t]);                              \
-        a##i = toy_kv__fma_avx512(w, x, a##i);                                                          \
-        b##i = toy_kv__fma_avx512(w, y, b##i);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__store_avx512(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
-    toy_kv__store_avx512(next + i * TOY_KV_HEAD_DIM, b##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; d < TOY_KV_HEAD_DIM; d++)
-            for (t = 0; t < n; t++) {
-                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-    }
-    for (; r < rows; r++)
-        for (t = 0; t < n; t++)
-            toy_kv__add_row_avx512(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
-                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -8043,8 +7929,6 @@ TOY_KV__TARGET_avx512 static void toy_kv__turn_on_avx512(const float *dc, const 
         s[i] = y * dc[i] + x * ds[i];
     }
 }
-
-#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
@@ -8057,44 +7941,63 @@ TOY_KV__TARGET_avx512 static void toy_kv__turn_on_avx512(const float *dc, const 
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
  * four at a time, so that a plane is unpacked once for four queries. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+/* s [n, BLOCK] += sum over planes of lut [planes, step] at each token's code, n tables of sixteen
+ * from the first on. n: a constant, 4 at most. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__score_some_avx512(const unsigned char *codes, int planes,
+                                                        const float *lut, size_t step, const int n,
+                                                        float *s)
+{
+    int t, p, k;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__load_avx512(s + k * TOY_KV_BLOCK + t);
+        for (p = 0; p < planes; p++) {
+            toy_kv__vi_avx512 code = toy_kv__nibbles_avx512(codes + p * (TOY_KV_BLOCK / 2), t);
+            const float *tab = lut + (size_t)p * step;
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                a[k] = toy_kv__add_avx512(a[k], toy_kv__lookup_avx512(toy_kv__table_avx512(tab + k * 16), code));
+        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            toy_kv__store_avx512(s + k * TOY_KV_BLOCK + t, a[k]);
+    }
+}
 
 /* s [rows, BLOCK] += sum over planes of lut [planes, rows, 16] at each token's code. */
 TOY_KV__TARGET_avx512 static void toy_kv__score_nibbles_avx512(const unsigned char *codes, int planes,
                                                      const float *lut, int rows, float *s)
 {
-    int r, t, p;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__load_avx512(dst + i * TOY_KV_BLOCK);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_some_avx512(codes, planes, lut + r * 16, (size_t)rows * 16, n, s + r * TOY_KV_BLOCK)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (p = 0; p < planes; p++) {
-                toy_kv__vi_avx512 code = toy_kv__nibbles_avx512(codes + p * (TOY_KV_BLOCK / 2), t);
-                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
-#define TOY_KV__X(i)                                                                                 \
-    a##i = toy_kv__add_avx512(a##i, toy_kv__lookup_avx512(toy_kv__table_avx512(tab + i * 16), code));
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) toy_kv__store_avx512(dst + i * TOY_KV_BLOCK, a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times the codewords of one
+ * channel. n: a constant, 4 at most. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__sum_some_avx512(const unsigned char *plane, const float *book,
+                                                      const float *p, const int n, float *acc,
+                                                      size_t stride)
+{
+    const toy_kv__vt_avx512 table = toy_kv__table_avx512(book);
+    toy_kv__vf_avx512 a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_avx512(acc + (size_t)k * stride * TOY_KV__LANES_avx512);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 v = toy_kv__lookup_avx512(table, toy_kv__nibbles_avx512(plane, t));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_avx512(toy_kv__load_avx512(p + k * TOY_KV_BLOCK + t), v, a[k]);
     }
-    for (; r < rows; r++) {
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-            toy_kv__vf_avx512 a = toy_kv__load_avx512(dst);
-            for (p = 0; p < planes; p++) {
-                toy_kv__vi_avx512 code = toy_kv__nibbles_avx512(codes + p * (TOY_KV_BLOCK / 2), t);
-                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
-                a = toy_kv__add_avx512(a, toy_kv__lookup_avx512(toy_kv__table_avx512(tab), code));
-            }
-            toy_kv__store_avx512(dst, a);
-        }
-    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_avx512(acc + (size_t)k * stride * TOY_KV__LANES_avx512, a[k]);
 }
 
 /* acc [rows, stride] of LANES floats each: acc[r][c] += p[r] * codeword, over the tokens of a
@@ -8104,40 +8007,16 @@ TOY_KV__TARGET_avx512 static void toy_kv__sum_nibbles_avx512(const unsigned char
                                                    const float *p, int rows, float *acc,
                                                    size_t stride)
 {
-    int r, t, i, w;
-    for (i = 0; i < planes; i++) {
-        const unsigned char *plane = codes + i * (TOY_KV_BLOCK / 2);
-        for (w = 0; w < width; w++) {
-            toy_kv__vt_avx512 table =
-                toy_kv__table_avx512(book + ((size_t)i * (size_t)width + (size_t)w) * 16);
-            float *dst = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_avx512;
-            for (r = 0; r + 4 <= rows; r += 4) {
-                const float *prob = p + r * TOY_KV_BLOCK;
-                float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx512;
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__load_avx512(d + k * stride * TOY_KV__LANES_avx512);
-                TOY_KV__ROWS4(TOY_KV__X)
+    int r, i, w;
+    for (i = 0; i < planes; i++, codes += TOY_KV_BLOCK / 2)
+        for (w = 0; w < width; w++, book += 16) {
+            float *to = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_avx512;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_some_avx512(codes, book, p + r * TOY_KV_BLOCK, n,                                         \
+                       to + (size_t)r * stride * TOY_KV__LANES_avx512, stride)
+            TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-                    toy_kv__vf_avx512 v = toy_kv__lookup_avx512(table, toy_kv__nibbles_avx512(plane, t));
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(prob + k * TOY_KV_BLOCK + t), v, a##k);
-                    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                }
-#define TOY_KV__X(k) toy_kv__store_avx512(d + k * stride * TOY_KV__LANES_avx512, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            for (; r < rows; r++) {
-                const float *prob = p + r * TOY_KV_BLOCK;
-                float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx512;
-                toy_kv__vf_avx512 a = toy_kv__load_avx512(d);
-                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
-                    a = toy_kv__fma_avx512(toy_kv__load_avx512(prob + t),
-                                      toy_kv__lookup_avx512(table, toy_kv__nibbles_avx512(plane, t)), a);
-                toy_kv__store_avx512(d, a);
-            }
         }
-    }
 }
 
 /* Values of tokens t and on of a plane of one channel. `half`: binary16, two bytes a token; else a
@@ -8149,6 +8028,42 @@ TOY_KV__TARGET_avx512 static inline toy_kv__vf_avx512 toy_kv__scalars_avx512(con
                 : toy_kv__add_avx512(toy_kv__loadu8_avx512(plane + t), toy_kv__set1_avx512(-128.0f));
 }
 
+/* s [n, BLOCK] at tokens t .. t + 2 LANES - 1 += q [planes, step] * value. n: a constant, 4 at
+ * most. asked: NULL, or what is asked for meanwhile. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__score_values_avx512(const unsigned char *codes, int planes,
+                                                          int half, int t, const float *q,
+                                                          size_t step, const int n,
+                                                          toy_kv__asked *asked, float *s)
+{
+    const size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_avx512 a[4], b[4];
+    int c, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        a[k] = toy_kv__load_avx512(s + k * TOY_KV_BLOCK + t);
+        b[k] = toy_kv__load_avx512(s + k * TOY_KV_BLOCK + t + TOY_KV__LANES_avx512);
+    }
+    for (c = 0; c < planes; c++, codes += bytes, q += step) {
+        toy_kv__vf_avx512 v = toy_kv__scalars_avx512(codes, t, half);
+        toy_kv__vf_avx512 w = toy_kv__scalars_avx512(codes, t + TOY_KV__LANES_avx512, half);
+        if (TOY_KV__LANES_avx512 >= 8 && asked != NULL)
+            toy_kv__ask(asked);
+        if (TOY_KV__LANES_avx512 >= 16 && half && asked != NULL)
+            toy_kv__ask(asked);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_avx512 x = toy_kv__set1_avx512(q[k]);
+            a[k] = toy_kv__fma_avx512(x, v, a[k]);
+            b[k] = toy_kv__fma_avx512(x, w, b[k]);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        toy_kv__store_avx512(s + k * TOY_KV_BLOCK + t, a[k]);
+        toy_kv__store_avx512(s + k * TOY_KV_BLOCK + t + TOY_KV__LANES_avx512, b[k]);
+    }
+}
+
 /* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
  * lines are asked for as it has together with one of values. */
 TOY_KV__TARGET_avx512 static void toy_kv__score_scalars_avx512(const unsigned char *codes, int planes,
@@ -8156,54 +8071,36 @@ TOY_KV__TARGET_avx512 static void toy_kv__score_scalars_avx512(const unsigned ch
                                                      toy_kv__asked *ahead, float *s)
 {
     toy_kv__asked asked = *ahead;
-    int r, t, c;
-    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx512) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_avx512;
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__vf_avx512 a##k = toy_kv__load_avx512(dst + k * TOY_KV_BLOCK),                                      \
-                 b##k = toy_kv__load_avx512(next + k * TOY_KV_BLOCK);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r, t;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_values_avx512(codes, planes, half, t, q + r, (size_t)rows, n,                         \
+                           n == 4 && r == 0 ? &asked : NULL, s + r * TOY_KV_BLOCK)
+    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_avx512)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (c = 0; c < planes; c++) {
-                const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_avx512 v = toy_kv__scalars_avx512(plane, t, half);
-                toy_kv__vf_avx512 w = toy_kv__scalars_avx512(plane, t + TOY_KV__LANES_avx512, half);
-                const float *qc = q + c * rows + r;
-                if (TOY_KV__LANES_avx512 >= 8 && r == 0)
-                    toy_kv__ask(&asked);
-                if (TOY_KV__LANES_avx512 >= 16 && half && r == 0)
-                    toy_kv__ask(&asked);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 x = toy_kv__set1_avx512(qc[k]);                                                    \
-        a##k = toy_kv__fma_avx512(x, v, a##k);                                                          \
-        b##k = toy_kv__fma_avx512(x, w, b##k);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__store_avx512(dst + k * TOY_KV_BLOCK, a##k);                                                   \
-    toy_kv__store_avx512(next + k * TOY_KV_BLOCK, b##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_avx512;
-            toy_kv__vf_avx512 a = toy_kv__load_avx512(dst), b = toy_kv__load_avx512(next);
-            for (c = 0; c < planes; c++) {
-                const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_avx512 x = toy_kv__set1_avx512(q[c * rows + r]);
-                a = toy_kv__fma_avx512(x, toy_kv__scalars_avx512(plane, t, half), a);
-                b = toy_kv__fma_avx512(x, toy_kv__scalars_avx512(plane, t + TOY_KV__LANES_avx512, half), b);
-            }
-            toy_kv__store_avx512(dst, a);
-            toy_kv__store_avx512(next, b);
-        }
-    }
     *ahead = asked;
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times a plane's values. n: a
+ * constant, 4 at most. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__sum_values_avx512(const unsigned char *plane, int half,
+                                                        const float *p, const int n, float *acc,
+                                                        size_t stride)
+{
+    toy_kv__vf_avx512 a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_avx512(acc + (size_t)k * stride * TOY_KV__LANES_avx512);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 v = toy_kv__scalars_avx512(plane, t, half);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_avx512(toy_kv__load_avx512(p + k * TOY_KV_BLOCK + t), v, a[k]);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_avx512(acc + (size_t)k * stride * TOY_KV__LANES_avx512, a[k]);
 }
 
 /* acc[r][c] += p[r] * value, one channel a plane, as above. */
@@ -8211,37 +8108,37 @@ TOY_KV__TARGET_avx512 static void toy_kv__sum_scalars_avx512(const unsigned char
                                                    const float *p, int rows, float *acc,
                                                    size_t stride)
 {
-    int r, t, c;
-    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    for (c = 0; c < planes; c++) {
-        const unsigned char *plane = codes + (size_t)c * bytes;
-        float *dst = acc + (size_t)c * TOY_KV__LANES_avx512;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *prob = p + r * TOY_KV_BLOCK;
-            float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx512;
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__load_avx512(d + k * stride * TOY_KV__LANES_avx512);
-            TOY_KV__ROWS4(TOY_KV__X)
+    const size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    int r, c;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_values_avx512(codes, half, p + r * TOY_KV_BLOCK, n,                                       \
+                         acc + (size_t)r * stride * TOY_KV__LANES_avx512, stride)
+    for (c = 0; c < planes; c++, codes += bytes, acc += TOY_KV__LANES_avx512)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-                toy_kv__vf_avx512 v = toy_kv__scalars_avx512(plane, t, half);
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__load_avx512(prob + k * TOY_KV_BLOCK + t), v, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) toy_kv__store_avx512(d + k * stride * TOY_KV__LANES_avx512, a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+}
+
+/* lut [n, 16]: the scores of codewords with the queries y [n, stride] of a plane's channels. n: a
+ * constant, 4 at most. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__fill_some_avx512(const unsigned char *book, int width,
+                                                       const float *y, size_t stride, const int n,
+                                                       float *lut)
+{
+    int i, w, k;
+    for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__set1_avx512(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_avx512 b = toy_kv__loadh_avx512(book + 2 * (w * 16 + i));
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                a[k] = toy_kv__fma_avx512(toy_kv__set1_avx512(y[(size_t)k * stride + (size_t)w]), b, a[k]);
         }
-        for (; r < rows; r++) {
-            const float *prob = p + r * TOY_KV_BLOCK;
-            float *d = dst + (size_t)r * stride * TOY_KV__LANES_avx512;
-            toy_kv__vf_avx512 a = toy_kv__load_avx512(d);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-                toy_kv__vf_avx512 v = toy_kv__scalars_avx512(plane, t, half);
-                a = toy_kv__fma_avx512(toy_kv__load_avx512(prob + t), v, a);
-            }
-            toy_kv__store_avx512(d, a);
-        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            toy_kv__store_avx512(lut + k * 16 + i, a[k]);
     }
 }
 
@@ -8250,36 +8147,15 @@ TOY_KV__TARGET_avx512 static void toy_kv__sum_scalars_avx512(const unsigned char
 TOY_KV__TARGET_avx512 static void toy_kv__fill_tables_avx512(const toy_kv__run *run, const float *y,
                                                    size_t stride, int rows, float *lut)
 {
-    int p, r, w, i;
+    int p, r;
     for (p = 0; p < run->planes; p++, lut += rows * 16) {
         const float *q = y + p / run->stages * run->width;
         const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
                                                 p % run->stages * run->width * 16);
-        for (i = 0; i < 16; i += TOY_KV__LANES_avx512) {
-            for (r = 0; r + 4 <= rows; r += 4) {
-                const float *x = q + (size_t)r * stride;
-                float *dst = lut + r * 16 + i;
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
-                TOY_KV__ROWS4(TOY_KV__X)
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__fill_some_avx512(book, run->width, q + (size_t)r * stride, stride, n, lut + r * 16)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-                for (w = 0; w < run->width; w++) {
-                    toy_kv__vf_avx512 b = toy_kv__loadh_avx512(book + 2 * (w * 16 + i));
-#define TOY_KV__X(k) a##k = toy_kv__fma_avx512(toy_kv__set1_avx512(x[k * stride + (size_t)w]), b, a##k);
-                    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                }
-#define TOY_KV__X(k) toy_kv__store_avx512(dst + k * 16, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            for (; r < rows; r++) {
-                toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-                for (w = 0; w < run->width; w++)
-                    a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[(size_t)r * stride + (size_t)w]),
-                                      toy_kv__loadh_avx512(book + 2 * (w * 16 + i)), a);
-                toy_kv__store_avx512(lut + r * 16 + i, a);
-            }
-        }
     }
 }
 
@@ -8288,28 +8164,30 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char
                                                    const float *z)
 {
     enum { STEP = 4 * TOY_KV__LANES_avx512 };
+    const toy_kv__vf_avx512 one = toy_kv__set1_avx512(-1.0f);
     float negative[STEP], top = -3.4e38f; /* of negative distances */
     int i, k, w, best = 0;
     for (i = 0; i + STEP <= n; i += STEP) {
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx512 a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            a[k] = toy_kv__set1_avx512(0.0f);
         for (w = 0; w < width; w++) {
             const unsigned char *row = book + 2 * ((size_t)w * (size_t)n + (size_t)i);
-            toy_kv__vf_avx512 minus = toy_kv__set1_avx512(-z[w]), one = toy_kv__set1_avx512(-1.0f);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 d = toy_kv__add_avx512(toy_kv__loadh_avx512(row + 2 * k * TOY_KV__LANES_avx512), minus);     \
-        a##k = toy_kv__fma_avx512(d, toy_kv__mul_avx512(d, one), a##k);                                      \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+            toy_kv__vf_avx512 minus = toy_kv__set1_avx512(-z[w]);
+#pragma GCC unroll 4
+            for (k = 0; k < 4; k++) {
+                toy_kv__vf_avx512 d =
+                    toy_kv__add_avx512(toy_kv__loadh_avx512(row + 2 * k * TOY_KV__LANES_avx512), minus);
+                a[k] = toy_kv__fma_avx512(d, toy_kv__mul_avx512(d, one), a[k]);
+            }
         }
-        if (!(toy_kv__hmax_avx512(toy_kv__max_avx512(toy_kv__max_avx512(a0, a1), toy_kv__max_avx512(a2, a3))) > top))
+        if (!(toy_kv__hmax_avx512(toy_kv__max_avx512(toy_kv__max_avx512(a[0], a[1]), toy_kv__max_avx512(a[2], a[3]))) >
+              top))
             continue;
-#define TOY_KV__X(k) toy_kv__store_avx512(negative + k * TOY_KV__LANES_avx512, a##k);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            toy_kv__store_avx512(negative + k * TOY_KV__LANES_avx512, a[k]);
         for (k = 0; k < STEP; k++)
             if (negative[k] > top) {
                 top = negative[k];
@@ -8334,8 +8212,6 @@ TOY_KV__TARGET_avx512 static int toy_kv__nearest_wide_avx512(const unsigned char
 static const toy_kv__ops toy_kv__ops_avx512 = {TOY_KV__LANES_avx512, TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_avx512,
                                         &toy_kv__dense_avx512, &toy_kv__code_avx512};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 #ifndef __clang__
 #pragma GCC diagnostic pop
 #endif
@@ -8976,8 +8852,6 @@ static const toy_kv__code_ops toy_kv__code_neon = {TOY_KV__CODE_KERNELS(TOY_KV__
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
  * latents back to channels. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* LANES entries of a table from the i-th on, without scales. `bytes`: a constant. */
 TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__entries_neon(const toy_kv__matrix *m, size_t i,
                                                               const int bytes)
@@ -8985,76 +8859,73 @@ TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__entries_neon(const toy
     return bytes ? toy_kv__loads8_neon(m->values + i) : toy_kv__loadh_neon(m->values + 2 * i);
 }
 
+/* sum [n]: the sums over the lanes of x [n], n a constant, 4 at most; what stands behind is
+ * anything.
+ */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__lane_sums_neon(const toy_kv__vf_neon *x, const int n,
+                                                       float *sum)
+{
+    toy_kv__hsum4_neon(x[0], x[n > 1 ? 1 : 0], x[n > 2 ? 2 : 0], x[n > 3 ? 3 : 0], sum);
+}
+
+/* Latents j .. j + m LANES - 1 of n queries x [n, ldx]: y [n, n_out]. n and m, 1 or 2: constants.
+ */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__map_some_neon(const toy_kv__matrix *table, const int bytes,
+                                                      int n_in, int n_out, int j, const int m,
+                                                      const float *x, int ldx, const int n,
+                                                      float *y)
+{
+    const size_t next = m > 1 ? TOY_KV__LANES_neon : 0;
+    toy_kv__vf_neon a[4], b[4], scale = toy_kv__set1_neon(1.0f), more = scale;
+    int d, k;
+    if (bytes) {
+        scale = toy_kv__loadh_neon(table->scale + 2 * (size_t)j);
+        more = toy_kv__loadh_neon(table->scale + 2 * ((size_t)j + next));
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = b[k] = toy_kv__set1_neon(0.0f);
+    for (d = 0; d < n_in; d++) {
+        const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
+        toy_kv__vf_neon u = toy_kv__entries_neon(table, at, bytes);
+        toy_kv__vf_neon v = m > 1 ? toy_kv__entries_neon(table, at + next, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_neon q = toy_kv__set1_neon(x[k * ldx + d]);
+            a[k] = toy_kv__fma_neon(q, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_neon(q, v, b[k]);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        float *to = y + (size_t)k * (size_t)n_out + j;
+        toy_kv__store_neon(to, toy_kv__mul_neon(scale, a[k]));
+        if (m > 1)
+            toy_kv__store_neon(to + next, toy_kv__mul_neon(more, b[k]));
+    }
+}
+
 TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__map_entries_neon(const toy_kv__matrix *table, const int bytes,
                                                          int n_in, int n_out, const float *x,
                                                          int ldx, int rows, float *y)
 {
     int r, j = 0, d;
-    for (; j + 2 * TOY_KV__LANES_neon <= n_out && rows % 4 == 0; j += 2 * TOY_KV__LANES_neon) {
-        toy_kv__vf_neon scale = toy_kv__set1_neon(1.0f), next = scale;
-        if (bytes) {
-            scale = toy_kv__loadh_neon(table->scale + 2 * (size_t)j);
-            next = toy_kv__loadh_neon(table->scale + 2 * (size_t)(j + TOY_KV__LANES_neon));
-        }
-        for (r = 0; r < rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f), b##k = a##k;
-            TOY_KV__ROWS4(TOY_KV__X)
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__map_some_neon(table, bytes, n_in, n_out, j, 2, x + (size_t)r * (size_t)ldx, ldx, n,       \
+                       y + (size_t)r * (size_t)n_out)
+    for (; j + 2 * TOY_KV__LANES_neon <= n_out; j += 2 * TOY_KV__LANES_neon)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                const size_t at = (size_t)d * (size_t)n_out + (size_t)j;
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-                toy_kv__vf_neon u = toy_kv__entries_neon(table, at, bytes);
-                toy_kv__vf_neon v = toy_kv__entries_neon(table, at + TOY_KV__LANES_neon, bytes);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon q = toy_kv__set1_neon(xd[k * ldx]);                                              \
-        a##k = toy_kv__fma_neon(q, u, a##k);                                                          \
-        b##k = toy_kv__fma_neon(q, v, b##k);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        float *to = y + (size_t)(r + k) * (size_t)n_out + j;                                       \
-        toy_kv__store_neon(to, toy_kv__mul_neon(scale, a##k));                                           \
-        toy_kv__store_neon(to + TOY_KV__LANES_neon, toy_kv__mul_neon(next, b##k));                          \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-    }
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__map_some_neon(table, bytes, n_in, n_out, j, 1, x + (size_t)r * (size_t)ldx, ldx, n,       \
+                       y + (size_t)r * (size_t)n_out)
     for (; j < n_out && n_out >= TOY_KV__LANES_neon; j += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon scale;
         if (j + TOY_KV__LANES_neon > n_out) /* the last LANES, some of them once more */
             j = n_out - TOY_KV__LANES_neon;
-        scale = bytes ? toy_kv__loadh_neon(table->scale + 2 * (size_t)j) : toy_kv__set1_neon(1.0f);
-        for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            for (d = 0; d < n_in; d++) {
-                toy_kv__vf_neon b =
-                    toy_kv__entries_neon(table, (size_t)d * (size_t)n_out + (size_t)j, bytes);
-                const float *xd = x + (size_t)r * (size_t)ldx + d;
-#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(xd[k * ldx]), b, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__store_neon(y + (size_t)(r + k) * (size_t)n_out + j, toy_kv__mul_neon(scale, a##k));
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-            for (d = 0; d < n_in; d++)
-                a = toy_kv__fma_neon(
-                    toy_kv__set1_neon(x[(size_t)r * (size_t)ldx + (size_t)d]),
-                    toy_kv__entries_neon(table, (size_t)d * (size_t)n_out + (size_t)j, bytes), a);
-            toy_kv__store_neon(y + (size_t)r * (size_t)n_out + j, toy_kv__mul_neon(scale, a));
-        }
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
     }
+#undef TOY_KV__X
     for (; j < n_out; j++)
         for (r = 0; r < rows; r++) {
             float sum = 0.0f;
@@ -9076,70 +8947,72 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(toy_kv__matrix table, int n_in,
         toy_kv__map_entries_neon(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
-/* Outputs d .. d + n - 1 of four rows x [4, n_in], whose last LANES are `rest`, 0 where whole ones
- * end. n: 1 or 2, a constant: two outputs share what is loaded of x. */
-TOY_KV__TARGET_neon TOY_KV__INLINE void
-toy_kv__unmap_four_neon(const toy_kv__matrix *table, const int bytes, int d, const int n, int n_in,
-                     const float *x, float (*rest)[TOY_KV__LANES_neon], float *o, int n_out)
+/* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
+ * end: o [n, n_out]. n and m, 1 or 2: constants; two outputs share what is loaded of x. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_some_neon(const toy_kv__matrix *table, const int bytes,
+                                                        int d, const int m, int n_in,
+                                                        const float *x,
+                                                        float (*rest)[TOY_KV__LANES_neon], const int n,
+                                                        float *o, int n_out)
 {
-    const size_t row = (size_t)d * (size_t)n_in, next = n > 1 ? (size_t)n_in : 0;
+    const size_t row = (size_t)d * (size_t)n_in, next = m > 1 ? (size_t)n_in : 0;
     const int whole = n_in / TOY_KV__LANES_neon * TOY_KV__LANES_neon;
+    toy_kv__vf_neon a[4], b[4];
     float sum[4], more[4];
-    int j;
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f), b##k = a##k;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int j, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = b[k] = toy_kv__set1_neon(0.0f);
     for (j = 0; j < whole; j += TOY_KV__LANES_neon) {
         toy_kv__vf_neon u = toy_kv__entries_neon(table, row + (size_t)j, bytes);
-        toy_kv__vf_neon v = n > 1 ? toy_kv__entries_neon(table, row + next + (size_t)j, bytes) : u;
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon y = toy_kv__load_neon(x + k * n_in + j);                                         \
-        a##k = toy_kv__fma_neon(y, u, a##k);                                                          \
-        if (n > 1)                                                                                 \
-            b##k = toy_kv__fma_neon(y, v, b##k);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_neon v = m > 1 ? toy_kv__entries_neon(table, row + next + (size_t)j, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_neon y = toy_kv__load_neon(x + k * n_in + j);
+            a[k] = toy_kv__fma_neon(y, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_neon(y, v, b[k]);
+        }
     }
     if (j < n_in && n_in >= TOY_KV__LANES_neon) { /* the last LANES, some of them once more */
         const size_t last = row + (size_t)(n_in - TOY_KV__LANES_neon);
         toy_kv__vf_neon u = toy_kv__entries_neon(table, last, bytes);
-        toy_kv__vf_neon v = n > 1 ? toy_kv__entries_neon(table, last + next, bytes) : u;
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon y = toy_kv__load_neon(rest[k]);                                                  \
-        a##k = toy_kv__fma_neon(y, u, a##k);                                                          \
-        if (n > 1)                                                                                 \
-            b##k = toy_kv__fma_neon(y, v, b##k);                                                      \
-    }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_neon v = m > 1 ? toy_kv__entries_neon(table, last + next, bytes) : u;
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_neon y = toy_kv__load_neon(rest[k]);
+            a[k] = toy_kv__fma_neon(y, u, a[k]);
+            if (m > 1)
+                b[k] = toy_kv__fma_neon(y, v, b[k]);
+        }
         j = n_in;
     }
-    toy_kv__hsum4_neon(a0, a1, a2, a3, sum);
-    if (n > 1)
-        toy_kv__hsum4_neon(b0, b1, b2, b3, more);
-    for (; j < n_in; j++) {
-        const float u = toy_kv__raw_at(table, row + (size_t)j);
-        const float v = toy_kv__raw_at(table, row + next + (size_t)j);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        sum[k] += x[k * n_in + j] * u;                                                             \
-        if (n > 1)                                                                                 \
-            more[k] += x[k * n_in + j] * v;                                                        \
+    toy_kv__lane_sums_neon(a, n, sum);
+    toy_kv__lane_sums_neon(b, n, more);
+    for (; j < n_in; j++)
+        for (k = 0; k < n; k++) {
+            sum[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + (size_t)j);
+            more[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + next + (size_t)j);
+        }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        o[k * n_out + d] += sum[k];
+        if (m > 1)
+            o[k * n_out + d + 1] += more[k];
     }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        o[k * n_out + d] += sum[k];                                                                \
-        if (n > 1)                                                                                 \
-            o[k * n_out + d + 1] += more[k];                                                       \
-    }
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+}
+
+/* All outputs of n rows. n: a constant. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_rows_neon(const toy_kv__matrix *table, const int bytes,
+                                                        int n_out, int n_in, const float *x,
+                                                        float (*rest)[TOY_KV__LANES_neon], const int n,
+                                                        float *o)
+{
+    int d;
+    for (d = 0; d + 2 <= n_out; d += 2)
+        toy_kv__unmap_some_neon(table, bytes, d, 2, n_in, x, rest, n, o, n_out);
+    if (d < n_out)
+        toy_kv__unmap_some_neon(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
 }
 
 TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv__matrix *table,
@@ -9147,7 +9020,7 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv_
                                                            const float *y, int rows, float *o)
 {
     float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_neon]; /* the last LANES of y, 0 where whole ones end */
-    int d, r, j;
+    int r, j;
     for (r = 0; r < rows && n_in >= TOY_KV__LANES_neon; r++)
         for (j = 0; j < TOY_KV__LANES_neon; j++) {
             int at = n_in - TOY_KV__LANES_neon + j;
@@ -9155,27 +9028,11 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv_
                              ? 0.0f
                              : y[(size_t)r * (size_t)n_in + (size_t)at];
         }
-    for (r = 0; r + 4 <= rows; r += 4) {
-        const float *x = y + (size_t)r * (size_t)n_in;
-        for (d = 0; d + 2 <= n_out; d += 2)
-            toy_kv__unmap_four_neon(table, bytes, d, 2, n_in, x, rest + r, o + r * n_out, n_out);
-        if (d < n_out)
-            toy_kv__unmap_four_neon(table, bytes, d, 1, n_in, x, rest + r, o + r * n_out, n_out);
-    }
-    for (; r < rows; r++)
-        for (d = 0; d < n_out; d++) {
-            const size_t row = (size_t)d * (size_t)n_in;
-            const float *x = y + (size_t)r * (size_t)n_in;
-            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-            float sum;
-            for (j = 0; j + TOY_KV__LANES_neon <= n_in; j += TOY_KV__LANES_neon)
-                a = toy_kv__fma_neon(toy_kv__load_neon(x + j),
-                                  toy_kv__entries_neon(table, row + (size_t)j, bytes), a);
-            sum = toy_kv__hsum_neon(a);
-            for (; j < n_in; j++)
-                sum += x[j] * toy_kv__raw_at(table, row + (size_t)j);
-            o[r * n_out + d] += sum;
-        }
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__unmap_rows_neon(table, bytes, n_out, n_in, y + (size_t)r * (size_t)n_in, rest + r, n,     \
+                         o + r * n_out)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
 }
 
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
@@ -9193,8 +9050,6 @@ TOY_KV__TARGET_neon static void toy_kv__unmap_neon(toy_kv__matrix table, int n_o
             y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
     toy_kv__unmap_entries_neon(&table, 1, n_out, n_in, y, rows, o);
 }
-
-#undef TOY_KV__ROWS4
 /* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
  * softmax of scores, exact tokens, sums over lanes, angles. */
 
@@ -9216,8 +9071,6 @@ TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__exp_neon(toy_kv__vf_ne
     low = toy_kv__fma_neon(high, square, low);
     return toy_kv__scale2_neon(low, n);
 }
-
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
 /* dst [rows, BLOCK] = gain [BLOCK] * src [rows, BLOCK] */
 TOY_KV__TARGET_neon static void toy_kv__scale_rows_neon(const float *gain, const float *src, int rows,
@@ -9316,43 +9169,41 @@ TOY_KV__TARGET_neon static float toy_kv__exponentials_neon(float *s, int blocks,
     return toy_kv__hsum_neon(sum);
 }
 
-/* s [4, BLOCK] at token 0 = q [4, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
- */
-TOY_KV__TARGET_neon static inline void toy_kv__exact_four_neon(const unsigned char *k,
-                                                         const unsigned char *l, const float *q,
-                                                         int next, float *s)
+/* s [n, BLOCK] at token 0 = q [n, HEAD_DIM] . k, and at `next` tokens on = q . l, which may be k.
+ * n: a constant, 4 at most. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__exact_pair_neon(const unsigned char *k,
+                                                        const unsigned char *l, const float *q,
+                                                        const int n, int next, float *s)
 {
+    toy_kv__vf_neon a[4], b[4];
     float sum[2][4];
-    int d;
-#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f), b##i = a##i;
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+    int d, i;
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++)
+        a[i] = b[i] = toy_kv__set1_neon(0.0f);
     for (d = 0; d + TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += TOY_KV__LANES_neon) {
         toy_kv__vf_neon x = toy_kv__loadh_neon(k + 2 * d), y = toy_kv__loadh_neon(l + 2 * d);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon query = toy_kv__load_neon(q + i * TOY_KV_HEAD_DIM + d);                            \
-        a##i = toy_kv__fma_neon(query, x, a##i);                                                      \
-        b##i = toy_kv__fma_neon(query, y, b##i);                                                      \
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++) {
+            toy_kv__vf_neon query = toy_kv__load_neon(q + i * TOY_KV_HEAD_DIM + d);
+            a[i] = toy_kv__fma_neon(query, x, a[i]);
+            b[i] = toy_kv__fma_neon(query, y, b[i]);
+        }
     }
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-    }
-    toy_kv__hsum4_neon(a0, a1, a2, a3, sum[0]);
-    toy_kv__hsum4_neon(b0, b1, b2, b3, sum[1]);
+    toy_kv__lane_sums_neon(a, n, sum[0]);
+    toy_kv__lane_sums_neon(b, n, sum[1]);
     for (; d < TOY_KV_HEAD_DIM; d++) {
         float x = toy_kv__half_at(k, (size_t)d), y = toy_kv__half_at(l, (size_t)d);
-#define TOY_KV__X(i)                                                                                 \
-    sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;                                                     \
-    sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        for (i = 0; i < n; i++) {
+            sum[0][i] += q[i * TOY_KV_HEAD_DIM + d] * x;
+            sum[1][i] += q[i * TOY_KV_HEAD_DIM + d] * y;
+        }
     }
-#define TOY_KV__X(i)                                                                                 \
-    s[i * TOY_KV_BLOCK] = sum[0][i];                                                                 \
-    s[i * TOY_KV_BLOCK + next] = sum[1][i];
-    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+    for (i = 0; i < n; i++) {
+        s[i * TOY_KV_BLOCK] = sum[0][i];
+        s[i * TOY_KV_BLOCK + next] = sum[1][i];
+    }
 }
 
 /* s [rows, BLOCK] = q [rows, HEAD_DIM] . the n rows of k, binary16 [n, HEAD_DIM]: exact tokens, two
@@ -9365,61 +9216,59 @@ TOY_KV__TARGET_neon static void toy_kv__exact_scores_neon(const unsigned char *k
         const unsigned char *x = k + 2 * (size_t)t * TOY_KV_HEAD_DIM;
         int next = t + 1 < n;
         const unsigned char *y = x + 2 * next * TOY_KV_HEAD_DIM;
-        for (r = 0; r + 4 <= rows; r += 4)
-            toy_kv__exact_four_neon(x, y, q + r * TOY_KV_HEAD_DIM, next, s + r * TOY_KV_BLOCK + t);
-        for (; r < rows; r++) {
-            s[r * TOY_KV_BLOCK + t] = toy_kv__dot_row_neon(x, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
-            if (next)
-                s[r * TOY_KV_BLOCK + t + 1] =
-                    toy_kv__dot_row_neon(y, TOY_KV_HEAD_DIM, q + r * TOY_KV_HEAD_DIM);
+#define TOY_KV__X(n_rows)                                                                            \
+    toy_kv__exact_pair_neon(x, y, q + r * TOY_KV_HEAD_DIM, n_rows, next, s + r * TOY_KV_BLOCK + t)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
+    }
+}
+
+/* o [m, HEAD_DIM] += p [m, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. m: a constant, 4
+ * at most. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__exact_add_neon(const unsigned char *v, int n,
+                                                       const float *p, const int m, float *o)
+{
+    int t, i, d;
+    for (d = 0; d + 2 * TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_neon) {
+        float *dst = o + d, *next = dst + TOY_KV__LANES_neon;
+        toy_kv__vf_neon a[4], b[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            a[i] = toy_kv__load_neon(dst + i * TOY_KV_HEAD_DIM);
+            b[i] = toy_kv__load_neon(next + i * TOY_KV_HEAD_DIM);
+        }
+        for (t = 0; t < n; t++) {
+            const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+            toy_kv__vf_neon x = toy_kv__loadh_neon(row), y = toy_kv__loadh_neon(row + 2 * TOY_KV__LANES_neon);
+#pragma GCC unroll 4
+            for (i = 0; i < m; i++) {
+                toy_kv__vf_neon w = toy_kv__set1_neon(p[i * TOY_KV_BLOCK + t]);
+                a[i] = toy_kv__fma_neon(w, x, a[i]);
+                b[i] = toy_kv__fma_neon(w, y, b[i]);
+            }
+        }
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++) {
+            toy_kv__store_neon(dst + i * TOY_KV_HEAD_DIM, a[i]);
+            toy_kv__store_neon(next + i * TOY_KV_HEAD_DIM, b[i]);
         }
     }
+    for (; d < TOY_KV_HEAD_DIM; d++)
+        for (t = 0; t < n; t++) {
+            float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
+            for (i = 0; i < m; i++)
+                o[i * TOY_KV_HEAD_DIM + d] += p[i * TOY_KV_BLOCK + t] * x;
+        }
 }
 
 /* o [rows, HEAD_DIM] += p [rows, BLOCK] times the n rows of v, binary16 [n, HEAD_DIM]. */
 TOY_KV__TARGET_neon static void toy_kv__exact_sums_neon(const unsigned char *v, int n, const float *p,
                                                   int rows, float *o)
 {
-    int t, r, d;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (d = 0; d + 2 * TOY_KV__LANES_neon <= TOY_KV_HEAD_DIM; d += 2 * TOY_KV__LANES_neon) {
-            float *dst = o + r * TOY_KV_HEAD_DIM + d, *next = dst + TOY_KV__LANES_neon;
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__vf_neon a##i = toy_kv__load_neon(dst + i * TOY_KV_HEAD_DIM),                                   \
-                 b##i = toy_kv__load_neon(next + i * TOY_KV_HEAD_DIM);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r;
+#define TOY_KV__X(n_rows) toy_kv__exact_add_neon(v, n, p + r * TOY_KV_BLOCK, n_rows, o + r * TOY_KV_HEAD_DIM)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (t = 0; t < n; t++) {
-                const unsigned char *row = v + 2 * ((size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-                toy_kv__vf_neon x = toy_kv__loadh_neon(row),
-                             y = toy_kv__loadh_neon(row + 2 * TOY_KV__LANES_neon);
-#define TOY_KV__X(i)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon w = toy_kv__set1_neon(p[(r + i) * TOY_KV_BLOCK + t]);                              \
-        a##i = toy_kv__fma_neon(w, x, a##i);                                                          \
-        b##i = toy_kv__fma_neon(w, y, b##i);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i)                                                                                 \
-    toy_kv__store_neon(dst + i * TOY_KV_HEAD_DIM, a##i);                                                \
-    toy_kv__store_neon(next + i * TOY_KV_HEAD_DIM, b##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; d < TOY_KV_HEAD_DIM; d++)
-            for (t = 0; t < n; t++) {
-                float x = toy_kv__half_at(v, (size_t)t * TOY_KV_HEAD_DIM + (size_t)d);
-#define TOY_KV__X(i) o[(r + i) * TOY_KV_HEAD_DIM + d] += p[(r + i) * TOY_KV_BLOCK + t] * x;
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-    }
-    for (; r < rows; r++)
-        for (t = 0; t < n; t++)
-            toy_kv__add_row_neon(v + 2 * (size_t)t * TOY_KV_HEAD_DIM, TOY_KV_HEAD_DIM,
-                              p[r * TOY_KV_BLOCK + t], o + r * TOY_KV_HEAD_DIM);
 }
 
 /* y [n] = sums over the lanes of acc [n, LANES] */
@@ -9464,8 +9313,6 @@ TOY_KV__TARGET_neon static void toy_kv__turn_on_neon(const float *dc, const floa
         s[i] = y * dc[i] + x * ds[i];
     }
 }
-
-#undef TOY_KV__ROWS4
 /* Kernels for one instruction set, in terms of its vector vocabulary:
  *
  *   vf: LANES floats    set1 load store loadh (from binary16) loadu8 loads8 (from bytes) add sub
@@ -9478,44 +9325,63 @@ TOY_KV__TARGET_neon static void toy_kv__turn_on_neon(const float *dc, const floa
  * high nibbles the rest. Rows are queries that share one pass over the codes; kernels take them
  * four at a time, so that a plane is unpacked once for four queries. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
+/* s [n, BLOCK] += sum over planes of lut [planes, step] at each token's code, n tables of sixteen
+ * from the first on. n: a constant, 4 at most. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__score_some_neon(const unsigned char *codes, int planes,
+                                                        const float *lut, size_t step, const int n,
+                                                        float *s)
+{
+    int t, p, k;
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__load_neon(s + k * TOY_KV_BLOCK + t);
+        for (p = 0; p < planes; p++) {
+            toy_kv__vi_neon code = toy_kv__nibbles_neon(codes + p * (TOY_KV_BLOCK / 2), t);
+            const float *tab = lut + (size_t)p * step;
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                a[k] = toy_kv__add_neon(a[k], toy_kv__lookup_neon(toy_kv__table_neon(tab + k * 16), code));
+        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            toy_kv__store_neon(s + k * TOY_KV_BLOCK + t, a[k]);
+    }
+}
 
 /* s [rows, BLOCK] += sum over planes of lut [planes, rows, 16] at each token's code. */
 TOY_KV__TARGET_neon static void toy_kv__score_nibbles_neon(const unsigned char *codes, int planes,
                                                      const float *lut, int rows, float *s)
 {
-    int r, t, p;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__load_neon(dst + i * TOY_KV_BLOCK);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_some_neon(codes, planes, lut + r * 16, (size_t)rows * 16, n, s + r * TOY_KV_BLOCK)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (p = 0; p < planes; p++) {
-                toy_kv__vi_neon code = toy_kv__nibbles_neon(codes + p * (TOY_KV_BLOCK / 2), t);
-                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
-#define TOY_KV__X(i)                                                                                 \
-    a##i = toy_kv__add_neon(a##i, toy_kv__lookup_neon(toy_kv__table_neon(tab + i * 16), code));
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(i) toy_kv__store_neon(dst + i * TOY_KV_BLOCK, a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times the codewords of one
+ * channel. n: a constant, 4 at most. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__sum_some_neon(const unsigned char *plane, const float *book,
+                                                      const float *p, const int n, float *acc,
+                                                      size_t stride)
+{
+    const toy_kv__vt_neon table = toy_kv__table_neon(book);
+    toy_kv__vf_neon a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_neon(acc + (size_t)k * stride * TOY_KV__LANES_neon);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon v = toy_kv__lookup_neon(table, toy_kv__nibbles_neon(plane, t));
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_neon(toy_kv__load_neon(p + k * TOY_KV_BLOCK + t), v, a[k]);
     }
-    for (; r < rows; r++) {
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-            float *dst = s + r * TOY_KV_BLOCK + t;
-            toy_kv__vf_neon a = toy_kv__load_neon(dst);
-            for (p = 0; p < planes; p++) {
-                toy_kv__vi_neon code = toy_kv__nibbles_neon(codes + p * (TOY_KV_BLOCK / 2), t);
-                const float *tab = lut + ((size_t)p * (size_t)rows + (size_t)r) * 16;
-                a = toy_kv__add_neon(a, toy_kv__lookup_neon(toy_kv__table_neon(tab), code));
-            }
-            toy_kv__store_neon(dst, a);
-        }
-    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_neon(acc + (size_t)k * stride * TOY_KV__LANES_neon, a[k]);
 }
 
 /* acc [rows, stride] of LANES floats each: acc[r][c] += p[r] * codeword, over the tokens of a
@@ -9525,40 +9391,16 @@ TOY_KV__TARGET_neon static void toy_kv__sum_nibbles_neon(const unsigned char *co
                                                    const float *p, int rows, float *acc,
                                                    size_t stride)
 {
-    int r, t, i, w;
-    for (i = 0; i < planes; i++) {
-        const unsigned char *plane = codes + i * (TOY_KV_BLOCK / 2);
-        for (w = 0; w < width; w++) {
-            toy_kv__vt_neon table =
-                toy_kv__table_neon(book + ((size_t)i * (size_t)width + (size_t)w) * 16);
-            float *dst = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_neon;
-            for (r = 0; r + 4 <= rows; r += 4) {
-                const float *prob = p + r * TOY_KV_BLOCK;
-                float *d = dst + (size_t)r * stride * TOY_KV__LANES_neon;
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__load_neon(d + k * stride * TOY_KV__LANES_neon);
-                TOY_KV__ROWS4(TOY_KV__X)
+    int r, i, w;
+    for (i = 0; i < planes; i++, codes += TOY_KV_BLOCK / 2)
+        for (w = 0; w < width; w++, book += 16) {
+            float *to = acc + (size_t)(i / stages * width + w) * TOY_KV__LANES_neon;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_some_neon(codes, book, p + r * TOY_KV_BLOCK, n,                                         \
+                       to + (size_t)r * stride * TOY_KV__LANES_neon, stride)
+            TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-                    toy_kv__vf_neon v = toy_kv__lookup_neon(table, toy_kv__nibbles_neon(plane, t));
-#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(prob + k * TOY_KV_BLOCK + t), v, a##k);
-                    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                }
-#define TOY_KV__X(k) toy_kv__store_neon(d + k * stride * TOY_KV__LANES_neon, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            for (; r < rows; r++) {
-                const float *prob = p + r * TOY_KV_BLOCK;
-                float *d = dst + (size_t)r * stride * TOY_KV__LANES_neon;
-                toy_kv__vf_neon a = toy_kv__load_neon(d);
-                for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
-                    a = toy_kv__fma_neon(toy_kv__load_neon(prob + t),
-                                      toy_kv__lookup_neon(table, toy_kv__nibbles_neon(plane, t)), a);
-                toy_kv__store_neon(d, a);
-            }
         }
-    }
 }
 
 /* Values of tokens t and on of a plane of one channel. `half`: binary16, two bytes a token; else a
@@ -9570,6 +9412,42 @@ TOY_KV__TARGET_neon static inline toy_kv__vf_neon toy_kv__scalars_neon(const uns
                 : toy_kv__add_neon(toy_kv__loadu8_neon(plane + t), toy_kv__set1_neon(-128.0f));
 }
 
+/* s [n, BLOCK] at tokens t .. t + 2 LANES - 1 += q [planes, step] * value. n: a constant, 4 at
+ * most. asked: NULL, or what is asked for meanwhile. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__score_values_neon(const unsigned char *codes, int planes,
+                                                          int half, int t, const float *q,
+                                                          size_t step, const int n,
+                                                          toy_kv__asked *asked, float *s)
+{
+    const size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    toy_kv__vf_neon a[4], b[4];
+    int c, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        a[k] = toy_kv__load_neon(s + k * TOY_KV_BLOCK + t);
+        b[k] = toy_kv__load_neon(s + k * TOY_KV_BLOCK + t + TOY_KV__LANES_neon);
+    }
+    for (c = 0; c < planes; c++, codes += bytes, q += step) {
+        toy_kv__vf_neon v = toy_kv__scalars_neon(codes, t, half);
+        toy_kv__vf_neon w = toy_kv__scalars_neon(codes, t + TOY_KV__LANES_neon, half);
+        if (TOY_KV__LANES_neon >= 8 && asked != NULL)
+            toy_kv__ask(asked);
+        if (TOY_KV__LANES_neon >= 16 && half && asked != NULL)
+            toy_kv__ask(asked);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++) {
+            toy_kv__vf_neon x = toy_kv__set1_neon(q[k]);
+            a[k] = toy_kv__fma_neon(x, v, a[k]);
+            b[k] = toy_kv__fma_neon(x, w, b[k]);
+        }
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++) {
+        toy_kv__store_neon(s + k * TOY_KV_BLOCK + t, a[k]);
+        toy_kv__store_neon(s + k * TOY_KV_BLOCK + t + TOY_KV__LANES_neon, b[k]);
+    }
+}
+
 /* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
  * lines are asked for as it has together with one of values. */
 TOY_KV__TARGET_neon static void toy_kv__score_scalars_neon(const unsigned char *codes, int planes,
@@ -9577,54 +9455,36 @@ TOY_KV__TARGET_neon static void toy_kv__score_scalars_neon(const unsigned char *
                                                      toy_kv__asked *ahead, float *s)
 {
     toy_kv__asked asked = *ahead;
-    int r, t, c;
-    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_neon) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_neon;
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__vf_neon a##k = toy_kv__load_neon(dst + k * TOY_KV_BLOCK),                                      \
-                 b##k = toy_kv__load_neon(next + k * TOY_KV_BLOCK);
-            TOY_KV__ROWS4(TOY_KV__X)
+    int r, t;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__score_values_neon(codes, planes, half, t, q + r, (size_t)rows, n,                         \
+                           n == 4 && r == 0 ? &asked : NULL, s + r * TOY_KV_BLOCK)
+    for (t = 0; t < TOY_KV_BLOCK; t += 2 * TOY_KV__LANES_neon)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (c = 0; c < planes; c++) {
-                const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_neon v = toy_kv__scalars_neon(plane, t, half);
-                toy_kv__vf_neon w = toy_kv__scalars_neon(plane, t + TOY_KV__LANES_neon, half);
-                const float *qc = q + c * rows + r;
-                if (TOY_KV__LANES_neon >= 8 && r == 0)
-                    toy_kv__ask(&asked);
-                if (TOY_KV__LANES_neon >= 16 && half && r == 0)
-                    toy_kv__ask(&asked);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon x = toy_kv__set1_neon(qc[k]);                                                    \
-        a##k = toy_kv__fma_neon(x, v, a##k);                                                          \
-        b##k = toy_kv__fma_neon(x, w, b##k);                                                          \
-    }
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k)                                                                                 \
-    toy_kv__store_neon(dst + k * TOY_KV_BLOCK, a##k);                                                   \
-    toy_kv__store_neon(next + k * TOY_KV_BLOCK, b##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-        }
-        for (; r < rows; r++) {
-            float *dst = s + r * TOY_KV_BLOCK + t, *next = dst + TOY_KV__LANES_neon;
-            toy_kv__vf_neon a = toy_kv__load_neon(dst), b = toy_kv__load_neon(next);
-            for (c = 0; c < planes; c++) {
-                const unsigned char *plane = codes + (size_t)c * bytes;
-                toy_kv__vf_neon x = toy_kv__set1_neon(q[c * rows + r]);
-                a = toy_kv__fma_neon(x, toy_kv__scalars_neon(plane, t, half), a);
-                b = toy_kv__fma_neon(x, toy_kv__scalars_neon(plane, t + TOY_KV__LANES_neon, half), b);
-            }
-            toy_kv__store_neon(dst, a);
-            toy_kv__store_neon(next, b);
-        }
-    }
     *ahead = asked;
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times a plane's values. n: a
+ * constant, 4 at most. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__sum_values_neon(const unsigned char *plane, int half,
+                                                        const float *p, const int n, float *acc,
+                                                        size_t stride)
+{
+    toy_kv__vf_neon a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_neon(acc + (size_t)k * stride * TOY_KV__LANES_neon);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon v = toy_kv__scalars_neon(plane, t, half);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_neon(toy_kv__load_neon(p + k * TOY_KV_BLOCK + t), v, a[k]);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_neon(acc + (size_t)k * stride * TOY_KV__LANES_neon, a[k]);
 }
 
 /* acc[r][c] += p[r] * value, one channel a plane, as above. */
@@ -9632,37 +9492,37 @@ TOY_KV__TARGET_neon static void toy_kv__sum_scalars_neon(const unsigned char *co
                                                    const float *p, int rows, float *acc,
                                                    size_t stride)
 {
-    int r, t, c;
-    size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
-    for (c = 0; c < planes; c++) {
-        const unsigned char *plane = codes + (size_t)c * bytes;
-        float *dst = acc + (size_t)c * TOY_KV__LANES_neon;
-        for (r = 0; r + 4 <= rows; r += 4) {
-            const float *prob = p + r * TOY_KV_BLOCK;
-            float *d = dst + (size_t)r * stride * TOY_KV__LANES_neon;
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__load_neon(d + k * stride * TOY_KV__LANES_neon);
-            TOY_KV__ROWS4(TOY_KV__X)
+    const size_t bytes = half ? 2 * TOY_KV_BLOCK : TOY_KV_BLOCK;
+    int r, c;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_values_neon(codes, half, p + r * TOY_KV_BLOCK, n,                                       \
+                         acc + (size_t)r * stride * TOY_KV__LANES_neon, stride)
+    for (c = 0; c < planes; c++, codes += bytes, acc += TOY_KV__LANES_neon)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-                toy_kv__vf_neon v = toy_kv__scalars_neon(plane, t, half);
-#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__load_neon(prob + k * TOY_KV_BLOCK + t), v, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-#define TOY_KV__X(k) toy_kv__store_neon(d + k * stride * TOY_KV__LANES_neon, a##k);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+}
+
+/* lut [n, 16]: the scores of codewords with the queries y [n, stride] of a plane's channels. n: a
+ * constant, 4 at most. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__fill_some_neon(const unsigned char *book, int width,
+                                                       const float *y, size_t stride, const int n,
+                                                       float *lut)
+{
+    int i, w, k;
+    for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__set1_neon(0.0f);
+        for (w = 0; w < width; w++) {
+            toy_kv__vf_neon b = toy_kv__loadh_neon(book + 2 * (w * 16 + i));
+#pragma GCC unroll 4
+            for (k = 0; k < n; k++)
+                a[k] = toy_kv__fma_neon(toy_kv__set1_neon(y[(size_t)k * stride + (size_t)w]), b, a[k]);
         }
-        for (; r < rows; r++) {
-            const float *prob = p + r * TOY_KV_BLOCK;
-            float *d = dst + (size_t)r * stride * TOY_KV__LANES_neon;
-            toy_kv__vf_neon a = toy_kv__load_neon(d);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-                toy_kv__vf_neon v = toy_kv__scalars_neon(plane, t, half);
-                a = toy_kv__fma_neon(toy_kv__load_neon(prob + t), v, a);
-            }
-            toy_kv__store_neon(d, a);
-        }
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            toy_kv__store_neon(lut + k * 16 + i, a[k]);
     }
 }
 
@@ -9671,36 +9531,15 @@ TOY_KV__TARGET_neon static void toy_kv__sum_scalars_neon(const unsigned char *co
 TOY_KV__TARGET_neon static void toy_kv__fill_tables_neon(const toy_kv__run *run, const float *y,
                                                    size_t stride, int rows, float *lut)
 {
-    int p, r, w, i;
+    int p, r;
     for (p = 0; p < run->planes; p++, lut += rows * 16) {
         const float *q = y + p / run->stages * run->width;
         const unsigned char *book = toy_kv__table(run->book + p / run->stages * run->book_step +
                                                 p % run->stages * run->width * 16);
-        for (i = 0; i < 16; i += TOY_KV__LANES_neon) {
-            for (r = 0; r + 4 <= rows; r += 4) {
-                const float *x = q + (size_t)r * stride;
-                float *dst = lut + r * 16 + i;
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
-                TOY_KV__ROWS4(TOY_KV__X)
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__fill_some_neon(book, run->width, q + (size_t)r * stride, stride, n, lut + r * 16)
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
-                for (w = 0; w < run->width; w++) {
-                    toy_kv__vf_neon b = toy_kv__loadh_neon(book + 2 * (w * 16 + i));
-#define TOY_KV__X(k) a##k = toy_kv__fma_neon(toy_kv__set1_neon(x[k * stride + (size_t)w]), b, a##k);
-                    TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-                }
-#define TOY_KV__X(k) toy_kv__store_neon(dst + k * 16, a##k);
-                TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
-            }
-            for (; r < rows; r++) {
-                toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-                for (w = 0; w < run->width; w++)
-                    a = toy_kv__fma_neon(toy_kv__set1_neon(q[(size_t)r * stride + (size_t)w]),
-                                      toy_kv__loadh_neon(book + 2 * (w * 16 + i)), a);
-                toy_kv__store_neon(lut + r * 16 + i, a);
-            }
-        }
     }
 }
 
@@ -9709,28 +9548,30 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *bo
                                                    const float *z)
 {
     enum { STEP = 4 * TOY_KV__LANES_neon };
+    const toy_kv__vf_neon one = toy_kv__set1_neon(-1.0f);
     float negative[STEP], top = -3.4e38f; /* of negative distances */
     int i, k, w, best = 0;
     for (i = 0; i + STEP <= n; i += STEP) {
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_neon a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            a[k] = toy_kv__set1_neon(0.0f);
         for (w = 0; w < width; w++) {
             const unsigned char *row = book + 2 * ((size_t)w * (size_t)n + (size_t)i);
-            toy_kv__vf_neon minus = toy_kv__set1_neon(-z[w]), one = toy_kv__set1_neon(-1.0f);
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon d = toy_kv__add_neon(toy_kv__loadh_neon(row + 2 * k * TOY_KV__LANES_neon), minus);     \
-        a##k = toy_kv__fma_neon(d, toy_kv__mul_neon(d, one), a##k);                                      \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+            toy_kv__vf_neon minus = toy_kv__set1_neon(-z[w]);
+#pragma GCC unroll 4
+            for (k = 0; k < 4; k++) {
+                toy_kv__vf_neon d =
+                    toy_kv__add_neon(toy_kv__loadh_neon(row + 2 * k * TOY_KV__LANES_neon), minus);
+                a[k] = toy_kv__fma_neon(d, toy_kv__mul_neon(d, one), a[k]);
+            }
         }
-        if (!(toy_kv__hmax_neon(toy_kv__max_neon(toy_kv__max_neon(a0, a1), toy_kv__max_neon(a2, a3))) > top))
+        if (!(toy_kv__hmax_neon(toy_kv__max_neon(toy_kv__max_neon(a[0], a[1]), toy_kv__max_neon(a[2], a[3]))) >
+              top))
             continue;
-#define TOY_KV__X(k) toy_kv__store_neon(negative + k * TOY_KV__LANES_neon, a##k);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            toy_kv__store_neon(negative + k * TOY_KV__LANES_neon, a[k]);
         for (k = 0; k < STEP; k++)
             if (negative[k] > top) {
                 top = negative[k];
@@ -9755,8 +9596,6 @@ TOY_KV__TARGET_neon static int toy_kv__nearest_wide_neon(const unsigned char *bo
 static const toy_kv__ops toy_kv__ops_neon = {TOY_KV__LANES_neon, TOY_KV__KERNELS(TOY_KV__X) TOY_KV__BYTE_OPS_neon,
                                         &toy_kv__dense_neon, &toy_kv__code_neon};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* What the byte kernels for NEON with dot products have in common: codes and entries that a table
  * instruction looks up, dot products, sums. Few of them need more than NEON; those have a target.
  */
@@ -10077,12 +9916,7 @@ TOY_KV__INLINE_neon void toy_kv__sum_run_neon(const unsigned char *const *codes,
 #define TOY_KV__X(n_rows)                                                                            \
     toy_kv__sum_four_neon(codes, blocks, &four, each, real, book, book_scale, weights, zero, scale,  \
                         rows, r, n_rows, sums, stride)
-        for (r = 0; r + 4 <= rows; r += 4)
-            TOY_KV__X(4);
-        for (; r + 2 <= rows; r += 2)
-            TOY_KV__X(2);
-        for (; r < rows; r++)
-            TOY_KV__X(1);
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
     }
 }
@@ -10225,7 +10059,7 @@ TOY_KV__INLINE_neon void toy_kv__dot_rows_neon(const unsigned char *codes, int f
                 TOY_KV__ADD_WORDS_neon(sum[1][i], word[i], q, 1);
             if (n > 2)
                 TOY_KV__ADD_WORDS_neon(sum[2][i], word[i], q, 2);
-            if (n > 2)
+            if (n > 3)
                 TOY_KV__ADD_WORDS_neon(sum[3][i], word[i], q, 3);
         }
     }
@@ -10234,7 +10068,7 @@ TOY_KV__INLINE_neon void toy_kv__dot_rows_neon(const unsigned char *codes, int f
         toy_kv__flush_neon(sum[k], unit[2 * (r + k)], add, s + (r + k) * TOY_KV_BLOCK);
 }
 
-/* Some blocks for n rows from row r on: 1, 2 or 4, a constant. */
+/* Some blocks for n rows from row r on, a constant. */
 TOY_KV__INLINE_neon void toy_kv__dot_blocks_neon(const unsigned char *const *codes, size_t offset,
                                              int blocks, const toy_kv__run *run,
                                              const unsigned char *table, const unsigned char *lanes,
@@ -10268,12 +10102,7 @@ TOY_KV__TARGET_dot static void toy_kv__dot_scores_neon(const unsigned char *cons
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__dot_blocks_neon(codes, offset, blocks, run, table, lanes, unit, rows, r, n, add, &asked, \
                           s)
-    for (; r + 4 <= rows; r += 4)
-        TOY_KV__X(4);
-    for (; r + 2 <= rows; r += 2)
-        TOY_KV__X(2);
-    for (; r < rows; r++)
-        TOY_KV__X(1);
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
 #undef TOY_KV__X
     *ahead = asked;
 }
@@ -10421,12 +10250,7 @@ TOY_KV__INLINE_neon void toy_kv__score_planes_neon(const unsigned char *codes, i
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__score_piece_neon(codes + t, from, to, head, tables, rows, r, n, wide, add, ahead, s + t)
     for (t = 0; t < TOY_KV_BLOCK / 2; t += 16) {
-        for (r = 0; r + 4 <= rows; r += 4)
-            TOY_KV__X(4);
-        for (; r + 2 <= rows; r += 2)
-            TOY_KV__X(2);
-        for (; r < rows; r++)
-            TOY_KV__X(1);
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
     }
 #undef TOY_KV__X
 }
