@@ -5,8 +5,6 @@
  *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
  *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
 
-#define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
  * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
  * all codewords. */
@@ -107,25 +105,25 @@ VQKV__TARGET_ISA static void vqkv__leave_nibbles_ISA(const unsigned char *plane,
 /* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
 VQKV__TARGET_ISA static void vqkv__squares_ISA(const float *x, int rows, float *sum)
 {
-    int r, t;
+    int r, t, k;
     for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
-#define VQKV__X(k) vqkv__vf_ISA a##k = vqkv__set1_ISA(0.0f);
-        VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
+        vqkv__vf_ISA a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            a[k] = vqkv__set1_ISA(0.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
-#define VQKV__X(k)                                                                                 \
-    {                                                                                              \
-        vqkv__vf_ISA v = vqkv__load_ISA(x + (size_t)(r + k) * VQKV_BLOCK + t);                     \
-        a##k = vqkv__fma_ISA(v, v, a##k);                                                          \
-    }
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
+#pragma GCC unroll 4
+            for (k = 0; k < 4; k++) {
+                vqkv__vf_ISA v = vqkv__load_ISA(x + (size_t)(r + k) * VQKV_BLOCK + t);
+                a[k] = vqkv__fma_ISA(v, v, a[k]);
+            }
         }
         for (; r < rows; r++) {
             vqkv__vf_ISA v = vqkv__load_ISA(x + (size_t)r * VQKV_BLOCK + t);
-            a0 = vqkv__fma_ISA(v, v, a0);
+            a[0] = vqkv__fma_ISA(v, v, a[0]);
         }
-        vqkv__store_ISA(sum + t, vqkv__add_ISA(vqkv__add_ISA(a0, a1), vqkv__add_ISA(a2, a3)));
+        vqkv__store_ISA(sum + t,
+                        vqkv__add_ISA(vqkv__add_ISA(a[0], a[1]), vqkv__add_ISA(a[2], a[3])));
     }
 }
 
@@ -179,5 +177,3 @@ VQKV__TARGET_ISA static void vqkv__turn_row_ISA(const float *cosines, const floa
 #define VQKV__X(name) vqkv__##name##_ISA,
 static const vqkv__code_ops vqkv__code_ISA = {VQKV__CODE_KERNELS(VQKV__X)};
 #undef VQKV__X
-
-#undef VQKV__ROWS4

@@ -3,8 +3,6 @@
  * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
  * multiple of the lanes. */
 
-#define VQKV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { VQKV__DEPTH_ISA = 128, VQKV__STRIP_ISA = 16 };
 
@@ -192,54 +190,67 @@ VQKV__TARGET_ISA static void vqkv__turn_tile_ISA(const float *block, const float
                sizeof(float) * (VQKV_HEAD_DIM - VQKV_N_ROT) * VQKV_BLOCK);
 }
 
-/* Four rows of q against a tile k. */
-VQKV__TARGET_ISA static void vqkv__score_four_ISA(const float *k, const float *q, float *s)
+/* s [n, BLOCK] = q [n, HEAD_DIM] against a tile k. n: a constant, 4 at most. */
+VQKV__TARGET_ISA VQKV__INLINE void vqkv__score_held_ISA(const float *k, const float *q, const int n,
+                                                        float *s)
 {
-    int d, t;
+    int d, t, i;
     for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
-#define VQKV__X(i) vqkv__vf_ISA a##i = vqkv__set1_ISA(0.0f);
-        VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
+        vqkv__vf_ISA a[4];
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            a[i] = vqkv__set1_ISA(0.0f);
         for (d = 0; d < VQKV_HEAD_DIM; d++) {
             vqkv__vf_ISA v = vqkv__load_ISA(k + d * VQKV_BLOCK + t);
-#define VQKV__X(i) a##i = vqkv__fma_ISA(vqkv__set1_ISA(q[i * VQKV_HEAD_DIM + d]), v, a##i);
-            VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
+#pragma GCC unroll 4
+            for (i = 0; i < n; i++)
+                a[i] = vqkv__fma_ISA(vqkv__set1_ISA(q[i * VQKV_HEAD_DIM + d]), v, a[i]);
         }
-#define VQKV__X(i) vqkv__store_ISA(s + i * VQKV_BLOCK + t, a##i);
-        VQKV__ROWS4(VQKV__X)
-#undef VQKV__X
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            vqkv__store_ISA(s + i * VQKV_BLOCK + t, a[i]);
     }
 }
 
 VQKV__TARGET_ISA static void vqkv__score_tile_ISA(const float *k, const float *q, int rows,
                                                   float *s)
 {
-    int r, t, d;
-    for (r = 0; r + 4 <= rows; r += 4)
-        vqkv__score_four_ISA(k, q + r * VQKV_HEAD_DIM, s + r * VQKV_BLOCK);
-    for (; r < rows; r++)
-        for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
-            vqkv__vf_ISA a = vqkv__set1_ISA(0.0f);
-            for (d = 0; d < VQKV_HEAD_DIM; d++)
-                a = vqkv__fma_ISA(vqkv__set1_ISA(q[r * VQKV_HEAD_DIM + d]),
-                                  vqkv__load_ISA(k + d * VQKV_BLOCK + t), a);
-            vqkv__store_ISA(s + r * VQKV_BLOCK + t, a);
-        }
+    int r;
+#define VQKV__X(n) vqkv__score_held_ISA(k, q + r * VQKV_HEAD_DIM, n, s + r * VQKV_BLOCK)
+    VQKV__BY_ROWS(r, rows, VQKV__X);
+#undef VQKV__X
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times v [BLOCK]. n: a constant, 4
+ * at most. */
+VQKV__TARGET_ISA VQKV__INLINE void vqkv__sum_held_ISA(const float *v, const float *p, const int n,
+                                                      float *acc, size_t stride)
+{
+    vqkv__vf_ISA a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = vqkv__load_ISA(acc + (size_t)k * stride * VQKV__LANES_ISA);
+    for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
+        vqkv__vf_ISA x = vqkv__load_ISA(v + t);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = vqkv__fma_ISA(vqkv__load_ISA(p + k * VQKV_BLOCK + t), x, a[k]);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        vqkv__store_ISA(acc + (size_t)k * stride * VQKV__LANES_ISA, a[k]);
 }
 
 VQKV__TARGET_ISA static void vqkv__sum_tile_ISA(const float *v, const float *p, int rows,
                                                 float *acc, size_t stride)
 {
-    int r, t, d;
+    int r, d;
+#define VQKV__X(n)                                                                                 \
+    vqkv__sum_held_ISA(v, p + r * VQKV_BLOCK, n, acc + (size_t)r * stride * VQKV__LANES_ISA, stride)
     for (d = 0; d < VQKV_HEAD_DIM; d++, v += VQKV_BLOCK, acc += VQKV__LANES_ISA)
-        for (r = 0; r < rows; r++) {
-            float *dst = acc + (size_t)r * stride * VQKV__LANES_ISA;
-            vqkv__vf_ISA a = vqkv__load_ISA(dst);
-            for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA)
-                a = vqkv__fma_ISA(vqkv__load_ISA(p + r * VQKV_BLOCK + t), vqkv__load_ISA(v + t), a);
-            vqkv__store_ISA(dst, a);
-        }
+        VQKV__BY_ROWS(r, rows, VQKV__X);
+#undef VQKV__X
 }
 
 VQKV__TARGET_ISA static void vqkv__distances_ISA(const unsigned char *book, int n, int width,
@@ -288,5 +299,3 @@ VQKV__TARGET_ISA static void vqkv__landmark_scores_ISA(const unsigned char *code
 #define VQKV__X(name) vqkv__##name##_ISA,
 static const vqkv__dense_ops vqkv__dense_ISA = {VQKV__DENSE_KERNELS(VQKV__X)};
 #undef VQKV__X
-
-#undef VQKV__ROWS4

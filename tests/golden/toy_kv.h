@@ -1517,8 +1517,6 @@ static inline void toy_kv__transpose_portable(const unsigned char *src, size_t s
  * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
  * multiple of the lanes. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_portable = 128, TOY_KV__STRIP_portable = 16 };
 
@@ -1706,54 +1704,67 @@ TOY_KV__TARGET_portable static void toy_kv__turn_tile_portable(const float *bloc
                sizeof(float) * (TOY_KV_HEAD_DIM - TOY_KV_N_ROT) * TOY_KV_BLOCK);
 }
 
-/* Four rows of q against a tile k. */
-TOY_KV__TARGET_portable static void toy_kv__score_four_portable(const float *k, const float *q, float *s)
+/* s [n, BLOCK] = q [n, HEAD_DIM] against a tile k. n: a constant, 4 at most. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__score_held_portable(const float *k, const float *q, const int n,
+                                                        float *s)
 {
-    int d, t;
+    int d, t, i;
     for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-#define TOY_KV__X(i) toy_kv__vf_portable a##i = toy_kv__set1_portable(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_portable a[4];
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            a[i] = toy_kv__set1_portable(0.0f);
         for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
             toy_kv__vf_portable v = toy_kv__load_portable(k + d * TOY_KV_BLOCK + t);
-#define TOY_KV__X(i) a##i = toy_kv__fma_portable(toy_kv__set1_portable(q[i * TOY_KV_HEAD_DIM + d]), v, a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+            for (i = 0; i < n; i++)
+                a[i] = toy_kv__fma_portable(toy_kv__set1_portable(q[i * TOY_KV_HEAD_DIM + d]), v, a[i]);
         }
-#define TOY_KV__X(i) toy_kv__store_portable(s + i * TOY_KV_BLOCK + t, a##i);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            toy_kv__store_portable(s + i * TOY_KV_BLOCK + t, a[i]);
     }
 }
 
 TOY_KV__TARGET_portable static void toy_kv__score_tile_portable(const float *k, const float *q, int rows,
                                                   float *s)
 {
-    int r, t, d;
-    for (r = 0; r + 4 <= rows; r += 4)
-        toy_kv__score_four_portable(k, q + r * TOY_KV_HEAD_DIM, s + r * TOY_KV_BLOCK);
-    for (; r < rows; r++)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-            toy_kv__vf_portable a = toy_kv__set1_portable(0.0f);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                a = toy_kv__fma_portable(toy_kv__set1_portable(q[r * TOY_KV_HEAD_DIM + d]),
-                                  toy_kv__load_portable(k + d * TOY_KV_BLOCK + t), a);
-            toy_kv__store_portable(s + r * TOY_KV_BLOCK + t, a);
-        }
+    int r;
+#define TOY_KV__X(n) toy_kv__score_held_portable(k, q + r * TOY_KV_HEAD_DIM, n, s + r * TOY_KV_BLOCK)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times v [BLOCK]. n: a constant, 4
+ * at most. */
+TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__sum_held_portable(const float *v, const float *p, const int n,
+                                                      float *acc, size_t stride)
+{
+    toy_kv__vf_portable a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_portable(acc + (size_t)k * stride * TOY_KV__LANES_portable);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
+        toy_kv__vf_portable x = toy_kv__load_portable(v + t);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_portable(toy_kv__load_portable(p + k * TOY_KV_BLOCK + t), x, a[k]);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_portable(acc + (size_t)k * stride * TOY_KV__LANES_portable, a[k]);
 }
 
 TOY_KV__TARGET_portable static void toy_kv__sum_tile_portable(const float *v, const float *p, int rows,
                                                 float *acc, size_t stride)
 {
-    int r, t, d;
+    int r, d;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_held_portable(v, p + r * TOY_KV_BLOCK, n, acc + (size_t)r * stride * TOY_KV__LANES_portable, stride)
     for (d = 0; d < TOY_KV_HEAD_DIM; d++, v += TOY_KV_BLOCK, acc += TOY_KV__LANES_portable)
-        for (r = 0; r < rows; r++) {
-            float *dst = acc + (size_t)r * stride * TOY_KV__LANES_portable;
-            toy_kv__vf_portable a = toy_kv__load_portable(dst);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable)
-                a = toy_kv__fma_portable(toy_kv__load_portable(p + r * TOY_KV_BLOCK + t), toy_kv__load_portable(v + t), a);
-            toy_kv__store_portable(dst, a);
-        }
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
 }
 
 TOY_KV__TARGET_portable static void toy_kv__distances_portable(const unsigned char *book, int n, int width,
@@ -1802,16 +1813,12 @@ TOY_KV__TARGET_portable static void toy_kv__landmark_scores_portable(const unsig
 #define TOY_KV__X(name) toy_kv__##name##_portable,
 static const toy_kv__dense_ops toy_kv__dense_portable = {TOY_KV__DENSE_KERNELS(TOY_KV__X)};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
  * dense.h: LANES tokens at once. Besides:
  *
  *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
  *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
  *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
-
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
 /* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
  * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
@@ -1913,25 +1920,25 @@ TOY_KV__TARGET_portable static void toy_kv__leave_nibbles_portable(const unsigne
 /* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
 TOY_KV__TARGET_portable static void toy_kv__squares_portable(const float *x, int rows, float *sum)
 {
-    int r, t;
+    int r, t, k;
     for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
-#define TOY_KV__X(k) toy_kv__vf_portable a##k = toy_kv__set1_portable(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_portable a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            a[k] = toy_kv__set1_portable(0.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_portable v = toy_kv__load_portable(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
-        a##k = toy_kv__fma_portable(v, v, a##k);                                                          \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+            for (k = 0; k < 4; k++) {
+                toy_kv__vf_portable v = toy_kv__load_portable(x + (size_t)(r + k) * TOY_KV_BLOCK + t);
+                a[k] = toy_kv__fma_portable(v, v, a[k]);
+            }
         }
         for (; r < rows; r++) {
             toy_kv__vf_portable v = toy_kv__load_portable(x + (size_t)r * TOY_KV_BLOCK + t);
-            a0 = toy_kv__fma_portable(v, v, a0);
+            a[0] = toy_kv__fma_portable(v, v, a[0]);
         }
-        toy_kv__store_portable(sum + t, toy_kv__add_portable(toy_kv__add_portable(a0, a1), toy_kv__add_portable(a2, a3)));
+        toy_kv__store_portable(sum + t,
+                        toy_kv__add_portable(toy_kv__add_portable(a[0], a[1]), toy_kv__add_portable(a[2], a[3])));
     }
 }
 
@@ -1985,8 +1992,6 @@ TOY_KV__TARGET_portable static void toy_kv__turn_row_portable(const float *cosin
 #define TOY_KV__X(name) toy_kv__##name##_portable,
 static const toy_kv__code_ops toy_kv__code_portable = {TOY_KV__CODE_KERNELS(TOY_KV__X)};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
  * latents back to channels. */
 
@@ -4318,8 +4323,6 @@ static const toy_kv__byte_ops toy_kv__byte_ops_avx2 = {
  * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
  * multiple of the lanes. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_avx2 = 128, TOY_KV__STRIP_avx2 = 16 };
 
@@ -4507,54 +4510,67 @@ TOY_KV__TARGET_avx2 static void toy_kv__turn_tile_avx2(const float *block, const
                sizeof(float) * (TOY_KV_HEAD_DIM - TOY_KV_N_ROT) * TOY_KV_BLOCK);
 }
 
-/* Four rows of q against a tile k. */
-TOY_KV__TARGET_avx2 static void toy_kv__score_four_avx2(const float *k, const float *q, float *s)
+/* s [n, BLOCK] = q [n, HEAD_DIM] against a tile k. n: a constant, 4 at most. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__score_held_avx2(const float *k, const float *q, const int n,
+                                                        float *s)
 {
-    int d, t;
+    int d, t, i;
     for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-#define TOY_KV__X(i) toy_kv__vf_avx2 a##i = toy_kv__set1_avx2(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx2 a[4];
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            a[i] = toy_kv__set1_avx2(0.0f);
         for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
             toy_kv__vf_avx2 v = toy_kv__load_avx2(k + d * TOY_KV_BLOCK + t);
-#define TOY_KV__X(i) a##i = toy_kv__fma_avx2(toy_kv__set1_avx2(q[i * TOY_KV_HEAD_DIM + d]), v, a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+            for (i = 0; i < n; i++)
+                a[i] = toy_kv__fma_avx2(toy_kv__set1_avx2(q[i * TOY_KV_HEAD_DIM + d]), v, a[i]);
         }
-#define TOY_KV__X(i) toy_kv__store_avx2(s + i * TOY_KV_BLOCK + t, a##i);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            toy_kv__store_avx2(s + i * TOY_KV_BLOCK + t, a[i]);
     }
 }
 
 TOY_KV__TARGET_avx2 static void toy_kv__score_tile_avx2(const float *k, const float *q, int rows,
                                                   float *s)
 {
-    int r, t, d;
-    for (r = 0; r + 4 <= rows; r += 4)
-        toy_kv__score_four_avx2(k, q + r * TOY_KV_HEAD_DIM, s + r * TOY_KV_BLOCK);
-    for (; r < rows; r++)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-            toy_kv__vf_avx2 a = toy_kv__set1_avx2(0.0f);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                a = toy_kv__fma_avx2(toy_kv__set1_avx2(q[r * TOY_KV_HEAD_DIM + d]),
-                                  toy_kv__load_avx2(k + d * TOY_KV_BLOCK + t), a);
-            toy_kv__store_avx2(s + r * TOY_KV_BLOCK + t, a);
-        }
+    int r;
+#define TOY_KV__X(n) toy_kv__score_held_avx2(k, q + r * TOY_KV_HEAD_DIM, n, s + r * TOY_KV_BLOCK)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times v [BLOCK]. n: a constant, 4
+ * at most. */
+TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__sum_held_avx2(const float *v, const float *p, const int n,
+                                                      float *acc, size_t stride)
+{
+    toy_kv__vf_avx2 a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_avx2(acc + (size_t)k * stride * TOY_KV__LANES_avx2);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
+        toy_kv__vf_avx2 x = toy_kv__load_avx2(v + t);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_avx2(toy_kv__load_avx2(p + k * TOY_KV_BLOCK + t), x, a[k]);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_avx2(acc + (size_t)k * stride * TOY_KV__LANES_avx2, a[k]);
 }
 
 TOY_KV__TARGET_avx2 static void toy_kv__sum_tile_avx2(const float *v, const float *p, int rows,
                                                 float *acc, size_t stride)
 {
-    int r, t, d;
+    int r, d;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_held_avx2(v, p + r * TOY_KV_BLOCK, n, acc + (size_t)r * stride * TOY_KV__LANES_avx2, stride)
     for (d = 0; d < TOY_KV_HEAD_DIM; d++, v += TOY_KV_BLOCK, acc += TOY_KV__LANES_avx2)
-        for (r = 0; r < rows; r++) {
-            float *dst = acc + (size_t)r * stride * TOY_KV__LANES_avx2;
-            toy_kv__vf_avx2 a = toy_kv__load_avx2(dst);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2)
-                a = toy_kv__fma_avx2(toy_kv__load_avx2(p + r * TOY_KV_BLOCK + t), toy_kv__load_avx2(v + t), a);
-            toy_kv__store_avx2(dst, a);
-        }
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
 }
 
 TOY_KV__TARGET_avx2 static void toy_kv__distances_avx2(const unsigned char *book, int n, int width,
@@ -4603,16 +4619,12 @@ TOY_KV__TARGET_avx2 static void toy_kv__landmark_scores_avx2(const unsigned char
 #define TOY_KV__X(name) toy_kv__##name##_avx2,
 static const toy_kv__dense_ops toy_kv__dense_avx2 = {TOY_KV__DENSE_KERNELS(TOY_KV__X)};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
  * dense.h: LANES tokens at once. Besides:
  *
  *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
  *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
  *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
-
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
 /* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
  * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
@@ -4714,25 +4726,25 @@ TOY_KV__TARGET_avx2 static void toy_kv__leave_nibbles_avx2(const unsigned char *
 /* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
 TOY_KV__TARGET_avx2 static void toy_kv__squares_avx2(const float *x, int rows, float *sum)
 {
-    int r, t;
+    int r, t, k;
     for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
-#define TOY_KV__X(k) toy_kv__vf_avx2 a##k = toy_kv__set1_avx2(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx2 a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            a[k] = toy_kv__set1_avx2(0.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx2 v = toy_kv__load_avx2(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
-        a##k = toy_kv__fma_avx2(v, v, a##k);                                                          \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+            for (k = 0; k < 4; k++) {
+                toy_kv__vf_avx2 v = toy_kv__load_avx2(x + (size_t)(r + k) * TOY_KV_BLOCK + t);
+                a[k] = toy_kv__fma_avx2(v, v, a[k]);
+            }
         }
         for (; r < rows; r++) {
             toy_kv__vf_avx2 v = toy_kv__load_avx2(x + (size_t)r * TOY_KV_BLOCK + t);
-            a0 = toy_kv__fma_avx2(v, v, a0);
+            a[0] = toy_kv__fma_avx2(v, v, a[0]);
         }
-        toy_kv__store_avx2(sum + t, toy_kv__add_avx2(toy_kv__add_avx2(a0, a1), toy_kv__add_avx2(a2, a3)));
+        toy_kv__store_avx2(sum + t,
+                        toy_kv__add_avx2(toy_kv__add_avx2(a[0], a[1]), toy_kv__add_avx2(a[2], a[3])));
     }
 }
 
@@ -4786,8 +4798,6 @@ TOY_KV__TARGET_avx2 static void toy_kv__turn_row_avx2(const float *cosines, cons
 #define TOY_KV__X(name) toy_kv__##name##_avx2,
 static const toy_kv__code_ops toy_kv__code_avx2 = {TOY_KV__CODE_KERNELS(TOY_KV__X)};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
  * latents back to channels. */
 
@@ -6995,8 +7005,6 @@ static const toy_kv__byte_ops toy_kv__byte_ops_avx512 = {
  * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
  * multiple of the lanes. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_avx512 = 128, TOY_KV__STRIP_avx512 = 16 };
 
@@ -7184,54 +7192,67 @@ TOY_KV__TARGET_avx512 static void toy_kv__turn_tile_avx512(const float *block, c
                sizeof(float) * (TOY_KV_HEAD_DIM - TOY_KV_N_ROT) * TOY_KV_BLOCK);
 }
 
-/* Four rows of q against a tile k. */
-TOY_KV__TARGET_avx512 static void toy_kv__score_four_avx512(const float *k, const float *q, float *s)
+/* s [n, BLOCK] = q [n, HEAD_DIM] against a tile k. n: a constant, 4 at most. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__score_held_avx512(const float *k, const float *q, const int n,
+                                                        float *s)
 {
-    int d, t;
+    int d, t, i;
     for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-#define TOY_KV__X(i) toy_kv__vf_avx512 a##i = toy_kv__set1_avx512(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx512 a[4];
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            a[i] = toy_kv__set1_avx512(0.0f);
         for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
             toy_kv__vf_avx512 v = toy_kv__load_avx512(k + d * TOY_KV_BLOCK + t);
-#define TOY_KV__X(i) a##i = toy_kv__fma_avx512(toy_kv__set1_avx512(q[i * TOY_KV_HEAD_DIM + d]), v, a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+            for (i = 0; i < n; i++)
+                a[i] = toy_kv__fma_avx512(toy_kv__set1_avx512(q[i * TOY_KV_HEAD_DIM + d]), v, a[i]);
         }
-#define TOY_KV__X(i) toy_kv__store_avx512(s + i * TOY_KV_BLOCK + t, a##i);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            toy_kv__store_avx512(s + i * TOY_KV_BLOCK + t, a[i]);
     }
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__score_tile_avx512(const float *k, const float *q, int rows,
                                                   float *s)
 {
-    int r, t, d;
-    for (r = 0; r + 4 <= rows; r += 4)
-        toy_kv__score_four_avx512(k, q + r * TOY_KV_HEAD_DIM, s + r * TOY_KV_BLOCK);
-    for (; r < rows; r++)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-            toy_kv__vf_avx512 a = toy_kv__set1_avx512(0.0f);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                a = toy_kv__fma_avx512(toy_kv__set1_avx512(q[r * TOY_KV_HEAD_DIM + d]),
-                                  toy_kv__load_avx512(k + d * TOY_KV_BLOCK + t), a);
-            toy_kv__store_avx512(s + r * TOY_KV_BLOCK + t, a);
-        }
+    int r;
+#define TOY_KV__X(n) toy_kv__score_held_avx512(k, q + r * TOY_KV_HEAD_DIM, n, s + r * TOY_KV_BLOCK)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times v [BLOCK]. n: a constant, 4
+ * at most. */
+TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__sum_held_avx512(const float *v, const float *p, const int n,
+                                                      float *acc, size_t stride)
+{
+    toy_kv__vf_avx512 a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_avx512(acc + (size_t)k * stride * TOY_KV__LANES_avx512);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
+        toy_kv__vf_avx512 x = toy_kv__load_avx512(v + t);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_avx512(toy_kv__load_avx512(p + k * TOY_KV_BLOCK + t), x, a[k]);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_avx512(acc + (size_t)k * stride * TOY_KV__LANES_avx512, a[k]);
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__sum_tile_avx512(const float *v, const float *p, int rows,
                                                 float *acc, size_t stride)
 {
-    int r, t, d;
+    int r, d;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_held_avx512(v, p + r * TOY_KV_BLOCK, n, acc + (size_t)r * stride * TOY_KV__LANES_avx512, stride)
     for (d = 0; d < TOY_KV_HEAD_DIM; d++, v += TOY_KV_BLOCK, acc += TOY_KV__LANES_avx512)
-        for (r = 0; r < rows; r++) {
-            float *dst = acc + (size_t)r * stride * TOY_KV__LANES_avx512;
-            toy_kv__vf_avx512 a = toy_kv__load_avx512(dst);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512)
-                a = toy_kv__fma_avx512(toy_kv__load_avx512(p + r * TOY_KV_BLOCK + t), toy_kv__load_avx512(v + t), a);
-            toy_kv__store_avx512(dst, a);
-        }
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
 }
 
 TOY_KV__TARGET_avx512 static void toy_kv__distances_avx512(const unsigned char *book, int n, int width,
@@ -7280,16 +7301,12 @@ TOY_KV__TARGET_avx512 static void toy_kv__landmark_scores_avx512(const unsigned 
 #define TOY_KV__X(name) toy_kv__##name##_avx512,
 static const toy_kv__dense_ops toy_kv__dense_avx512 = {TOY_KV__DENSE_KERNELS(TOY_KV__X)};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
  * dense.h: LANES tokens at once. Besides:
  *
  *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
  *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
  *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
-
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
 /* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
  * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
@@ -7391,25 +7408,25 @@ TOY_KV__TARGET_avx512 static void toy_kv__leave_nibbles_avx512(const unsigned ch
 /* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
 TOY_KV__TARGET_avx512 static void toy_kv__squares_avx512(const float *x, int rows, float *sum)
 {
-    int r, t;
+    int r, t, k;
     for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
-#define TOY_KV__X(k) toy_kv__vf_avx512 a##k = toy_kv__set1_avx512(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_avx512 a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            a[k] = toy_kv__set1_avx512(0.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_avx512 v = toy_kv__load_avx512(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
-        a##k = toy_kv__fma_avx512(v, v, a##k);                                                          \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+            for (k = 0; k < 4; k++) {
+                toy_kv__vf_avx512 v = toy_kv__load_avx512(x + (size_t)(r + k) * TOY_KV_BLOCK + t);
+                a[k] = toy_kv__fma_avx512(v, v, a[k]);
+            }
         }
         for (; r < rows; r++) {
             toy_kv__vf_avx512 v = toy_kv__load_avx512(x + (size_t)r * TOY_KV_BLOCK + t);
-            a0 = toy_kv__fma_avx512(v, v, a0);
+            a[0] = toy_kv__fma_avx512(v, v, a[0]);
         }
-        toy_kv__store_avx512(sum + t, toy_kv__add_avx512(toy_kv__add_avx512(a0, a1), toy_kv__add_avx512(a2, a3)));
+        toy_kv__store_avx512(sum + t,
+                        toy_kv__add_avx512(toy_kv__add_avx512(a[0], a[1]), toy_kv__add_avx512(a[2], a[3])));
     }
 }
 
@@ -7463,8 +7480,6 @@ TOY_KV__TARGET_avx512 static void toy_kv__turn_row_avx512(const float *cosines, 
 #define TOY_KV__X(name) toy_kv__##name##_avx512,
 static const toy_kv__code_ops toy_kv__code_avx512 = {TOY_KV__CODE_KERNELS(TOY_KV__X)};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
  * latents back to channels. */
 
@@ -8379,8 +8394,6 @@ static inline void toy_kv__transpose_neon(const unsigned char *src, size_t src_s
  * once, and no kernel over tiles adds up across lanes. Sizes of tables may be any; BLOCK is a
  * multiple of the lanes. */
 
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
-
 /* Inputs and outputs that are unpacked to fp32 at a time. */
 enum { TOY_KV__DEPTH_neon = 128, TOY_KV__STRIP_neon = 16 };
 
@@ -8568,54 +8581,67 @@ TOY_KV__TARGET_neon static void toy_kv__turn_tile_neon(const float *block, const
                sizeof(float) * (TOY_KV_HEAD_DIM - TOY_KV_N_ROT) * TOY_KV_BLOCK);
 }
 
-/* Four rows of q against a tile k. */
-TOY_KV__TARGET_neon static void toy_kv__score_four_neon(const float *k, const float *q, float *s)
+/* s [n, BLOCK] = q [n, HEAD_DIM] against a tile k. n: a constant, 4 at most. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__score_held_neon(const float *k, const float *q, const int n,
+                                                        float *s)
 {
-    int d, t;
+    int d, t, i;
     for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-#define TOY_KV__X(i) toy_kv__vf_neon a##i = toy_kv__set1_neon(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_neon a[4];
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            a[i] = toy_kv__set1_neon(0.0f);
         for (d = 0; d < TOY_KV_HEAD_DIM; d++) {
             toy_kv__vf_neon v = toy_kv__load_neon(k + d * TOY_KV_BLOCK + t);
-#define TOY_KV__X(i) a##i = toy_kv__fma_neon(toy_kv__set1_neon(q[i * TOY_KV_HEAD_DIM + d]), v, a##i);
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+            for (i = 0; i < n; i++)
+                a[i] = toy_kv__fma_neon(toy_kv__set1_neon(q[i * TOY_KV_HEAD_DIM + d]), v, a[i]);
         }
-#define TOY_KV__X(i) toy_kv__store_neon(s + i * TOY_KV_BLOCK + t, a##i);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+        for (i = 0; i < n; i++)
+            toy_kv__store_neon(s + i * TOY_KV_BLOCK + t, a[i]);
     }
 }
 
 TOY_KV__TARGET_neon static void toy_kv__score_tile_neon(const float *k, const float *q, int rows,
                                                   float *s)
 {
-    int r, t, d;
-    for (r = 0; r + 4 <= rows; r += 4)
-        toy_kv__score_four_neon(k, q + r * TOY_KV_HEAD_DIM, s + r * TOY_KV_BLOCK);
-    for (; r < rows; r++)
-        for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-            toy_kv__vf_neon a = toy_kv__set1_neon(0.0f);
-            for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-                a = toy_kv__fma_neon(toy_kv__set1_neon(q[r * TOY_KV_HEAD_DIM + d]),
-                                  toy_kv__load_neon(k + d * TOY_KV_BLOCK + t), a);
-            toy_kv__store_neon(s + r * TOY_KV_BLOCK + t, a);
-        }
+    int r;
+#define TOY_KV__X(n) toy_kv__score_held_neon(k, q + r * TOY_KV_HEAD_DIM, n, s + r * TOY_KV_BLOCK)
+    TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
+}
+
+/* acc [n, stride] of LANES floats each: acc[k][0] += p [n, BLOCK] times v [BLOCK]. n: a constant, 4
+ * at most. */
+TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__sum_held_neon(const float *v, const float *p, const int n,
+                                                      float *acc, size_t stride)
+{
+    toy_kv__vf_neon a[4];
+    int t, k;
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        a[k] = toy_kv__load_neon(acc + (size_t)k * stride * TOY_KV__LANES_neon);
+    for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
+        toy_kv__vf_neon x = toy_kv__load_neon(v + t);
+#pragma GCC unroll 4
+        for (k = 0; k < n; k++)
+            a[k] = toy_kv__fma_neon(toy_kv__load_neon(p + k * TOY_KV_BLOCK + t), x, a[k]);
+    }
+#pragma GCC unroll 4
+    for (k = 0; k < n; k++)
+        toy_kv__store_neon(acc + (size_t)k * stride * TOY_KV__LANES_neon, a[k]);
 }
 
 TOY_KV__TARGET_neon static void toy_kv__sum_tile_neon(const float *v, const float *p, int rows,
                                                 float *acc, size_t stride)
 {
-    int r, t, d;
+    int r, d;
+#define TOY_KV__X(n)                                                                                 \
+    toy_kv__sum_held_neon(v, p + r * TOY_KV_BLOCK, n, acc + (size_t)r * stride * TOY_KV__LANES_neon, stride)
     for (d = 0; d < TOY_KV_HEAD_DIM; d++, v += TOY_KV_BLOCK, acc += TOY_KV__LANES_neon)
-        for (r = 0; r < rows; r++) {
-            float *dst = acc + (size_t)r * stride * TOY_KV__LANES_neon;
-            toy_kv__vf_neon a = toy_kv__load_neon(dst);
-            for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon)
-                a = toy_kv__fma_neon(toy_kv__load_neon(p + r * TOY_KV_BLOCK + t), toy_kv__load_neon(v + t), a);
-            toy_kv__store_neon(dst, a);
-        }
+        TOY_KV__BY_ROWS(r, rows, TOY_KV__X);
+#undef TOY_KV__X
 }
 
 TOY_KV__TARGET_neon static void toy_kv__distances_neon(const unsigned char *book, int n, int width,
@@ -8664,16 +8690,12 @@ TOY_KV__TARGET_neon static void toy_kv__landmark_scores_neon(const unsigned char
 #define TOY_KV__X(name) toy_kv__##name##_neon,
 static const toy_kv__dense_ops toy_kv__dense_neon = {TOY_KV__DENSE_KERNELS(TOY_KV__X)};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* Kernels of encoding for one instruction set, in the vocabulary of kernels.h and over the tiles of
  * dense.h: LANES tokens at once. Besides:
  *
  *   storeu8 (integral 0..15 to bytes)   storeh (to binary16; what is too large becomes the largest)
  *   keep_less(x, i, &least, &index): where x < least, least = x and index = i
  *   transpose(src, step, dst, step): eight by eight binary16 values, steps of rows in bytes */
-
-#define TOY_KV__ROWS4(X) X(0) X(1) X(2) X(3)
 
 /* The codewords i .. i + 3 against LANES tokens z [width, BLOCK]: least and index are what was
  * found before. book: |c|^2 / 2 [16], then -c [width, 16]; |z - c|^2 / 2 less these is the same for
@@ -8775,25 +8797,25 @@ TOY_KV__TARGET_neon static void toy_kv__leave_nibbles_neon(const unsigned char *
 /* sum [BLOCK]: of the squares of x [rows, BLOCK]. */
 TOY_KV__TARGET_neon static void toy_kv__squares_neon(const float *x, int rows, float *sum)
 {
-    int r, t;
+    int r, t, k;
     for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
-#define TOY_KV__X(k) toy_kv__vf_neon a##k = toy_kv__set1_neon(0.0f);
-        TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+        toy_kv__vf_neon a[4];
+#pragma GCC unroll 4
+        for (k = 0; k < 4; k++)
+            a[k] = toy_kv__set1_neon(0.0f);
         for (r = 0; r + 4 <= rows; r += 4) {
-#define TOY_KV__X(k)                                                                                 \
-    {                                                                                              \
-        toy_kv__vf_neon v = toy_kv__load_neon(x + (size_t)(r + k) * TOY_KV_BLOCK + t);                     \
-        a##k = toy_kv__fma_neon(v, v, a##k);                                                          \
-    }
-            TOY_KV__ROWS4(TOY_KV__X)
-#undef TOY_KV__X
+#pragma GCC unroll 4
+            for (k = 0; k < 4; k++) {
+                toy_kv__vf_neon v = toy_kv__load_neon(x + (size_t)(r + k) * TOY_KV_BLOCK + t);
+                a[k] = toy_kv__fma_neon(v, v, a[k]);
+            }
         }
         for (; r < rows; r++) {
             toy_kv__vf_neon v = toy_kv__load_neon(x + (size_t)r * TOY_KV_BLOCK + t);
-            a0 = toy_kv__fma_neon(v, v, a0);
+            a[0] = toy_kv__fma_neon(v, v, a[0]);
         }
-        toy_kv__store_neon(sum + t, toy_kv__add_neon(toy_kv__add_neon(a0, a1), toy_kv__add_neon(a2, a3)));
+        toy_kv__store_neon(sum + t,
+                        toy_kv__add_neon(toy_kv__add_neon(a[0], a[1]), toy_kv__add_neon(a[2], a[3])));
     }
 }
 
@@ -8847,8 +8869,6 @@ TOY_KV__TARGET_neon static void toy_kv__turn_row_neon(const float *cosines, cons
 #define TOY_KV__X(name) toy_kv__##name##_neon,
 static const toy_kv__code_ops toy_kv__code_neon = {TOY_KV__CODE_KERNELS(TOY_KV__X)};
 #undef TOY_KV__X
-
-#undef TOY_KV__ROWS4
 /* Bases, for one instruction set, in the vocabulary of kernels.h: queries into latents, sums of
  * latents back to channels. */
 
