@@ -133,8 +133,8 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__score_values_ISA(const unsigned char *c
     }
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
- * lines are asked for as it has together with one of values. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. With four rows or more, as many
+ * lines are asked for as a block of keys has together with one of values. */
 VQKV__TARGET_ISA static void vqkv__score_scalars_ISA(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows,
                                                      vqkv__asked *ahead, float *s)

@@ -97,7 +97,8 @@ VQKV__TARGET_ISA static void vqkv__map_ISA(vqkv__matrix table, int n_in, int n_o
 }
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n and m, 1 or 2: constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
+ * constants; two outputs share what is loaded of x. */
 VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_some_ISA(const vqkv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,

@@ -101,7 +101,8 @@ VQKV__TARGET_avx2 static void vqkv__pack_weights_avx2(const float *p, const floa
                 else
                     vqkv__split_sixteen_avx2(p + at, g, factor, out + at, rest + at);
             }
-        rest += rest != NULL ? VQKV_BLOCK : 0;
+        if (rest != NULL)
+            rest += VQKV_BLOCK;
     }
 }
 

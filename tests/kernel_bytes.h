@@ -260,7 +260,8 @@ static void check_byte_sums(bench *w, int which)
     const toy_kv__run *run = w->run;
     int n = latents_of(run), channels = run->planes * run->width;
     float scale[MAX_ROWS], *gain = w->z + ROOM / 2;
-    unsigned char *rest = w->rows == 2 ? w->b + ROOM : NULL; /* what is left of weights, or not */
+    /* what is left of weights, or not */
+    unsigned char *rest = which == 1 && !w->timed ? w->b + ROOM : NULL;
     double total = w->seconds, part[2];
     if (ops == NULL || !is_nibbles(w))
         return;

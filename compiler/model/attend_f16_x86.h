@@ -79,6 +79,7 @@ AVX2 static void sum_avx2(const uint16_t *v, int n, int d, const float *p0, cons
     for (; i < d; i += 8) {
         __m256 a = _mm256_loadu_ps(o0 + i), b = _mm256_loadu_ps(o1 + i);
         for (int t = 0; t < n; t++) {
+            ask(v + (size_t)(t + TILE) * d + i, 8);
             __m256 value = load_half8(v + (size_t)t * d + i);
             a = _mm256_fmadd_ps(_mm256_broadcast_ss(p0 + t), value, a);
             b = _mm256_fmadd_ps(_mm256_broadcast_ss(p1 + t), value, b);
@@ -229,6 +230,7 @@ AVX512 static void sum_avx512(const uint16_t *v, int n, int d, const float *p0, 
     for (; i < d; i += 16) {
         __m512 a = _mm512_loadu_ps(o0 + i), b = _mm512_loadu_ps(o1 + i);
         for (int t = 0; t < n; t++) {
+            ask(v + (size_t)(t + TILE) * d + i, 16);
             __m512 value = load_half16(v + (size_t)t * d + i);
             a = _mm512_fmadd_ps(_mm512_set1_ps(p0[t]), value, a);
             b = _mm512_fmadd_ps(_mm512_set1_ps(p1[t]), value, b);
@@ -297,6 +299,7 @@ AVX512 static void sum4_avx512(const uint16_t *v, int n, int d, const float *p, 
         FOUR(r)
         a[r] = _mm512_loadu_ps(o + (size_t)r * d + i);
         for (int t = 0; t < n; t++) {
+            ask(v + (size_t)(t + TILE) * d + i, 16);
             __m512 x = load_half16(v + (size_t)t * d + i);
             FOUR(r)
             a[r] = _mm512_fmadd_ps(_mm512_set1_ps(p[r * TILE + t]), x, a[r]);

@@ -2091,7 +2091,8 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(toy_kv__matrix table, i
 }
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n and m, 1 or 2: constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
+ * constants; two outputs share what is loaded of x. */
 TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_some_portable(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
@@ -2591,8 +2592,8 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__score_values_portable(const 
     }
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
- * lines are asked for as it has together with one of values. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. With four rows or more, as many
+ * lines are asked for as a block of keys has together with one of values. */
 TOY_KV__TARGET_portable static void toy_kv__score_scalars_portable(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows,
                                                      toy_kv__asked *ahead, float *s)
@@ -3346,7 +3347,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__pack_weights_avx2(const float *p, const 
                 else
                     toy_kv__split_sixteen_avx2(p + at, g, factor, out + at, rest + at);
             }
-        rest += rest != NULL ? TOY_KV_BLOCK : 0;
+        if (rest != NULL)
+            rest += TOY_KV_BLOCK;
     }
 }
 
@@ -4897,7 +4899,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(toy_kv__matrix table, int n_in,
 }
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n and m, 1 or 2: constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
+ * constants; two outputs share what is loaded of x. */
 TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_some_avx2(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
@@ -5397,8 +5400,8 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__score_values_avx2(const unsigned
     }
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
- * lines are asked for as it has together with one of values. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. With four rows or more, as many
+ * lines are asked for as a block of keys has together with one of values. */
 TOY_KV__TARGET_avx2 static void toy_kv__score_scalars_avx2(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows,
                                                      toy_kv__asked *ahead, float *s)
@@ -7579,7 +7582,8 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(toy_kv__matrix table, int n
 }
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n and m, 1 or 2: constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
+ * constants; two outputs share what is loaded of x. */
 TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_some_avx512(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
@@ -8079,8 +8083,8 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__score_values_avx512(const unsi
     }
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
- * lines are asked for as it has together with one of values. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. With four rows or more, as many
+ * lines are asked for as a block of keys has together with one of values. */
 TOY_KV__TARGET_avx512 static void toy_kv__score_scalars_avx512(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows,
                                                      toy_kv__asked *ahead, float *s)
@@ -8968,7 +8972,8 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(toy_kv__matrix table, int n_in,
 }
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n and m, 1 or 2: constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
+ * constants; two outputs share what is loaded of x. */
 TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_some_neon(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
@@ -9468,8 +9473,8 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__score_values_neon(const unsigned
     }
 }
 
-/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. Of a block of keys as many
- * lines are asked for as it has together with one of values. */
+/* s [rows, BLOCK] += q [planes, rows] * value, one channel a plane. With four rows or more, as many
+ * lines are asked for as a block of keys has together with one of values. */
 TOY_KV__TARGET_neon static void toy_kv__score_scalars_neon(const unsigned char *codes, int planes,
                                                      int half, const float *q, int rows,
                                                      toy_kv__asked *ahead, float *s)
