@@ -10,6 +10,7 @@
 #define VQKV__PREFETCH(p, locality) (void)(p)
 #define VQKV__INLINE                static inline
 #endif
+
 /* Calls F(n) for rows r .. r + n - 1 until `rows` are done: by fours, then for those that are left.
  * n is a constant there, so that kernels keep n rows in registers. */
 #define VQKV__BY_ROWS(r, rows, F)                                                                  \
@@ -23,6 +24,7 @@
         else if ((rows) - (r) == 1)                                                                \
             F(1);                                                                                  \
     } while (0)
+
 #define VQKV__AHEAD 3 /* blocks that codes of keys are asked for in advance */
 #define VQKV__ASKED 8 /* pieces that are asked for by and by, near ones and far ones */
 

@@ -208,7 +208,7 @@ ATTEND(portable, )
 
 #define ROWS(i) _Pragma("GCC unroll 4") for (int i = 0; i < rows; i++)
 
-/* Asks for `n` bytes a tile ahead. */
+/* Asks for n bytes of the next tile, into the second-level cache (attend_f16_tile.h says why). */
 INLINE void ask(const uint8_t *p, size_t n)
 {
     for (size_t i = 0; i < n; i += 64)

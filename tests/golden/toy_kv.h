@@ -283,6 +283,7 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
 #define TOY_KV__PREFETCH(p, locality) (void)(p)
 #define TOY_KV__INLINE                static inline
 #endif
+
 /* Calls F(n) for rows r .. r + n - 1 until `rows` are done: by fours, then for those that are left.
  * n is a constant there, so that kernels keep n rows in registers. */
 #define TOY_KV__BY_ROWS(r, rows, F)                                                                  \
@@ -296,6 +297,7 @@ toy_kv_status toy_kv_load(toy_kv *kv, int seq, const void *src, size_t bytes);
         else if ((rows) - (r) == 1)                                                                \
             F(1);                                                                                  \
     } while (0)
+
 #define TOY_KV__AHEAD 3 /* blocks that codes of keys are asked for in advance */
 #define TOY_KV__ASKED 8 /* pieces that are asked for by and by, near ones and far ones */
 
