@@ -97,7 +97,15 @@ static void vqkv__merge_row(float *m, float *l, float *x, float m_more, float l_
                             const float *y)
 {
     int d;
-    float top = *m > m_more ? *m : m_more, a = expf(*m - top), b = expf(m_more - top);
+    float top = *m > m_more ? *m : m_more, a, b;
+    if (*l == 0.0f && *m <= VQKV__MASKED) { /* there is nothing of it yet */
+        *m = m_more;
+        *l = l_more;
+        memcpy(x, y, sizeof(float) * VQKV_HEAD_DIM);
+        return;
+    }
+    a = expf(*m - top);
+    b = expf(m_more - top);
     *m = top;
     *l = *l * a + l_more * b;
     for (d = 0; d < VQKV_HEAD_DIM; d++)
@@ -107,7 +115,7 @@ static void vqkv__merge_row(float *m, float *l, float *x, float m_more, float l_
 /* The queries of one pass: those of a KV head from `row` on. */
 static void vqkv__load_rows(const vqkv__job *job, vqkv__pass *a, int head, int row)
 {
-    int r, d, rows = job->n * VQKV_GROUP;
+    int r, rows = job->n * VQKV_GROUP;
     a->head = head;
     a->rows = rows - row < VQKV__PASS_ROWS ? rows - row : VQKV__PASS_ROWS;
     for (r = 0; r < a->rows; r++) {
@@ -116,9 +124,9 @@ static void vqkv__load_rows(const vqkv__job *job, vqkv__pass *a, int head, int r
                                      (size_t)(head * VQKV_GROUP + (row + r) % VQKV_GROUP)) *
                                         VQKV_HEAD_DIM;
         a->position[r] = vqkv__position(job, (row + r) / VQKV_GROUP);
-        for (d = 0; d < VQKV_HEAD_DIM; d++)
-            a->q[r * VQKV_HEAD_DIM + d] = src[d] * job->scale;
+        memcpy(a->q + r * VQKV_HEAD_DIM, src, sizeof(float) * VQKV_HEAD_DIM);
     }
+    job->ops->shrink(a->q, (size_t)a->rows * VQKV_HEAD_DIM, job->scale);
 }
 
 /* What the passes of one head attend to, over all of the job's tokens: choices [CHOICES]. */
@@ -298,31 +306,33 @@ void vqkv_merge(vqkv_partial *into, const vqkv_partial *from, int rows)
                         from->l[r], from->o + (size_t)r * VQKV_HEAD_DIM);
 }
 
-/* dst [HEAD_DIM] = o divided by l and the sink's share; dst may be o. */
-static void vqkv__finish_row(float m, float l, const float *o, const float *sink, float *dst)
+/* What sums of a row are multiplied by in the end: one over l and the sink's share; 0 where the row
+ * saw nothing. */
+static float vqkv__finish_row(float m, float l, const float *sink)
 {
-    int d;
     float shrink = 1.0f;
     if (sink != NULL) {
         float top = m > *sink ? m : *sink;
         shrink = expf(m - top);
         l = l * shrink + expf(*sink - top);
     }
-    shrink = l > 0.0f ? shrink / l : 0.0f;
-    for (d = 0; d < VQKV_HEAD_DIM; d++)
-        dst[d] = l > 0.0f ? o[d] * shrink : 0.0f;
+    return l > 0.0f ? shrink / l : 0.0f;
 }
 
 void vqkv_finish(const vqkv_partial *partial, int kv_head, int n_q, const vqkv_attention *attention,
                  float *out)
 {
-    int row;
+    int row, d;
     const float *sinks = attention != NULL ? attention->sink_logits : NULL;
     for (row = 0; row < n_q * VQKV_GROUP; row++) {
         int head = kv_head * VQKV_GROUP + row % VQKV_GROUP;
         size_t at = (size_t)(row / VQKV_GROUP) * VQKV_N_HEADS + (size_t)head;
-        vqkv__finish_row(partial->m[row], partial->l[row], partial->o + (size_t)row * VQKV_HEAD_DIM,
-                         sinks != NULL ? sinks + head : NULL, out + at * VQKV_HEAD_DIM);
+        const float *o = partial->o + (size_t)row * VQKV_HEAD_DIM;
+        float *dst = out + at * VQKV_HEAD_DIM;
+        float f =
+            vqkv__finish_row(partial->m[row], partial->l[row], sinks != NULL ? sinks + head : NULL);
+        for (d = 0; d < VQKV_HEAD_DIM; d++)
+            dst[d] = f > 0.0f ? o[d] * f : 0.0f;
     }
 }
 
@@ -350,8 +360,12 @@ vqkv_status vqkv_attend(const vqkv *kv, int seq, int layer, int n_q, const float
         vqkv__attend_job(&job, 0, VQKV_N_KV_HEADS, rows);
         for (row = 0; row < job.n * VQKV_N_HEADS; row++) {
             float *o = rows.o + (size_t)row * VQKV_HEAD_DIM;
-            vqkv__finish_row(rows.m[row], rows.l[row], o,
-                             sinks != NULL ? sinks + row % VQKV_N_HEADS : NULL, o);
+            float f = vqkv__finish_row(rows.m[row], rows.l[row],
+                                       sinks != NULL ? sinks + row % VQKV_N_HEADS : NULL);
+            if (f > 0.0f)
+                job.ops->shrink(o, VQKV_HEAD_DIM, f);
+            else
+                memset(o, 0, sizeof(float) * VQKV_HEAD_DIM);
         }
     }
     return status;

@@ -96,59 +96,50 @@ VQKV__TARGET_ISA static void vqkv__map_ISA(vqkv__matrix table, int n_in, int n_o
         vqkv__map_entries_ISA(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+#define VQKV__UNMAPPED_ISA (VQKV__LANES_ISA >= 16 ? 4 : 2)
+
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
- * constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
+ */
 VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_some_ISA(const vqkv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
                                                         float (*rest)[VQKV__LANES_ISA], const int n,
                                                         float *o, int n_out)
 {
-    const size_t row = (size_t)d * (size_t)n_in, next = m > 1 ? (size_t)n_in : 0;
+    const size_t row = (size_t)d * (size_t)n_in;
     const int whole = n_in / VQKV__LANES_ISA * VQKV__LANES_ISA;
-    vqkv__vf_ISA a[4], b[4];
-    float sum[4], more[4];
-    int j, k;
+    vqkv__vf_ISA a[4][4]; /* [row][output] */
+    float sum[4];
+    int i, j, k;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
-        a[k] = b[k] = vqkv__set1_ISA(0.0f);
-    for (j = 0; j < whole; j += VQKV__LANES_ISA) {
-        vqkv__vf_ISA u = vqkv__entries_ISA(table, row + (size_t)j, bytes);
-        vqkv__vf_ISA v = m > 1 ? vqkv__entries_ISA(table, row + next + (size_t)j, bytes) : u;
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            a[k][i] = vqkv__set1_ISA(0.0f);
+    for (j = 0; n_in >= VQKV__LANES_ISA && j < n_in; j += VQKV__LANES_ISA) {
+        /* the last LANES, some of them once more, where no whole ones are left */
+        const int last = j == whole, at = last ? n_in - VQKV__LANES_ISA : j;
+        vqkv__vf_ISA u[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            u[i] = vqkv__entries_ISA(table, row + (size_t)(i * n_in + at), bytes);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            vqkv__vf_ISA y = vqkv__load_ISA(x + k * n_in + j);
-            a[k] = vqkv__fma_ISA(y, u, a[k]);
-            if (m > 1)
-                b[k] = vqkv__fma_ISA(y, v, b[k]);
-        }
-    }
-    if (j < n_in && n_in >= VQKV__LANES_ISA) { /* the last LANES, some of them once more */
-        const size_t last = row + (size_t)(n_in - VQKV__LANES_ISA);
-        vqkv__vf_ISA u = vqkv__entries_ISA(table, last, bytes);
-        vqkv__vf_ISA v = m > 1 ? vqkv__entries_ISA(table, last + next, bytes) : u;
+            vqkv__vf_ISA y = vqkv__load_ISA(last ? rest[k] : x + k * n_in + j);
 #pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            vqkv__vf_ISA y = vqkv__load_ISA(rest[k]);
-            a[k] = vqkv__fma_ISA(y, u, a[k]);
-            if (m > 1)
-                b[k] = vqkv__fma_ISA(y, v, b[k]);
+            for (i = 0; i < m; i++)
+                a[k][i] = vqkv__fma_ISA(y, u[i], a[k][i]);
         }
-        j = n_in;
     }
-    vqkv__lane_sums_ISA(a, n, sum);
-    vqkv__lane_sums_ISA(b, n, more);
-    for (; j < n_in; j++)
-        for (k = 0; k < n; k++) {
-            sum[k] += x[k * n_in + j] * vqkv__raw_at(table, row + (size_t)j);
-            more[k] += x[k * n_in + j] * vqkv__raw_at(table, row + next + (size_t)j);
-        }
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
-        o[k * n_out + d] += sum[k];
-        if (m > 1)
-            o[k * n_out + d + 1] += more[k];
+        float *to = o + k * n_out + d;
+        vqkv__hsum4_ISA(a[k][0], a[k][1], a[k][2], a[k][3], sum);
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            to[i] += sum[i];
     }
 }
 
@@ -158,11 +149,22 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_rows_ISA(const vqkv__matrix *tabl
                                                         float (*rest)[VQKV__LANES_ISA], const int n,
                                                         float *o)
 {
-    int d;
-    for (d = 0; d + 2 <= n_out; d += 2)
-        vqkv__unmap_some_ISA(table, bytes, d, 2, n_in, x, rest, n, o, n_out);
-    if (d < n_out)
+    int d = 0;
+    for (; d + VQKV__UNMAPPED_ISA <= n_out; d += VQKV__UNMAPPED_ISA)
+        vqkv__unmap_some_ISA(table, bytes, d, VQKV__UNMAPPED_ISA, n_in, x, rest, n, o, n_out);
+    for (; d < n_out; d++)
         vqkv__unmap_some_ISA(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
+}
+
+/* The same where inputs are fewer than LANES. */
+static inline void vqkv__unmap_short_ISA(const vqkv__matrix *table, int n_out, int n_in,
+                                         const float *y, int rows, float *o)
+{
+    int r, d, j;
+    for (r = 0; r < rows; r++, y += n_in, o += n_out)
+        for (d = 0; d < n_out; d++)
+            for (j = 0; j < n_in; j++)
+                o[d] += y[j] * vqkv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
 }
 
 VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *table,
@@ -170,14 +172,18 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *t
                                                            const float *y, int rows, float *o)
 {
     float rest[VQKV__MAX_ROWS][VQKV__LANES_ISA]; /* the last LANES of y, 0 where whole ones end */
+    const int whole = n_in / VQKV__LANES_ISA * VQKV__LANES_ISA;
     int r, j;
-    for (r = 0; r < rows && n_in >= VQKV__LANES_ISA; r++)
-        for (j = 0; j < VQKV__LANES_ISA; j++) {
-            int at = n_in - VQKV__LANES_ISA + j;
-            rest[r][j] = at < n_in / VQKV__LANES_ISA * VQKV__LANES_ISA
-                             ? 0.0f
-                             : y[(size_t)r * (size_t)n_in + (size_t)at];
-        }
+    if (n_in < VQKV__LANES_ISA) {
+        vqkv__unmap_short_ISA(table, n_out, n_in, y, rows, o);
+        return;
+    }
+    memset(rest, 0, sizeof rest);
+    for (r = 0; r < rows; r++) {
+        const float *end = y + (size_t)(r + 1) * (size_t)n_in;
+        for (j = whole - n_in; j < 0; j++)
+            rest[r][VQKV__LANES_ISA + j] = end[j];
+    }
 #define VQKV__X(n)                                                                                 \
     vqkv__unmap_rows_ISA(table, bytes, n_out, n_in, y + (size_t)r * (size_t)n_in, rest + r, n,     \
                          o + r * n_out)
@@ -185,18 +191,34 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *t
 #undef VQKV__X
 }
 
+/* y [rows, n] times scale [n], binary16. */
+VQKV__TARGET_ISA static inline void vqkv__scale_latents_ISA(const unsigned char *scale, int n,
+                                                            int rows, float *y)
+{
+    int r, j = 0;
+    for (; j + VQKV__LANES_ISA <= n; j += VQKV__LANES_ISA) {
+        const vqkv__vf_ISA f = vqkv__loadh_ISA(scale + 2 * j);
+        for (r = 0; r < rows; r++) {
+            float *x = y + (size_t)r * (size_t)n + j;
+            vqkv__store_ISA(x, vqkv__mul_ISA(vqkv__load_ISA(x), f));
+        }
+    }
+    for (; j < n; j++) {
+        const float f = vqkv__half_at(scale, (size_t)j);
+        for (r = 0; r < rows; r++)
+            y[(size_t)r * (size_t)n + (size_t)j] *= f;
+    }
+}
+
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
  * holds is scaled on the way. */
 VQKV__TARGET_ISA static void vqkv__unmap_ISA(vqkv__matrix table, int n_out, int n_in, float *y,
                                              int rows, float *o)
 {
-    int r, j;
     if (table.scale == NULL) {
         vqkv__unmap_entries_ISA(&table, 0, n_out, n_in, y, rows, o);
         return;
     }
-    for (r = 0; r < rows; r++)
-        for (j = 0; j < n_in; j++)
-            y[(size_t)r * (size_t)n_in + (size_t)j] *= vqkv__half_at(table.scale, (size_t)j);
+    vqkv__scale_latents_ISA(table.scale, n_in, rows, y);
     vqkv__unmap_entries_ISA(&table, 1, n_out, n_in, y, rows, o);
 }

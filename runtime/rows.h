@@ -43,6 +43,7 @@ VQKV__TARGET_ISA static void vqkv__gain_scores_ISA(const float *gain, const floa
     for (r = 0; r < rows; r++, part += VQKV_BLOCK, s += VQKV_BLOCK) {
         const vqkv__vf_ISA base = vqkv__set1_ISA(bias != NULL ? bias[r] : 0.0f);
         vqkv__vf_ISA top = vqkv__set1_ISA(VQKV__MASKED);
+#pragma GCC unroll 4
         for (t = 0; t < VQKV_BLOCK; t += VQKV__LANES_ISA) {
             vqkv__vf_ISA x = vqkv__fma_ISA(vqkv__load_ISA(gain + t), vqkv__load_ISA(part + t),
                                            bias != NULL ? base : vqkv__load_ISA(s + t));

@@ -7,26 +7,14 @@
 
 #include "base/half.h"
 #include "base/rng.h"
+#include "eval/recipes.h"
 #include "plan/auto.h"
 #include "plan/bands.h"
 #include "plan/frame.h"
 
-enum { MAX_RUNS = 5, UNIT = 64, LEAST_DIM = 16 };
+enum { LEAST_DIM = 16 };
 
-/* Runs of one stream for every 64 channels of a head, widest codes first. */
-typedef struct pattern {
-    int n;
-    struct {
-        int groups, width, stages;
-    } runs[MAX_RUNS];
-} pattern;
-
-/* What `auto` gave streams of the bundled model; n 0: no such stream. */
-typedef struct recipe {
-    const char *name;
-    vqkvc_frame frame;         /* of keys */
-    pattern own[2], shared[2]; /* K, V */
-} recipe;
+typedef vqkvc_recipe_stream pattern;
 
 /* One layer of a plan to calibrate on: so many streams of a pattern for keys and for values. */
 typedef struct mix {
@@ -37,40 +25,12 @@ typedef struct mix {
     } parts[2]; /* K, V */
 } mix;
 
-static const recipe recipes[] = {
-    {"auto1",
-     VQKVC_FRAME_POST,
-     {{4, {{3, 1, 1}, {8, 2, 1}, {5, 4, 1}, {3, 8, 1}}}, {3, {{5, 2, 1}, {5, 4, 1}, {2, 8, 1}}}},
-     {{0}}},
-    {"auto2",
-     VQKVC_FRAME_POST,
-     {{3, {{20, 1, 1}, {14, 2, 1}, {4, 4, 1}}}, {4, {{8, 1, 1}, {12, 2, 1}, {3, 4, 1}, {1, 8, 1}}}},
-     {{0}}},
-    {"auto2b",
-     VQKVC_FRAME_BLOCK,
-     {{3, {{20, 1, 1}, {14, 2, 1}, {4, 4, 1}}}, {4, {{8, 1, 1}, {12, 2, 1}, {3, 4, 1}, {1, 8, 1}}}},
-     {{0}}},
-    {"auto3",
-     VQKVC_FRAME_POST,
-     {{2, {{52, 1, 1}, {6, 2, 1}}}, {3, {{22, 1, 1}, {14, 2, 1}, {3, 4, 1}}}},
-     {{0}}},
-    {"auto4",
-     VQKVC_FRAME_POST,
-     {{3, {{8, 1, 2}, {46, 1, 1}, {5, 2, 1}}}, {3, {{2, 1, 2}, {42, 1, 1}, {9, 2, 1}}}},
-     {{0}}},
-    {"auto2s",
-     VQKVC_FRAME_BLOCK,
-     {{2, {{24, 2, 1}, {4, 4, 1}}}, {3, {{17, 2, 1}, {4, 4, 1}, {1, 8, 1}}}},
-     {{4, {{36, 1, 1}, {22, 2, 1}, {13, 4, 1}, {7, 8, 1}}},
-      {4, {{8, 1, 1}, {25, 2, 1}, {7, 4, 1}, {3, 8, 1}}}}},
-};
-
 /* Codes of one width each, few codes, and codes of several widths, of which auto makes most. Every
  * run scales down to heads of LEAST_DIM channels. */
-static const pattern ones = {1, {{64, 1, 1}}}, twos = {1, {{32, 2, 1}}}, fours = {1, {{16, 4, 1}}},
-                     eights = {1, {{8, 8, 1}}}, few = {1, {{24, 1, 1}}},
-                     fine = {3, {{16, 1, 1}, {8, 2, 1}, {4, 4, 1}}},
-                     coarse = {3, {{8, 1, 1}, {4, 2, 1}, {4, 8, 1}}};
+static const pattern ones = {{0, 64, 0, 0, 0}}, twos = {{0, 0, 32, 0, 0}},
+                     fours = {{0, 0, 0, 16, 0}}, eights = {{0, 0, 0, 0, 8}},
+                     few = {{0, 24, 0, 0, 0}}, fine = {{0, 16, 8, 4, 0}},
+                     coarse = {{0, 8, 4, 0, 4}};
 
 /* One thing at a time, beside as little as can be, so that each term of the model shows in the
  * difference of two layers. */
@@ -151,11 +111,11 @@ static int add_basis(vqkvc_plan *plan, const vqkvc_stream *s, const vqkvc_key_fr
     return basis;
 }
 
-/* Groups at this head_dim, one at least. */
+/* Groups at this head_dim, one at least where there are any. */
 static int scaled(const vqkvc_geometry *g, int groups)
 {
-    int n = groups * g->head_dim / UNIT;
-    return n > 0 ? n : 1;
+    int n = groups * g->head_dim / VQKVC_RECIPE_DIM;
+    return n > 0 || groups == 0 ? n : 1;
 }
 
 /* The runs of a pattern at this head_dim, steady ones in front of turning ones where bands call for
@@ -164,11 +124,13 @@ static int scaled(const vqkvc_geometry *g, int groups)
 static vqkvc_code arrange(const vqkvc_geometry *g, const pattern *p, const vqkvc_key_frame *frame,
                           vqkvc_bands *bands, uint8_t **turning, vqkvc_err *err)
 {
-    vqkvc_layout layout = {.n_runs = p->n};
-    for (int i = 0; i < p->n; i++) {
-        layout.runs[i] =
-            (vqkvc_layout_run){p->runs[i].width, p->runs[i].stages, scaled(g, p->runs[i].groups)};
-        layout.n_channels += layout.runs[i].groups * p->runs[i].width;
+    vqkvc_layout layout = {0};
+    for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++) {
+        vqkvc_layout_run run = vqkvc_allocate_option(o);
+        run.groups = scaled(g, p->groups[o]);
+        layout.n_channels += run.groups * run.width;
+        if (run.groups > 0)
+            layout.runs[layout.n_runs++] = run;
     }
     int n = layout.n_channels, channels = 0;
     for (int c = 0; c < g->head_dim; c++)
@@ -187,6 +149,24 @@ static vqkvc_code arrange(const vqkvc_geometry *g, const pattern *p, const vqkvc
     return err->code;
 }
 
+/* Codewords of a run whose channels begin at latent `at` of n. Streams of real models fall off from
+ * strong channels to weak ones, about geometrically; a second stage codes what the first leaves. */
+static int add_book(vqkvc_plan *plan, const vqkvc_layout_run *run, int at, int n, vqkvc_err *err)
+{
+    const double strongest = 3, weakest = 0.2, left = 0.125;
+    int book = add_table(plan, run->groups * run->stages, run->width * 16, 1, err);
+    if (book < 0)
+        return -1;
+    vqkvc_table *t = &plan->tables[book];
+    for (int i = 0; i < t->rows * t->cols; i++) {
+        int row = i / t->cols;
+        double fall = (double)(at + row / run->stages * run->width) / n;
+        double scale = strongest * pow(weakest / strongest, fall) * pow(left, row % run->stages);
+        t->f16[i] = vqkvc_f32_to_f16((float)(scale * vqkvc_f16_to_f32(t->f16[i])));
+    }
+    return book;
+}
+
 static vqkvc_code add_runs(vqkvc_plan *plan, vqkvc_stream *s, const vqkvc_bands *bands,
                            vqkvc_err *err)
 {
@@ -194,17 +174,14 @@ static vqkvc_code add_runs(vqkvc_plan *plan, vqkvc_stream *s, const vqkvc_bands 
     if (runs == NULL)
         return err->code;
     for (int i = 0, at = 0; i < bands->n_runs; at += runs[i].groups * runs[i].width, i++) {
-        int groups = bands->runs[i].groups, width = bands->runs[i].width;
-        /* Where a code is shared by more channels they vary less: so does reverse water-filling. */
-        double scale = exp2(4.0 / width - 2);
-        int book = add_table(plan, groups * bands->runs[i].stages, width * 16, scale, err);
+        const vqkvc_layout_run *run = &bands->runs[i];
         runs[i] = (vqkvc_run){.coder = VQKVC_CODER_VQ,
                               .first = at,
-                              .groups = groups,
-                              .width = width,
+                              .groups = run->groups,
+                              .width = run->width,
                               .bits = 4,
-                              .stages = bands->runs[i].stages,
-                              .book = book};
+                              .stages = run->stages,
+                              .book = add_book(plan, run, at, s->n_latents, err)};
     }
     return err->code;
 }
@@ -227,17 +204,31 @@ static void add_transform(vqkvc_plan *plan, const vqkvc_key_frame *frame, const 
     s->dec = add_basis(plan, s, frame, turning, err);
 }
 
-/* One stream over layers layer .. layer + n - 1 of a head. frame: of keys. */
+static int is_empty(const pattern *p)
+{
+    for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
+        if (p->groups[o] > 0)
+            return 0;
+    return 1;
+}
+
+/* Which members a stream has: `heads` heads from `head` on of `layers` layers from `layer` on. */
+typedef struct reach {
+    int layer, layers, head, heads;
+} reach;
+
+/* One stream, unless its pattern is empty. frame: of keys. alike: see add_transform(). */
 static vqkvc_code add_stream(vqkvc_plan *plan, const vqkvc_key_frame *frame, const pattern *p,
-                             vqkvc_part part, int layer, int n, int head, int alike, vqkvc_err *err)
+                             vqkvc_part part, const reach *of, int alike, vqkvc_err *err)
 {
     const vqkvc_key_frame values = {.frame = VQKVC_FRAME_POST};
     const vqkvc_key_frame *mine = part == VQKVC_PART_K ? frame : &values;
-    vqkvc_member members[VQKVC_MAX_LAYERS];
-    if (p->n == 0)
+    vqkvc_member members[VQKVC_RECIPE_SHARING * VQKVC_RECIPE_HEADS];
+    int n = of->layers * of->heads;
+    if (is_empty(p))
         return VQKVC_OK;
     for (int i = 0; i < n; i++)
-        members[i] = (vqkvc_member){part, layer + i, head};
+        members[i] = (vqkvc_member){part, of->layer + i / of->heads, of->head + i % of->heads};
     vqkvc_stream *s = vqkvc_plan_add_stream(plan, n > 1 ? "shared" : "own", n, members, err);
     vqkvc_bands bands;
     uint8_t *turning;
@@ -263,63 +254,105 @@ static vqkvc_code add_stream(vqkvc_plan *plan, const vqkvc_key_frame *frame, con
     return err->code;
 }
 
-static vqkvc_code add_streams(vqkvc_plan *plan, const recipe *r, vqkvc_spans spans, vqkvc_err *err)
+static int at_most(int n, int most)
+{
+    return n < most ? n : most;
+}
+
+/* K or V: streams that layers and heads share, then their own. Layers and heads that the recipe
+ * does not have get those of others in turn. */
+static vqkvc_code add_part(vqkvc_plan *plan, const vqkvc_recipe *r, const vqkvc_key_frame *frame,
+                           vqkvc_part part, vqkvc_err *err)
+{
+    enum { L = VQKVC_RECIPE_LAYERS, H = VQKVC_RECIPE_HEADS, S = VQKVC_RECIPE_SHARING };
+    const vqkvc_geometry *g = &plan->geometry;
+    reach of;
+    for (of.layer = 0; of.layer < g->n_layers; of.layer += S)
+        for (of.head = 0; of.head < g->n_kv_heads; of.head += H) {
+            of.layers = at_most(g->n_layers - of.layer, S);
+            of.heads = at_most(g->n_kv_heads - of.head, H);
+            VQKVC_TRY(add_stream(plan, frame, &r->shared[part][of.layer / S % (L / S)], part, &of,
+                                 0, err));
+        }
+    for (int i = 0; i < g->n_layers * g->n_kv_heads; i++) {
+        of = (reach){i / g->n_kv_heads, 1, i % g->n_kv_heads, 1};
+        VQKVC_TRY(add_stream(plan, frame, &r->own[part][of.layer % L * H + of.head % H], part, &of,
+                             0, err));
+    }
+    return VQKVC_OK;
+}
+
+/* A recipe with another frame of keys than its own, as "auto2s-bands". */
+typedef struct variant {
+    const char *suffix;
+    vqkvc_frame frame;
+    vqkvc_spans spans;
+} variant;
+
+static const variant variants[] = {
+    {"-spans", VQKVC_FRAME_BLOCK, VQKVC_SPANS_LONG},
+    {"-bands", VQKVC_FRAME_BLOCK, VQKVC_SPANS_BANDS},
+    {"-post", VQKVC_FRAME_POST, VQKVC_SPANS_BLOCK},
+};
+
+static vqkvc_code add_streams(vqkvc_plan *plan, const vqkvc_recipe *r, const variant *v,
+                              vqkvc_err *err)
 {
     const vqkvc_geometry *g = &plan->geometry;
-    int bands = spans == VQKVC_SPANS_BANDS;
-    const vqkvc_key_frame frame = {r->frame, plan->block, plan->stretch, bands};
-    if (spans != VQKVC_SPANS_BLOCK)
+    int bands = v->spans == VQKVC_SPANS_BANDS;
+    const vqkvc_key_frame frame = {v->frame, plan->block, plan->stretch, bands};
+    if (v->spans != VQKVC_SPANS_BLOCK)
         vqkvc_frame_stretch(g, plan->block, bands, plan->stretch);
-    for (int part = 0; part < 2; part++)
-        for (int head = 0; head < g->n_kv_heads; head++) {
-            VQKVC_TRY(add_stream(plan, &frame, &r->shared[part], (vqkvc_part)part, 0, g->n_layers,
-                                 head, 0, err));
-            for (int layer = 0; layer < g->n_layers; layer++)
-                VQKVC_TRY(add_stream(plan, &frame, &r->own[part], (vqkvc_part)part, layer, 1, head,
-                                     0, err));
-        }
+    VQKVC_TRY(add_part(plan, r, &frame, VQKVC_PART_K, err));
+    VQKVC_TRY(add_part(plan, r, &frame, VQKVC_PART_V, err));
     return vqkvc_plan_validate(plan, err);
 }
 
-/* Whether `scheme` is the recipe, and with what spans: "auto2s", "auto2s-spans", "auto2s-bands". */
-static int is_recipe(const recipe *r, const char *scheme, vqkvc_spans *spans)
+/* The recipe of a scheme and how it is varied, or NULL. Keys that are rotated by their position
+ * have no variants. */
+static const vqkvc_recipe *recipe_of(const char *scheme, variant *v)
 {
-    size_t n = strlen(r->name);
-    if (strncmp(scheme, r->name, n) != 0)
-        return 0;
-    *spans = strcmp(scheme + n, "-bands") == 0   ? VQKVC_SPANS_BANDS
-             : strcmp(scheme + n, "-spans") == 0 ? VQKVC_SPANS_LONG
-                                                 : VQKVC_SPANS_BLOCK;
-    return scheme[n] == '\0' || (*spans != VQKVC_SPANS_BLOCK && r->frame == VQKVC_FRAME_BLOCK);
+    size_t n = strcspn(scheme, "-");
+    const vqkvc_recipe *r = vqkvc_recipe_of(scheme, n);
+    if (r == NULL)
+        return NULL;
+    *v = (variant){"", r->frame, VQKVC_SPANS_BLOCK};
+    if (scheme[n] == '\0')
+        return r;
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
+        if (strcmp(scheme + n, variants[i].suffix) == 0 && r->frame == VQKVC_FRAME_BLOCK) {
+            *v = variants[i];
+            return r;
+        }
+    return NULL;
 }
 
 vqkvc_code vqkvc_synthetic_plan(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
                                 int block, vqkvc_err *err)
 {
     vqkvc_window window = {-1, -1, block};
-    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
-        vqkvc_spans spans;
-        if (!is_recipe(&recipes[i], scheme, &spans))
-            continue;
-        *plan = (vqkvc_plan){.geometry = *g, .n_sink = 4, .n_recent = 32, .block = block};
-        if (block <= 0) /* as auto does it */
-            plan->block = recipes[i].frame == VQKVC_FRAME_BLOCK ? 128 : 64;
-        snprintf(plan->scheme, sizeof plan->scheme, "%s", scheme);
-        if (add_streams(plan, &recipes[i], spans, err) != VQKVC_OK)
-            vqkvc_plan_free(plan);
-        return err->code;
-    }
-    return vqkvc_plan_preset(plan, g, scheme, &window, err);
+    variant v;
+    const vqkvc_recipe *r = recipe_of(scheme, &v);
+    if (r == NULL)
+        return vqkvc_plan_preset(plan, g, scheme, &window, err);
+    *plan = (vqkvc_plan){.geometry = *g, .n_sink = 4, .n_recent = 32, .block = block};
+    if (block <= 0) /* as auto does it */
+        plan->block = v.frame == VQKVC_FRAME_BLOCK ? 128 : 64;
+    snprintf(plan->scheme, sizeof plan->scheme, "%s", scheme);
+    if (add_streams(plan, r, &v, err) != VQKVC_OK)
+        vqkvc_plan_free(plan);
+    return err->code;
 }
 
 static vqkvc_code add_mix(vqkvc_plan *plan, int layer, vqkvc_err *err)
 {
     const mix *m = &mixes[layer];
+    const reach of = {layer, 1, 0, 1};
     const vqkvc_key_frame frame = {.frame = m->frame, .block = plan->block};
     for (int part = 0; part < 2; part++)
         for (int i = 0; i < m->parts[part].streams; i++)
-            VQKVC_TRY(add_stream(plan, &frame, m->parts[part].pattern, (vqkvc_part)part, layer, 1,
-                                 0, 1, err));
+            VQKVC_TRY(
+                add_stream(plan, &frame, m->parts[part].pattern, (vqkvc_part)part, &of, 1, err));
     return VQKVC_OK;
 }
 

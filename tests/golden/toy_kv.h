@@ -2092,59 +2092,50 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(toy_kv__matrix table, i
         toy_kv__map_entries_portable(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+#define TOY_KV__UNMAPPED_portable (TOY_KV__LANES_portable >= 16 ? 4 : 2)
+
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
- * constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
+ */
 TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_some_portable(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
                                                         float (*rest)[TOY_KV__LANES_portable], const int n,
                                                         float *o, int n_out)
 {
-    const size_t row = (size_t)d * (size_t)n_in, next = m > 1 ? (size_t)n_in : 0;
+    const size_t row = (size_t)d * (size_t)n_in;
     const int whole = n_in / TOY_KV__LANES_portable * TOY_KV__LANES_portable;
-    toy_kv__vf_portable a[4], b[4];
-    float sum[4], more[4];
-    int j, k;
+    toy_kv__vf_portable a[4][4]; /* [row][output] */
+    float sum[4];
+    int i, j, k;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
-        a[k] = b[k] = toy_kv__set1_portable(0.0f);
-    for (j = 0; j < whole; j += TOY_KV__LANES_portable) {
-        toy_kv__vf_portable u = toy_kv__entries_portable(table, row + (size_t)j, bytes);
-        toy_kv__vf_portable v = m > 1 ? toy_kv__entries_portable(table, row + next + (size_t)j, bytes) : u;
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            a[k][i] = toy_kv__set1_portable(0.0f);
+    for (j = 0; n_in >= TOY_KV__LANES_portable && j < n_in; j += TOY_KV__LANES_portable) {
+        /* the last LANES, some of them once more, where no whole ones are left */
+        const int last = j == whole, at = last ? n_in - TOY_KV__LANES_portable : j;
+        toy_kv__vf_portable u[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            u[i] = toy_kv__entries_portable(table, row + (size_t)(i * n_in + at), bytes);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            toy_kv__vf_portable y = toy_kv__load_portable(x + k * n_in + j);
-            a[k] = toy_kv__fma_portable(y, u, a[k]);
-            if (m > 1)
-                b[k] = toy_kv__fma_portable(y, v, b[k]);
-        }
-    }
-    if (j < n_in && n_in >= TOY_KV__LANES_portable) { /* the last LANES, some of them once more */
-        const size_t last = row + (size_t)(n_in - TOY_KV__LANES_portable);
-        toy_kv__vf_portable u = toy_kv__entries_portable(table, last, bytes);
-        toy_kv__vf_portable v = m > 1 ? toy_kv__entries_portable(table, last + next, bytes) : u;
+            toy_kv__vf_portable y = toy_kv__load_portable(last ? rest[k] : x + k * n_in + j);
 #pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            toy_kv__vf_portable y = toy_kv__load_portable(rest[k]);
-            a[k] = toy_kv__fma_portable(y, u, a[k]);
-            if (m > 1)
-                b[k] = toy_kv__fma_portable(y, v, b[k]);
+            for (i = 0; i < m; i++)
+                a[k][i] = toy_kv__fma_portable(y, u[i], a[k][i]);
         }
-        j = n_in;
     }
-    toy_kv__lane_sums_portable(a, n, sum);
-    toy_kv__lane_sums_portable(b, n, more);
-    for (; j < n_in; j++)
-        for (k = 0; k < n; k++) {
-            sum[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + (size_t)j);
-            more[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + next + (size_t)j);
-        }
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
-        o[k * n_out + d] += sum[k];
-        if (m > 1)
-            o[k * n_out + d + 1] += more[k];
+        float *to = o + k * n_out + d;
+        toy_kv__hsum4_portable(a[k][0], a[k][1], a[k][2], a[k][3], sum);
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            to[i] += sum[i];
     }
 }
 
@@ -2154,11 +2145,22 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_rows_portable(const to
                                                         float (*rest)[TOY_KV__LANES_portable], const int n,
                                                         float *o)
 {
-    int d;
-    for (d = 0; d + 2 <= n_out; d += 2)
-        toy_kv__unmap_some_portable(table, bytes, d, 2, n_in, x, rest, n, o, n_out);
-    if (d < n_out)
+    int d = 0;
+    for (; d + TOY_KV__UNMAPPED_portable <= n_out; d += TOY_KV__UNMAPPED_portable)
+        toy_kv__unmap_some_portable(table, bytes, d, TOY_KV__UNMAPPED_portable, n_in, x, rest, n, o, n_out);
+    for (; d < n_out; d++)
         toy_kv__unmap_some_portable(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
+}
+
+/* The same where inputs are fewer than LANES. */
+static inline void toy_kv__unmap_short_portable(const toy_kv__matrix *table, int n_out, int n_in,
+                                         const float *y, int rows, float *o)
+{
+    int r, d, j;
+    for (r = 0; r < rows; r++, y += n_in, o += n_out)
+        for (d = 0; d < n_out; d++)
+            for (j = 0; j < n_in; j++)
+                o[d] += y[j] * toy_kv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
 }
 
 TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const toy_kv__matrix *table,
@@ -2166,14 +2168,18 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const
                                                            const float *y, int rows, float *o)
 {
     float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_portable]; /* the last LANES of y, 0 where whole ones end */
+    const int whole = n_in / TOY_KV__LANES_portable * TOY_KV__LANES_portable;
     int r, j;
-    for (r = 0; r < rows && n_in >= TOY_KV__LANES_portable; r++)
-        for (j = 0; j < TOY_KV__LANES_portable; j++) {
-            int at = n_in - TOY_KV__LANES_portable + j;
-            rest[r][j] = at < n_in / TOY_KV__LANES_portable * TOY_KV__LANES_portable
-                             ? 0.0f
-                             : y[(size_t)r * (size_t)n_in + (size_t)at];
-        }
+    if (n_in < TOY_KV__LANES_portable) {
+        toy_kv__unmap_short_portable(table, n_out, n_in, y, rows, o);
+        return;
+    }
+    memset(rest, 0, sizeof rest);
+    for (r = 0; r < rows; r++) {
+        const float *end = y + (size_t)(r + 1) * (size_t)n_in;
+        for (j = whole - n_in; j < 0; j++)
+            rest[r][TOY_KV__LANES_portable + j] = end[j];
+    }
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__unmap_rows_portable(table, bytes, n_out, n_in, y + (size_t)r * (size_t)n_in, rest + r, n,     \
                          o + r * n_out)
@@ -2181,19 +2187,35 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const
 #undef TOY_KV__X
 }
 
+/* y [rows, n] times scale [n], binary16. */
+TOY_KV__TARGET_portable static inline void toy_kv__scale_latents_portable(const unsigned char *scale, int n,
+                                                            int rows, float *y)
+{
+    int r, j = 0;
+    for (; j + TOY_KV__LANES_portable <= n; j += TOY_KV__LANES_portable) {
+        const toy_kv__vf_portable f = toy_kv__loadh_portable(scale + 2 * j);
+        for (r = 0; r < rows; r++) {
+            float *x = y + (size_t)r * (size_t)n + j;
+            toy_kv__store_portable(x, toy_kv__mul_portable(toy_kv__load_portable(x), f));
+        }
+    }
+    for (; j < n; j++) {
+        const float f = toy_kv__half_at(scale, (size_t)j);
+        for (r = 0; r < rows; r++)
+            y[(size_t)r * (size_t)n + (size_t)j] *= f;
+    }
+}
+
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
  * holds is scaled on the way. */
 TOY_KV__TARGET_portable static void toy_kv__unmap_portable(toy_kv__matrix table, int n_out, int n_in, float *y,
                                              int rows, float *o)
 {
-    int r, j;
     if (table.scale == NULL) {
         toy_kv__unmap_entries_portable(&table, 0, n_out, n_in, y, rows, o);
         return;
     }
-    for (r = 0; r < rows; r++)
-        for (j = 0; j < n_in; j++)
-            y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
+    toy_kv__scale_latents_portable(table.scale, n_in, rows, y);
     toy_kv__unmap_entries_portable(&table, 1, n_out, n_in, y, rows, o);
 }
 /* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
@@ -2241,6 +2263,7 @@ TOY_KV__TARGET_portable static void toy_kv__gain_scores_portable(const float *ga
     for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
         const toy_kv__vf_portable base = toy_kv__set1_portable(bias != NULL ? bias[r] : 0.0f);
         toy_kv__vf_portable top = toy_kv__set1_portable(TOY_KV__MASKED);
+#pragma GCC unroll 4
         for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_portable) {
             toy_kv__vf_portable x = toy_kv__fma_portable(toy_kv__load_portable(gain + t), toy_kv__load_portable(part + t),
                                            bias != NULL ? base : toy_kv__load_portable(s + t));
@@ -4900,59 +4923,50 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(toy_kv__matrix table, int n_in,
         toy_kv__map_entries_avx2(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+#define TOY_KV__UNMAPPED_avx2 (TOY_KV__LANES_avx2 >= 16 ? 4 : 2)
+
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
- * constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
+ */
 TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_some_avx2(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
                                                         float (*rest)[TOY_KV__LANES_avx2], const int n,
                                                         float *o, int n_out)
 {
-    const size_t row = (size_t)d * (size_t)n_in, next = m > 1 ? (size_t)n_in : 0;
+    const size_t row = (size_t)d * (size_t)n_in;
     const int whole = n_in / TOY_KV__LANES_avx2 * TOY_KV__LANES_avx2;
-    toy_kv__vf_avx2 a[4], b[4];
-    float sum[4], more[4];
-    int j, k;
+    toy_kv__vf_avx2 a[4][4]; /* [row][output] */
+    float sum[4];
+    int i, j, k;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
-        a[k] = b[k] = toy_kv__set1_avx2(0.0f);
-    for (j = 0; j < whole; j += TOY_KV__LANES_avx2) {
-        toy_kv__vf_avx2 u = toy_kv__entries_avx2(table, row + (size_t)j, bytes);
-        toy_kv__vf_avx2 v = m > 1 ? toy_kv__entries_avx2(table, row + next + (size_t)j, bytes) : u;
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            a[k][i] = toy_kv__set1_avx2(0.0f);
+    for (j = 0; n_in >= TOY_KV__LANES_avx2 && j < n_in; j += TOY_KV__LANES_avx2) {
+        /* the last LANES, some of them once more, where no whole ones are left */
+        const int last = j == whole, at = last ? n_in - TOY_KV__LANES_avx2 : j;
+        toy_kv__vf_avx2 u[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            u[i] = toy_kv__entries_avx2(table, row + (size_t)(i * n_in + at), bytes);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            toy_kv__vf_avx2 y = toy_kv__load_avx2(x + k * n_in + j);
-            a[k] = toy_kv__fma_avx2(y, u, a[k]);
-            if (m > 1)
-                b[k] = toy_kv__fma_avx2(y, v, b[k]);
-        }
-    }
-    if (j < n_in && n_in >= TOY_KV__LANES_avx2) { /* the last LANES, some of them once more */
-        const size_t last = row + (size_t)(n_in - TOY_KV__LANES_avx2);
-        toy_kv__vf_avx2 u = toy_kv__entries_avx2(table, last, bytes);
-        toy_kv__vf_avx2 v = m > 1 ? toy_kv__entries_avx2(table, last + next, bytes) : u;
+            toy_kv__vf_avx2 y = toy_kv__load_avx2(last ? rest[k] : x + k * n_in + j);
 #pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            toy_kv__vf_avx2 y = toy_kv__load_avx2(rest[k]);
-            a[k] = toy_kv__fma_avx2(y, u, a[k]);
-            if (m > 1)
-                b[k] = toy_kv__fma_avx2(y, v, b[k]);
+            for (i = 0; i < m; i++)
+                a[k][i] = toy_kv__fma_avx2(y, u[i], a[k][i]);
         }
-        j = n_in;
     }
-    toy_kv__lane_sums_avx2(a, n, sum);
-    toy_kv__lane_sums_avx2(b, n, more);
-    for (; j < n_in; j++)
-        for (k = 0; k < n; k++) {
-            sum[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + (size_t)j);
-            more[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + next + (size_t)j);
-        }
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
-        o[k * n_out + d] += sum[k];
-        if (m > 1)
-            o[k * n_out + d + 1] += more[k];
+        float *to = o + k * n_out + d;
+        toy_kv__hsum4_avx2(a[k][0], a[k][1], a[k][2], a[k][3], sum);
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            to[i] += sum[i];
     }
 }
 
@@ -4962,11 +4976,22 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_rows_avx2(const toy_kv__ma
                                                         float (*rest)[TOY_KV__LANES_avx2], const int n,
                                                         float *o)
 {
-    int d;
-    for (d = 0; d + 2 <= n_out; d += 2)
-        toy_kv__unmap_some_avx2(table, bytes, d, 2, n_in, x, rest, n, o, n_out);
-    if (d < n_out)
+    int d = 0;
+    for (; d + TOY_KV__UNMAPPED_avx2 <= n_out; d += TOY_KV__UNMAPPED_avx2)
+        toy_kv__unmap_some_avx2(table, bytes, d, TOY_KV__UNMAPPED_avx2, n_in, x, rest, n, o, n_out);
+    for (; d < n_out; d++)
         toy_kv__unmap_some_avx2(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
+}
+
+/* The same where inputs are fewer than LANES. */
+static inline void toy_kv__unmap_short_avx2(const toy_kv__matrix *table, int n_out, int n_in,
+                                         const float *y, int rows, float *o)
+{
+    int r, d, j;
+    for (r = 0; r < rows; r++, y += n_in, o += n_out)
+        for (d = 0; d < n_out; d++)
+            for (j = 0; j < n_in; j++)
+                o[d] += y[j] * toy_kv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
 }
 
 TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv__matrix *table,
@@ -4974,14 +4999,18 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv_
                                                            const float *y, int rows, float *o)
 {
     float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_avx2]; /* the last LANES of y, 0 where whole ones end */
+    const int whole = n_in / TOY_KV__LANES_avx2 * TOY_KV__LANES_avx2;
     int r, j;
-    for (r = 0; r < rows && n_in >= TOY_KV__LANES_avx2; r++)
-        for (j = 0; j < TOY_KV__LANES_avx2; j++) {
-            int at = n_in - TOY_KV__LANES_avx2 + j;
-            rest[r][j] = at < n_in / TOY_KV__LANES_avx2 * TOY_KV__LANES_avx2
-                             ? 0.0f
-                             : y[(size_t)r * (size_t)n_in + (size_t)at];
-        }
+    if (n_in < TOY_KV__LANES_avx2) {
+        toy_kv__unmap_short_avx2(table, n_out, n_in, y, rows, o);
+        return;
+    }
+    memset(rest, 0, sizeof rest);
+    for (r = 0; r < rows; r++) {
+        const float *end = y + (size_t)(r + 1) * (size_t)n_in;
+        for (j = whole - n_in; j < 0; j++)
+            rest[r][TOY_KV__LANES_avx2 + j] = end[j];
+    }
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__unmap_rows_avx2(table, bytes, n_out, n_in, y + (size_t)r * (size_t)n_in, rest + r, n,     \
                          o + r * n_out)
@@ -4989,19 +5018,35 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv_
 #undef TOY_KV__X
 }
 
+/* y [rows, n] times scale [n], binary16. */
+TOY_KV__TARGET_avx2 static inline void toy_kv__scale_latents_avx2(const unsigned char *scale, int n,
+                                                            int rows, float *y)
+{
+    int r, j = 0;
+    for (; j + TOY_KV__LANES_avx2 <= n; j += TOY_KV__LANES_avx2) {
+        const toy_kv__vf_avx2 f = toy_kv__loadh_avx2(scale + 2 * j);
+        for (r = 0; r < rows; r++) {
+            float *x = y + (size_t)r * (size_t)n + j;
+            toy_kv__store_avx2(x, toy_kv__mul_avx2(toy_kv__load_avx2(x), f));
+        }
+    }
+    for (; j < n; j++) {
+        const float f = toy_kv__half_at(scale, (size_t)j);
+        for (r = 0; r < rows; r++)
+            y[(size_t)r * (size_t)n + (size_t)j] *= f;
+    }
+}
+
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
  * holds is scaled on the way. */
 TOY_KV__TARGET_avx2 static void toy_kv__unmap_avx2(toy_kv__matrix table, int n_out, int n_in, float *y,
                                              int rows, float *o)
 {
-    int r, j;
     if (table.scale == NULL) {
         toy_kv__unmap_entries_avx2(&table, 0, n_out, n_in, y, rows, o);
         return;
     }
-    for (r = 0; r < rows; r++)
-        for (j = 0; j < n_in; j++)
-            y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
+    toy_kv__scale_latents_avx2(table.scale, n_in, rows, y);
     toy_kv__unmap_entries_avx2(&table, 1, n_out, n_in, y, rows, o);
 }
 /* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
@@ -5049,6 +5094,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__gain_scores_avx2(const float *gain, cons
     for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
         const toy_kv__vf_avx2 base = toy_kv__set1_avx2(bias != NULL ? bias[r] : 0.0f);
         toy_kv__vf_avx2 top = toy_kv__set1_avx2(TOY_KV__MASKED);
+#pragma GCC unroll 4
         for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx2) {
             toy_kv__vf_avx2 x = toy_kv__fma_avx2(toy_kv__load_avx2(gain + t), toy_kv__load_avx2(part + t),
                                            bias != NULL ? base : toy_kv__load_avx2(s + t));
@@ -7583,59 +7629,50 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(toy_kv__matrix table, int n
         toy_kv__map_entries_avx512(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+#define TOY_KV__UNMAPPED_avx512 (TOY_KV__LANES_avx512 >= 16 ? 4 : 2)
+
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
- * constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
+ */
 TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_some_avx512(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
                                                         float (*rest)[TOY_KV__LANES_avx512], const int n,
                                                         float *o, int n_out)
 {
-    const size_t row = (size_t)d * (size_t)n_in, next = m > 1 ? (size_t)n_in : 0;
+    const size_t row = (size_t)d * (size_t)n_in;
     const int whole = n_in / TOY_KV__LANES_avx512 * TOY_KV__LANES_avx512;
-    toy_kv__vf_avx512 a[4], b[4];
-    float sum[4], more[4];
-    int j, k;
+    toy_kv__vf_avx512 a[4][4]; /* [row][output] */
+    float sum[4];
+    int i, j, k;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
-        a[k] = b[k] = toy_kv__set1_avx512(0.0f);
-    for (j = 0; j < whole; j += TOY_KV__LANES_avx512) {
-        toy_kv__vf_avx512 u = toy_kv__entries_avx512(table, row + (size_t)j, bytes);
-        toy_kv__vf_avx512 v = m > 1 ? toy_kv__entries_avx512(table, row + next + (size_t)j, bytes) : u;
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            a[k][i] = toy_kv__set1_avx512(0.0f);
+    for (j = 0; n_in >= TOY_KV__LANES_avx512 && j < n_in; j += TOY_KV__LANES_avx512) {
+        /* the last LANES, some of them once more, where no whole ones are left */
+        const int last = j == whole, at = last ? n_in - TOY_KV__LANES_avx512 : j;
+        toy_kv__vf_avx512 u[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            u[i] = toy_kv__entries_avx512(table, row + (size_t)(i * n_in + at), bytes);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            toy_kv__vf_avx512 y = toy_kv__load_avx512(x + k * n_in + j);
-            a[k] = toy_kv__fma_avx512(y, u, a[k]);
-            if (m > 1)
-                b[k] = toy_kv__fma_avx512(y, v, b[k]);
-        }
-    }
-    if (j < n_in && n_in >= TOY_KV__LANES_avx512) { /* the last LANES, some of them once more */
-        const size_t last = row + (size_t)(n_in - TOY_KV__LANES_avx512);
-        toy_kv__vf_avx512 u = toy_kv__entries_avx512(table, last, bytes);
-        toy_kv__vf_avx512 v = m > 1 ? toy_kv__entries_avx512(table, last + next, bytes) : u;
+            toy_kv__vf_avx512 y = toy_kv__load_avx512(last ? rest[k] : x + k * n_in + j);
 #pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            toy_kv__vf_avx512 y = toy_kv__load_avx512(rest[k]);
-            a[k] = toy_kv__fma_avx512(y, u, a[k]);
-            if (m > 1)
-                b[k] = toy_kv__fma_avx512(y, v, b[k]);
+            for (i = 0; i < m; i++)
+                a[k][i] = toy_kv__fma_avx512(y, u[i], a[k][i]);
         }
-        j = n_in;
     }
-    toy_kv__lane_sums_avx512(a, n, sum);
-    toy_kv__lane_sums_avx512(b, n, more);
-    for (; j < n_in; j++)
-        for (k = 0; k < n; k++) {
-            sum[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + (size_t)j);
-            more[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + next + (size_t)j);
-        }
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
-        o[k * n_out + d] += sum[k];
-        if (m > 1)
-            o[k * n_out + d + 1] += more[k];
+        float *to = o + k * n_out + d;
+        toy_kv__hsum4_avx512(a[k][0], a[k][1], a[k][2], a[k][3], sum);
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            to[i] += sum[i];
     }
 }
 
@@ -7645,11 +7682,22 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_rows_avx512(const toy_kv
                                                         float (*rest)[TOY_KV__LANES_avx512], const int n,
                                                         float *o)
 {
-    int d;
-    for (d = 0; d + 2 <= n_out; d += 2)
-        toy_kv__unmap_some_avx512(table, bytes, d, 2, n_in, x, rest, n, o, n_out);
-    if (d < n_out)
+    int d = 0;
+    for (; d + TOY_KV__UNMAPPED_avx512 <= n_out; d += TOY_KV__UNMAPPED_avx512)
+        toy_kv__unmap_some_avx512(table, bytes, d, TOY_KV__UNMAPPED_avx512, n_in, x, rest, n, o, n_out);
+    for (; d < n_out; d++)
         toy_kv__unmap_some_avx512(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
+}
+
+/* The same where inputs are fewer than LANES. */
+static inline void toy_kv__unmap_short_avx512(const toy_kv__matrix *table, int n_out, int n_in,
+                                         const float *y, int rows, float *o)
+{
+    int r, d, j;
+    for (r = 0; r < rows; r++, y += n_in, o += n_out)
+        for (d = 0; d < n_out; d++)
+            for (j = 0; j < n_in; j++)
+                o[d] += y[j] * toy_kv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
 }
 
 TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy_kv__matrix *table,
@@ -7657,14 +7705,18 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy
                                                            const float *y, int rows, float *o)
 {
     float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_avx512]; /* the last LANES of y, 0 where whole ones end */
+    const int whole = n_in / TOY_KV__LANES_avx512 * TOY_KV__LANES_avx512;
     int r, j;
-    for (r = 0; r < rows && n_in >= TOY_KV__LANES_avx512; r++)
-        for (j = 0; j < TOY_KV__LANES_avx512; j++) {
-            int at = n_in - TOY_KV__LANES_avx512 + j;
-            rest[r][j] = at < n_in / TOY_KV__LANES_avx512 * TOY_KV__LANES_avx512
-                             ? 0.0f
-                             : y[(size_t)r * (size_t)n_in + (size_t)at];
-        }
+    if (n_in < TOY_KV__LANES_avx512) {
+        toy_kv__unmap_short_avx512(table, n_out, n_in, y, rows, o);
+        return;
+    }
+    memset(rest, 0, sizeof rest);
+    for (r = 0; r < rows; r++) {
+        const float *end = y + (size_t)(r + 1) * (size_t)n_in;
+        for (j = whole - n_in; j < 0; j++)
+            rest[r][TOY_KV__LANES_avx512 + j] = end[j];
+    }
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__unmap_rows_avx512(table, bytes, n_out, n_in, y + (size_t)r * (size_t)n_in, rest + r, n,     \
                          o + r * n_out)
@@ -7672,19 +7724,35 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy
 #undef TOY_KV__X
 }
 
+/* y [rows, n] times scale [n], binary16. */
+TOY_KV__TARGET_avx512 static inline void toy_kv__scale_latents_avx512(const unsigned char *scale, int n,
+                                                            int rows, float *y)
+{
+    int r, j = 0;
+    for (; j + TOY_KV__LANES_avx512 <= n; j += TOY_KV__LANES_avx512) {
+        const toy_kv__vf_avx512 f = toy_kv__loadh_avx512(scale + 2 * j);
+        for (r = 0; r < rows; r++) {
+            float *x = y + (size_t)r * (size_t)n + j;
+            toy_kv__store_avx512(x, toy_kv__mul_avx512(toy_kv__load_avx512(x), f));
+        }
+    }
+    for (; j < n; j++) {
+        const float f = toy_kv__half_at(scale, (size_t)j);
+        for (r = 0; r < rows; r++)
+            y[(size_t)r * (size_t)n + (size_t)j] *= f;
+    }
+}
+
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
  * holds is scaled on the way. */
 TOY_KV__TARGET_avx512 static void toy_kv__unmap_avx512(toy_kv__matrix table, int n_out, int n_in, float *y,
                                              int rows, float *o)
 {
-    int r, j;
     if (table.scale == NULL) {
         toy_kv__unmap_entries_avx512(&table, 0, n_out, n_in, y, rows, o);
         return;
     }
-    for (r = 0; r < rows; r++)
-        for (j = 0; j < n_in; j++)
-            y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
+    toy_kv__scale_latents_avx512(table.scale, n_in, rows, y);
     toy_kv__unmap_entries_avx512(&table, 1, n_out, n_in, y, rows, o);
 }
 /* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
@@ -7732,6 +7800,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__gain_scores_avx512(const float *gain, 
     for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
         const toy_kv__vf_avx512 base = toy_kv__set1_avx512(bias != NULL ? bias[r] : 0.0f);
         toy_kv__vf_avx512 top = toy_kv__set1_avx512(TOY_KV__MASKED);
+#pragma GCC unroll 4
         for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_avx512) {
             toy_kv__vf_avx512 x = toy_kv__fma_avx512(toy_kv__load_avx512(gain + t), toy_kv__load_avx512(part + t),
                                            bias != NULL ? base : toy_kv__load_avx512(s + t));
@@ -8973,59 +9042,50 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(toy_kv__matrix table, int n_in,
         toy_kv__map_entries_neon(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
+/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+#define TOY_KV__UNMAPPED_neon (TOY_KV__LANES_neon >= 16 ? 4 : 2)
+
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1 or 2:
- * constants; two outputs share what is loaded of x. */
+ * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
+ */
 TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_some_neon(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
                                                         float (*rest)[TOY_KV__LANES_neon], const int n,
                                                         float *o, int n_out)
 {
-    const size_t row = (size_t)d * (size_t)n_in, next = m > 1 ? (size_t)n_in : 0;
+    const size_t row = (size_t)d * (size_t)n_in;
     const int whole = n_in / TOY_KV__LANES_neon * TOY_KV__LANES_neon;
-    toy_kv__vf_neon a[4], b[4];
-    float sum[4], more[4];
-    int j, k;
+    toy_kv__vf_neon a[4][4]; /* [row][output] */
+    float sum[4];
+    int i, j, k;
 #pragma GCC unroll 4
     for (k = 0; k < n; k++)
-        a[k] = b[k] = toy_kv__set1_neon(0.0f);
-    for (j = 0; j < whole; j += TOY_KV__LANES_neon) {
-        toy_kv__vf_neon u = toy_kv__entries_neon(table, row + (size_t)j, bytes);
-        toy_kv__vf_neon v = m > 1 ? toy_kv__entries_neon(table, row + next + (size_t)j, bytes) : u;
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++)
+            a[k][i] = toy_kv__set1_neon(0.0f);
+    for (j = 0; n_in >= TOY_KV__LANES_neon && j < n_in; j += TOY_KV__LANES_neon) {
+        /* the last LANES, some of them once more, where no whole ones are left */
+        const int last = j == whole, at = last ? n_in - TOY_KV__LANES_neon : j;
+        toy_kv__vf_neon u[4];
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            u[i] = toy_kv__entries_neon(table, row + (size_t)(i * n_in + at), bytes);
 #pragma GCC unroll 4
         for (k = 0; k < n; k++) {
-            toy_kv__vf_neon y = toy_kv__load_neon(x + k * n_in + j);
-            a[k] = toy_kv__fma_neon(y, u, a[k]);
-            if (m > 1)
-                b[k] = toy_kv__fma_neon(y, v, b[k]);
-        }
-    }
-    if (j < n_in && n_in >= TOY_KV__LANES_neon) { /* the last LANES, some of them once more */
-        const size_t last = row + (size_t)(n_in - TOY_KV__LANES_neon);
-        toy_kv__vf_neon u = toy_kv__entries_neon(table, last, bytes);
-        toy_kv__vf_neon v = m > 1 ? toy_kv__entries_neon(table, last + next, bytes) : u;
+            toy_kv__vf_neon y = toy_kv__load_neon(last ? rest[k] : x + k * n_in + j);
 #pragma GCC unroll 4
-        for (k = 0; k < n; k++) {
-            toy_kv__vf_neon y = toy_kv__load_neon(rest[k]);
-            a[k] = toy_kv__fma_neon(y, u, a[k]);
-            if (m > 1)
-                b[k] = toy_kv__fma_neon(y, v, b[k]);
+            for (i = 0; i < m; i++)
+                a[k][i] = toy_kv__fma_neon(y, u[i], a[k][i]);
         }
-        j = n_in;
     }
-    toy_kv__lane_sums_neon(a, n, sum);
-    toy_kv__lane_sums_neon(b, n, more);
-    for (; j < n_in; j++)
-        for (k = 0; k < n; k++) {
-            sum[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + (size_t)j);
-            more[k] += x[k * n_in + j] * toy_kv__raw_at(table, row + next + (size_t)j);
-        }
 #pragma GCC unroll 4
     for (k = 0; k < n; k++) {
-        o[k * n_out + d] += sum[k];
-        if (m > 1)
-            o[k * n_out + d + 1] += more[k];
+        float *to = o + k * n_out + d;
+        toy_kv__hsum4_neon(a[k][0], a[k][1], a[k][2], a[k][3], sum);
+#pragma GCC unroll 4
+        for (i = 0; i < m; i++)
+            to[i] += sum[i];
     }
 }
 
@@ -9035,11 +9095,22 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_rows_neon(const toy_kv__ma
                                                         float (*rest)[TOY_KV__LANES_neon], const int n,
                                                         float *o)
 {
-    int d;
-    for (d = 0; d + 2 <= n_out; d += 2)
-        toy_kv__unmap_some_neon(table, bytes, d, 2, n_in, x, rest, n, o, n_out);
-    if (d < n_out)
+    int d = 0;
+    for (; d + TOY_KV__UNMAPPED_neon <= n_out; d += TOY_KV__UNMAPPED_neon)
+        toy_kv__unmap_some_neon(table, bytes, d, TOY_KV__UNMAPPED_neon, n_in, x, rest, n, o, n_out);
+    for (; d < n_out; d++)
         toy_kv__unmap_some_neon(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
+}
+
+/* The same where inputs are fewer than LANES. */
+static inline void toy_kv__unmap_short_neon(const toy_kv__matrix *table, int n_out, int n_in,
+                                         const float *y, int rows, float *o)
+{
+    int r, d, j;
+    for (r = 0; r < rows; r++, y += n_in, o += n_out)
+        for (d = 0; d < n_out; d++)
+            for (j = 0; j < n_in; j++)
+                o[d] += y[j] * toy_kv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
 }
 
 TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv__matrix *table,
@@ -9047,14 +9118,18 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv_
                                                            const float *y, int rows, float *o)
 {
     float rest[TOY_KV__MAX_ROWS][TOY_KV__LANES_neon]; /* the last LANES of y, 0 where whole ones end */
+    const int whole = n_in / TOY_KV__LANES_neon * TOY_KV__LANES_neon;
     int r, j;
-    for (r = 0; r < rows && n_in >= TOY_KV__LANES_neon; r++)
-        for (j = 0; j < TOY_KV__LANES_neon; j++) {
-            int at = n_in - TOY_KV__LANES_neon + j;
-            rest[r][j] = at < n_in / TOY_KV__LANES_neon * TOY_KV__LANES_neon
-                             ? 0.0f
-                             : y[(size_t)r * (size_t)n_in + (size_t)at];
-        }
+    if (n_in < TOY_KV__LANES_neon) {
+        toy_kv__unmap_short_neon(table, n_out, n_in, y, rows, o);
+        return;
+    }
+    memset(rest, 0, sizeof rest);
+    for (r = 0; r < rows; r++) {
+        const float *end = y + (size_t)(r + 1) * (size_t)n_in;
+        for (j = whole - n_in; j < 0; j++)
+            rest[r][TOY_KV__LANES_neon + j] = end[j];
+    }
 #define TOY_KV__X(n)                                                                                 \
     toy_kv__unmap_rows_neon(table, bytes, n_out, n_in, y + (size_t)r * (size_t)n_in, rest + r, n,     \
                          o + r * n_out)
@@ -9062,19 +9137,35 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv_
 #undef TOY_KV__X
 }
 
+/* y [rows, n] times scale [n], binary16. */
+TOY_KV__TARGET_neon static inline void toy_kv__scale_latents_neon(const unsigned char *scale, int n,
+                                                            int rows, float *y)
+{
+    int r, j = 0;
+    for (; j + TOY_KV__LANES_neon <= n; j += TOY_KV__LANES_neon) {
+        const toy_kv__vf_neon f = toy_kv__loadh_neon(scale + 2 * j);
+        for (r = 0; r < rows; r++) {
+            float *x = y + (size_t)r * (size_t)n + j;
+            toy_kv__store_neon(x, toy_kv__mul_neon(toy_kv__load_neon(x), f));
+        }
+    }
+    for (; j < n; j++) {
+        const float f = toy_kv__half_at(scale, (size_t)j);
+        for (r = 0; r < rows; r++)
+            y[(size_t)r * (size_t)n + (size_t)j] *= f;
+    }
+}
+
 /* o [rows, n_out] += table [n_out, n_in] times y [rows, n_in]: latents back to channels. What y
  * holds is scaled on the way. */
 TOY_KV__TARGET_neon static void toy_kv__unmap_neon(toy_kv__matrix table, int n_out, int n_in, float *y,
                                              int rows, float *o)
 {
-    int r, j;
     if (table.scale == NULL) {
         toy_kv__unmap_entries_neon(&table, 0, n_out, n_in, y, rows, o);
         return;
     }
-    for (r = 0; r < rows; r++)
-        for (j = 0; j < n_in; j++)
-            y[(size_t)r * (size_t)n_in + (size_t)j] *= toy_kv__half_at(table.scale, (size_t)j);
+    toy_kv__scale_latents_neon(table.scale, n_in, rows, y);
     toy_kv__unmap_entries_neon(&table, 1, n_out, n_in, y, rows, o);
 }
 /* Arithmetic on rows of numbers for one instruction set, in the vocabulary of kernels.h: gains and
@@ -9122,6 +9213,7 @@ TOY_KV__TARGET_neon static void toy_kv__gain_scores_neon(const float *gain, cons
     for (r = 0; r < rows; r++, part += TOY_KV_BLOCK, s += TOY_KV_BLOCK) {
         const toy_kv__vf_neon base = toy_kv__set1_neon(bias != NULL ? bias[r] : 0.0f);
         toy_kv__vf_neon top = toy_kv__set1_neon(TOY_KV__MASKED);
+#pragma GCC unroll 4
         for (t = 0; t < TOY_KV_BLOCK; t += TOY_KV__LANES_neon) {
             toy_kv__vf_neon x = toy_kv__fma_neon(toy_kv__load_neon(gain + t), toy_kv__load_neon(part + t),
                                            bias != NULL ? base : toy_kv__load_neon(s + t));
@@ -13513,7 +13605,15 @@ static void toy_kv__merge_row(float *m, float *l, float *x, float m_more, float 
                             const float *y)
 {
     int d;
-    float top = *m > m_more ? *m : m_more, a = expf(*m - top), b = expf(m_more - top);
+    float top = *m > m_more ? *m : m_more, a, b;
+    if (*l == 0.0f && *m <= TOY_KV__MASKED) { /* there is nothing of it yet */
+        *m = m_more;
+        *l = l_more;
+        memcpy(x, y, sizeof(float) * TOY_KV_HEAD_DIM);
+        return;
+    }
+    a = expf(*m - top);
+    b = expf(m_more - top);
     *m = top;
     *l = *l * a + l_more * b;
     for (d = 0; d < TOY_KV_HEAD_DIM; d++)
@@ -13523,7 +13623,7 @@ static void toy_kv__merge_row(float *m, float *l, float *x, float m_more, float 
 /* The queries of one pass: those of a KV head from `row` on. */
 static void toy_kv__load_rows(const toy_kv__job *job, toy_kv__pass *a, int head, int row)
 {
-    int r, d, rows = job->n * TOY_KV_GROUP;
+    int r, rows = job->n * TOY_KV_GROUP;
     a->head = head;
     a->rows = rows - row < TOY_KV__PASS_ROWS ? rows - row : TOY_KV__PASS_ROWS;
     for (r = 0; r < a->rows; r++) {
@@ -13532,9 +13632,9 @@ static void toy_kv__load_rows(const toy_kv__job *job, toy_kv__pass *a, int head,
                                      (size_t)(head * TOY_KV_GROUP + (row + r) % TOY_KV_GROUP)) *
                                         TOY_KV_HEAD_DIM;
         a->position[r] = toy_kv__position(job, (row + r) / TOY_KV_GROUP);
-        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-            a->q[r * TOY_KV_HEAD_DIM + d] = src[d] * job->scale;
+        memcpy(a->q + r * TOY_KV_HEAD_DIM, src, sizeof(float) * TOY_KV_HEAD_DIM);
     }
+    job->ops->shrink(a->q, (size_t)a->rows * TOY_KV_HEAD_DIM, job->scale);
 }
 
 /* What the passes of one head attend to, over all of the job's tokens: choices [CHOICES]. */
@@ -13714,31 +13814,33 @@ void toy_kv_merge(toy_kv_partial *into, const toy_kv_partial *from, int rows)
                         from->l[r], from->o + (size_t)r * TOY_KV_HEAD_DIM);
 }
 
-/* dst [HEAD_DIM] = o divided by l and the sink's share; dst may be o. */
-static void toy_kv__finish_row(float m, float l, const float *o, const float *sink, float *dst)
+/* What sums of a row are multiplied by in the end: one over l and the sink's share; 0 where the row
+ * saw nothing. */
+static float toy_kv__finish_row(float m, float l, const float *sink)
 {
-    int d;
     float shrink = 1.0f;
     if (sink != NULL) {
         float top = m > *sink ? m : *sink;
         shrink = expf(m - top);
         l = l * shrink + expf(*sink - top);
     }
-    shrink = l > 0.0f ? shrink / l : 0.0f;
-    for (d = 0; d < TOY_KV_HEAD_DIM; d++)
-        dst[d] = l > 0.0f ? o[d] * shrink : 0.0f;
+    return l > 0.0f ? shrink / l : 0.0f;
 }
 
 void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q, const toy_kv_attention *attention,
                  float *out)
 {
-    int row;
+    int row, d;
     const float *sinks = attention != NULL ? attention->sink_logits : NULL;
     for (row = 0; row < n_q * TOY_KV_GROUP; row++) {
         int head = kv_head * TOY_KV_GROUP + row % TOY_KV_GROUP;
         size_t at = (size_t)(row / TOY_KV_GROUP) * TOY_KV_N_HEADS + (size_t)head;
-        toy_kv__finish_row(partial->m[row], partial->l[row], partial->o + (size_t)row * TOY_KV_HEAD_DIM,
-                         sinks != NULL ? sinks + head : NULL, out + at * TOY_KV_HEAD_DIM);
+        const float *o = partial->o + (size_t)row * TOY_KV_HEAD_DIM;
+        float *dst = out + at * TOY_KV_HEAD_DIM;
+        float f =
+            toy_kv__finish_row(partial->m[row], partial->l[row], sinks != NULL ? sinks + head : NULL);
+        for (d = 0; d < TOY_KV_HEAD_DIM; d++)
+            dst[d] = f > 0.0f ? o[d] * f : 0.0f;
     }
 }
 
@@ -13766,8 +13868,12 @@ toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const
         toy_kv__attend_job(&job, 0, TOY_KV_N_KV_HEADS, rows);
         for (row = 0; row < job.n * TOY_KV_N_HEADS; row++) {
             float *o = rows.o + (size_t)row * TOY_KV_HEAD_DIM;
-            toy_kv__finish_row(rows.m[row], rows.l[row], o,
-                             sinks != NULL ? sinks + row % TOY_KV_N_HEADS : NULL, o);
+            float f = toy_kv__finish_row(rows.m[row], rows.l[row],
+                                       sinks != NULL ? sinks + row % TOY_KV_N_HEADS : NULL);
+            if (f > 0.0f)
+                job.ops->shrink(o, TOY_KV_HEAD_DIM, f);
+            else
+                memset(o, 0, sizeof(float) * TOY_KV_HEAD_DIM);
         }
     }
     return status;
