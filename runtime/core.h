@@ -63,6 +63,18 @@ static inline float vqkv__raw_at(const vqkv__matrix *m, size_t i)
     return m->scale == NULL ? vqkv__half_at(m->values, i) : (float)(signed char)m->values[i];
 }
 
+/* o [rows, n_out] += table [n_out, n_in], without scales, times y [rows, n_in]: inputs that are
+ * fewer than a vector has lanes. */
+static void vqkv__unmap_short(const vqkv__matrix *table, int n_out, int n_in, const float *y,
+                              int rows, float *o)
+{
+    int r, d, j;
+    for (r = 0; r < rows; r++, y += n_in, o += n_out)
+        for (d = 0; d < n_out; d++)
+            for (j = 0; j < n_in; j++)
+                o[d] += y[j] * vqkv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
+}
+
 /* One member's rows of a stream's basis, enc or dec. */
 static inline vqkv__matrix vqkv__basis(const vqkv__stream *s, int offset, int member)
 {

@@ -308,7 +308,7 @@ void vqkv_merge(vqkv_partial *into, const vqkv_partial *from, int rows)
 
 /* What sums of a row are multiplied by in the end: one over l and the sink's share; 0 where the row
  * saw nothing. */
-static float vqkv__finish_row(float m, float l, const float *sink)
+static float vqkv__row_factor(float m, float l, const float *sink)
 {
     float shrink = 1.0f;
     if (sink != NULL) {
@@ -330,7 +330,7 @@ void vqkv_finish(const vqkv_partial *partial, int kv_head, int n_q, const vqkv_a
         const float *o = partial->o + (size_t)row * VQKV_HEAD_DIM;
         float *dst = out + at * VQKV_HEAD_DIM;
         float f =
-            vqkv__finish_row(partial->m[row], partial->l[row], sinks != NULL ? sinks + head : NULL);
+            vqkv__row_factor(partial->m[row], partial->l[row], sinks != NULL ? sinks + head : NULL);
         for (d = 0; d < VQKV_HEAD_DIM; d++)
             dst[d] = f > 0.0f ? o[d] * f : 0.0f;
     }
@@ -360,7 +360,7 @@ vqkv_status vqkv_attend(const vqkv *kv, int seq, int layer, int n_q, const float
         vqkv__attend_job(&job, 0, VQKV_N_KV_HEADS, rows);
         for (row = 0; row < job.n * VQKV_N_HEADS; row++) {
             float *o = rows.o + (size_t)row * VQKV_HEAD_DIM;
-            float f = vqkv__finish_row(rows.m[row], rows.l[row],
+            float f = vqkv__row_factor(rows.m[row], rows.l[row],
                                        sinks != NULL ? sinks + row % VQKV_N_HEADS : NULL);
             if (f > 0.0f)
                 job.ops->shrink(o, VQKV_HEAD_DIM, f);

@@ -96,7 +96,7 @@ VQKV__TARGET_ISA static void vqkv__map_ISA(vqkv__matrix table, int n_in, int n_o
         vqkv__map_entries_ISA(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
-/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+/* Outputs that a pass of unmap holds sums of for four rows: as many as 32 registers hold, or 16. */
 #define VQKV__UNMAPPED_ISA (VQKV__LANES_ISA >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
@@ -156,17 +156,6 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_rows_ISA(const vqkv__matrix *tabl
         vqkv__unmap_some_ISA(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
 }
 
-/* The same where inputs are fewer than LANES. */
-static inline void vqkv__unmap_short_ISA(const vqkv__matrix *table, int n_out, int n_in,
-                                         const float *y, int rows, float *o)
-{
-    int r, d, j;
-    for (r = 0; r < rows; r++, y += n_in, o += n_out)
-        for (d = 0; d < n_out; d++)
-            for (j = 0; j < n_in; j++)
-                o[d] += y[j] * vqkv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
-}
-
 VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -175,7 +164,7 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_entries_ISA(const vqkv__matrix *t
     const int whole = n_in / VQKV__LANES_ISA * VQKV__LANES_ISA;
     int r, j;
     if (n_in < VQKV__LANES_ISA) {
-        vqkv__unmap_short_ISA(table, n_out, n_in, y, rows, o);
+        vqkv__unmap_short(table, n_out, n_in, y, rows, o);
         return;
     }
     memset(rest, 0, sizeof rest);

@@ -35,8 +35,7 @@ ${CC:-cc} -std=c11 -D_POSIX_C_SOURCE=200809L -O2 -DHEADER='"toy_kv.h"' -I"$out" 
 "$out/kernels" time | tee "$out/kernels.txt"
 if [[ ${BENCH:-} == all ]]; then
     for context in 1024 4096 65536; do
-        bench "context$context" --context "$context" --layers $((context > 16384 ? 2 : 8)) \
-            --schemes auto1,auto2,auto4,q8_0,q4_0
+        bench "context$context" --context "$context" --schemes auto1,auto2,auto4,q8_0,q4_0
     done
     for head_dim in 64 80 96 256; do
         bench "head_dim$head_dim" --head-dim "$head_dim" --schemes auto1,auto2,auto4

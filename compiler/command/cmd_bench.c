@@ -310,9 +310,10 @@ const vqkvc_command vqkvc_command_bench = {
         "their range. Then what it costs to append (microseconds a token and layer, all KV heads, "
         "encoding included) and attention of the latest 32 tokens at once. Schemes: auto1 to auto4 "
         "(own streams, keys rotated), auto2b (keys "
-        "rotated within their block), auto2s (2 bits stored, 5.4 read: streams shared by four "
+        "rotated within their block), auto2s (2 bits stored, 5.3 read: streams shared by four "
         "layers and two heads; with --frame spans, bands and post of build: auto2s-spans, "
-        "auto2s-bands, auto2s-post), each stream as the planner made one for the bundled model, "
+        "auto2s-bands, auto2s-post; auto2b alike), each stream as the planner made one for the "
+        "bundled model, "
         "and the baselines. With --calibrate it measures the cost model of attention for "
         "the shape and prints it, for --cost-model of build on another machine.",
     .examples = "  vqkvc bench\n"

@@ -256,7 +256,7 @@ const vqkvc_option vqkvc_options_bench[] = {
      .low = 1,
      .high = 64,
      .fallback = "8",
-     .help = "layers, of which auto2s has four share a stream"},
+     .help = "layers; the rates that schemes are named by hold for multiples of 8"},
     {.name = "context",
      .arg = "N",
      .type = VQKVC_OPT_INT,
@@ -271,8 +271,8 @@ const vqkvc_option vqkvc_options_bench[] = {
      .offset = VQKVC_AT(block),
      .low = 32,
      .high = 4096,
-     .help = "tokens that are coded together (default: the scheme's, 128 for auto2b and auto2s, "
-             "else 64)"},
+     .help = "tokens that are coded together (default: the scheme's, 128 where keys are rotated "
+             "within their block, else 64)"},
     {.name = "repeats",
      .arg = "N",
      .type = VQKVC_OPT_INT,

@@ -271,7 +271,7 @@ static vqkvc_code time_once(bench *b, int repeat, vqkvc_err *err)
     double started;
     for (int i = 0; i < b->n; i++) {
         started = vqkvc_seconds();
-#pragma omp parallel for schedule(static) num_threads(b->o.workers)
+#pragma omp parallel for schedule(static, 1) num_threads(b->o.workers)
         for (int l = 0; l < g->n_layers; l++) {
             vqkvc_err mine = {0};
             if (b->caches[i].attend(b->caches[i].self, 0, l, b->o.context - 1, 1, b->q, out_of(b),
@@ -292,7 +292,7 @@ static vqkvc_code time_once(bench *b, int repeat, vqkvc_err *err)
                 sum += read_all(b->memory + (size_t)i * part, part);
             b->read += sum;
         } else {
-#pragma omp parallel for schedule(static) num_threads(b->o.workers)
+#pragma omp parallel for schedule(static, 1) num_threads(b->o.workers)
             for (int l = 0; l < g->n_layers; l++)
                 attend_in_tree(b, y, l, 1);
         }
@@ -301,7 +301,7 @@ static vqkvc_code time_once(bench *b, int repeat, vqkvc_err *err)
     return VQKVC_OK;
 }
 
-/* Times the latest PREFILL tokens of layer 0; i: the codec, or n and a yardstick. */
+/* Times the latest PREFILL tokens of all layers; i: the codec, or n and a yardstick. */
 static vqkvc_code time_prefill(bench *b, int i, vqkvc_timing *t, vqkvc_err *err)
 {
     const vqkvc_geometry *g = b->g;
@@ -312,14 +312,15 @@ static vqkvc_code time_prefill(bench *b, int i, vqkvc_timing *t, vqkvc_err *err)
         return VQKVC_OK;
     for (int r = 0; r < PREFILL_REPEATS; r++) {
         double started = vqkvc_seconds();
-        if (i < b->n)
-            VQKVC_TRY(b->caches[i].attend(b->caches[i].self, 0, 0, context - PREFILL, PREFILL, b->q,
-                                          out_of(b), scale, err));
-        else
-            attend_in_tree(b, i - b->n, 0, PREFILL);
+        for (int l = 0; l < g->n_layers; l++)
+            if (i < b->n)
+                VQKVC_TRY(b->caches[i].attend(b->caches[i].self, 0, l, context - PREFILL, PREFILL,
+                                              b->q, out_of(b), scale, err));
+            else
+                attend_in_tree(b, i - b->n, l, PREFILL);
         least = fmin(least, vqkvc_seconds() - started);
     }
-    t->prefill_ns = least * 1e9 / ((double)g->n_kv_heads * context * PREFILL);
+    t->prefill_ns = least * 1e9 / ((double)g->n_layers * g->n_kv_heads * context * PREFILL);
     return VQKVC_OK;
 }
 

@@ -111,28 +111,37 @@ static int add_basis(vqkvc_plan *plan, const vqkvc_stream *s, const vqkvc_key_fr
     return basis;
 }
 
-/* Groups at this head_dim, one at least where there are any. */
-static int scaled(const vqkvc_geometry *g, int groups)
-{
-    int n = groups * g->head_dim / VQKVC_RECIPE_DIM;
-    return n > 0 || groups == 0 ? n : 1;
-}
-
-/* The runs of a pattern at this head_dim, steady ones in front of turning ones where bands call for
- * it: turning latents are then spread evenly, as many of them as of channels. turning [n_latents]:
- * which latents of the stream these are; the caller frees it. */
-static vqkvc_code arrange(const vqkvc_geometry *g, const pattern *p, const vqkvc_key_frame *frame,
-                          vqkvc_bands *bands, uint8_t **turning, vqkvc_err *err)
+/* A pattern for heads of another size, and for a stream that has `members` of the `whole` vectors
+ * that the pattern was for: a group at least of what there is, and no more channels than inputs,
+ * for which the widest codes go first. */
+static vqkvc_layout scaled(const vqkvc_geometry *g, const pattern *p, int members, int whole)
 {
     vqkvc_layout layout = {0};
     for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++) {
         vqkvc_layout_run run = vqkvc_allocate_option(o);
-        run.groups = scaled(g, p->groups[o]);
-        layout.n_channels += run.groups * run.width;
+        run.groups = p->groups[o] * g->head_dim * members / (VQKVC_RECIPE_DIM * whole);
+        if (run.groups == 0)
+            run.groups = p->groups[o] > 0;
         if (run.groups > 0)
             layout.runs[layout.n_runs++] = run;
+        layout.n_channels += run.groups * run.width;
     }
-    int n = layout.n_channels, channels = 0;
+    while (layout.n_channels > members * g->head_dim) {
+        vqkvc_layout_run *last = &layout.runs[layout.n_runs - 1];
+        layout.n_channels -= last->width;
+        layout.n_runs -= --last->groups == 0;
+    }
+    return layout;
+}
+
+/* Steady runs of a layout in front of turning ones where bands call for it: turning latents are
+ * then spread evenly, as many of them as of channels. turning [n_latents]: which latents of the
+ * stream these are; the caller frees it. */
+static vqkvc_code arrange(const vqkvc_geometry *g, const vqkvc_layout *layout,
+                          const vqkvc_key_frame *frame, vqkvc_bands *bands, uint8_t **turning,
+                          vqkvc_err *err)
+{
+    int n = layout->n_channels, channels = 0;
     for (int c = 0; c < g->head_dim; c++)
         channels += frame->bands && vqkvc_frame_is_turning(g, frame, c);
     uint8_t *by_rank = vqkvc_alloc((size_t)n, 1, err);
@@ -141,7 +150,7 @@ static vqkvc_code arrange(const vqkvc_geometry *g, const pattern *p, const vqkvc
     if (err->code == VQKVC_OK) {
         for (int i = 0; i < n; i++)
             by_rank[i] = (i + 1) * channels / g->head_dim > i * channels / g->head_dim;
-        if (vqkvc_make_bands(&layout, n, by_rank, bands, err) == VQKVC_OK)
+        if (vqkvc_make_bands(layout, n, by_rank, bands, err) == VQKVC_OK)
             for (int i = 0; i < n; i++)
                 (*turning)[i] = by_rank[bands->order[i]];
     }
@@ -149,9 +158,11 @@ static vqkvc_code arrange(const vqkvc_geometry *g, const pattern *p, const vqkvc
     return err->code;
 }
 
-/* Codewords of a run whose channels begin at latent `at` of n. Streams of real models fall off from
- * strong channels to weak ones, about geometrically; a second stage codes what the first leaves. */
-static int add_book(vqkvc_plan *plan, const vqkvc_layout_run *run, int at, int n, vqkvc_err *err)
+/* Codewords of a run, rank [groups * width]: where its channels stand among the stream's n by
+ * strength. Streams of real models fall off from strong channels to weak ones, about geometrically;
+ * a second stage codes what the first leaves. */
+static int add_book(vqkvc_plan *plan, const vqkvc_layout_run *run, const int *rank, int n,
+                    vqkvc_err *err)
 {
     const double strongest = 3, weakest = 0.2, left = 0.125;
     int book = add_table(plan, run->groups * run->stages, run->width * 16, 1, err);
@@ -160,7 +171,7 @@ static int add_book(vqkvc_plan *plan, const vqkvc_layout_run *run, int at, int n
     vqkvc_table *t = &plan->tables[book];
     for (int i = 0; i < t->rows * t->cols; i++) {
         int row = i / t->cols;
-        double fall = (double)(at + row / run->stages * run->width) / n;
+        double fall = (double)rank[row / run->stages * run->width] / n;
         double scale = strongest * pow(weakest / strongest, fall) * pow(left, row % run->stages);
         t->f16[i] = vqkvc_f32_to_f16((float)(scale * vqkvc_f16_to_f32(t->f16[i])));
     }
@@ -181,7 +192,7 @@ static vqkvc_code add_runs(vqkvc_plan *plan, vqkvc_stream *s, const vqkvc_bands 
                               .width = run->width,
                               .bits = 4,
                               .stages = run->stages,
-                              .book = add_book(plan, run, at, s->n_latents, err)};
+                              .book = add_book(plan, run, bands->order + at, s->n_latents, err)};
     }
     return err->code;
 }
@@ -204,17 +215,10 @@ static void add_transform(vqkvc_plan *plan, const vqkvc_key_frame *frame, const 
     s->dec = add_basis(plan, s, frame, turning, err);
 }
 
-static int is_empty(const pattern *p)
-{
-    for (int o = 0; o < VQKVC_LAYOUT_RUNS; o++)
-        if (p->groups[o] > 0)
-            return 0;
-    return 1;
-}
-
-/* Which members a stream has: `heads` heads from `head` on of `layers` layers from `layer` on. */
+/* Which members a stream has: `heads` heads from `head` on of `layers` layers from `layer` on;
+ * those of the recipe's stream are `whole`. */
 typedef struct reach {
-    int layer, layers, head, heads;
+    int layer, layers, head, heads, whole;
 } reach;
 
 /* One stream, unless its pattern is empty. frame: of keys. alike: see add_transform(). */
@@ -224,8 +228,9 @@ static vqkvc_code add_stream(vqkvc_plan *plan, const vqkvc_key_frame *frame, con
     const vqkvc_key_frame values = {.frame = VQKVC_FRAME_POST};
     const vqkvc_key_frame *mine = part == VQKVC_PART_K ? frame : &values;
     vqkvc_member members[VQKVC_RECIPE_SHARING * VQKVC_RECIPE_HEADS];
-    int n = of->layers * of->heads;
-    if (is_empty(p))
+    const int n = of->layers * of->heads;
+    const vqkvc_layout layout = scaled(&plan->geometry, p, n, of->whole);
+    if (layout.n_runs == 0)
         return VQKVC_OK;
     for (int i = 0; i < n; i++)
         members[i] = (vqkvc_member){part, of->layer + i / of->heads, of->head + i % of->heads};
@@ -234,7 +239,7 @@ static vqkvc_code add_stream(vqkvc_plan *plan, const vqkvc_key_frame *frame, con
     uint8_t *turning;
     if (s == NULL)
         return err->code;
-    if (arrange(&plan->geometry, p, mine, &bands, &turning, err) == VQKVC_OK) {
+    if (arrange(&plan->geometry, &layout, mine, &bands, &turning, err) == VQKVC_OK) {
         s->frame = mine->frame;
         s->n_latents = 0;
         for (int i = 0; i < bands.n_runs; i++)
@@ -259,25 +264,35 @@ static int at_most(int n, int most)
     return n < most ? n : most;
 }
 
-/* K or V: streams that layers and heads share, then their own. Layers and heads that the recipe
- * does not have get those of others in turn. */
+/* The recipe's layer for a layer of n: in turn, or where they are fewer, spread over all of them.
+ */
+static int recipe_layer(int layer, int n)
+{
+    enum { L = VQKVC_RECIPE_LAYERS };
+    return n < L ? (2 * layer + 1) * L / (2 * n) : layer % L;
+}
+
+/* K or V: streams that layers and heads share, then their own. */
 static vqkvc_code add_part(vqkvc_plan *plan, const vqkvc_recipe *r, const vqkvc_key_frame *frame,
                            vqkvc_part part, vqkvc_err *err)
 {
-    enum { L = VQKVC_RECIPE_LAYERS, H = VQKVC_RECIPE_HEADS, S = VQKVC_RECIPE_SHARING };
+    enum { H = VQKVC_RECIPE_HEADS, S = VQKVC_RECIPE_SHARING };
     const vqkvc_geometry *g = &plan->geometry;
     reach of;
     for (of.layer = 0; of.layer < g->n_layers; of.layer += S)
         for (of.head = 0; of.head < g->n_kv_heads; of.head += H) {
             of.layers = at_most(g->n_layers - of.layer, S);
             of.heads = at_most(g->n_kv_heads - of.head, H);
-            VQKVC_TRY(add_stream(plan, frame, &r->shared[part][of.layer / S % (L / S)], part, &of,
-                                 0, err));
+            of.whole = S * H;
+            VQKVC_TRY(add_stream(plan, frame,
+                                 &r->shared[part][recipe_layer(of.layer, g->n_layers) / S], part,
+                                 &of, 0, err));
         }
     for (int i = 0; i < g->n_layers * g->n_kv_heads; i++) {
-        of = (reach){i / g->n_kv_heads, 1, i % g->n_kv_heads, 1};
-        VQKVC_TRY(add_stream(plan, frame, &r->own[part][of.layer % L * H + of.head % H], part, &of,
-                             0, err));
+        of = (reach){i / g->n_kv_heads, 1, i % g->n_kv_heads, 1, 1};
+        VQKVC_TRY(add_stream(plan, frame,
+                             &r->own[part][recipe_layer(of.layer, g->n_layers) * H + of.head % H],
+                             part, &of, 0, err));
     }
     return VQKVC_OK;
 }
@@ -347,7 +362,7 @@ vqkvc_code vqkvc_synthetic_plan(vqkvc_plan *plan, const vqkvc_geometry *g, const
 static vqkvc_code add_mix(vqkvc_plan *plan, int layer, vqkvc_err *err)
 {
     const mix *m = &mixes[layer];
-    const reach of = {layer, 1, 0, 1};
+    const reach of = {layer, 1, 0, 1, 1};
     const vqkvc_key_frame frame = {.frame = m->frame, .block = plan->block};
     for (int part = 0; part < 2; part++)
         for (int i = 0; i < m->parts[part].streams; i++)

@@ -9,11 +9,12 @@
 vqkvc_geometry vqkvc_synthetic_geometry(int n_layers, int n_kv_heads, int group, int head_dim);
 
 /* The plan of a scheme by name: "auto1" .. "auto4" (streams of a layer's own, keys rotated),
- * "auto2b" (auto2 with keys rotated within their block), "auto2s" (2 bits stored, 5.4 scanned:
+ * "auto2b" (auto2 with keys rotated within their block), "auto2s" (2 bits stored, 5.3 scanned:
  * streams shared by four layers and two heads, and own ones) and its variants by frame,
- * "auto2s-spans", "auto2s-bands" and "auto2s-post", or a preset. Every stream has the runs that one
- * of the bundled model has (recipes.h), scaled to head_dim; block 0: as auto. *plan is overwritten
- * and the caller's to free; empty after a failure. Fails with E_USAGE for an unknown name. */
+ * "auto2s-spans", "auto2s-bands" and "auto2s-post" (auto2b has them too), or a preset. Every stream
+ * has the runs that one of the bundled model has (recipes.h), scaled to head_dim; block 0: as auto.
+ * *plan is overwritten and the caller's to free; empty after a failure. Fails with E_USAGE for an
+ * unknown name. */
 vqkvc_code vqkvc_synthetic_plan(vqkvc_plan *plan, const vqkvc_geometry *g, const char *scheme,
                                 int block, vqkvc_err *err);
 

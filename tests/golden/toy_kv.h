@@ -1227,6 +1227,18 @@ static inline float toy_kv__raw_at(const toy_kv__matrix *m, size_t i)
     return m->scale == NULL ? toy_kv__half_at(m->values, i) : (float)(signed char)m->values[i];
 }
 
+/* o [rows, n_out] += table [n_out, n_in], without scales, times y [rows, n_in]: inputs that are
+ * fewer than a vector has lanes. */
+static void toy_kv__unmap_short(const toy_kv__matrix *table, int n_out, int n_in, const float *y,
+                              int rows, float *o)
+{
+    int r, d, j;
+    for (r = 0; r < rows; r++, y += n_in, o += n_out)
+        for (d = 0; d < n_out; d++)
+            for (j = 0; j < n_in; j++)
+                o[d] += y[j] * toy_kv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
+}
+
 /* One member's rows of a stream's basis, enc or dec. */
 static inline toy_kv__matrix toy_kv__basis(const toy_kv__stream *s, int offset, int member)
 {
@@ -2092,7 +2104,7 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(toy_kv__matrix table, i
         toy_kv__map_entries_portable(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
-/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+/* Outputs that a pass of unmap holds sums of for four rows: as many as 32 registers hold, or 16. */
 #define TOY_KV__UNMAPPED_portable (TOY_KV__LANES_portable >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
@@ -2152,17 +2164,6 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_rows_portable(const to
         toy_kv__unmap_some_portable(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
 }
 
-/* The same where inputs are fewer than LANES. */
-static inline void toy_kv__unmap_short_portable(const toy_kv__matrix *table, int n_out, int n_in,
-                                         const float *y, int rows, float *o)
-{
-    int r, d, j;
-    for (r = 0; r < rows; r++, y += n_in, o += n_out)
-        for (d = 0; d < n_out; d++)
-            for (j = 0; j < n_in; j++)
-                o[d] += y[j] * toy_kv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
-}
-
 TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const toy_kv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -2171,7 +2172,7 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_entries_portable(const
     const int whole = n_in / TOY_KV__LANES_portable * TOY_KV__LANES_portable;
     int r, j;
     if (n_in < TOY_KV__LANES_portable) {
-        toy_kv__unmap_short_portable(table, n_out, n_in, y, rows, o);
+        toy_kv__unmap_short(table, n_out, n_in, y, rows, o);
         return;
     }
     memset(rest, 0, sizeof rest);
@@ -4923,7 +4924,7 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(toy_kv__matrix table, int n_in,
         toy_kv__map_entries_avx2(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
-/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+/* Outputs that a pass of unmap holds sums of for four rows: as many as 32 registers hold, or 16. */
 #define TOY_KV__UNMAPPED_avx2 (TOY_KV__LANES_avx2 >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
@@ -4983,17 +4984,6 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_rows_avx2(const toy_kv__ma
         toy_kv__unmap_some_avx2(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
 }
 
-/* The same where inputs are fewer than LANES. */
-static inline void toy_kv__unmap_short_avx2(const toy_kv__matrix *table, int n_out, int n_in,
-                                         const float *y, int rows, float *o)
-{
-    int r, d, j;
-    for (r = 0; r < rows; r++, y += n_in, o += n_out)
-        for (d = 0; d < n_out; d++)
-            for (j = 0; j < n_in; j++)
-                o[d] += y[j] * toy_kv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
-}
-
 TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -5002,7 +4992,7 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_entries_avx2(const toy_kv_
     const int whole = n_in / TOY_KV__LANES_avx2 * TOY_KV__LANES_avx2;
     int r, j;
     if (n_in < TOY_KV__LANES_avx2) {
-        toy_kv__unmap_short_avx2(table, n_out, n_in, y, rows, o);
+        toy_kv__unmap_short(table, n_out, n_in, y, rows, o);
         return;
     }
     memset(rest, 0, sizeof rest);
@@ -7629,7 +7619,7 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(toy_kv__matrix table, int n
         toy_kv__map_entries_avx512(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
-/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+/* Outputs that a pass of unmap holds sums of for four rows: as many as 32 registers hold, or 16. */
 #define TOY_KV__UNMAPPED_avx512 (TOY_KV__LANES_avx512 >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
@@ -7689,17 +7679,6 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_rows_avx512(const toy_kv
         toy_kv__unmap_some_avx512(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
 }
 
-/* The same where inputs are fewer than LANES. */
-static inline void toy_kv__unmap_short_avx512(const toy_kv__matrix *table, int n_out, int n_in,
-                                         const float *y, int rows, float *o)
-{
-    int r, d, j;
-    for (r = 0; r < rows; r++, y += n_in, o += n_out)
-        for (d = 0; d < n_out; d++)
-            for (j = 0; j < n_in; j++)
-                o[d] += y[j] * toy_kv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
-}
-
 TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy_kv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -7708,7 +7687,7 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_entries_avx512(const toy
     const int whole = n_in / TOY_KV__LANES_avx512 * TOY_KV__LANES_avx512;
     int r, j;
     if (n_in < TOY_KV__LANES_avx512) {
-        toy_kv__unmap_short_avx512(table, n_out, n_in, y, rows, o);
+        toy_kv__unmap_short(table, n_out, n_in, y, rows, o);
         return;
     }
     memset(rest, 0, sizeof rest);
@@ -9042,7 +9021,7 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(toy_kv__matrix table, int n_in,
         toy_kv__map_entries_neon(&table, 0, n_in, n_out, x, ldx, rows, y);
 }
 
-/* Outputs that a pass of unmap holds sums of: what registers hold of them for four rows. */
+/* Outputs that a pass of unmap holds sums of for four rows: as many as 32 registers hold, or 16. */
 #define TOY_KV__UNMAPPED_neon (TOY_KV__LANES_neon >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
@@ -9102,17 +9081,6 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_rows_neon(const toy_kv__ma
         toy_kv__unmap_some_neon(table, bytes, d, 1, n_in, x, rest, n, o, n_out);
 }
 
-/* The same where inputs are fewer than LANES. */
-static inline void toy_kv__unmap_short_neon(const toy_kv__matrix *table, int n_out, int n_in,
-                                         const float *y, int rows, float *o)
-{
-    int r, d, j;
-    for (r = 0; r < rows; r++, y += n_in, o += n_out)
-        for (d = 0; d < n_out; d++)
-            for (j = 0; j < n_in; j++)
-                o[d] += y[j] * toy_kv__raw_at(table, (size_t)d * (size_t)n_in + (size_t)j);
-}
-
 TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv__matrix *table,
                                                            const int bytes, int n_out, int n_in,
                                                            const float *y, int rows, float *o)
@@ -9121,7 +9089,7 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_entries_neon(const toy_kv_
     const int whole = n_in / TOY_KV__LANES_neon * TOY_KV__LANES_neon;
     int r, j;
     if (n_in < TOY_KV__LANES_neon) {
-        toy_kv__unmap_short_neon(table, n_out, n_in, y, rows, o);
+        toy_kv__unmap_short(table, n_out, n_in, y, rows, o);
         return;
     }
     memset(rest, 0, sizeof rest);
@@ -13816,7 +13784,7 @@ void toy_kv_merge(toy_kv_partial *into, const toy_kv_partial *from, int rows)
 
 /* What sums of a row are multiplied by in the end: one over l and the sink's share; 0 where the row
  * saw nothing. */
-static float toy_kv__finish_row(float m, float l, const float *sink)
+static float toy_kv__row_factor(float m, float l, const float *sink)
 {
     float shrink = 1.0f;
     if (sink != NULL) {
@@ -13838,7 +13806,7 @@ void toy_kv_finish(const toy_kv_partial *partial, int kv_head, int n_q, const to
         const float *o = partial->o + (size_t)row * TOY_KV_HEAD_DIM;
         float *dst = out + at * TOY_KV_HEAD_DIM;
         float f =
-            toy_kv__finish_row(partial->m[row], partial->l[row], sinks != NULL ? sinks + head : NULL);
+            toy_kv__row_factor(partial->m[row], partial->l[row], sinks != NULL ? sinks + head : NULL);
         for (d = 0; d < TOY_KV_HEAD_DIM; d++)
             dst[d] = f > 0.0f ? o[d] * f : 0.0f;
     }
@@ -13868,7 +13836,7 @@ toy_kv_status toy_kv_attend(const toy_kv *kv, int seq, int layer, int n_q, const
         toy_kv__attend_job(&job, 0, TOY_KV_N_KV_HEADS, rows);
         for (row = 0; row < job.n * TOY_KV_N_HEADS; row++) {
             float *o = rows.o + (size_t)row * TOY_KV_HEAD_DIM;
-            float f = toy_kv__finish_row(rows.m[row], rows.l[row],
+            float f = toy_kv__row_factor(rows.m[row], rows.l[row],
                                        sinks != NULL ? sinks + row % TOY_KV_N_HEADS : NULL);
             if (f > 0.0f)
                 job.ops->shrink(o, TOY_KV_HEAD_DIM, f);
