@@ -139,8 +139,10 @@ VQKV__INLINE void vqkv__ask_rest(vqkv__ahead *q)
 {
     vqkv__asked now = q->now;
     for (; now.keys < now.keys_end || now.values < now.values_end; now = q->now) {
-        while (now.keys < now.keys_end || now.values < now.values_end)
-            vqkv__ask(&now);
+        for (; now.keys < now.keys_end; now.keys += 64)
+            VQKV__PREFETCH(now.keys, 3);
+        for (; now.values < now.values_end; now.values += 64)
+            VQKV__PREFETCH(now.values, 2);
         q->now = now;
         vqkv__go_ahead(q);
     }

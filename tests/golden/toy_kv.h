@@ -13290,8 +13290,10 @@ TOY_KV__INLINE void toy_kv__ask_rest(toy_kv__ahead *q)
 {
     toy_kv__asked now = q->now;
     for (; now.keys < now.keys_end || now.values < now.values_end; now = q->now) {
-        while (now.keys < now.keys_end || now.values < now.values_end)
-            toy_kv__ask(&now);
+        for (; now.keys < now.keys_end; now.keys += 64)
+            TOY_KV__PREFETCH(now.keys, 3);
+        for (; now.values < now.values_end; now.values += 64)
+            TOY_KV__PREFETCH(now.values, 2);
         q->now = now;
         toy_kv__go_ahead(q);
     }
