@@ -100,8 +100,8 @@ VQKV__TARGET_ISA static void vqkv__map_ISA(vqkv__matrix table, int n_in, int n_o
 #define VQKV__UNMAPPED_ISA (VQKV__LANES_ISA >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
- */
+ * end: o [n, n_out]. n_in: LANES at least. n, 4 at most, and m, 1, 2 or 4: constants; outputs share
+ * what is loaded of x. */
 VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_some_ISA(const vqkv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
@@ -118,7 +118,7 @@ VQKV__TARGET_ISA VQKV__INLINE void vqkv__unmap_some_ISA(const vqkv__matrix *tabl
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++)
             a[k][i] = vqkv__set1_ISA(0.0f);
-    for (j = 0; n_in >= VQKV__LANES_ISA && j < n_in; j += VQKV__LANES_ISA) {
+    for (j = 0; j < n_in; j += VQKV__LANES_ISA) {
         /* the last LANES, some of them once more, where no whole ones are left */
         const int last = j == whole, at = last ? n_in - VQKV__LANES_ISA : j;
         vqkv__vf_ISA u[4];

@@ -313,9 +313,8 @@ const vqkvc_command vqkvc_command_bench = {
         "rotated within their block), auto2s (2 bits stored, 5.3 read: streams shared by four "
         "layers and two heads; with --frame spans, bands and post of build: auto2s-spans, "
         "auto2s-bands, auto2s-post; auto2b alike), each stream as the planner made one for the "
-        "bundled model, "
-        "and the baselines. With --calibrate it measures the cost model of attention for "
-        "the shape and prints it, for --cost-model of build on another machine.",
+        "bundled model, and the baselines. With --calibrate it measures the cost model of "
+        "attention for the shape and prints it, for --cost-model of build on another machine.",
     .examples = "  vqkvc bench\n"
                 "  vqkvc bench --schemes auto2,q4_0 --head-dim 64 --group 8 --isa avx2\n",
     .groups = {vqkvc_options_bench, vqkvc_options_run, vqkvc_options_table, vqkvc_options_general},

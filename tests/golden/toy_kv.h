@@ -2108,8 +2108,8 @@ TOY_KV__TARGET_portable static void toy_kv__map_portable(toy_kv__matrix table, i
 #define TOY_KV__UNMAPPED_portable (TOY_KV__LANES_portable >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
- */
+ * end: o [n, n_out]. n_in: LANES at least. n, 4 at most, and m, 1, 2 or 4: constants; outputs share
+ * what is loaded of x. */
 TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_some_portable(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
@@ -2126,7 +2126,7 @@ TOY_KV__TARGET_portable TOY_KV__INLINE void toy_kv__unmap_some_portable(const to
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++)
             a[k][i] = toy_kv__set1_portable(0.0f);
-    for (j = 0; n_in >= TOY_KV__LANES_portable && j < n_in; j += TOY_KV__LANES_portable) {
+    for (j = 0; j < n_in; j += TOY_KV__LANES_portable) {
         /* the last LANES, some of them once more, where no whole ones are left */
         const int last = j == whole, at = last ? n_in - TOY_KV__LANES_portable : j;
         toy_kv__vf_portable u[4];
@@ -4928,8 +4928,8 @@ TOY_KV__TARGET_avx2 static void toy_kv__map_avx2(toy_kv__matrix table, int n_in,
 #define TOY_KV__UNMAPPED_avx2 (TOY_KV__LANES_avx2 >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
- */
+ * end: o [n, n_out]. n_in: LANES at least. n, 4 at most, and m, 1, 2 or 4: constants; outputs share
+ * what is loaded of x. */
 TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_some_avx2(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
@@ -4946,7 +4946,7 @@ TOY_KV__TARGET_avx2 TOY_KV__INLINE void toy_kv__unmap_some_avx2(const toy_kv__ma
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++)
             a[k][i] = toy_kv__set1_avx2(0.0f);
-    for (j = 0; n_in >= TOY_KV__LANES_avx2 && j < n_in; j += TOY_KV__LANES_avx2) {
+    for (j = 0; j < n_in; j += TOY_KV__LANES_avx2) {
         /* the last LANES, some of them once more, where no whole ones are left */
         const int last = j == whole, at = last ? n_in - TOY_KV__LANES_avx2 : j;
         toy_kv__vf_avx2 u[4];
@@ -7623,8 +7623,8 @@ TOY_KV__TARGET_avx512 static void toy_kv__map_avx512(toy_kv__matrix table, int n
 #define TOY_KV__UNMAPPED_avx512 (TOY_KV__LANES_avx512 >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
- */
+ * end: o [n, n_out]. n_in: LANES at least. n, 4 at most, and m, 1, 2 or 4: constants; outputs share
+ * what is loaded of x. */
 TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_some_avx512(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
@@ -7641,7 +7641,7 @@ TOY_KV__TARGET_avx512 TOY_KV__INLINE void toy_kv__unmap_some_avx512(const toy_kv
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++)
             a[k][i] = toy_kv__set1_avx512(0.0f);
-    for (j = 0; n_in >= TOY_KV__LANES_avx512 && j < n_in; j += TOY_KV__LANES_avx512) {
+    for (j = 0; j < n_in; j += TOY_KV__LANES_avx512) {
         /* the last LANES, some of them once more, where no whole ones are left */
         const int last = j == whole, at = last ? n_in - TOY_KV__LANES_avx512 : j;
         toy_kv__vf_avx512 u[4];
@@ -9025,8 +9025,8 @@ TOY_KV__TARGET_neon static void toy_kv__map_neon(toy_kv__matrix table, int n_in,
 #define TOY_KV__UNMAPPED_neon (TOY_KV__LANES_neon >= 16 ? 4 : 2)
 
 /* Outputs d .. d + m - 1 of n rows x [n, n_in], whose last LANES are `rest`, 0 where whole ones
- * end: o [n, n_out]. n, 4 at most, and m, 1, 2 or 4: constants; outputs share what is loaded of x.
- */
+ * end: o [n, n_out]. n_in: LANES at least. n, 4 at most, and m, 1, 2 or 4: constants; outputs share
+ * what is loaded of x. */
 TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_some_neon(const toy_kv__matrix *table, const int bytes,
                                                         int d, const int m, int n_in,
                                                         const float *x,
@@ -9043,7 +9043,7 @@ TOY_KV__TARGET_neon TOY_KV__INLINE void toy_kv__unmap_some_neon(const toy_kv__ma
 #pragma GCC unroll 4
         for (i = 0; i < 4; i++)
             a[k][i] = toy_kv__set1_neon(0.0f);
-    for (j = 0; n_in >= TOY_KV__LANES_neon && j < n_in; j += TOY_KV__LANES_neon) {
+    for (j = 0; j < n_in; j += TOY_KV__LANES_neon) {
         /* the last LANES, some of them once more, where no whole ones are left */
         const int last = j == whole, at = last ? n_in - TOY_KV__LANES_neon : j;
         toy_kv__vf_neon u[4];
